@@ -1,0 +1,21 @@
+"""The model card: what an .onnx file says of itself, read by the server and written by the exporter.
+
+This package is the one contract between training and serving. It imports pydantic and nothing else of weight.
+"""
+
+from .card import FORMAT, METADATA_KEY, CardError, ModelCard, read_card, write_card
+from .signature import DTYPES, Layout, Signature, State, Tensor
+
+__all__ = [
+    "DTYPES",
+    "FORMAT",
+    "METADATA_KEY",
+    "CardError",
+    "Layout",
+    "ModelCard",
+    "Signature",
+    "State",
+    "Tensor",
+    "read_card",
+    "write_card",
+]

@@ -1,0 +1,73 @@
+"""The card itself and its place in an ONNX file: one JSON document under one metadata key."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .signature import Signature
+
+FORMAT = "streamcell.card/1"
+METADATA_KEY = "streamcell.card"
+
+
+class CardError(ValueError):
+    """The file carries a card that cannot be read."""
+
+
+class ModelCard(BaseModel):
+    """Everything needed to serve a file, and where it came from.
+
+    Unknown keys are kept out of the object but do not fail it: a newer exporter may write more.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+    format: Literal["streamcell.card/1"] = FORMAT
+    name: str
+    # "lstm", "gru", "rnn", "mlp", or the class name of a user's own module.
+    kind: str
+    description: str = ""
+    signature: Signature
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    # Hyper-parameters from which the PyTorch module can be built again; empty for a user's own module.
+    config: dict[str, Any] = Field(default_factory=dict)
+    # Provenance: data set, split sizes, seed, epochs, losses.
+    training: dict[str, Any] = Field(default_factory=dict)
+    # What the proof before saving measured: largest errors against PyTorch, by check.
+    proof: dict[str, Any] = Field(default_factory=dict)
+    # Versions of the libraries that made the file.
+    versions: dict[str, str] = Field(default_factory=dict)
+    # ISO 8601, UTC.
+    created: str = ""
+
+
+class _HasMetadata(Protocol):
+    """What this module needs of `onnx.ModelProto`."""
+
+    @property
+    def metadata_props(self) -> Any: ...
+
+
+def read_card(model: _HasMetadata) -> ModelCard | None:
+    """The card in `model` (an `onnx.ModelProto`), or None where it has none.
+
+    Raises:
+        CardError: the card is there but is not valid JSON or lacks what a card must say.
+    """
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            try:
+                return ModelCard.model_validate_json(entry.value)
+            except ValidationError as error:
+                raise CardError(f"the embedded model card is not valid: {error}") from error
+    return None
+
+
+def write_card(model: _HasMetadata, card: ModelCard) -> None:
+    """Put `card` into `model` (an `onnx.ModelProto`), in place of the one it may carry."""
+    for entry in list(model.metadata_props):
+        if entry.key == METADATA_KEY:
+            model.metadata_props.remove(entry)
+    model.metadata_props.add(key=METADATA_KEY, value=card.model_dump_json())

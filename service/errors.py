@@ -1,0 +1,132 @@
+"""Every error a client can meet: one class a reason, each with its gRPC status code.
+
+`docs/errors.md` says what a client should do about each. `as_status` is the one place that turns an error into
+what goes on the wire.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "streamcell"
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class ServiceError(Exception):
+    """Base of all typed errors. The text says what was expected and what came; `facts` say it for programs."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, text: str, **facts: object) -> None:
+        super().__init__(text)
+        self.facts = {key: str(value) for key, value in facts.items()}
+
+
+class InvalidArgument(ServiceError):
+    """The client sent something that this model cannot take."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class MalformedMessage(InvalidArgument):
+    reason = "MALFORMED_MESSAGE"
+
+
+class WrongDtype(InvalidArgument):
+    reason = "WRONG_DTYPE"
+
+
+class WrongInputCount(InvalidArgument):
+    reason = "WRONG_INPUT_COUNT"
+
+
+class WrongByteCount(InvalidArgument):
+    reason = "WRONG_BYTE_COUNT"
+
+
+class NonFiniteInput(InvalidArgument):
+    reason = "NON_FINITE_INPUT"
+
+
+class TooManySteps(InvalidArgument):
+    reason = "TOO_MANY_STEPS"
+
+
+class NoSteps(InvalidArgument):
+    reason = "NO_STEPS"
+
+
+class NotOpen(ServiceError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NOT_OPEN"
+
+
+class AlreadyOpen(ServiceError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "ALREADY_OPEN"
+
+
+class NotFound(ServiceError):
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class ModelNotFound(NotFound):
+    reason = "MODEL_NOT_FOUND"
+
+
+class VersionNotFound(NotFound):
+    reason = "VERSION_NOT_FOUND"
+
+
+class SessionNotFound(NotFound):
+    reason = "SESSION_NOT_FOUND"
+
+
+class SessionLimit(ServiceError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "SESSION_LIMIT"
+
+
+class MessageTooLarge(ServiceError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class SessionExpired(ServiceError):
+    """Idle for longer than the server keeps a session; its state is gone."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "SESSION_EXPIRED"
+
+
+class SessionClosed(ServiceError):
+    """Closed through `CloseSession`; its state is gone."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "SESSION_CLOSED"
+
+
+class ServerDraining(ServiceError):
+    """The server is shutting down: open elsewhere, or later."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "SERVER_DRAINING"
+
+
+class EngineFailed(ServiceError):
+    """The model's run failed; no step of the message was applied."""
+
+    reason = "ENGINE_FAILED"
+
+
+def as_status(error: ServiceError) -> tuple[grpc.StatusCode, str, Metadata]:
+    """`error` as a status code, its details, and the trailing metadata with the rich status."""
+    text = str(error)
+    rich = status_pb2.Status(code=error.code.value[0], message=text)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.facts)
+    rich.details.add().Pack(info)
+    return error.code, text, (("grpc-status-details-bin", rich.SerializeToString()),)

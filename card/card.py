@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .signature import Signature
 
-FORMAT = "streamcell.card/1"
+FORMAT: Literal["streamcell.card/1"] = "streamcell.card/1"
 METADATA_KEY = "streamcell.card"
 
 

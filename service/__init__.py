@@ -1,0 +1,9 @@
+"""The server. `Server(Settings.load(...))` loads and binds, `start` serves, `stop` drains."""
+
+from .device import DeviceError
+from .load_errors import ModelLoadError
+from .logs import configure as configure_logs
+from .server import Server
+from .settings import Settings
+
+__all__ = ["DeviceError", "ModelLoadError", "Server", "Settings", "configure_logs"]

@@ -24,10 +24,14 @@ class SlotAllocator:
         self._generation = [0] * count
         self._taken = bytearray(count)
 
-    def take(self) -> tuple[int, int] | None:
-        """A free slot and its new generation, or None where all are taken."""
+    def take(self) -> tuple[int, int]:
+        """A free slot and its new generation.
+
+        Raises:
+            RuntimeError: all are taken.
+        """
         if not self._free:
-            return None
+            raise RuntimeError(f"all {len(self._taken)} slots are taken")
         slot = self._free.pop()
         self._taken[slot - self._first] = 1
         self._generation[slot - self._first] += 1

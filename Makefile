@@ -1,0 +1,38 @@
+# The two commands a user needs are `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := card cli client export models proto service
+
+.PHONY: demo test lint typecheck stubs install clean
+
+demo: $(VENV)/installed
+	$(BIN)/streamcell demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+install: $(VENV)/installed
+
+# One environment for everything; constraints.txt pins what is tried and known to work.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy finds packages by folder, and the folders are sub-packages of `streamcell`: link them as it expects.
+typecheck: $(VENV)/installed
+	mkdir -p build/typecheck/streamcell
+	for package in $(PACKAGES); do ln -sfn ../../../$$package build/typecheck/streamcell/$$package; done
+	$(BIN)/mypy $(addprefix --package streamcell.,$(PACKAGES))
+
+# Regenerates the committed stubs; `python proto/generate.py --check` fails where they are stale.
+stubs:
+	$(PYTHON) proto/generate.py
+
+clean:
+	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,93 @@
+"""`streamcell serve`: run the server until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+_Option = typer.Option
+
+
+def command(
+    models: Annotated[
+        Path | None, _Option(help="Folder of models: NAME.onnx or NAME/<version>/model.onnx.")
+    ] = None,
+    config: Annotated[Path | None, _Option(help="TOML file with any of these settings.")] = None,
+    host: Annotated[str | None, _Option(help="Address to listen on.  [127.0.0.1]")] = None,
+    port: Annotated[int | None, _Option(help="gRPC port; 0 takes a free one.  [8500]")] = None,
+    metrics_host: Annotated[
+        str | None, _Option(help="Address of the Prometheus endpoint.  [as --host]")
+    ] = None,
+    metrics_port: Annotated[int | None, _Option(help="Prometheus port; 0 takes a free one.  [9090]")] = None,
+    device: Annotated[str | None, _Option(help="cpu, cuda or cuda:N; never falls back.  [cpu]")] = None,
+    lane: Annotated[str | None, _Option(help="auto, fast or threaded.  [auto]")] = None,
+    max_sessions: Annotated[int | None, _Option(help="Live sessions a model.  [10000]")] = None,
+    max_batch: Annotated[int | None, _Option(help="Sessions that run together.  [256]")] = None,
+    max_chunk: Annotated[int | None, _Option(help="Timesteps of a session in one run.  [64]")] = None,
+    max_steps_per_message: Annotated[int | None, _Option(help="Timesteps a message.  [4096]")] = None,
+    max_message_bytes: Annotated[int | None, _Option(help="Bytes a message.  [4194304]")] = None,
+    queue_messages: Annotated[int | None, _Option(help="Messages a session may have waiting.  [32]")] = None,
+    idle_timeout_s: Annotated[
+        float | None, _Option(help="Idle seconds before a session ends; 0: never.  [300]")
+    ] = None,
+    grace_s: Annotated[float | None, _Option(help="Seconds streams get after SIGTERM.  [10]")] = None,
+    non_finite: Annotated[
+        str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
+    ] = None,
+    intra_op_threads: Annotated[int | None, _Option(help="ONNX Runtime threads a run.  [1]")] = None,
+    fixed_shapes: Annotated[
+        bool | None, _Option(help="Pad runs to sizes 1, 2, 4, ….  [on CUDA only]")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, _Option(help="PEM certificate chain; with --tls-key, serves TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, _Option(help="PEM private key.")] = None,
+    log_level: Annotated[str | None, _Option(help="debug, info, warning or error.  [info]")] = None,
+    log_format: Annotated[str | None, _Option(help="json or console.  [json]")] = None,
+) -> None:
+    """Serve every model of a folder over gRPC, with metrics for Prometheus.
+
+    Each setting can also be given as STREAMCELL_<NAME> or in the TOML file; flags win over the environment,
+    the environment over the file.
+    """
+    flags = {key: value for key, value in locals().items() if key != "config"}
+    sys.exit(_run(config, flags))
+
+
+def _run(config: Path | None, flags: dict[str, Any]) -> int:
+    from pydantic import ValidationError
+    from streamcell.service import DeviceError, ModelLoadError, Server, Settings, configure_logs
+
+    try:
+        settings = Settings.load(config, **flags)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            typer.echo(f"streamcell serve: {name}: {problem['msg']}", err=True)
+        return 2
+    except (FileNotFoundError, ValueError) as error:  # ValueError: the TOML does not parse
+        typer.echo(f"streamcell serve: {error}", err=True)
+        return 2
+    configure_logs(settings.log_level, settings.log_format)
+    asked = threading.Event()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    try:
+        server = Server(settings)
+        server.start()
+    except (DeviceError, ModelLoadError, OSError) as error:
+        typer.echo(f"streamcell serve: {error}", err=True)
+        return 1
+    asked.wait()
+    server.stop()
+    return 0

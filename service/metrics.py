@@ -1,0 +1,186 @@
+"""What the server reports to Prometheus. Hot paths add to plain numbers; families are built when scraped."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+
+import onnxruntime as ort
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from .errors import ServiceError
+from .histogram import LATENCY_BUCKETS_S, ROW_BUCKETS, Histogram
+
+_MODEL = ("model", "version")
+
+
+class ModelMetrics:
+    """One loaded model's figures. `ran` and `delivered` are called once a batch, from the engine's thread."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self.labels = [model, version]
+        self.step_latency_s = Histogram(LATENCY_BUCKETS_S)
+        self.queue_wait_s = Histogram(LATENCY_BUCKETS_S)
+        self.compute_s = Histogram(LATENCY_BUCKETS_S)
+        self.batch_rows = Histogram(ROW_BUCKETS)
+        self.steps = self.chunks = self.computed_steps = self.cancelled = self.opened = 0
+        self.ended: Counter[str] = Counter()
+        self.load_s = 0.0
+        self.slots = self.slot_bytes = 0
+        # Read when scraped: slots in use, and live sessions by state.
+        self.slots_used: Callable[[], int] = lambda: 0
+        self.sessions: Callable[[], dict[str, int]] = dict
+        self._lock = threading.Lock()
+
+    def ran(self, rows: int, computed_steps: int, compute_s: float) -> None:
+        """The engine ran `rows` sessions; `computed_steps` timesteps were computed, padding included."""
+        self.computed_steps += computed_steps
+        self.batch_rows.observe((rows,))
+        self.compute_s.observe((compute_s,))
+
+    def delivered(
+        self, steps: int, chunks: int, waits_s: Sequence[float], latencies_s: Sequence[float]
+    ) -> None:
+        """A batch's replies are on their way: `chunks` sessions' chunks with `steps` timesteps in all."""
+        self.steps += steps
+        self.chunks += chunks
+        self.queue_wait_s.observe(waits_s)
+        self.step_latency_s.observe(latencies_s)
+
+    def session_opened(self) -> None:
+        """A session was opened."""
+        with self._lock:
+            self.opened += 1
+
+    def session_ended(self, reason: str) -> None:
+        """A session ended, for `reason` in lower case: "closed", "cancelled", "session_expired", …."""
+        with self._lock:
+            self.ended[reason] += 1
+
+    def work_cancelled(self, chunks: int) -> None:
+        """`chunks` queued messages were dropped unrun since their session had ended."""
+        with self._lock:
+            self.cancelled += chunks
+
+
+class ServerMetrics(Collector):
+    """Collects every model's figures and the server's own; register it with the server's registry."""
+
+    def __init__(self) -> None:
+        self.models: list[ModelMetrics] = []
+        self.ready = False
+        self.lane = ""
+        self._errors: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, metrics: ModelMetrics) -> None:
+        """Report `metrics` too."""
+        with self._lock:
+            self.models = [*self.models, metrics]
+
+    def error(self, error: ServiceError) -> None:
+        """A call or a session ended with `error`."""
+        with self._lock:
+            self._errors[error.code.name, error.reason] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family, as prometheus_client asks for them."""
+        yield from self._histograms()
+        yield from self._counters()
+        yield from self._gauges()
+
+    def _histograms(self) -> Iterable[Metric]:
+        for name, text in (
+            ("step_latency", "From a message's arrival to its reply on the way, seconds a message."),
+            ("queue_wait", "From a message's arrival to the batch that took it, seconds a message."),
+            ("compute", "One run of the model, seconds."),
+        ):
+            family = HistogramMetricFamily(f"streamcell_{name}_seconds", text, labels=_MODEL)
+            for model in self.models:
+                buckets, total = getattr(model, f"{name}_s").snapshot()
+                family.add_metric(model.labels, buckets=buckets, sum_value=total)
+            yield family
+        family = HistogramMetricFamily(
+            "streamcell_batch_rows", "Sessions that ran together, rows a run.", labels=_MODEL
+        )
+        for model in self.models:
+            buckets, total = model.batch_rows.snapshot()
+            family.add_metric(model.labels, buckets=buckets, sum_value=total)
+        yield family
+
+    def _counters(self) -> Iterable[Metric]:
+        for name, text in (
+            ("steps", "Timesteps applied to sessions."),
+            ("chunks", "Chunks run: a session's part of one run."),
+            (
+                "computed_steps",
+                "Timesteps computed, padding included; over steps, this is what padding costs.",
+            ),
+        ):
+            counter = CounterMetricFamily(f"streamcell_{name}", text, labels=_MODEL)
+            for model in self.models:
+                counter.add_metric(model.labels, getattr(model, name))
+            yield counter
+        opened = CounterMetricFamily("streamcell_sessions_opened", "Sessions opened.", labels=_MODEL)
+        ended = CounterMetricFamily(
+            "streamcell_sessions_ended", "Sessions ended, by reason.", labels=(*_MODEL, "reason")
+        )
+        cancelled = CounterMetricFamily(
+            "streamcell_cancelled_chunks",
+            "Messages dropped unrun since their session had ended.",
+            labels=_MODEL,
+        )
+        for model in self.models:
+            opened.add_metric(model.labels, model.opened)
+            cancelled.add_metric(model.labels, model.cancelled)
+            for reason, count in sorted(model.ended.items()):
+                ended.add_metric([*model.labels, reason], count)
+        errors = CounterMetricFamily(
+            "streamcell_errors", "Errors sent to clients.", labels=("code", "reason")
+        )
+        with self._lock:
+            for (code, reason), count in sorted(self._errors.items()):
+                errors.add_metric([code, reason], count)
+        yield from (opened, ended, cancelled, errors)
+
+    def _gauges(self) -> Iterable[Metric]:
+        sessions = GaugeMetricFamily("streamcell_sessions", "Live sessions.", labels=(*_MODEL, "state"))
+        slots = GaugeMetricFamily("streamcell_slots", "State slots in the pool.", labels=_MODEL)
+        used = GaugeMetricFamily("streamcell_slots_used", "State slots taken.", labels=_MODEL)
+        held = GaugeMetricFamily(
+            "streamcell_state_bytes", "State of the sessions that hold a slot.", labels=_MODEL
+        )
+        load = GaugeMetricFamily("streamcell_model_load_seconds", "Time to load the model.", labels=_MODEL)
+        for model in self.models:
+            for state, count in model.sessions().items():
+                sessions.add_metric([*model.labels, state], count)
+            taken = model.slots_used()
+            slots.add_metric(model.labels, model.slots)
+            used.add_metric(model.labels, taken)
+            held.add_metric(model.labels, taken * model.slot_bytes)
+            load.add_metric(model.labels, model.load_s)
+        yield from (sessions, slots, used, held, load)
+        yield GaugeMetricFamily(
+            "streamcell_ready", "1 while new sessions are taken.", value=float(self.ready)
+        )
+        yield InfoMetricFamily("streamcell_lane", "How calls are driven.", value={"lane": self.lane})
+        yield InfoMetricFamily(
+            "streamcell_build",
+            "Versions of what runs.",
+            value={
+                "version": version("streamcell"),
+                "python": platform.python_version(),
+                "onnxruntime": ort.__version__,
+                "grpcio": version("grpcio"),
+            },
+        )

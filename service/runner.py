@@ -1,0 +1,223 @@
+"""One model at work: the engine's thread, whose loop is take → step → deliver."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import structlog
+from streamcell.card import Signature
+
+from .batcher import Batch, Batcher
+from .engine import Engine, Staged
+from .errors import EngineFailed, InvalidArgument, MalformedMessage, NonFiniteInput, ServiceError
+from .metrics import ModelMetrics
+from .pool import INITIAL_ROW
+from .session import Output, Session, Work
+
+_log = structlog.get_logger(__name__)
+
+
+class Runner:
+    """Runs one model's batches on a thread of its own, from `start` until `stop`."""
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        batcher: Batcher,
+        metrics: ModelMetrics,
+        *,
+        allow_non_finite: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._batcher = batcher
+        self._metrics = metrics
+        self._allow_non_finite = allow_non_finite
+        self._signature: Signature = engine.signature
+        self._input_bytes = [tensor.step_bytes for tensor in self._signature.inputs]
+        self._output_bytes = [tensor.step_bytes for tensor in self._signature.outputs]
+        self._stateful = bool(self._signature.states)
+        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take batches."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the batch at hand and end the thread. Call after the sessions have been ended."""
+        self._batcher.stop()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while (batch := self._batcher.take()) is not None:
+            refused: list[tuple[Session, ServiceError]] = []
+            try:
+                staged = self._step(batch, refused)
+            except Exception as error:  # ONNX Runtime's errors share no base class
+                self._fail(batch, error)
+            else:
+                self._deliver(batch, staged)
+            for session, refusal in refused:
+                session.owner.fail(refusal)
+
+    # Step
+
+    def _step(self, batch: Batch, refused: list[tuple[Session, ServiceError]]) -> Staged | None:
+        """Fill the staging buffers, refuse what may not run, run the rest; None where nothing was left to run."""
+        staged = self._stage(batch)
+        bad = self._engine.bad_rows(staged, len(batch.rows), allow_non_finite=self._allow_non_finite)
+        if bad:
+            self._refuse(batch, bad, refused)
+            self._engine.clear_inputs()
+            if not batch.rows:
+                return None
+            staged = self._stage(batch)
+        began_s = time.perf_counter()
+        self._engine.run(staged)
+        self._metrics.ran(len(batch.rows), staged.rows * staged.steps, time.perf_counter() - began_s)
+        return staged
+
+    def _stage(self, batch: Batch) -> Staged:
+        rows = batch.rows
+        used = len(rows)
+        staged = self._engine.stage(used, batch.steps)
+        if batch.uniform and staged.steps == batch.steps:
+            for at, view in enumerate(staged.inputs):
+                data = b"".join([row.parts[0][0].payloads[at] for row in rows])
+                view[: len(data)] = data
+            staged.lengths[:used] = batch.steps
+        else:
+            self._copy_ragged(staged, batch)
+            staged.lengths[:used] = [row.steps for row in rows]
+        if self._stateful:
+            slots = [row.session.slot for row in rows]
+            staged.write[:used, 0] = slots
+            staged.read[:used] = [
+                INITIAL_ROW if row.session.fresh else slot for row, slot in zip(rows, slots, strict=True)
+            ]
+        self._engine.pad(staged, used)
+        return staged
+
+    def _copy_ragged(self, staged: Staged, batch: Batch) -> None:
+        for at, (view, step_bytes) in enumerate(zip(staged.inputs, self._input_bytes, strict=True)):
+            for index, row in enumerate(batch.rows):
+                to = index * staged.steps * step_bytes
+                for work, start, count in row.parts:
+                    size = count * step_bytes
+                    begin = start * step_bytes
+                    view[to : to + size] = memoryview(work.payloads[at])[begin : begin + size]
+                    to += size
+
+    def _refuse(self, batch: Batch, bad: list[int], refused: list[tuple[Session, ServiceError]]) -> None:
+        """Take the refused messages out of `batch`; messages of the same row that came before stay in it."""
+        kept = []
+        for index, row in enumerate(batch.rows):
+            if index in bad:
+                for place, (work, _, _) in enumerate(row.parts):
+                    if (error := check_values(self._signature, work, self._allow_non_finite)) is not None:
+                        refused.append((row.session, error))
+                        row.parts = row.parts[:place]
+                        row.steps = sum(count for _, _, count in row.parts)
+                        break
+            if row.parts:
+                kept.append(row)
+            else:
+                self._batcher.landed(Batch([row], 0, uniform=False), applied=False)
+        batch.rows = kept
+        batch.steps = max((row.steps for row in kept), default=0)
+        batch.uniform = False
+
+    # Deliver
+
+    def _deliver(self, batch: Batch, staged: Staged | None) -> None:
+        if staged is None:
+            return
+        used = len(batch.rows)
+        strides = [staged.steps * size for size in self._output_bytes]
+        outputs = [
+            view[: used * stride].tobytes() for view, stride in zip(staged.outputs, strides, strict=True)
+        ]
+        self._batcher.landed(batch, applied=True)
+        now_s = time.perf_counter()
+        latencies, waits = [], []
+        for index, row in enumerate(batch.rows):
+            session = row.session
+            if session.ended is not None:
+                continue
+            step_index = session.step_index - row.steps
+            offsets = [index * stride for stride in strides]
+            for work, start, count in row.parts:
+                if start == 0:
+                    waits.append(batch.taken_s - work.arrived_s)
+                step_index += count
+                tensors = self._cut(work, start, count, outputs, offsets)
+                if tensors is not None:
+                    latencies.append(now_s - work.arrived_s)
+                    steps = {Output.ALL: work.steps, Output.LAST: 1, Output.NONE: 0}[work.output]
+                    session.owner.deliver(work, tensors, steps, step_index)
+                offsets = [
+                    offset + count * size for offset, size in zip(offsets, self._output_bytes, strict=True)
+                ]
+        self._metrics.delivered(sum(row.steps for row in batch.rows), used, waits, latencies)
+
+    def _cut(
+        self, work: Work, start: int, count: int, outputs: list[bytes], offsets: list[int]
+    ) -> list[bytes] | None:
+        """This part's outputs, joined with those of the parts before; None while the message has parts to come."""
+        last = start + count == work.steps
+        if work.output is Output.NONE:
+            return [] if last else None
+        if work.output is Output.LAST:
+            if not last:
+                return None
+            return [
+                data[offset + (count - 1) * size : offset + count * size]
+                for data, offset, size in zip(outputs, offsets, self._output_bytes, strict=True)
+            ]
+        tensors = [
+            data[offset : offset + count * size]
+            for data, offset, size in zip(outputs, offsets, self._output_bytes, strict=True)
+        ]
+        if last and work.pieces is None:
+            return tensors
+        if work.pieces is None:
+            work.pieces = [[] for _ in tensors]
+        for pieces, tensor in zip(work.pieces, tensors, strict=True):
+            pieces.append(tensor)
+        return [b"".join(pieces) for pieces in work.pieces] if last else None
+
+    def _fail(self, batch: Batch, cause: Exception) -> None:
+        """The run failed: no state was written; each session of the batch ends with ENGINE_FAILED."""
+        _log.error("engine run failed", rows=len(batch.rows), steps=batch.steps, exc_info=cause)
+        self._batcher.landed(batch, applied=False)
+        for row in batch.rows:
+            row.session.owner.fail(
+                EngineFailed("the model's run failed; no step of this message was applied")
+            )
+
+
+def check_values(signature: Signature, work: Work, allow_non_finite: bool) -> InvalidArgument | None:
+    """What is wrong with the values of `work`'s payloads, naming the first bad one, or None."""
+    for tensor, payload in zip(signature.inputs, work.payloads, strict=True):
+        dtype = np.dtype(tensor.dtype)
+        error: type[InvalidArgument]
+        if dtype.kind == "f" and not allow_non_finite:
+            fine = np.isfinite(np.frombuffer(payload, dtype))
+            error, wanted = NonFiniteInput, "finite values"
+        elif dtype.kind == "b":
+            fine = np.frombuffer(payload, np.uint8) <= 1
+            error, wanted = MalformedMessage, "bytes that are 0 or 1"
+        else:
+            continue
+        if not fine.all():
+            step, element = divmod(int(np.argmin(fine)), max(1, fine.size // work.steps))
+            came = np.frombuffer(payload, np.uint8 if dtype.kind == "b" else dtype)[int(np.argmin(fine))]
+            return error(
+                f"input {tensor.name!r}: expected {wanted}, got {came} at step {step}, element {element}",
+                input=tensor.name,
+                step=step,
+                element=element,
+            )
+    return None

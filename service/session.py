@@ -1,0 +1,89 @@
+"""A session and the work it has queued. Plain data: the batcher changes both, under its lock."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Protocol
+
+from .errors import ServiceError
+
+
+class Output(Enum):
+    """Which output steps of a message its reply carries."""
+
+    ALL = 1
+    LAST = 2
+    NONE = 3
+
+
+class Owner(Protocol):
+    """What a session answers to: a stream, or one row of a unary call. Called from the engine's thread."""
+
+    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
+        """`work` is done: one tensor an output, each of `steps` timesteps; `step_index` steps applied so far."""
+
+    def resume(self) -> None:
+        """The session's queue has room again."""
+
+    def fail(self, error: ServiceError) -> None:
+        """The session has ended before its client asked for it; the slot is given back."""
+
+
+class Work:
+    """One message's timesteps: `payloads` holds one tensor an input, [steps, *step_shape] in C order."""
+
+    __slots__ = ("arrived_s", "done", "output", "payloads", "pieces", "started_s", "steps", "tag")
+
+    def __init__(
+        self, payloads: tuple[bytes, ...], steps: int, output: Output, tag: int, arrived_s: float
+    ) -> None:
+        self.payloads = payloads
+        self.steps = steps
+        self.output = output
+        self.tag = tag
+        self.arrived_s = arrived_s
+        self.done = 0
+        # Outputs of the chunks that have run, for a message cut into several: one list an output.
+        self.pieces: list[list[bytes]] | None = None
+
+
+class Session:
+    """One live sequence. `slot` is its row in the pool, 0 for a stateless model."""
+
+    __slots__ = (
+        "ended",
+        "fresh",
+        "generation",
+        "in_flight",
+        "last_used_s",
+        "opened_s",
+        "owner",
+        "paused",
+        "peer",
+        "queue",
+        "queued_steps",
+        "ready",
+        "session_id",
+        "slot",
+        "step_index",
+    )
+
+    def __init__(
+        self, session_id: str, owner: Owner, slot: int, generation: int, now_s: float, peer: str = ""
+    ) -> None:
+        self.session_id = session_id
+        self.owner = owner
+        self.slot = slot
+        self.generation = generation
+        self.opened_s = now_s
+        self.last_used_s = now_s
+        self.peer = peer
+        self.queue: deque[Work] = deque()
+        self.queued_steps = 0  # in `queue`, not yet run
+        self.step_index = 0  # timesteps applied
+        self.fresh = True  # no step applied yet: the first reads the initial state
+        self.ready = False  # stands in the batcher's ready queue
+        self.in_flight = False  # a chunk is in the engine now
+        self.paused = False  # its stream is not being read, since the queue is full
+        self.ended: str | None = None  # why it ended

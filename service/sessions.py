@@ -1,0 +1,125 @@
+"""The table of live sessions: what `ListSessions` shows, `CloseSession` closes and idle time-outs end."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound
+from .loaded import LoadedModel
+from .session import Owner, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A session and the model it is on."""
+
+    session: Session
+    model: LoadedModel
+
+
+class SessionTable:
+    """Opens and ends sessions, and keeps them by id in the order they were opened. Thread-safe."""
+
+    def __init__(self, *, idle_timeout_s: float) -> None:
+        self.idle_timeout_s = idle_timeout_s
+        self._live: dict[str, Live] = {}
+        self._lock = threading.Lock()
+        self._draining = False
+
+    def open(self, model: LoadedModel, owner: Owner, peer: str) -> Live:
+        """Start a session on `model`.
+
+        Raises:
+            ServerDraining: the server is shutting down.
+            SessionLimit: the model has as many sessions as it may.
+        """
+        if self._draining:
+            raise ServerDraining("this server is shutting down and takes no new sessions")
+        live = Live(model.batcher.open(secrets.token_hex(8), owner, peer), model)
+        with self._lock:
+            self._live[live.session.session_id] = live
+        model.metrics.session_opened()
+        return live
+
+    def end(self, live: Live, reason: str) -> bool:
+        """End a session for `reason`, a metrics label; False where it had ended."""
+        ended = live.model.batcher.end(live.session, reason)
+        if ended:
+            with self._lock:
+                self._live.pop(live.session.session_id, None)
+            live.model.metrics.session_ended(reason)
+        return ended
+
+    def find(self, session_id: str) -> Live:
+        """The live session of that id.
+
+        Raises:
+            SessionNotFound: it has ended, or never was.
+        """
+        live = self._live.get(session_id)
+        if live is None:
+            raise SessionNotFound(f"no live session {session_id!r}", session_id=session_id)
+        return live
+
+    def all(self) -> list[Live]:
+        """Every live session, oldest first."""
+        with self._lock:
+            return list(self._live.values())
+
+    def counts(self, model: LoadedModel) -> dict[str, int]:
+        """Live sessions of `model` by state."""
+        counts = {"open": 0, "active": 0, "detached": 0}
+        for live in self.all():
+            if live.model is model:
+                counts["open" if live.session.fresh else "active"] += 1
+        return counts
+
+    def close(self, session_id: str) -> int:
+        """End a session at another client's request and return its step index.
+
+        Raises:
+            SessionNotFound: it has ended, or never was.
+        """
+        live = self.find(session_id)
+        live.session.owner.fail(
+            SessionClosed("the session was closed through CloseSession", session_id=session_id)
+        )
+        return live.session.step_index
+
+    def expire_idle(self) -> None:
+        """End every session that has had no message, and has had nothing to do, for the idle time-out."""
+        if not self.idle_timeout_s:
+            return
+        oldest_s = time.monotonic() - self.idle_timeout_s
+        for live in self.all():
+            session = live.session
+            if session.last_used_s < oldest_s and not session.queue and not session.in_flight:
+                session.owner.fail(
+                    SessionExpired(
+                        f"no message for {self.idle_timeout_s:g} s: the session has expired and its state is gone",
+                        session_id=session.session_id,
+                        idle_timeout_s=self.idle_timeout_s,
+                        step_index=session.step_index,
+                    )
+                )
+
+    def drain(self) -> None:
+        """Take no new sessions from now on."""
+        self._draining = True
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining
+
+    def fail_all(self, error: Callable[[], ServiceError]) -> None:
+        """End every live session with an error."""
+        for live in self.all():
+            live.session.owner.fail(error())
+
+    def __len__(self) -> int:
+        return len(self._live)

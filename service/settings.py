@@ -1,0 +1,100 @@
+"""The server's configuration: flags, then `STREAMCELL_*` variables, then a TOML file, then these defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_Positive = Annotated[int, Field(ge=1)]
+_Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Everything that `streamcell serve` can be told. Unknown keys in the TOML file are errors."""
+
+    model_config = SettingsConfigDict(env_prefix="STREAMCELL_", extra="forbid", frozen=True)
+
+    # The folder of models: DIR/name.onnx or DIR/name/<version>/model.onnx.
+    models: Path
+    host: str = "127.0.0.1"
+    # 0 takes a free port; the log's "serving" line says which.
+    port: _Port = 8500
+    metrics_host: str | None = None  # None: the same as host
+    metrics_port: _Port = 9090
+    device: str = "cpu"
+    lane: Literal["auto", "fast", "threaded"] = "auto"
+    # Live sessions a model. State memory is set aside for as many.
+    max_sessions: _Positive = 10_000
+    # Sessions that run together.
+    max_batch: _Positive = 256
+    # Timesteps of one session in one run; longer messages are cut.
+    max_chunk: _Positive = 64
+    max_steps_per_message: _Positive = 4096
+    max_message_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    # Messages a session may have waiting before its stream is no longer read.
+    queue_messages: _Positive = 32
+    # Seconds without a message after which a session ends; 0 for never.
+    idle_timeout_s: Annotated[float, Field(ge=0)] = 300.0
+    # Seconds that live streams get to finish after SIGTERM.
+    grace_s: Annotated[float, Field(ge=0)] = 10.0
+    # What happens to a message with NaN or infinite input.
+    non_finite: Literal["reject", "allow"] = "reject"
+    intra_op_threads: _Positive = 1
+    # Pad runs to sizes 1, 2, 4, …; None: on CUDA only.
+    fixed_shapes: bool | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+    # Set by `load` for the one construction it makes.
+    _toml: ClassVar[Path | None] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, TOML: the first that names a setting wins."""
+        sources = [init_settings, env_settings]
+        if cls._toml is not None:
+            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=cls._toml))
+        return tuple(sources)
+
+    @classmethod
+    def load(cls, config: Path | None = None, **flags: Any) -> Settings:
+        """Read the configuration.
+
+        Args:
+            config: a TOML file; None: the one that STREAMCELL_CONFIG names, if any.
+            flags: what the command line said; None counts as not said.
+
+        Raises:
+            FileNotFoundError: the TOML file is not there.
+            pydantic.ValidationError: a value is missing or out of range; the text names it.
+        """
+        path = config or (Path(name) if (name := os.environ.get("STREAMCELL_CONFIG")) else None)
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"no configuration file at {path}")
+        configured = type("Settings", (cls,), {"_toml": path, "__module__": cls.__module__})
+        settings: Settings = configured(**{key: value for key, value in flags.items() if value is not None})
+        return settings

@@ -1,0 +1,139 @@
+"""One `Stream` call: its session, from the opening message to whichever end comes first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+from streamcell.proto import pb
+
+from .calls import Call
+from .errors import AlreadyOpen, MalformedMessage, NotOpen, ServiceError, as_status
+from .loaded import Models
+from .metrics import ServerMetrics
+from .requests import Limits, check_dtypes, check_size, count_steps, make_work, output_mode
+from .session import Output, Work
+from .sessions import Live, SessionTable
+from .specs import opened
+
+
+@dataclass(frozen=True)
+class Service:
+    """What every call needs."""
+
+    models: Models
+    sessions: SessionTable
+    metrics: ServerMetrics
+    limits: Limits
+
+
+class StreamSession:
+    """The handler of one call (messages come on grpcio's thread) and its session's owner (replies come on the engine's).
+
+    `_submitted` is written by the first thread only and `_answered` by the second only, so the end of a
+    half-closed stream is seen by whichever comes last.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_call",
+        "_greeting",
+        "_half_closed",
+        "_live",
+        "_output",
+        "_service",
+        "_submitted",
+    )
+
+    def __init__(self, call: Call, service: Service) -> None:
+        self._call = call
+        self._service = service
+        self._live: Live | None = None
+        self._greeting: pb.SessionOpened | None = None
+        self._output = Output.ALL
+        self._submitted = self._answered = 0
+        self._half_closed = False
+
+    # The call's side
+
+    def on_message(self, data: bytes) -> bool:
+        """Take one message; False where the stream should not be read on."""
+        try:
+            check_size(data, self._service.limits)
+            try:
+                request = pb.StreamRequest.FromString(data)
+            except DecodeError as error:
+                raise MalformedMessage("the message is not a streamcell.v1.StreamRequest") from error
+            return self._take(request)
+        except ServiceError as error:
+            self.fail(error)
+            return False
+
+    def _take(self, request: pb.StreamRequest) -> bool:
+        live = self._live
+        if request.HasField("open"):
+            if live is not None:
+                raise AlreadyOpen("this stream's session is open: only the first message may carry `open`")
+            live = self._open(request.open)
+            if not request.inputs and not request.steps:
+                self._call.reply(self._reply([], 0, 0, request.tag))
+                return True
+        elif live is None:
+            raise NotOpen("the first message of a stream must carry `open`")
+        payloads = tuple(request.inputs)
+        steps = count_steps(live.model.file.signature, payloads, request.steps)
+        output = output_mode(request.output_mode, self._output)
+        work = make_work(live.model, self._service.limits, payloads, steps, output, request.tag)
+        self._submitted += 1
+        return live.model.batcher.submit(live.session, work)
+
+    def _open(self, request: pb.OpenSession) -> Live:
+        service = self._service
+        model = service.models.find(request.model, request.version)
+        check_dtypes(model.file.signature, request.dtypes)
+        self._output = output_mode(request.output_mode, Output.ALL)
+        live = self._live = service.sessions.open(model, self, self._call.peer)
+        self._greeting = opened(live, service.sessions.idle_timeout_s, service.limits)
+        return live
+
+    def on_half_close(self) -> None:
+        """The client has no more messages: end once the last reply is out."""
+        self._half_closed = True
+        self._finish_if_done()
+
+    def on_end(self) -> None:
+        """The call is over, however it ended."""
+        if self._live is not None:
+            self._service.sessions.end(self._live, "cancelled")
+
+    # The session's side
+
+    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
+        """Send the reply to one message."""
+        self._call.reply(self._reply(outputs, steps, step_index, work.tag))
+        self._answered += 1
+        if self._half_closed:
+            self._finish_if_done()
+
+    def resume(self) -> None:
+        """Read on: the queue has room."""
+        self._call.resume()
+
+    def fail(self, error: ServiceError) -> None:
+        """End the session and the call with a typed error. The first end stands."""
+        if self._live is None or self._service.sessions.end(self._live, error.reason.lower()):
+            self._service.metrics.error(error)
+            self._call.end(*as_status(error))
+
+    def _reply(self, outputs: list[bytes], steps: int, step_index: int, tag: int) -> bytes:
+        reply = pb.StreamResponse(outputs=outputs, steps=steps, step_index=step_index, tag=tag)
+        if self._greeting is not None:
+            reply.opened.CopyFrom(self._greeting)
+            self._greeting = None
+        return reply.SerializeToString()
+
+    def _finish_if_done(self) -> None:
+        if self._answered < self._submitted:
+            return
+        if self._live is None or self._service.sessions.end(self._live, "closed"):
+            self._call.end()

@@ -1,0 +1,91 @@
+"""One score file of the music21 corpus → a piano roll on the quarter-note grid. Runs in worker processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .piano import KEYS, LOWEST
+
+VOICES = ("soprano", "alto", "tenor", "bass")
+# Offsets are quarter notes; triplets are stored as floats that miss their fraction by less than this.
+EPSILON = 1e-4
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What came of one file: a roll, or the reason why it is not in the data set.
+
+    Attributes:
+        name: the file's stem, "bwv10.7".
+        roll: bool[time, 88], or None.
+        skipped: why a readable score is no chorale, "" if it is one.
+        failed: the error that reading it gave, "" if none.
+    """
+
+    name: str
+    roll: NDArray[np.bool_] | None = None
+    skipped: str = ""
+    failed: str = ""
+
+
+def parse_score(path: str) -> Parsed:
+    """Read one score. Any error of the reader becomes `failed`: one bad file must not cost the others."""
+    from music21 import converter
+
+    name = Path(path).stem
+    try:
+        # forceSource: neither read nor write music21's pickled copies of parsed scores.
+        score = converter.parseFile(path, forceSource=True)
+        voices = four_voices(list(score.parts))
+        if voices is None:
+            return Parsed(name, skipped="not in four voices")
+        roll = piano_roll([sounding(voice) for voice in voices])
+    except Exception as error:  # music21 raises whatever its readers meet; it is reported by name
+        return Parsed(name, failed=f"{type(error).__name__}: {error}")
+    return Parsed(name, roll) if len(roll) > 1 else Parsed(name, skipped="fewer than two timesteps")
+
+
+def four_voices(parts: list[Any]) -> list[Any] | None:
+    """The parts of a four-part score; of a larger one those called soprano, alto, tenor and bass; else None."""
+    if len(parts) == len(VOICES):
+        return parts
+    named = {voice: [p for p in parts if _part_name(p).startswith(voice)] for voice in VOICES}
+    if any(len(found) != 1 for found in named.values()):
+        return None
+    return [found[0] for found in named.values()]
+
+
+def _part_name(part: Any) -> str:
+    return str(part.partName or "").lower()
+
+
+def sounding(part: Any) -> list[tuple[float, float, int]]:
+    """(onset, end, MIDI pitch) of every note of a part, in quarter notes from the start of the piece."""
+    notes = []
+    for element in part.flatten().notes:
+        onset = float(element.offset)
+        end = onset + float(element.quarterLength)
+        notes += [(onset, end, int(pitch.midi)) for pitch in element.pitches]
+    return notes
+
+
+def piano_roll(voices: list[list[tuple[float, float, int]]]) -> NDArray[np.bool_]:
+    """bool[time, 88]: the keys that sound at each quarter note. Quarters at which nothing sounds are left out.
+
+    Raises:
+        ValueError: a pitch is not on the piano.
+    """
+    notes = [note for voice in voices for note in voice]
+    last = math.ceil(max((end for _, end, _ in notes), default=0.0))
+    roll = np.zeros((last, KEYS), np.bool_)
+    for onset, end, pitch in notes:
+        if not 0 <= pitch - LOWEST < KEYS:
+            raise ValueError(f"MIDI pitch {pitch} is not on a piano of {KEYS} keys")
+        roll[math.ceil(onset - EPSILON) : math.ceil(end - EPSILON), pitch - LOWEST] = True
+    return roll[roll.any(axis=1)]

@@ -1,0 +1,85 @@
+"""What a data set hands to training: sequences of inputs and targets, and what is learned of them beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One sequence for next-step prediction.
+
+    Attributes:
+        x: float32[time, input_size].
+        y: float32[time, output_size], what the model should say after each timestep of x.
+    """
+
+    x: Floats
+    y: Floats
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and standard deviation of each feature, float32[features], from the training part only."""
+
+    mean: Floats
+    std: Floats
+
+
+@dataclass(frozen=True)
+class SequenceData:
+    """A data set, split, in raw units.
+
+    Attributes:
+        name: what it is called in configurations.
+        train, valid, test: the sequences of each part.
+        distribution: what a model's y should parametrise, "bernoulli_logits" or "real"; it decides the loss.
+        input_standard, output_standard: what to bake into the model; None: the values are fit as they are.
+        transposable: whether the features are piano keys, so that a sequence may be moved up and down.
+        continuous: whether `train` is one long series, to be cut into rows, rather than many pieces.
+        about: provenance as JSON values, for config.json and the model card.
+    """
+
+    name: str
+    train: Sequence[Series]
+    valid: Sequence[Series]
+    test: Sequence[Series]
+    distribution: str
+    input_standard: Standard | None = None
+    output_standard: Standard | None = None
+    transposable: bool = False
+    continuous: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def input_size(self) -> int:
+        """Features of one timestep of x."""
+        return int(self.train[0].x.shape[1])
+
+    @property
+    def output_size(self) -> int:
+        """Features of one timestep of y."""
+        return int(self.train[0].y.shape[1])
+
+    def part(self, split: str) -> Sequence[Series]:
+        """The sequences of "train", "valid" or "test"."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Sequences and timesteps to predict, by split."""
+        return {
+            split: {"sequences": len(self.part(split)), "timesteps": sum(map(len, self.part(split)))}
+            for split in SPLITS
+        }

@@ -59,7 +59,7 @@ def split_of(name: str) -> str:
 
 
 def load_chorales(folder: Path = Path("data"), on_parsed: OnParsed | None = None) -> Chorales:
-    """The chorales from the cache in `folder`, or parsed from music21's corpus (seconds, all cores) and cached.
+    """The chorales from the cache in `folder`, or parsed from music21's corpus (on all cores) and cached.
 
     A cache that fails its checksum is reported in the log and made again.
 
@@ -98,7 +98,9 @@ def piano_data(name: str, parts: dict[str, list[Roll]], about: dict[str, Any]) -
             raise DataError(f"{name}: the {part} part has no piece")
     return SequenceData(
         name,
-        *([_next_step(roll) for roll in parts[part]] for part in ("train", "valid", "test")),
+        train=[_next_step(roll) for roll in parts["train"]],
+        valid=[_next_step(roll) for roll in parts["valid"]],
+        test=[_next_step(roll) for roll in parts["test"]],
         distribution="bernoulli_logits",
         transposable=True,
         about=about,
@@ -145,7 +147,8 @@ def _parse_corpus(on_parsed: OnParsed | None) -> list[Parsed]:
     parsed: list[Parsed] = []
     # Spawned, not forked: the caller may already run torch's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ProcessPoolExecutor(cores, mp_context=context) as pool:
         for item in pool.map(parse_score, paths, chunksize=4):
             parsed.append(item)
             if on_parsed is not None:

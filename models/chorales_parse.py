@@ -52,7 +52,7 @@ def parse_score(path: str) -> Parsed:
 
 
 def four_voices(parts: list[Any]) -> list[Any] | None:
-    """The parts of a four-part score; of a larger one those called soprano, alto, tenor and bass; else None."""
+    """The parts of a four-part score; of a larger one soprano, alto, tenor and bass; else None."""
     if len(parts) == len(VOICES):
         return parts
     named = {voice: [p for p in parts if _part_name(p).startswith(voice)] for voice in VOICES}
@@ -76,7 +76,7 @@ def sounding(part: Any) -> list[tuple[float, float, int]]:
 
 
 def piano_roll(voices: list[list[tuple[float, float, int]]]) -> NDArray[np.bool_]:
-    """bool[time, 88]: the keys that sound at each quarter note. Quarters at which nothing sounds are left out.
+    """bool[time, 88]: the keys that sound at each quarter note; quarters without any are left out.
 
     Raises:
         ValueError: a pitch is not on the piano.

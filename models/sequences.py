@@ -1,4 +1,4 @@
-"""What a data set hands to training: sequences of inputs and targets, and what is learned of them beforehand."""
+"""What a data set hands to training: sequences of inputs and targets, and their standardisation."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The data set `csv`: any numeric CSV file as one multivariate series, next-step forecasts of chosen columns."""
+"""The data set `csv`: a numeric CSV file as one multivariate series, next-step forecasts of chosen columns."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,14 @@ def load_table(path: Path, targets: Sequence[str] = ()) -> SequenceData:
     if min(np.diff(cut)) < LEAST_ROWS:
         raise DataError(f"{path} has {len(values)} rows, too few to split 70/15/15; at least 14 are needed")
     chosen = [header.index(name) for name in names]
-    parts = [values[start:end] for start, end in zip(cut, cut[1:], strict=False)]
+    parts = [values[start:end] for start, end in pairwise(cut)]
     series = [[Series(part[:-1], part[1:, chosen])] for part in parts]
     inputs = _standard(parts[0])
     return SequenceData(
         "csv",
-        *series,
+        train=series[0],
+        valid=series[1],
+        test=series[2],
         distribution="real",
         input_standard=inputs,
         output_standard=Standard(inputs.mean[chosen], inputs.std[chosen]),

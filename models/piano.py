@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,11 @@ KEYS = 88
 LOWEST = 21
 
 Roll = NDArray[np.bool_]
+Element = TypeVar("Element", bound=np.generic)
 
 
-def transpose(roll: Roll, semitones: int) -> Roll:
-    """`roll` bool[time, 88] moved up (or down, if negative); keys that leave the piano are lost."""
+def transpose(roll: NDArray[Element], semitones: int) -> NDArray[Element]:
+    """`roll` [time, 88] moved up (or down, if negative); keys that leave the piano are lost."""
     moved = np.zeros_like(roll)
     if semitones >= 0:
         moved[:, semitones:] = roll[:, : roll.shape[1] - semitones]

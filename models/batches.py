@@ -1,0 +1,99 @@
+"""Training batches: pieces of like length side by side, cut into windows; and rows of one long series."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .piano import room, transpose
+from .sequences import SequenceData, Series
+
+# Batches are formed of pieces sorted by length within pools of so many batches: little padding, still shuffled.
+POOL = 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences side by side, the longest first.
+
+    Attributes:
+        x: float32[batch, time, input_size], zero beyond a row's length.
+        y: float32[batch, time, output_size], likewise.
+        lengths: int64[batch], descending, all at least 1.
+    """
+
+    x: Tensor
+    y: Tensor
+    lengths: Tensor
+
+    @property
+    def timesteps(self) -> int:
+        """Timesteps that count."""
+        return int(self.lengths.sum())
+
+    def windows(self, size: int) -> Iterator[Batch]:
+        """The batch in stretches of `size` timesteps, each without the rows that have ended before it."""
+        for start in range(0, self.x.shape[1], size):
+            rows = int((self.lengths > start).sum())
+            stretch = slice(start, start + size)
+            yield Batch(
+                self.x[:rows, stretch], self.y[:rows, stretch], (self.lengths[:rows] - start).clamp(max=size)
+            )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(self.x.to(device), self.y.to(device), self.lengths.to(device))
+
+
+def collate(series: Sequence[Series]) -> Batch:
+    """Pad sequences to the longest of them."""
+    ordered = sorted(series, key=len, reverse=True)
+    x, y = (
+        torch.nn.utils.rnn.pad_sequence([torch.from_numpy(item) for item in items], batch_first=True)
+        for items in ([s.x for s in ordered], [s.y for s in ordered])
+    )
+    return Batch(x, y, torch.tensor([len(s) for s in ordered]))
+
+
+def in_order(series: Sequence[Series], batch_size: int) -> Iterator[Batch]:
+    """All sequences, by length, for evaluation."""
+    ordered = sorted(series, key=len, reverse=True)
+    for start in range(0, len(ordered), batch_size):
+        yield collate(ordered[start : start + batch_size])
+
+
+def shuffled(
+    data: SequenceData, *, batch_size: int, window: int, semitones: int, rng: np.random.Generator
+) -> list[Batch]:
+    """One epoch of the training part.
+
+    A continuous series is cut into up to `batch_size` rows of one length, from a start drawn anew each time.
+    Pieces are shuffled, and moved by up to `semitones` where the data can be transposed.
+    """
+    if data.continuous:
+        return [_rows(data.train[0], batch_size, window, rng)]
+    pieces = [data.train[index] for index in rng.permutation(len(data.train))]
+    if semitones and data.transposable:
+        pieces = [_transposed(piece, semitones, rng) for piece in pieces]
+    batches: list[Batch] = []
+    for start in range(0, len(pieces), batch_size * POOL):
+        batches += in_order(pieces[start : start + batch_size * POOL], batch_size)
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def _rows(series: Series, batch_size: int, window: int, rng: np.random.Generator) -> Batch:
+    rows = max(1, min(batch_size, len(series) // (2 * window)))
+    start = int(rng.integers(min(window, len(series) // 2) + 1))
+    length = (len(series) - start) // rows
+    starts = [start + row * length for row in range(rows)]
+    return collate([Series(series.x[at : at + length], series.y[at : at + length]) for at in starts])
+
+
+def _transposed(piece: Series, semitones: int, rng: np.random.Generator) -> Series:
+    down, up = room(np.concatenate([piece.x, piece.y[-1:]]) > 0)
+    by = int(rng.integers(-min(semitones, down), min(semitones, up) + 1))
+    return Series(transpose(piece.x, by), transpose(piece.y, by))

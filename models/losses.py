@@ -1,0 +1,48 @@
+"""Losses of one timestep, by what a model's output parametrises."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+# What a loss is called in run folders, by distribution.
+LOSS_NAMES = {
+    "bernoulli_logits": "negative log-likelihood per timestep, summed over keys, in nats",
+    "real": "squared error per timestep, averaged over targets, in squared training deviations",
+}
+
+
+def step_losses(y: Tensor, target: Tensor, distribution: str, std: Tensor | None = None) -> Tensor:
+    """The loss of every timestep.
+
+    Args:
+        y: float32[batch, time, output_size], as the model gives it.
+        target: float32[batch, time, output_size].
+        distribution: "bernoulli_logits": negative log-likelihood in nats, summed over features. "real":
+            squared error, averaged over features.
+        std: float32[output_size]; errors of "real" are counted in these units.
+
+    Returns:
+        float32[batch, time].
+    """
+    if distribution == "bernoulli_logits":
+        return F.binary_cross_entropy_with_logits(y, target, reduction="none").sum(-1)
+    error = y - target
+    return (error if std is None else error / std).square().mean(-1)
+
+
+def bernoulli_nll(logits: NDArray[np.floating], target: NDArray[np.generic]) -> NDArray[np.float64]:
+    """The same for numpy: nats of each timestep, summed over keys; float64[...] of [..., keys] each."""
+    wide = logits.astype(np.float64)
+    nats: NDArray[np.float64] = (np.logaddexp(0.0, wide) - wide * target.astype(np.float64)).sum(-1)
+    return nats
+
+
+def masked_sum(losses: Tensor, lengths: Tensor) -> Tensor:
+    """The sum of losses float32[batch, time] over each row's first `lengths` (int64[batch]) timesteps."""
+    return losses.masked_fill(
+        torch.arange(losses.shape[1], device=losses.device) >= lengths[:, None], 0.0
+    ).sum()

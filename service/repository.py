@@ -1,0 +1,181 @@
+"""Find the models of a directory and what is needed to serve each.
+
+`DIR/name.onnx` is version "1" of `name`; `DIR/name/<version>/model.onnx` is one of several. A card inside the
+file, a sidecar beside it (`name.toml`, `model.toml`) or the graph itself gives the signature, in this order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+
+from streamcell.card import CardError, ModelCard, Signature, read_card
+
+from .border import check_signature, read_border
+from .detect import detect
+from .load_errors import ModelLoadError, RepositoryError, SidecarError
+from .sidecar import read_sidecar, resolve
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFile:
+    """One version of one model on disk.
+
+    Attributes:
+        name: the file's or the folder's name, or the one that the sidecar gives.
+        version: a positive integer as text.
+        path: the .onnx file.
+        signature: from the sidecar, the card or the graph.
+        card: the one inside the file, also where a sidecar overrides its signature.
+        constants: graph inputs that the sidecar fixes, by name, with the graph's dtypes.
+    """
+
+    name: str
+    version: str
+    path: Path
+    signature: Signature
+    card: ModelCard | None
+    constants: Mapping[str, npt.NDArray[Any]]
+
+    def load(self) -> onnx.ModelProto:
+        """Read the file with its weights, those in external files too.
+
+        Raises:
+            ModelLoadError: the file or its external data cannot be read.
+        """
+        return _read(self.path, external_data=True)
+
+
+def discover(models_dir: Path) -> list[ModelFile]:
+    """Every model in `models_dir`, by name, a model's versions in numerical order (the newest is the last).
+
+    Weights are not kept. Names that begin with a dot are skipped.
+
+    Raises:
+        ModelLoadError: `models_dir` is no folder that can be read.
+        RepositoryError: one or more files cannot be served; the report names all of them.
+    """
+    if not models_dir.is_dir():
+        came = "a file" if models_dir.exists() else "nothing"
+        raise ModelLoadError(f"expected a folder of models, found {came}", models_dir)
+    found: list[ModelFile] = []
+    errors: list[ModelLoadError] = []
+    for path, name, version in _candidates(models_dir, errors):
+        try:
+            found.append(open_model(path, name, version))
+        except ModelLoadError as error:
+            errors.append(error)
+    owners: dict[tuple[str, str], Path] = {}
+    for file in found:
+        first = owners.setdefault((file.name, file.version), file.path)
+        if first != file.path:
+            errors.append(
+                ModelLoadError(f"model {file.name!r} version {file.version} is {first} already", file.path)
+            )
+    if errors:
+        raise RepositoryError(models_dir, sorted(errors, key=lambda e: str(e.path)))
+    return sorted(found, key=lambda f: (f.name, int(f.version)))
+
+
+def open_model(path: Path, name: str, version: str = "1") -> ModelFile:
+    """Read one file's card, sidecar or graph.
+
+    Raises:
+        ModelLoadError: it cannot be served.
+    """
+    try:
+        return _open(path, name, version)
+    except ModelLoadError as error:
+        raise error.at(path) from error
+
+
+def _open(path: Path, name: str, version: str) -> ModelFile:
+    model = _read(path, external_data=False)
+    border = read_border(model.graph)
+    try:
+        card = read_card(model)
+    except CardError as error:
+        raise ModelLoadError(str(error)) from error
+    beside = path.with_suffix(".toml")
+    sidecar = read_sidecar(beside) if beside.is_file() else None
+    constants: dict[str, npt.NDArray[Any]] = {}
+    if sidecar is not None:
+        if card is not None and not sidecar.override:
+            raise SidecarError(
+                f"{path.name} carries a card; remove this file, or say `override = true` to use it instead",
+                beside,
+            )
+        try:
+            signature, constants = resolve(sidecar, border)
+        except SidecarError as error:
+            raise error.at(beside) from error
+    elif card is not None:
+        signature = card.signature
+    else:
+        signature = detect(border, sidecar_name=beside.name)
+    check_signature(border, signature, constants)
+    if sidecar is not None and sidecar.name is not None:
+        name = sidecar.name
+    if not _NAME.fullmatch(name):
+        raise ModelLoadError(
+            f"{name!r} cannot be a model's name: expected letters, digits, '.', '_' and '-', at most 128, the first "
+            f"a letter or a digit; rename the file or say `name` in {beside.name}"
+        )
+    return ModelFile(name, version, path, signature, card, constants)
+
+
+def _candidates(models_dir: Path, errors: list[ModelLoadError]) -> Iterator[tuple[Path, str, str]]:
+    """Path, name and version of each file to serve; what lies where no model can be goes to `errors`."""
+    for entry in _visible(models_dir):
+        if entry.is_file() and entry.suffix == ".onnx":
+            yield entry, entry.stem, "1"
+        elif entry.is_dir():
+            yield from _versions(entry, errors)
+
+
+def _versions(folder: Path, errors: list[ModelLoadError]) -> Iterator[tuple[Path, str, str]]:
+    for entry in _visible(folder):
+        where = f"expected {folder.name}/<version>/model.onnx with a positive integer as version"
+        if entry.is_file() and entry.suffix == ".onnx":
+            errors.append(ModelLoadError(f"{where}; put it into {folder.name}/1/model.onnx", entry))
+        elif entry.is_dir():
+            files = [file for file in _visible(entry) if file.suffix == ".onnx"]
+            if _VERSION.fullmatch(entry.name):
+                if (model := entry / "model.onnx").is_file():
+                    yield model, folder.name, entry.name
+                else:
+                    found = ", ".join(file.name for file in files) or "no .onnx file"
+                    errors.append(ModelLoadError(f"expected model.onnx, found {found}", entry))
+            elif files:
+                errors.append(ModelLoadError(f"{where}, found {entry.name!r}", entry))
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise ModelLoadError(f"cannot be read: {error.strerror}", folder) from error
+
+
+def _read(path: Path, *, external_data: bool) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path, load_external_data=external_data)
+    except DecodeError as error:
+        raise ModelLoadError(f"not an ONNX file: {error}", path) from error
+    except OSError as error:
+        raise ModelLoadError(f"cannot be read: {error.strerror or error}", path) from error
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelLoadError(f"its external data cannot be read: {error}", path) from error
+    if not model.HasField("graph") or not model.graph.output:
+        raise ModelLoadError("not an ONNX file: it holds no graph with outputs", path)
+    return model

@@ -1,0 +1,15 @@
+"""What can go wrong in an export, as types a caller can tell apart."""
+
+from __future__ import annotations
+
+
+class ExportError(ValueError):
+    """Base of every error that this package raises; no file is left behind by an export that ends in one."""
+
+
+class ProofError(ExportError):
+    """The graph was made, but ONNX Runtime does not give what PyTorch gives within the tolerance."""
+
+
+class SpecError(ExportError):
+    """`path/to/file.py:factory` does not name something that gives a module."""

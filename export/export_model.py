@@ -1,0 +1,75 @@
+"""One of the project's own models, or a run folder of its training, to an .onnx file that carries its card."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from streamcell.card import ModelCard
+from streamcell.models import SequenceModel
+
+from .emit import emit_model
+from .errors import ExportError
+from .proof import Prover
+from .publish import Settings, publish
+from .reference import ModelReference
+from .runner import Runner
+
+
+def export_model(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    description: str = "",
+    training: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    tolerance: float | None = None,
+    lengths: bool = True,
+) -> ModelCard:
+    """Write an MLP, RNN, LSTM or GRU of `streamcell.models` as ONNX operators, proved against PyTorch.
+
+    The module is left as it is; what is exported is a copy of it in eval mode, in float32 and on the CPU.
+
+    Args:
+        path: where to; parent folders are made. Conventionally `MODELS/NAME.onnx`.
+        name: the model's name in its card; the file's stem if not given.
+        training: provenance for the card, JSON values.
+        precision: "fp32", "fp16" or "int8": how the weights are stored. Computation, states, inputs and
+            outputs are float32 with each.
+        tolerance: largest error allowed (see `proof`); if not given, by precision 1e-5, 1e-2, 2e-1.
+        lengths: whether a recurrent graph takes `lengths` int32[batch], for rows of different lengths in a run.
+
+    Returns:
+        The card that was embedded, with the measured errors under `proof`.
+
+    Raises:
+        ProofError: ONNX Runtime's results are over the tolerance; nothing is saved.
+        ExportError: the model cannot be exported or saved.
+    """
+    settings = Settings.of(
+        path,
+        name=name,
+        description=description,
+        training=training,
+        precision=precision,
+        tolerance=tolerance,
+    )
+    if not isinstance(module, SequenceModel):
+        raise ExportError(
+            f"{type(module).__name__} is none of the project's own models (MLP, RNN, LSTM, GRU); "
+            "export a module of your own with export_module"
+        )
+    twin = copy.deepcopy(module).float().cpu().eval()
+    version = settings.versions["streamcell"]
+    graph, signature = emit_model(twin, name=settings.name, version=version, lengths=lengths)
+    reference = ModelReference(twin)
+
+    def prover(runner: Runner) -> Prover:
+        return Prover(runner, reference, reference.draw, reference.initial)
+
+    return publish(graph, signature, settings, kind=twin.kind, config=twin.config, prover=prover)

@@ -1,0 +1,181 @@
+"""The proof before saving: the graph in ONNX Runtime against the module in PyTorch, on random sequences.
+
+The error between two tensors a (ONNX Runtime) and b (PyTorch) is max|a − b| / max(1, max|b|): relative where the
+values are large, absolute where they are small. Anything not finite on either side is an infinite error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from streamcell.card import Signature
+
+from .errors import ProofError
+from .runner import Runner
+from .tensors import Array
+
+METRIC = "max|a-b| / max(1, max|b|)"
+# fp16 and int8 are roundings of the weights; what they cost depends on the model, so these are bounds of sanity.
+TOLERANCES: dict[str, float] = {"fp32": 1e-5, "fp16": 1e-2, "int8": 2e-1}
+
+# x [batch, time, ...], states → y [batch, time, ...], states after. The PyTorch side, in numpy.
+Reference = Callable[[Array, Sequence[Array]], tuple[Array, tuple[Array, ...]]]
+# (batch, time) → an x; batch → initial states.
+DrawInput = Callable[[int, int], Array]
+Initial = Callable[[int], tuple[Array, ...]]
+
+
+@dataclass
+class Errors:
+    """The largest error of each check, by the check's name."""
+
+    worst: dict[str, float] = field(default_factory=dict)
+
+    def compare(self, name: str, given: Array, wanted: Array) -> None:
+        """Hold one tensor against another.
+
+        Raises:
+            ProofError: they differ in shape.
+        """
+        if given.shape != wanted.shape:
+            raise ProofError(
+                f"{name}: the graph gives shape {list(given.shape)}, PyTorch gives {list(wanted.shape)}"
+            )
+        self.worst[name] = max(self.worst.get(name, 0.0), error(given, wanted))
+
+    def compare_all(self, name: str, given: Sequence[Array], wanted: Sequence[Array]) -> None:
+        """The same for each pair."""
+        for a, b in zip(given, wanted, strict=True):
+            self.compare(name, a, b)
+
+
+def error(given: Array, wanted: Array) -> float:
+    """max|a − b| / max(1, max|b|) in double precision; 0 for nothing at all, inf if anything is not finite."""
+    if wanted.size == 0:
+        return 0.0
+    a, b = given.astype(np.float64), wanted.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
+
+
+@dataclass(frozen=True)
+class Prover:
+    """Everything that a proof needs; `prove` runs it.
+
+    Attributes:
+        runner: the graph. With layout "batch" every run is one timestep.
+        reference: the module on whole sequences.
+        draw: random x in the reference's layout.
+        initial: the states before the first step.
+        batches: numbers of rows to try.
+        time: timesteps of a sequence.
+        seed: of the chunks and lengths drawn here.
+    """
+
+    runner: Runner
+    reference: Reference
+    draw: DrawInput
+    initial: Initial
+    batches: tuple[int, ...] = (1, 2, 7)
+    time: int = 19
+    seed: int = 0
+
+    @property
+    def signature(self) -> Signature:
+        return self.runner.signature
+
+    def example(self) -> Array:
+        """An x in the graph's own layout, of the largest batch."""
+        x = self.draw(self.batches[-1], self.time)
+        return x if self.signature.has_time else x[:, 0]
+
+    def prove(self, tolerance: float) -> dict[str, Any]:
+        """Run every check that the signature allows.
+
+        Returns:
+            What the card says under "proof": the metric, the tolerance, the largest error of each check.
+
+        Raises:
+            ProofError: an error is over `tolerance`.
+        """
+        errors = Errors()
+        rng = np.random.default_rng(self.seed)
+        for batch in self.batches:
+            x = self.draw(batch, self.time)
+            first = self.initial(batch)
+            y, last = self.reference(x, first)
+            if self.signature.has_time:
+                self._check(errors, "sequence", x, first, y, last, [self.time])
+                self._check(errors, "chunks", x, first, y, last, _chunks(rng, self.time))
+                # From where a sequence ends: states that are not the initial ones.
+                again = self.draw(batch, self.time)
+                self._check(errors, "sequence", again, last, *self.reference(again, last), [self.time])
+            self._check(errors, "steps", x, first, y, last, [1] * self.time)
+            if self.signature.lengths is not None:
+                self._ragged(errors, rng, batch)
+        over = {name: value for name, value in errors.worst.items() if not value <= tolerance}
+        if over:
+            found = ", ".join(f"{name} {value:.3g}" for name, value in sorted(over.items()))
+            raise ProofError(
+                f"ONNX Runtime does not give what PyTorch gives: {found}, tolerance {tolerance:g} "
+                f"(error: {METRIC})"
+            )
+        return {
+            "metric": METRIC,
+            "tolerance": tolerance,
+            "max_error": max(errors.worst.values()),
+            "errors": dict(sorted(errors.worst.items())),
+            "batch_sizes": list(self.batches),
+            "timesteps": self.time,
+        }
+
+    def _check(
+        self,
+        errors: Errors,
+        name: str,
+        x: Array,
+        states: Sequence[Array],
+        y: Array,
+        last: Sequence[Array],
+        chunks: Sequence[int],
+    ) -> None:
+        """x in pieces of so many timesteps, states handed on, against the whole sequence's y and last states."""
+        start = 0
+        pieces = []
+        for length in chunks:
+            piece = x[:, start : start + length]
+            start += length
+            if self.signature.has_time:
+                part, states = self.runner(piece, states)
+            else:
+                part, states = self.runner(piece[:, 0], states)
+                part = part[:, None]
+            pieces.append(part)
+        errors.compare(name, np.concatenate(pieces, axis=1), y)
+        errors.compare_all(f"{name} states", states, last)
+
+    def _ragged(self, errors: Errors, rng: np.random.Generator, batch: int) -> None:
+        """Rows of different lengths in one run, against each row alone; garbage stands beyond the lengths."""
+        x = self.draw(batch, self.time)
+        lengths = rng.integers(1, self.time + 1, batch)
+        lengths[0] = self.time
+        lengths[batch - 1] = 1 if batch > 1 else self.time
+        given, after = self.runner(x, self.initial(batch), lengths)
+        for row, length in enumerate(lengths):
+            y, last = self.reference(x[row : row + 1, :length], self.initial(1))
+            errors.compare("ragged", given[row : row + 1, :length], y)
+            for state, a, b in zip(self.signature.states, after, last, strict=True):
+                errors.compare("ragged states", a.take([row], axis=state.batch_axis), b)
+
+
+def _chunks(rng: np.random.Generator, time: int) -> list[int]:
+    """Random piece sizes that add up to `time`, at least two of them where there are two timesteps."""
+    cuts = np.flatnonzero(rng.random(time - 1) < 0.35) + 1
+    edges = [0, *map(int, cuts if len(cuts) else [1]), time]
+    return [b - a for a, b in pairwise(edges) if b > a]

@@ -1,0 +1,109 @@
+"""From a graph to a file: store the weights as asked, prove, write the card, save."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import onnx
+
+from streamcell.card import ModelCard, Signature
+
+from .errors import ExportError
+from .precision import store
+from .proof import TOLERANCES, Prover
+from .provenance import now, versions
+from .runner import Runner
+from .save import save
+
+Precision = Literal["fp32", "fp16", "int8"]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user says about an export, checked."""
+
+    path: Path
+    name: str
+    description: str
+    training: dict[str, Any]
+    precision: Precision
+    tolerance: float
+    versions: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path,
+        *,
+        name: str | None,
+        description: str,
+        training: Mapping[str, Any] | None,
+        precision: str,
+        tolerance: float | None,
+    ) -> Settings:
+        """Fill in the defaults.
+
+        Raises:
+            ExportError: a setting is out of range.
+        """
+        path = Path(path)
+        if path.suffix != ".onnx":
+            raise ExportError(f"the file must end in .onnx; got {path}")
+        name = path.stem if name is None else name
+        if not NAME.fullmatch(name):
+            raise ExportError(f"a model's name is letters, digits, '.', '_' and '-'; got {name!r}")
+        if precision not in TOLERANCES:
+            raise ExportError(f"precision must be one of {', '.join(TOLERANCES)}; got {precision!r}")
+        tolerance = TOLERANCES[precision] if tolerance is None else tolerance
+        if not tolerance > 0:
+            raise ExportError(f"tolerance must be above 0; got {tolerance}")
+        return cls(
+            path,
+            name,
+            description,
+            dict(training or {}),
+            cast(Precision, precision),
+            tolerance,
+            versions(),
+        )
+
+
+def publish(
+    graph: onnx.ModelProto,
+    signature: Signature,
+    settings: Settings,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    prover: Callable[[Runner], Prover],
+) -> ModelCard:
+    """Store the weights of `graph` in the precision asked for, prove the result and save it with its card.
+
+    Args:
+        kind, config: as in the card.
+        prover: makes the proof for a runner of the finished graph.
+
+    Raises:
+        ProofError, ExportError: as `export_model`; nothing is saved.
+    """
+    graph = store(graph, settings.precision)
+    proof = prover(Runner(graph.SerializeToString(), signature))
+    card = ModelCard(
+        name=settings.name,
+        kind=kind,
+        description=settings.description,
+        signature=signature,
+        precision=settings.precision,
+        config=dict(config),
+        training=settings.training,
+        proof=proof.prove(settings.tolerance),
+        versions=settings.versions,
+        created=now(),
+    )
+    save(graph, card, settings.path, x=proof.example(), states=proof.initial(proof.batches[-1]))
+    return card

@@ -1,0 +1,45 @@
+"""The project's own models in PyTorch, as the proof wants them: numpy in, numpy out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from streamcell.models import SequenceModel
+
+from .dense import Scaling
+from .tensors import Array, as_array, as_tensor
+
+
+class ModelReference:
+    """The reference, the random inputs and the initial states that belong to one model.
+
+    Args:
+        model: in eval mode, float32, on the CPU.
+        seed: of the inputs.
+    """
+
+    def __init__(self, model: SequenceModel, seed: int = 0) -> None:
+        self._model = model
+        self._rng = np.random.default_rng(seed)
+        self._scaling = Scaling.of(model.input_affine)
+
+    @torch.no_grad()
+    def __call__(self, x: Array, states: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
+        """x float32[batch, time, input] and the states before → y and the states after."""
+        y, *after = self._model(as_tensor(x), *map(as_tensor, states))
+        return as_array(y), tuple(map(as_array, after))
+
+    def draw(self, batch: int, time: int) -> Array:
+        """float32[batch, time, input], normal; in raw units where the model standardises its input."""
+        x = self._rng.standard_normal((batch, time, self._model.input_size))
+        if self._scaling is not None:
+            scale = np.where(self._scaling.scale == 0, 1.0, self._scaling.scale)
+            x = (x - self._scaling.shift) / scale
+        return x.astype(np.float32)
+
+    def initial(self, batch: int) -> tuple[Array, ...]:
+        """The states before the first step."""
+        return tuple(map(as_array, self._model.initial_state(batch)))

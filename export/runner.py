@@ -1,0 +1,71 @@
+"""Runs an exported graph in plain ONNX Runtime on the CPU, as any user of the file would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime as ort
+
+from streamcell.card import Signature
+
+from .errors import ExportError
+from .tensors import Array
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class Runner:
+    """One session on a serialised model.
+
+    Args:
+        model: the .onnx file's bytes.
+        signature: names of what to feed and what to fetch.
+
+    Raises:
+        ExportError: ONNX Runtime does not load the model.
+    """
+
+    def __init__(self, model: bytes, signature: Signature) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(model, options, providers=[PROVIDER])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise ExportError(f"ONNX Runtime {ort.__version__} does not load the graph: {error}") from error
+        self.signature = signature
+        self._outputs = [
+            *(tensor.name for tensor in signature.outputs),
+            *(state.output for state in signature.states),
+        ]
+
+    def __call__(
+        self, x: Array, states: Sequence[Array], lengths: Array | None = None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """One run.
+
+        Args:
+            x: in the signature's layout.
+            states: in the signature's order, each with its batch axis.
+            lengths: int[batch]; where the graph wants them, None stands for the whole of x in every row.
+
+        Returns:
+            y and the states after it.
+
+        Raises:
+            ExportError: ONNX Runtime refuses the run.
+        """
+        signature = self.signature
+        feed = {signature.inputs[0].name: x}
+        feed.update(zip((state.input for state in signature.states), states, strict=True))
+        if signature.lengths is not None:
+            if lengths is None:
+                lengths = np.full(x.shape[0], x.shape[1])
+            feed[signature.lengths] = lengths.astype(np.int32)
+        try:
+            y, *after = self._session.run(self._outputs, feed)
+        except Exception as error:  # as above
+            raise ExportError(f"ONNX Runtime {ort.__version__} does not run the graph: {error}") from error
+        return y, tuple(after)

@@ -1,0 +1,28 @@
+"""Between PyTorch's tensors and numpy's arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Float64 = NDArray[np.float64]
+
+
+def as_float64(tensor: torch.Tensor) -> Float64:
+    """A float64 copy: folding is done in double precision and rounded once."""
+    return np.asarray(tensor.detach().cpu().double().numpy(), np.float64)
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """The tensor as a numpy array of the same dtype."""
+    array: Array = tensor.detach().cpu().numpy()
+    return array
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """A tensor that shares nothing with `array`."""
+    return torch.from_numpy(np.array(array, copy=True))

@@ -62,6 +62,7 @@ def command(
 
 def _run(config: Path | None, flags: dict[str, Any]) -> int:
     from pydantic import ValidationError
+
     from streamcell.service import DeviceError, ModelLoadError, Server, Settings, configure_logs
 
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
+
 from streamcell.proto import pb
 
 from .errors import InvalidArgument, ServiceError, as_status

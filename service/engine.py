@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+
 from streamcell.card import Signature
 
 from .device import Device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf.message import DecodeError
+
 from streamcell.proto import pb
 
 from .calls import UnaryCall

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import structlog
+
 from streamcell.card import Signature
 
 from .batcher import Batch, Batcher

@@ -18,6 +18,7 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+
 from streamcell.proto import pb
 
 from .calls import Call

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
+
 from streamcell.proto import pb
 
 from .calls import Call
@@ -28,7 +29,7 @@ class Service:
 
 
 class StreamSession:
-    """The handler of one call (messages come on grpcio's thread) and its session's owner (replies come on the engine's).
+    """One call's handler, called on grpcio's thread, and its session's owner, called on the engine's.
 
     `_submitted` is written by the first thread only and `_answered` by the second only, so the end of a
     half-closed stream is seen by whichever comes last.

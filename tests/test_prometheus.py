@@ -1,0 +1,118 @@
+"""A real Prometheus scrapes the server and answers PromQL; promtool finds nothing to object to in the names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from streamcell.proto import pb, rpc
+
+SESSIONS, STEPS = 3, 50
+
+
+def program(name: str) -> str:
+    """The path of a program from Debian's package `prometheus`."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.fail(f"{name} is not installed: apt-get install prometheus")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture(scope="module")
+def worked(start_server: Any, models_dir: Path) -> Any:
+    """A server that has run SESSIONS sessions of STEPS steps, and refused one."""
+    server = start_server(models_dir)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = rpc.StreamCellStub(channel)
+        open_ = pb.StreamRequest(open=pb.OpenSession(model="lstm"))
+        for _ in range(SESSIONS):
+            list(stub.Stream(iter([open_, *[pb.StreamRequest(inputs=[bytes(12)])] * STEPS])))
+        with pytest.raises(grpc.RpcError):
+            list(stub.Stream(iter([pb.StreamRequest(open=pb.OpenSession(model="none"))])))
+    return server
+
+
+def test_promtool_accepts_the_metrics(worked: Any) -> None:
+    done = subprocess.run(
+        [program("promtool"), "check", "metrics"], input=worked.metrics(), capture_output=True, text=True
+    )
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("streamcell")]
+    assert ours == []
+    assert done.returncode in (0, 3), done.stderr  # 3: a complaint about a name, none of them ours
+
+
+def test_the_figures_are_those_of_the_work_done(worked: Any) -> None:
+    assert worked.metric("streamcell_steps_total", model="lstm", version="1") == SESSIONS * STEPS
+    assert worked.metric("streamcell_step_latency_seconds_count", model="lstm") == SESSIONS * STEPS
+    assert worked.metric("streamcell_sessions_opened_total", model="lstm") == SESSIONS
+    assert worked.metric("streamcell_sessions_ended_total", model="lstm", reason="closed") == SESSIONS
+    assert worked.metric("streamcell_errors_total", code="NOT_FOUND", reason="MODEL_NOT_FOUND") == 1
+    assert worked.metric("streamcell_slots", model="lstm") == 10_000
+    assert worked.metric("streamcell_ready") == 1
+
+
+@pytest.fixture
+def prometheus(worked: Any, tmp_path: Path) -> Iterator[str]:
+    """The address of a Prometheus that scrapes the server every 200 ms."""
+    target = worked.metrics_url.split("/")[2]
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 200ms}\n"
+        f"scrape_configs: [{{job_name: streamcell, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+    address = f"127.0.0.1:{free_port()}"
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [
+            program("prometheus"),
+            f"--config.file={config}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address={address}",
+        ],
+        stdout=log,
+        stderr=log,
+    )
+    yield f"http://{address}"
+    process.terminate()
+    process.wait(30)
+
+
+def query(address: str, promql: str) -> list[Any]:
+    url = f"{address}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            result: list[Any] = json.load(answer)["data"]["result"]
+    except OSError:  # not listening yet
+        return []
+    return result
+
+
+def test_prometheus_scrapes_and_answers(prometheus: str) -> None:
+    promql = 'sum(streamcell_steps_total{model="lstm"})'
+    end_s = time.monotonic() + 60
+    while not (result := query(prometheus, promql)) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    assert float(result[0]["value"][1]) == SESSIONS * STEPS
+    quantile = "histogram_quantile(0.99, sum by (le) (streamcell_step_latency_seconds_bucket))"
+    (found,) = query(prometheus, quantile)
+    assert 0 < float(found["value"][1]) <= 5
+    (up,) = query(prometheus, 'up{job="streamcell"}')
+    assert up["value"][1] == "1"

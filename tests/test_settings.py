@@ -1,0 +1,55 @@
+"""Configuration: flags win over the environment, the environment over the TOML file; mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from streamcell.service import Settings
+
+
+def toml(folder: Path, text: str) -> Path:
+    path = folder / "streamcell.toml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = toml(tmp_path, 'models = "m"\nport = 1\nmax_batch = 1\nmax_chunk = 1\n')
+    monkeypatch.setenv("STREAMCELL_PORT", "2")
+    monkeypatch.setenv("STREAMCELL_MAX_BATCH", "2")
+    settings = Settings.load(path, port=3, max_batch=None)
+    assert (settings.port, settings.max_batch, settings.max_chunk) == (3, 2, 1)
+
+
+def test_the_file_can_be_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMCELL_CONFIG", str(toml(tmp_path, 'models = "m"\nport = 7\n')))
+    assert Settings.load().port == 7
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no configuration file"):
+        Settings.load(tmp_path / "none.toml", models="m")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({}, "models"),
+        ({"models": "m", "port": 70000}, "port"),
+        ({"models": "m", "non_finite": "maybe"}, "non_finite"),
+        ({"models": "m", "max_batch": 0}, "max_batch"),
+        ({"models": "m", "tls_cert": "a.pem"}, "tls_cert and tls_key go together"),
+    ],
+)
+def test_what_is_wrong_is_named(flags: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Settings.load(**flags)
+
+
+def test_an_unknown_key_in_the_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="max_bach"):
+        Settings.load(toml(tmp_path, 'models = "m"\nmax_bach = 3\n'))

@@ -82,10 +82,11 @@ class Engine:
         self.signature = signature
         self.device = device
         # A graph with a fixed batch takes that batch and no other.
-        self.max_batch = signature.max_batch or max_batch
+        self._fixed_batch = pooled.fixed_batch
+        self.max_batch = self._fixed_batch or min(max_batch, signature.max_batch or max_batch)
         self.max_chunk = max_chunk if signature.has_time else 1
         self.fixed_shapes = (not device.on_host) if fixed_shapes is None else fixed_shapes
-        self._batch_sizes = (signature.max_batch,) if signature.max_batch else fixed_sizes(self.max_batch)
+        self._batch_sizes = (self._fixed_batch,) if self._fixed_batch else fixed_sizes(self.max_batch)
         self._chunk_sizes = fixed_sizes(self.max_chunk) if signature.lengths else None
         self.session = device.session(pooled.model.SerializeToString(), intra_op_threads=intra_op_threads)
         self.pool = StatePool(
@@ -104,7 +105,7 @@ class Engine:
 
         The caller fills the first `rows` rows of `inputs`, `read`, `write` and `lengths`.
         """
-        if self.fixed_shapes or self.signature.max_batch:
+        if self.fixed_shapes or self._fixed_batch:
             rows = next(size for size in self._batch_sizes if size >= rows)
             if self.fixed_shapes and self._chunk_sizes:
                 steps = next(size for size in self._chunk_sizes if size >= steps)

@@ -108,12 +108,12 @@ class Signature(_Strict):
     @model_validator(mode="after")
     def _unambiguous(self) -> Signature:
         taken = [t.name for t in self.inputs] + [s.input for s in self.states]
-        given = [t.name for t in self.outputs] + [s.output for s in self.states]
         if self.lengths is not None:
             taken.append(self.lengths)
             if self.layout == "batch":
                 raise ValueError("`lengths` needs a layout with a time axis")
-        for names in (taken, given):
+        # A state's output may be an output as well: y = h'.
+        for names in (taken, [t.name for t in self.outputs], [s.output for s in self.states]):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"named more than once: {', '.join(twice)}")
         return self

@@ -1,12 +1,24 @@
 """PyTorch models with explicit state, their training and their data sets."""
 
+from . import presets
 from .affine import Affine
 from .base import SequenceModel
 from .build import KINDS, build
+from .chorales import Chorales, chorales_data, load_chorales
+from .config import TrainConfig
 from .errors import ConfigError, DataError, ModelError, RunError, ShapeError
+from .evaluation import evaluate
+from .jsb import load_jsb
 from .layers import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
+from .losses import bernoulli_nll
 from .mlp import MLP, MLPBlock
+from .progress import RichProgress
 from .recurrent import GRU, LSTM, RNN
+from .runs import load_run
+from .sequences import SequenceData, Series, Standard
+from .table import load_table
+from .trainer import DivergedError
+from .training import Progress, Report, TrainResult, load_data, train
 
 __all__ = [
     "GRU",
@@ -15,16 +27,36 @@ __all__ = [
     "MLP",
     "RNN",
     "Affine",
+    "Chorales",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "GRULayer",
     "LSTMLayer",
     "MLPBlock",
     "ModelError",
+    "Progress",
     "RNNLayer",
     "RecurrentLayer",
+    "Report",
+    "RichProgress",
     "RunError",
+    "SequenceData",
     "SequenceModel",
+    "Series",
     "ShapeError",
+    "Standard",
+    "TrainConfig",
+    "TrainResult",
+    "bernoulli_nll",
     "build",
+    "chorales_data",
+    "evaluate",
+    "load_chorales",
+    "load_data",
+    "load_jsb",
+    "load_run",
+    "load_table",
+    "presets",
+    "train",
 ]

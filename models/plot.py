@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
 from .runs import Row
 
 
 def loss_plot(rows: Sequence[Row], *, title: str, clip_norm: float) -> bytes:
     """A PNG of training and validation loss above, gradient norm before clipping and its bound below."""
+    from matplotlib.figure import Figure
+
     epochs = [row.epoch for row in rows]
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])

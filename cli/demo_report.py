@@ -1,0 +1,72 @@
+"""The demo's figures as JSON, and a picture of what the model foretold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .demo_stream import Measured
+from .demo_train import Trained
+
+_LOWEST = 21  # MIDI pitch of the first of the 88 keys
+_SHOWN_STEPS = 96
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the demo found and the files it left."""
+
+    figures: dict[str, Any]
+    files: dict[str, Path]
+
+
+def write_report(out: Path, trained: Trained, measured: Measured) -> Report:
+    """Write `report.json` and `piano_roll.png` into `out`."""
+    longest = max(range(len(trained.test)), key=lambda index: len(trained.test[index]))
+    roll = out / "piano_roll.png"
+    _piano_roll(roll, trained.test[longest].y, measured.logits[longest])
+    files = {
+        "loss curve": trained.loss_plot,
+        "piano roll": roll,
+        "exported model": trained.model,
+        "report": out / "report.json",
+    }
+    figures = {"loss_torch": trained.loss, **measured.figures}
+    document = {**figures, "files": {what: str(path) for what, path in files.items()}}
+    files["report"].write_text(json.dumps(document, indent=2) + "\n")
+    return Report(figures, files)
+
+
+def _piano_roll(path: Path, truth: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+    """Draw what was played, [time, 88], above the probabilities that the server gave for it one step ahead."""
+    from matplotlib.figure import Figure
+
+    truth, logits = truth[:_SHOWN_STEPS], logits[:_SHOWN_STEPS]
+    keys = np.flatnonzero(truth.any(axis=0))
+    low, high = keys.min() - 3, keys.max() + 4
+    extent = (0.0, float(len(truth)), low + _LOWEST - 0.5, high + _LOWEST - 0.5)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, sharey=True)
+    for axes, values, title in (
+        (above, truth, "played"),
+        (below, 1 / (1 + np.exp(-logits)), "foretold one quarter note ahead, by the served model"),
+    ):
+        image = axes.imshow(
+            values[:, low:high].T,
+            origin="lower",
+            aspect="auto",
+            extent=extent,
+            vmin=0,
+            vmax=1,
+            cmap="magma",
+            interpolation="nearest",
+        )
+        axes.set(ylabel="MIDI pitch", title=title)
+    below.set(xlabel="quarter notes")
+    figure.colorbar(image, ax=[above, below], label="probability")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,120 @@
+"""A server in a process of its own, as the demo, the benchmarks and the tests run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_START_S = 60.0
+
+
+class ServerProcessError(RuntimeError):
+    """The server did not come up; the text holds what it said."""
+
+
+class ServerProcess:
+    """`streamcell serve` on free ports. A context manager that stops it with SIGTERM.
+
+    Attributes:
+        process: the child.
+        log: its log lines, parsed.
+        said: what it wrote to standard error that is no log line.
+        target: "127.0.0.1:PORT" of its gRPC port, once it is up.
+        metrics_url: of its Prometheus endpoint, once it is up.
+    """
+
+    def __init__(self, models: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start the server on the models of a folder. It is not up yet: see `wait_until_up`."""
+        command = [sys.executable, "-m", "streamcell.cli", "serve", "--models", str(models)]
+        ports = ["--port", "0", "--metrics-port", "0", "--log-format", "json"]
+        self.process = subprocess.Popen(
+            [*command, *ports, *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+        self.log: list[dict[str, Any]] = []
+        self.said: list[str] = []
+        self.target = self.metrics_url = ""
+        self._up = threading.Event()
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                self.said.append(line)
+                continue
+            self.log.append(entry)
+            if entry.get("event") == "serving":
+                self.target = f"127.0.0.1:{entry['port']}"
+                self.metrics_url = f"http://127.0.0.1:{entry['metrics_port']}/metrics"
+                self._up.set()
+        self._up.set()
+
+    def wait_until_up(self) -> ServerProcess:
+        """Wait until it serves.
+
+        Raises:
+            ServerProcessError: it ended first, or took over a minute.
+        """
+        self._up.wait(_START_S)
+        if not self.target:
+            raise ServerProcessError(
+                f"the server did not come up (exit code {self.process.poll()}): {''.join(self.said)} {self.log}"
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self.process.pid
+
+    def metrics(self) -> str:
+        """What its Prometheus endpoint says now."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over the samples of `name` whose labels include `labels`; 0 where there is none."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.metrics())
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """Ask it to stop, wait, and return its exit code; it is killed where it takes over `timeout_s`."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+        finally:
+            self._reader.join(timeout_s)
+
+    def __enter__(self) -> ServerProcess:
+        return self.wait_until_up()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

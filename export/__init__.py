@@ -2,7 +2,10 @@
 
 from .errors import ExportError, ProofError, SpecError
 from .export_model import export_model
+from .export_module import export_module
+from .export_run import export_run
 from .proof import METRIC, TOLERANCES
+from .spec import is_spec, load_module
 
 __all__ = [
     "METRIC",
@@ -11,4 +14,8 @@ __all__ = [
     "ProofError",
     "SpecError",
     "export_model",
+    "export_module",
+    "export_run",
+    "is_spec",
+    "load_module",
 ]

@@ -1,0 +1,163 @@
+"""`streamcell export`: a run folder, or a module of your own, to an .onnx file with its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from streamcell.card import ModelCard
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|FILE.py:FACTORY", help="A run folder, or what gives a torch module.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
+    name: Annotated[str | None, typer.Option(help="Name in the card.  [the file's stem]")] = None,
+    description: Annotated[str, typer.Option(help="A line about the model, for its card.")] = "",
+    precision: Annotated[str, typer.Option(help="How weights are stored: fp32, fp16 or int8.")] = "fp32",
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest error allowed.  [1e-5, fp16 1e-2, int8 2e-1]")
+    ] = None,
+    lengths: Annotated[
+        bool, typer.Option(help="Take `lengths`, so that rows of different lengths share a run.")
+    ] = True,
+    input_shape: Annotated[
+        str | None, typer.Option(help="FILE.py only: shape of one timestep of x, as 32 or 3,64.")
+    ] = None,
+    time_axis: Annotated[
+        bool, typer.Option(help="FILE.py only: whether forward takes x with a time axis.")
+    ] = True,
+    layout: Annotated[
+        str, typer.Option(help="FILE.py only: batch (one timestep a run) or batch_time.")
+    ] = "batch",
+) -> None:
+    """Write a model as ONNX, proved against PyTorch; over tolerance nothing is written.
+
+    The factory of FILE.py:FACTORY is a function without arguments, or the class, of a module that follows
+    forward(x, *state) -> (y, *state) and has initial_state(batch).
+    """
+    from streamcell.export import ExportError, SpecError, export_run, is_spec
+
+    try:
+        if is_spec(source):
+            card = _export_spec(
+                source,
+                out,
+                name=name,
+                description=description,
+                precision=precision,
+                tolerance=tolerance,
+                lengths=lengths,
+                input_shape=input_shape,
+                time_axis=time_axis,
+                layout=layout,
+            )
+        else:
+            if input_shape is not None or not time_axis or layout != "batch":
+                raise SpecError("--input-shape, --no-time-axis and --layout are for FILE.py:FACTORY")
+            card = export_run(
+                source,
+                out,
+                name=name,
+                description=description,
+                precision=precision,
+                tolerance=tolerance,
+                lengths=lengths,
+            )
+    except ExportError as error:
+        typer.echo(f"streamcell export: {error}", err=True)
+        raise typer.Exit(1) from error
+    _report(card, out)
+
+
+def _export_spec(
+    source: str,
+    out: Path,
+    *,
+    name: str | None,
+    description: str,
+    precision: str,
+    tolerance: float | None,
+    lengths: bool,
+    input_shape: str | None,
+    time_axis: bool,
+    layout: str,
+) -> ModelCard:
+    import torch
+
+    from streamcell.export import SpecError, export_model, export_module, load_module
+    from streamcell.models import SequenceModel
+
+    module = load_module(source)
+    if isinstance(module, SequenceModel):
+        return export_model(
+            module,
+            out,
+            name=name,
+            description=description,
+            precision=precision,
+            tolerance=tolerance,
+            lengths=lengths,
+        )
+    if input_shape is None:
+        raise SpecError("--input-shape is needed for a module of your own, as --input-shape 32")
+    step = _shape(input_shape)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn((4, 16, *step) if time_axis else (64, *step), generator=generator)
+    if layout not in ("batch", "batch_time"):
+        raise SpecError(f"--layout must be batch or batch_time; got {layout!r}")
+    return export_module(
+        module,
+        out,
+        example_x=example,
+        time_axis=time_axis,
+        layout="batch" if layout == "batch" else "batch_time",
+        name=name,
+        description=description,
+        precision=precision,
+        tolerance=tolerance,
+    )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    from streamcell.export import SpecError
+
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise SpecError(f"--input-shape must be sizes such as 32 or 3,64; got {text!r}") from error
+    if min(shape) < 1:
+        raise SpecError(f"--input-shape must be of sizes of at least 1; got {text!r}")
+    return shape
+
+
+def _report(card: ModelCard, out: Path) -> None:
+    """The measured errors, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    signature = card.signature
+    x, y = signature.inputs[0], signature.outputs[0]
+    states = ", ".join(f"{s.input} {s.dtype}{list(s.shape)}" for s in signature.states) or "none"
+    table = Table(title=f"{card.name}: {card.kind}, {card.precision}", title_justify="left")
+    table.add_column("ONNX Runtime against PyTorch")
+    table.add_column("error", justify="right")
+    for check, error in card.proof["errors"].items():
+        table.add_row(check, f"{error:.2e}")
+    table.add_section()
+    table.add_row("tolerance", f"{card.proof['tolerance']:.2e}")
+    console = Console()
+    console.print(table)
+    console.print(f"error: {card.proof['metric']}", markup=False, highlight=False)
+    console.print(
+        f"x {x.dtype}{list(x.step_shape)} → y {y.dtype}{list(y.step_shape)}, states: {states}",
+        markup=False,
+        highlight=False,
+    )
+    console.print(
+        f"wrote {out} ({out.stat().st_size:,} bytes)", markup=False, highlight=False, soft_wrap=True
+    )

@@ -1,0 +1,52 @@
+"""`path/to/file.py:factory` → a module."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from .errors import SpecError
+
+
+def is_spec(text: str) -> bool:
+    """Whether `text` has the form FILE.py:NAME."""
+    file, colon, factory = text.rpartition(":")
+    return bool(colon and file.endswith(".py") and factory)
+
+
+def load_module(spec: str) -> nn.Module:
+    """Run a Python file and call what it names: a function without arguments, or a class of modules.
+
+    The file runs with its own folder on the import path, as `python file.py` would have it. It is the user's
+    own code, run on the user's word; the server never does this.
+
+    Raises:
+        SpecError: no such file or name, or what it gives is no `torch.nn.Module`.
+    """
+    if not is_spec(spec):
+        raise SpecError(f"expected FILE.py:FACTORY; got {spec!r}")
+    text, _, name = spec.rpartition(":")
+    file = Path(text).resolve()
+    if not file.is_file():
+        raise SpecError(f"there is no file {text}")
+    found = importlib.util.spec_from_file_location(f"streamcell_user_{file.stem}", file)
+    if found is None or found.loader is None:
+        raise SpecError(f"{text} cannot be imported")
+    namespace = importlib.util.module_from_spec(found)
+    # By name, so that torch and copy can find the classes that the file defines.
+    sys.modules[found.name] = namespace
+    sys.path.insert(0, str(file.parent))
+    try:
+        found.loader.exec_module(namespace)
+        factory = getattr(namespace, name, None)
+        if not callable(factory):
+            raise SpecError(f"{text} has no function or class {name}")
+        module = factory()
+    finally:
+        sys.path.remove(str(file.parent))
+    if not isinstance(module, nn.Module):
+        raise SpecError(f"{spec} must give a torch.nn.Module; got a {type(module).__name__}")
+    return module

@@ -1,0 +1,115 @@
+"""What a user's module carries from step to step, found out by looking at its initial state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from streamcell.card import DTYPES, State
+from streamcell.card.signature import Dtype
+
+from .errors import ExportError
+from .tensors import Array, as_array
+
+# batch → the states of so many sessions before their first step.
+InitialState = Callable[[int], Sequence[torch.Tensor]]
+# Two batch sizes that tell the batch axis from an axis that happens to be as long.
+SMALL, LARGE = 2, 3
+
+
+def initial_state_of(module: nn.Module, given: InitialState | None) -> InitialState:
+    """The function that makes initial states: `given`, or the module's own, or "no states" if it has none.
+
+    Raises:
+        ExportError: the module's `initial_state` is not a function.
+    """
+    found = given if given is not None else getattr(module, "initial_state", None)
+    if found is None:
+        return lambda batch: ()
+    if not callable(found):
+        raise ExportError("initial_state must be a function: batch → the states, as a tuple of tensors")
+    return cast(InitialState, found)
+
+
+def detect_states(initial_state: InitialState, names: Sequence[str] | None) -> tuple[State, ...]:
+    """The card's description of each state.
+
+    The batch axis is the one that grows with the batch; initial values must be the same for every row and at
+    every call.
+
+    Args:
+        names: what to call them; None: "state", or "state0", "state1", … if there are several.
+
+    Raises:
+        ExportError: the initial states do not say clearly which axis is the batch, or are not constant.
+    """
+    small, large, again = (_call(initial_state, batch) for batch in (SMALL, LARGE, LARGE))
+    if len(small) != len(large):
+        raise ExportError("initial_state gives another number of states for another batch")
+    if names is None:
+        names = ["state"] if len(small) == 1 else [f"state{index}" for index in range(len(small))]
+    if len(names) != len(small):
+        raise ExportError(f"{len(names)} names ({', '.join(names)}) for {len(small)} states")
+    return tuple(_describe(name, *tensors) for name, *tensors in zip(names, small, large, again, strict=True))
+
+
+def _call(initial_state: InitialState, batch: int) -> Sequence[torch.Tensor]:
+    states = initial_state(batch)
+    if isinstance(states, torch.Tensor):
+        raise ExportError(
+            "initial_state must give a tuple of tensors; got one tensor: write `return (state,)`"
+        )
+    for state in states:
+        if not isinstance(state, torch.Tensor):
+            raise ExportError(f"initial_state must give tensors; got a {type(state).__name__}")
+    return states
+
+
+def _describe(name: str, small: torch.Tensor, large: torch.Tensor, again: torch.Tensor) -> State:
+    grown = [axis for axis, size in enumerate(large.shape) if small.shape[axis : axis + 1] != (size,)]
+    if small.dim() != large.dim() or len(grown) != 1 or large.shape[grown[0]] != LARGE:
+        raise ExportError(
+            f"state {name}: no axis follows the batch: initial_state({SMALL}) has shape {list(small.shape)}, "
+            f"initial_state({LARGE}) has {list(large.shape)}"
+        )
+    (axis,) = grown
+    dtype = dtype_name(large, f"state {name}")
+    values = as_array(large)
+    first = values.take(0, axis=axis)
+    if not np.array_equal(values, as_array(again)) or any(
+        not np.array_equal(first, values.take(row, axis=axis)) for row in range(1, LARGE)
+    ):
+        raise ExportError(f"state {name}: initial_state must give every row the same values at every call")
+    return State(
+        input=name,
+        output=f"{name}_next",
+        dtype=dtype,
+        shape=first.shape,
+        batch_axis=axis,
+        initial=_initial(name, first),
+    )
+
+
+def _initial(name: str, value: Array) -> float | tuple[float, ...]:
+    flat = value.astype(np.float64).reshape(-1)
+    if not np.isfinite(flat).all():
+        raise ExportError(f"state {name}: the initial values are not all finite")
+    if np.array_equal(flat, np.full_like(flat, flat[0])):
+        return float(flat[0])
+    return tuple(map(float, flat))
+
+
+def dtype_name(tensor: torch.Tensor, what: str) -> Dtype:
+    """numpy's name of a tensor's dtype.
+
+    Raises:
+        ExportError: it is none that a card can carry, as bfloat16; `what` names the tensor.
+    """
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ExportError(f"{what} is {name}; supported are {', '.join(DTYPES)}")
+    return cast(Dtype, name)

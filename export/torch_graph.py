@@ -1,0 +1,152 @@
+"""A user's module through PyTorch's own exporter, made as clean as the project's own graphs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from streamcell.card import Signature
+
+from .emit import BATCH, TIME
+from .errors import ExportError
+from .graph import IR_VERSION, OPSET, check
+from .user_module import call
+
+
+class Step(nn.Module):
+    """One timestep of a module that takes a time axis: x [batch, *step] → y [batch, *out]."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y, *after = call(self.module, x.unsqueeze(1), states)
+        return (y.squeeze(1), *after)
+
+
+class Plain(nn.Module):
+    """A module as it is, its results always as a tuple."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return call(self.module, x, states)
+
+
+def torch_graph(
+    wrapped: Step | Plain,
+    x: torch.Tensor,
+    states: Sequence[torch.Tensor],
+    signature: Signature,
+    *,
+    name: str,
+    version: str,
+) -> onnx.ModelProto:
+    """Export with a dynamic batch axis (and time axis, where the layout has one).
+
+    Args:
+        x: an example in the signature's layout, of a batch that `states` share.
+
+    Raises:
+        ExportError: PyTorch cannot export the module, or not with a dynamic batch.
+    """
+    dynamic = torch.export.Dim.DYNAMIC
+    x_axes = {0: dynamic, 1: dynamic} if signature.has_time else {0: dynamic}
+    state_axes = tuple({state.batch_axis: dynamic} for state in signature.states)
+    shapes: tuple[Any, ...] = (x_axes, state_axes) if state_axes else (x_axes,)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                wrapped,
+                (x, *states),
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=[signature.inputs[0].name, *(s.input for s in signature.states)],
+                output_names=[signature.outputs[0].name, *(s.output for s in signature.states)],
+                dynamic_shapes=shapes,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip()
+            what = "with a dynamic time axis" if signature.has_time else "as a step function"
+            raise ExportError(f"PyTorch cannot export {name} {what}: {reason}") from error
+    if program is None:
+        raise ExportError(f"PyTorch's exporter gave no graph for {name}")
+    model = program.model_proto
+    _clean(model, signature, name)
+    model.producer_name, model.producer_version = "streamcell", version
+    return check(model)
+
+
+def _clean(model: onnx.ModelProto, signature: Signature, name: str) -> None:
+    """Pin the versions, name the dynamic axes, drop traces of the machine, see that the border is as meant."""
+    opset = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
+    if opset != OPSET:
+        raise ExportError(f"PyTorch gave opset {opset}; {OPSET} is needed")
+    model.ir_version = IR_VERSION
+    graph = model.graph
+    graph.name = name
+    # Stack traces and file names of where the module was defined.
+    named: list[Any] = [graph, *graph.node, *graph.input, *graph.output, *graph.initializer]
+    named += [node for function in model.functions for node in function.node]
+    for item in named:
+        item.doc_string = ""
+        del item.metadata_props[:]
+    # Inferred anew by `check`, under the axes' proper names.
+    del graph.value_info[:]
+    axes: dict[str, dict[int, str]] = {
+        tensor.name: {0: BATCH, 1: TIME} if signature.has_time else {0: BATCH}
+        for tensor in (*signature.inputs, *signature.outputs)
+    }
+    for state in signature.states:
+        axes[state.input] = axes[state.output] = {state.batch_axis: BATCH}
+    borders: list[tuple[str, Any, set[str]]] = [
+        ("input", graph.input, {*(t.name for t in signature.inputs), *(s.input for s in signature.states)}),
+        (
+            "output",
+            graph.output,
+            {*(t.name for t in signature.outputs), *(s.output for s in signature.states)},
+        ),
+    ]
+    for what, values, wanted in borders:
+        names = [value.name for value in values]
+        if sorted(names) != sorted(wanted):
+            raise ExportError(f"PyTorch's graph has {what}s {names}; expected {sorted(wanted)}")
+        for value in values:
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                if axis in axes[value.name]:
+                    _make_dynamic(value.name, dim, axes[value.name][axis])
+                elif not dim.HasField("dim_value"):
+                    raise ExportError(
+                        f"axis {axis} of {value.name} is not fixed ({dim.dim_param or 'unknown'})"
+                    )
+
+
+def _make_dynamic(name: str, dim: Any, axis: str) -> None:
+    if dim.HasField("dim_value"):
+        raise ExportError(f"PyTorch fixed the {axis} of {name} to {dim.dim_value}")
+    dim.dim_param = axis
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports missing torchvision operators and its own deprecations; neither is the user's."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -93,16 +93,15 @@ def forget_shapes(graph: onnx.GraphProto, *, bodies_border: bool) -> None:
     """Drop inferred shapes, which need not hold in the edited graph; the runtime infers them again.
 
     Args:
-        bodies_border: also those that bodies declare for their own inputs and outputs.
+        bodies_border: also the sizes, not the ranks, that bodies declare for their own inputs and outputs.
     """
     del graph.value_info[:]
     for node in graph.node:
         for body in subgraphs(node):
             forget_shapes(body, bodies_border=bodies_border)
-            if bodies_border:
-                for value in (*body.input, *body.output):
-                    if value.type.HasField("tensor_type"):
-                        value.type.tensor_type.ClearField("shape")
+            for value in (*body.input, *body.output) if bodies_border else ():
+                for dim in value.type.tensor_type.shape.dim if _has_shape(value) else ():
+                    dim.Clear()
 
 
 def surely_depends(graph: onnx.GraphProto, source: str, target: str) -> bool:
@@ -128,3 +127,7 @@ def surely_depends(graph: onnx.GraphProto, source: str, target: str) -> bool:
 def _own_names(body: onnx.GraphProto) -> set[str]:
     names = {i.name for i in body.input} | {i.name for i in body.initializer}
     return names | {s.values.name for s in body.sparse_initializer} | produced_names(body)
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    return value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")

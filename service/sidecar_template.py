@@ -16,6 +16,9 @@ def sidecar_template(border: Border, pairs: Sequence[tuple[str, str]]) -> str:
         pairs: (input, output) of what is likely to be a state.
     """
     states = dict(reversed(pairs))
+    if len(states) == len(border.inputs) or len(set(states.values())) == len(border.outputs):
+        # Something must go in and something must come out: leave it to the reader what.
+        states = {}
     scalars = {n: p for n, p in border.inputs.items() if p.dims == () and n not in states}
     inputs = [p for n, p in border.inputs.items() if n not in states and n not in scalars]
     outputs = [p for n, p in border.outputs.items() if n not in states.values()]

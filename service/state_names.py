@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from .border import Port
 
-# At the beginning or the end of a name these say "of the step before" or "of the step after" …
+# In a name these say "of the step before" or "of the step after" …
 _BEFORE = frozenset({"prev", "previous", "past", "initial", "init", "old", "last"})
 _AFTER = frozenset({"next", "new", "present", "updated", "n"})
 # … and these say only which side of the graph it is on, so the rest of the name must be a state's.
@@ -91,7 +91,10 @@ def _readings(name: str, strong: frozenset[str], weak: frozenset[str]) -> dict[_
     """What may be left of `name` without its marker → whether that marker alone makes it a state."""
     words = tokens(name)
     readings = {words: False}
-    for stem, marker in ((words[1:], words[:1]), (words[:-1], words[-1:])):
-        if stem and (marker[0] in strong or marker[0] in weak):
-            readings[stem] = marker[0] in strong
+    for place, marker in enumerate(words):
+        stem = words[:place] + words[place + 1 :]
+        # Inside a name these two are rather a number and a letter than markers.
+        outer = place in (0, len(words) - 1) or marker not in ("0", "n")
+        if stem and outer and (marker in strong or marker in weak):
+            readings[stem] = marker in strong
     return readings

@@ -58,10 +58,13 @@ def split_of(name: str) -> str:
     return "test" if fraction < 0.2 else "valid" if fraction < 0.3 else "train"
 
 
-def load_chorales(folder: Path = Path("data"), on_parsed: OnParsed | None = None) -> Chorales:
+def load_chorales(
+    folder: Path = Path("data"), on_parsed: OnParsed | None = None, *, files: Sequence[Path] | None = None
+) -> Chorales:
     """The chorales from the cache in `folder`, or parsed from music21's corpus (on all cores) and cached.
 
-    A cache that fails its checksum is reported in the log and made again.
+    A cache that fails its checksum is reported in the log and made again. `files` are the scores to parse;
+    None: Bach's of music21's corpus.
 
     Raises:
         DataError: music21 is missing, or no file of its corpus could be read.
@@ -72,7 +75,7 @@ def load_chorales(folder: Path = Path("data"), on_parsed: OnParsed | None = None
             return Chorales(*cache.read_rolls(path))
         except DataError as error:
             _log.warning("%s; parsing the corpus again", error)
-    chorales = collect(_parse_corpus(on_parsed))
+    chorales = collect(parse_files(corpus_files() if files is None else files, on_parsed))
     cache.write_rolls(path, chorales.names, chorales.rolls, chorales.report)
     return chorales
 
@@ -137,20 +140,29 @@ def collect(parsed: Sequence[Parsed]) -> Chorales:
     return Chorales([name for name, _ in kept], [roll for _, roll in kept], report)
 
 
-def _parse_corpus(on_parsed: OnParsed | None) -> list[Parsed]:
+def corpus_files() -> list[Path]:
+    """Bach's scores in music21's corpus, in the order of their names.
+
+    Raises:
+        DataError: music21 is not installed.
+    """
     try:
         from music21 import corpus
     except ImportError as error:
         raise DataError("the chorales need the package music21: pip install 'streamcell[train]'") from error
     # .rntxt files are harmonic analyses of chorales that are there as scores too.
-    paths = sorted(str(path) for path in corpus.getComposer("bach") if path.suffix != ".rntxt")
+    return sorted(Path(path) for path in corpus.getComposer("bach") if Path(path).suffix != ".rntxt")
+
+
+def parse_files(files: Sequence[Path], on_parsed: OnParsed | None = None) -> list[Parsed]:
+    """Parse scores in one process a core; a file that cannot be read comes back as such."""
     parsed: list[Parsed] = []
     # Spawned, not forked: the caller may already run torch's threads.
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ProcessPoolExecutor(cores, mp_context=context) as pool:
-        for item in pool.map(parse_score, paths, chunksize=4):
+        for item in pool.map(parse_score, map(str, files), chunksize=4):
             parsed.append(item)
             if on_parsed is not None:
-                on_parsed(len(parsed), len(paths))
+                on_parsed(len(parsed), len(files))
     return parsed

@@ -92,7 +92,7 @@ class MLP(SequenceModel):
 
     def _body(self, x: Tensor, state: States, lengths: Tensor | None) -> tuple[Tensor, States]:
         batch, time, _ = x.shape
-        rows = x.reshape(batch * time, -1)
+        rows = x.flatten(0, 1)
         valid: Tensor | None = None
         if lengths is not None:
             # Batch statistics are those of real timesteps only.

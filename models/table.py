@@ -17,6 +17,7 @@ from .sequences import Floats, SequenceData, Series, Standard
 TRAIN, VALID = 0.7, 0.15
 # A part needs a row to see and a row to foretell.
 LEAST_ROWS = 2
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_table(path: Path) -> tuple[list[str], Floats]:
@@ -56,7 +57,7 @@ def load_table(path: Path, targets: Sequence[str] = ()) -> SequenceData:
         raise DataError(f"a target is named twice: {', '.join(names)}")
     cut = [0, int(len(values) * TRAIN), int(len(values) * (TRAIN + VALID)), len(values)]
     if min(np.diff(cut)) < LEAST_ROWS:
-        raise DataError(f"{path} has {len(values)} rows, too few to split 70/15/15; at least 14 are needed")
+        raise DataError(f"{path} has {len(values)} rows, too few to split 70/15/15; at least 11 are needed")
     chosen = [header.index(name) for name in names]
     parts = [values[start:end] for start, end in pairwise(cut)]
     series = [[Series(part[:-1], part[1:, chosen])] for part in parts]
@@ -107,7 +108,7 @@ def _number(where: str, text: str) -> float:
     if not _is_number(text):
         raise DataError(f"{where}: {text!r} is not a number")
     value = float(text)
-    if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
+    if not math.isfinite(value) or abs(value) > LARGEST:
         raise DataError(f"{where}: {text!r} is not a finite float32")
     return value
 

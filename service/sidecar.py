@@ -244,7 +244,7 @@ def _max_batch(sidecar: Sidecar, border: Border, lead: tuple[str, ...]) -> int |
     sizes = []
     for t in sidecar.inputs:
         dims = border.all_inputs[t.name].dims
-        if dims is not None and isinstance(size := dims[lead.index("batch")], int):
+        if dims is not None and len(dims) >= len(lead) and isinstance(size := dims[lead.index("batch")], int):
             sizes.append(size)
     return min(sizes, default=None)
 

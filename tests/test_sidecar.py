@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from onnx import parser
 
 from streamcell.card import Signature, State, Tensor
-from streamcell.service.border import Border, read_border
-from streamcell.service.load_errors import SidecarError
-from streamcell.service.sidecar import Sidecar, read_sidecar, resolve
+from streamcell.service.border import Border, check_signature, read_border
+from streamcell.service.load_errors import SidecarError, SignatureError
+from streamcell.service.sidecar import Sidecar, SidecarState, read_sidecar, resolve
 
 VAD = (
     "(float[batch, samples] input, float[2, batch, 128] state, int64 sr)"
@@ -60,6 +61,22 @@ def test_a_voice_detector_with_a_constant_and_a_step_of_samples(sidecar: Write) 
     assert constants["sr"].dtype == np.int64
     assert constants["sr"].shape == ()
     assert constants["sr"] == 16000
+
+
+def test_the_example_in_the_documentation_is_valid(sidecar: Write) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "foreign-models.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert sidecar(example) == sidecar(VAD_SIDECAR)
+    for key in (*Sidecar.model_fields, *SidecarState.model_fields):
+        assert key in page, f"{key} is not documented"
+
+
+def test_an_input_without_a_batch_axis_is_left_to_the_check_of_the_signature(sidecar: Write) -> None:
+    given = sidecar('layout = "batch"\ninputs = [{ name = "x", step_shape = [2] }]\noutputs = ["y"]')
+    graph = border("(float x) => (float[b, 2] y)")
+    signature, constants = resolve(given, graph)
+    with pytest.raises(SignatureError, match=r"expected \[batch, 2\]"):
+        check_signature(graph, signature, constants)
 
 
 def test_what_the_graph_leaves_open_may_be_said(sidecar: Write) -> None:

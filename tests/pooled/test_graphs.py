@@ -247,3 +247,12 @@ def test_opsets_and_ir_versions_old_and_new(opset: int, ir_version: int, tmp_pat
         ir_version,
     )
     check(model, signature([X], [Y], [H]), tmp_path)
+
+
+def test_functions_of_the_model_are_kept(tmp_path: Path, check: Any) -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "own" : 1]>'
+        f"g {BORDER} {{ h_next, y = own.delay(h, x) }}"
+        '<domain: "own", opset_import: ["" : 17]> delay (h, x) => (new, old) { new = Identity(x) old = Neg(h) }'
+    )
+    check(model, signature([X], [Y], [H]), tmp_path)

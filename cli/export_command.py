@@ -16,7 +16,7 @@ def command(
         str, typer.Argument(metavar="RUN|FILE.py:FACTORY", help="A run folder, or what gives a torch module.")
     ],
     out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
-    name: Annotated[str | None, typer.Option(help="Name in the card.  [the file's stem]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the card, if not the file's stem.")] = None,
     description: Annotated[str, typer.Option(help="A line about the model, for its card.")] = "",
     precision: Annotated[str, typer.Option(help="How weights are stored: fp32, fp16 or int8.")] = "fp32",
     tolerance: Annotated[

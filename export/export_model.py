@@ -18,8 +18,10 @@ from .proof import Prover
 from .publish import Settings, publish
 from .reference import ModelReference
 from .runner import Runner
+from .tensors import one_thread
 
 
+@one_thread()
 def export_model(
     module: nn.Module,
     path: str | Path,

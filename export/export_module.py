@@ -19,7 +19,7 @@ from .proof import TOLERANCES, Prover
 from .publish import Settings, publish
 from .runner import Runner
 from .states import InitialState, detect_states, dtype_name, initial_state_of
-from .tensors import as_tensor
+from .tensors import as_tensor, one_thread
 from .torch_graph import Plain, Step, torch_graph
 from .user_module import UserModule
 
@@ -27,6 +27,7 @@ from .user_module import UserModule
 TRACED_BATCH, TRACED_TIME = 3, 4
 
 
+@one_thread()
 def export_module(
     module: nn.Module,
     path: str | Path,

@@ -1,7 +1,9 @@
-"""Between PyTorch's tensors and numpy's arrays."""
+"""Between PyTorch's tensors and numpy's arrays, and how many threads PyTorch takes meanwhile."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,3 +28,15 @@ def as_array(tensor: torch.Tensor) -> Array:
 def as_tensor(array: Array) -> torch.Tensor:
     """A tensor that shares nothing with `array`."""
     return torch.from_numpy(np.array(array, copy=True))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: what a proof runs is small, and threads that wait for each other on a machine with
+    other work take a hundred times as long as the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,67 @@
+"""The Python client: numpy in, numpy out, blocking or on asyncio.
+
+with connect("localhost:8500") as client, client.session("chorales") as session:
+    y = session.step(x)  # x[*step_shape] → y[*step_shape]
+"""
+
+from .aio_client import AsyncClient
+from .aio_session import AsyncSession
+from .channel import Options
+from .client import Client
+from .entry import connect, connect_async
+from .errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidInput,
+    LimitReached,
+    MessageTooLarge,
+    ModelNotFound,
+    NotFound,
+    ProtocolMisuse,
+    ServerDraining,
+    ServerFault,
+    SessionClosed,
+    SessionEvicted,
+    SessionExpired,
+    SessionLimit,
+    SessionLost,
+    SessionNotFound,
+    StreamCellError,
+    Unavailable,
+)
+from .info import LiveSession, Model, State, Tensor
+from .session import Session
+from .signature import OutputMode
+
+__all__ = [
+    "AsyncClient",
+    "AsyncSession",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "InvalidInput",
+    "LimitReached",
+    "LiveSession",
+    "MessageTooLarge",
+    "Model",
+    "ModelNotFound",
+    "NotFound",
+    "Options",
+    "OutputMode",
+    "ProtocolMisuse",
+    "ServerDraining",
+    "ServerFault",
+    "Session",
+    "SessionClosed",
+    "SessionEvicted",
+    "SessionExpired",
+    "SessionLimit",
+    "SessionLost",
+    "SessionNotFound",
+    "State",
+    "StreamCellError",
+    "Tensor",
+    "Unavailable",
+    "connect",
+    "connect_async",
+]

@@ -1,0 +1,151 @@
+"""The asyncio client: a connection to a server, and the calls that are not a session's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from streamcell.proto import pb, rpc
+
+from . import info, predictions
+from .aio_session import AsyncSession
+from .channel import Metadata, Options
+from .errors import ProtocolMisuse, from_rpc
+from .exchange import Exchange
+from .health import CHECK, ask, is_serving
+from .signature import OutputMode, SignatureCodec
+
+
+class AsyncClient:
+    """A connection to one server, on asyncio; `connect_async` makes it. For the tasks of one event loop.
+
+    gRPC connects when it is first used, reconnects by itself, and sends all sessions over one connection.
+    """
+
+    def __init__(self, target: str, options: Options) -> None:
+        self._options = options
+        credentials, arguments = options.credentials(), options.arguments()
+        self._channel: Any = (
+            grpc.aio.insecure_channel(target, options=arguments)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, options=arguments)
+        )
+        self._stub: Any = rpc.StreamCellStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._health: Any = self._channel.unary_unary(CHECK)
+        self._codecs: dict[tuple[str, str], SignatureCodec] = {}
+        self._closed = False
+        self.target = target
+
+    def session(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        output: OutputMode | None = None,
+        timeout_s: float | None = None,
+        lifetime_s: float = math.inf,
+        metadata: Metadata = (),
+    ) -> AsyncSession:
+        """A session on `model`, opened by `async with` or by its `open`; see `Client.session`."""
+        self._check_open()
+
+        def start() -> Any:
+            return self._stub.Stream(
+                timeout=lifetime_s if math.isfinite(lifetime_s) else None,
+                metadata=(*self._options.metadata, *metadata),
+                wait_for_ready=self._options.wait_for_ready,
+            )
+
+        limit_s = self._options.limit_s(timeout_s)
+        return AsyncSession(start, Exchange(model, version, output), math.inf if limit_s is None else limit_s)
+
+    async def predict(
+        self,
+        model: str,
+        x: Any,
+        *,
+        version: str = "",
+        output: OutputMode | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Run whole sequences from the initial state; see `Client.predict`."""
+        key = (model, version)
+        codec = self._codecs.get(key)
+        if codec is None:
+            found = (await self._unary(self._stub.GetModel, predictions.get_model(*key), timeout_s)).model
+            codec = SignatureCodec(found.inputs, found.outputs)
+        request, batched = predictions.request(codec, model, version, x, output)
+        try:
+            reply = await self._unary(self._stub.Predict, request, timeout_s)
+        except Exception:
+            self._codecs.pop(key, None)  # the model may have changed: look again next time
+            raise
+        self._codecs[key] = codec
+        return predictions.outputs(codec, reply, batched)
+
+    async def models(self) -> list[info.Model]:
+        """Every model that can be opened."""
+        reply = await self._unary(self._stub.ListModels, pb.ListModelsRequest())
+        return [info.model(each) for each in reply.models]
+
+    async def model(self, name: str, version: str = "") -> info.Model:
+        """One model, its newest version unless one is named. Raises ModelNotFound."""
+        return info.model(
+            (await self._unary(self._stub.GetModel, predictions.get_model(name, version))).model
+        )
+
+    async def sessions(self, model: str = "") -> AsyncIterator[info.LiveSession]:
+        """The live sessions of all clients, oldest first; only those on `model` where it is given."""
+        token = ""
+        while True:
+            request = pb.ListSessionsRequest(model=model, page_token=token)
+            page = await self._unary(self._stub.ListSessions, request)
+            for each in page.sessions:
+                yield info.live_session(each)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def close_session(self, session_id: str) -> int:
+        """End any client's session and return the timesteps it had applied. Raises SessionNotFound."""
+        reply = await self._unary(self._stub.CloseSession, pb.CloseSessionRequest(session_id=session_id))
+        index: int = reply.step_index
+        return index
+
+    async def ready(self, model: str = "", *, timeout_s: float | None = None) -> bool:
+        """Whether the server, or one of its models, takes sessions; see `Client.ready`."""
+        return is_serving(await self._unary(self._health, ask(model), timeout_s))
+
+    async def close(self) -> None:
+        """Disconnect. Sessions that are still open end as cancelled."""
+        if not self._closed:
+            self._closed = True
+            await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ProtocolMisuse(f"the client of {self.target} is closed", reason="CLIENT_CLOSED")
+
+    async def _unary(self, method: Callable[..., Any], request: Any, timeout_s: float | None = None) -> Any:
+        self._check_open()
+        try:
+            return await method(
+                request,
+                timeout=self._options.limit_s(timeout_s),
+                metadata=tuple(self._options.metadata),
+                wait_for_ready=self._options.wait_for_ready,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None

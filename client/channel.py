@@ -1,0 +1,66 @@
+"""How to reach a server: TLS, keepalive, message sizes. The same for both clients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+# False: plain text. True: the system's root certificates. A path: a PEM file of root certificates.
+TLS: TypeAlias = bool | str | Path | grpc.ChannelCredentials
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What `connect` takes.
+
+    Attributes:
+        timeout_s: the longest that any one answer may take: a unary call, a session's opening, a message's reply.
+            `math.inf` for no limit.
+        tls: False for plain text, True for TLS with the system's roots, a path of a PEM file with the roots to
+            trust, or `grpc.ChannelCredentials` (for client certificates).
+        metadata: sent with every call, for example ``(("authorization", "Bearer …"),)``.
+        keepalive_s: a ping after so many seconds without data while a session is open; `math.inf` for none.
+        keepalive_timeout_s: the connection counts as broken so many seconds after an unanswered ping.
+        wait_for_ready: wait for a server that is not up yet, within `timeout_s`, instead of failing at once.
+        options: further gRPC channel options; these win.
+    """
+
+    timeout_s: float = 30.0
+    tls: TLS = False
+    metadata: Metadata = ()
+    keepalive_s: float = 30.0
+    keepalive_timeout_s: float = 10.0
+    wait_for_ready: bool = False
+    options: Sequence[tuple[str, Any]] = ()
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Credentials of the channel; None for plain text. Raises OSError where the PEM file cannot be read."""
+        if isinstance(self.tls, bool):
+            return grpc.ssl_channel_credentials() if self.tls else None
+        if isinstance(self.tls, (str, Path)):
+            return grpc.ssl_channel_credentials(Path(self.tls).read_bytes())
+        return self.tls
+
+    def arguments(self) -> list[tuple[str, Any]]:
+        """gRPC channel arguments."""
+        arguments: dict[str, Any] = {
+            # Replies can be larger than requests, and the server bounds them.
+            "grpc.max_receive_message_length": -1,
+            "grpc.max_send_message_length": -1,
+        }
+        if math.isfinite(self.keepalive_s):
+            arguments["grpc.keepalive_time_ms"] = round(self.keepalive_s * 1000)
+            arguments["grpc.keepalive_timeout_ms"] = round(self.keepalive_timeout_s * 1000)
+        arguments.update(self.options)
+        return list(arguments.items())
+
+    def limit_s(self, timeout_s: float | None) -> float | None:
+        """A call's time limit as gRPC takes it: `timeout_s`, or this client's where it is None; None for none."""
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        return limit_s if math.isfinite(limit_s) else None

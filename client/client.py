@@ -1,0 +1,183 @@
+"""The blocking client: a connection to a server, and the calls that are not a session's."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from streamcell.proto import pb, rpc
+
+from . import info, predictions
+from .channel import Metadata, Options
+from .errors import ProtocolMisuse, from_rpc
+from .exchange import Exchange
+from .health import CHECK, ask, is_serving
+from .session import Requests, Session
+from .signature import OutputMode, SignatureCodec
+from .watchdog import Watchdog
+
+_Reply = TypeVar("_Reply")
+
+
+class Client:
+    """A connection to one server; `connect` makes it. Thread-safe: threads may share it, each with its sessions.
+
+    gRPC connects when it is first used, reconnects by itself, and sends all sessions over one connection.
+    """
+
+    def __init__(self, target: str, options: Options) -> None:
+        self._options = options
+        credentials, arguments = options.credentials(), options.arguments()
+        self._channel: Any = (
+            grpc.insecure_channel(target, options=arguments)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, options=arguments)
+        )
+        self._stub: Any = rpc.StreamCellStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._health: Any = self._channel.unary_unary(CHECK)
+        self._watchdog = Watchdog()
+        self._codecs: dict[tuple[str, str], SignatureCodec] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self.target = target
+
+    def session(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        output: OutputMode | None = None,
+        timeout_s: float | None = None,
+        lifetime_s: float = math.inf,
+        lazy: bool = False,
+        metadata: Metadata = (),
+    ) -> Session:
+        """Open a session on `model`, on its newest version unless one is named. Use it in a `with` statement.
+
+        Args:
+            output: which of a message's output steps replies carry: "all" (the default), "last" or "none".
+            timeout_s: the longest that the opening and any one reply may take; the client's where it is None.
+            lifetime_s: a gRPC deadline for the session as a whole.
+            lazy: do not wait for the server's confirmation; the session's first use does. Opens many quickly.
+            metadata: sent with the call, after the client's.
+
+        Raises:
+            ModelNotFound, SessionLimit, ServerDraining, Unavailable, DeadlineExceeded, …
+        """
+        self._check_open()
+
+        def start(requests: Requests) -> Any:
+            return self._stub.Stream(
+                requests,
+                timeout=lifetime_s if math.isfinite(lifetime_s) else None,
+                metadata=(*self._options.metadata, *metadata),
+                wait_for_ready=self._options.wait_for_ready,
+            )
+
+        limit_s = self._options.limit_s(timeout_s)
+        exchange = Exchange(model, version, output)
+        return Session(start, exchange, self._watchdog, math.inf if limit_s is None else limit_s, lazy)
+
+    def predict(
+        self,
+        model: str,
+        x: Any,
+        *,
+        version: str = "",
+        output: OutputMode | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Run whole sequences from the initial state; nothing is kept.
+
+        `x[T, *step_shape]` is one sequence and gives `y[T, *step_shape]`; `x[B, T, *step_shape]` is a batch of B
+        independent ones and gives `y[B, T, *step_shape]`. In mode "last" T is 1 in the output. For a stateless
+        model every timestep is a row of its own, so `x[N, *step_shape]` is simply N rows. Inputs and outputs are
+        otherwise as for a session.
+        """
+        key = (model, version)
+        codec = self._codecs.get(key)
+        if codec is None:
+            found = self._unary(self._stub.GetModel, predictions.get_model(*key), timeout_s).model
+            codec = SignatureCodec(found.inputs, found.outputs)
+        request, batched = predictions.request(codec, model, version, x, output)
+        try:
+            reply = self._unary(self._stub.Predict, request, timeout_s)
+        except Exception:
+            self._codecs.pop(key, None)  # the model may have changed: look again next time
+            raise
+        self._codecs[key] = codec
+        return predictions.outputs(codec, reply, batched)
+
+    def models(self) -> list[info.Model]:
+        """Every model that can be opened."""
+        return [
+            info.model(each) for each in self._unary(self._stub.ListModels, pb.ListModelsRequest()).models
+        ]
+
+    def model(self, name: str, version: str = "") -> info.Model:
+        """One model, its newest version unless one is named. Raises ModelNotFound."""
+        return info.model(self._unary(self._stub.GetModel, predictions.get_model(name, version)).model)
+
+    def sessions(self, model: str = "") -> Iterator[info.LiveSession]:
+        """The live sessions of all clients, oldest first; only those on `model` where it is given."""
+        token = ""
+        while True:
+            request = pb.ListSessionsRequest(model=model, page_token=token)
+            page = self._unary(self._stub.ListSessions, request)
+            yield from map(info.live_session, page.sessions)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def close_session(self, session_id: str) -> int:
+        """End any client's session and return the timesteps it had applied. Raises SessionNotFound."""
+        reply = self._unary(self._stub.CloseSession, pb.CloseSessionRequest(session_id=session_id))
+        index: int = reply.step_index
+        return index
+
+    def ready(self, model: str = "", *, timeout_s: float | None = None) -> bool:
+        """Whether the server, or one of its models, takes sessions: the standard gRPC health check.
+
+        Raises:
+            NotFound: the server knows no such model.
+            Unavailable, DeadlineExceeded: it cannot be asked.
+        """
+        return is_serving(self._unary(self._health, ask(model), timeout_s))
+
+    def close(self) -> None:
+        """Disconnect. Sessions that are still open end as cancelled."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._watchdog.stop()
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ProtocolMisuse(f"the client of {self.target} is closed", reason="CLIENT_CLOSED")
+
+    def _unary(self, method: Callable[..., _Reply], request: Any, timeout_s: float | None = None) -> _Reply:
+        self._check_open()
+        try:
+            return method(
+                request,
+                timeout=self._options.limit_s(timeout_s),
+                metadata=tuple(self._options.metadata),
+                wait_for_ready=self._options.wait_for_ready,
+            )
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None  # type: ignore[arg-type]  # every RpcError of a call is a Call

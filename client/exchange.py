@@ -1,0 +1,111 @@
+"""One session's conversation without its transport: what to send, and what a reply means. Both clients share it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from streamcell.proto import pb
+
+from .errors import InvalidInput, ProtocolMisuse, ServerFault, SessionClosed, StreamCellError
+from .info import Tensor, tensors
+from .signature import SignatureCodec, output_mode
+
+STEP, CHUNK, EITHER = (0,), (1,), (0, 1)
+
+
+class Exchange:
+    """Turns inputs into requests and replies into outputs, in order. Not thread-safe.
+
+    Attributes:
+        step_index: timesteps applied since the session opened, as of the last reply.
+        error: why the session is over; None while it is not.
+    """
+
+    def __init__(self, model: str, version: str, output: str | None) -> None:
+        self._open = pb.OpenSession(model=model, version=version, output_mode=output_mode(output))
+        self._pending: deque[bool] = deque()  # a message each: whether it is a single timestep
+        self._codec: SignatureCodec | None = None
+        self.opened = pb.SessionOpened()
+        self.step_index = 0
+        self.error: StreamCellError | None = None
+
+    def opening(self) -> pb.StreamRequest:
+        """The first message."""
+        return pb.StreamRequest(open=self._open)
+
+    def greet(self, reply: pb.StreamResponse) -> None:
+        """Take the reply to the first message."""
+        if not reply.HasField("opened"):
+            raise ServerFault("the first reply carries no `opened`", reason="MALFORMED_REPLY")
+        self._codec = SignatureCodec(reply.opened.inputs, reply.opened.outputs)
+        self.opened = reply.opened
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has confirmed the session."""
+        return self._codec is not None
+
+    @property
+    def pending(self) -> int:
+        """Messages sent and not answered yet."""
+        return len(self._pending)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What one step takes."""
+        return tensors(self.opened.inputs)
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What one step gives."""
+        return tensors(self.opened.outputs)
+
+    def request(self, x: Any, ranks: tuple[int, ...], output: str | None) -> pb.StreamRequest:
+        """The message that carries `x`. An InvalidInput raised here leaves the session as it was."""
+        if self.error is not None:
+            raise self.error.again()
+        if self._codec is None:
+            raise ProtocolMisuse("the session is not open yet", reason="NOT_OPEN")
+        payloads, leading = self._codec.encode(x, ranks)
+        steps = leading[0] if leading else 1
+        limit = self.opened.max_steps_per_message
+        if steps > limit > 0:
+            raise InvalidInput(
+                f"a message may carry {limit} timesteps, this one carries {steps}: send it in parts",
+                reason="TOO_MANY_STEPS",
+                metadata={"limit": str(limit), "got": str(steps)},
+            )
+        mode = output_mode(output)
+        self._pending.append(not leading)
+        return pb.StreamRequest(inputs=payloads, steps=steps, output_mode=mode)
+
+    def answer(self, reply: pb.StreamResponse) -> Any:
+        """The outputs of the oldest unanswered message: no leading axis where it was a single timestep."""
+        if self._codec is None or not self._pending:
+            raise ServerFault("a reply to no message", reason="MALFORMED_REPLY")
+        single = self._pending.popleft()
+        self.step_index = reply.step_index
+        return self._codec.decode(reply.outputs, () if single else (reply.steps,))
+
+    def expect_idle(self) -> None:
+        """Raise where replies are still to be received: what follows would take them for its own."""
+        if self.error is not None:
+            raise self.error.again()
+        if self._pending:
+            raise ProtocolMisuse(
+                f"{len(self._pending)} messages are unanswered: receive() their replies first",
+                reason="REPLIES_PENDING",
+            )
+
+    def expect_pending(self) -> None:
+        """Raise where no reply is to come."""
+        if self.error is not None:
+            raise self.error.again()
+        if not self._pending:
+            raise ProtocolMisuse("every message has been answered: there is no reply to receive",
+                                 reason="NO_REPLY_PENDING")  # fmt: skip
+
+    def end(self, error: StreamCellError | None = None) -> StreamCellError:
+        """Note that the session is over; the first end stands and is returned."""
+        if self.error is None:
+            self.error = error or SessionClosed("the session is closed", reason="SESSION_CLOSED")
+        return self.error

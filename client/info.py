@@ -1,0 +1,102 @@
+"""What a client learns about models and sessions, as plain frozen values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from streamcell.proto import pb
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output: a single session's single timestep, batch and time axes left out."""
+
+    name: str
+    dtype: str
+    step_shape: tuple[int, ...]
+    # "bernoulli_logits", "categorical_logits", "real", or "" where the model does not say.
+    distribution: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A tensor that the server keeps for each session."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that can be opened."""
+
+    name: str
+    version: str
+    kind: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    # Empty for a stateless model.
+    states: tuple[State, ...]
+    # The card embedded in the file; empty for a model described by a sidecar.
+    card: dict[str, Any]
+    live_sessions: int
+    max_sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """A session of any client, as the server sees it."""
+
+    id: str
+    model: str
+    version: str
+    # "open" before its first step, then "active".
+    state: str
+    step_index: int
+    queued_messages: int
+    age_s: float
+    idle_s: float
+    peer: str
+
+
+def tensors(specs: Iterable[pb.TensorSpec]) -> tuple[Tensor, ...]:
+    """Wire specs as values."""
+    return tuple(Tensor(spec.name, spec.dtype, tuple(spec.step_shape), spec.distribution) for spec in specs)
+
+
+def model(message: pb.Model) -> Model:
+    """A wire model as a value."""
+    return Model(
+        name=message.name,
+        version=message.version,
+        kind=message.kind,
+        inputs=tensors(message.inputs),
+        outputs=tensors(message.outputs),
+        states=tuple(
+            State(state.input, state.dtype, tuple(state.shape), state.bytes) for state in message.states
+        ),
+        card=json.loads(message.card_json) if message.card_json else {},
+        live_sessions=message.live_sessions,
+        max_sessions=message.max_sessions,
+    )
+
+
+def live_session(message: pb.Session) -> LiveSession:
+    """A wire session as a value."""
+    state = pb.SessionState.Name(message.state).removeprefix("SESSION_STATE_").lower()
+    return LiveSession(
+        id=message.session_id,
+        model=message.model,
+        version=message.version,
+        state=state,
+        step_index=message.step_index,
+        queued_messages=message.queued_messages,
+        age_s=message.age_s,
+        idle_s=message.idle_s,
+        peer=message.peer,
+    )

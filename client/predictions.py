@@ -1,0 +1,39 @@
+"""`Predict` without its transport: both clients share it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamcell.proto import pb
+
+from .signature import SignatureCodec, output_mode
+
+_SEQUENCE_OR_BATCH = (1, 2)
+
+
+def get_model(model: str, version: str) -> pb.GetModelRequest:
+    """Asks for a model's signature."""
+    return pb.GetModelRequest(model=model, version=version)
+
+
+def request(
+    codec: SignatureCodec, model: str, version: str, x: Any, output: str | None
+) -> tuple[pb.PredictRequest, bool]:
+    """The request for `x`, and whether `x` has a batch axis."""
+    payloads, leading = codec.encode(x, _SEQUENCE_OR_BATCH)
+    batched = len(leading) == 2
+    message = pb.PredictRequest(
+        model=model,
+        version=version,
+        inputs=payloads,
+        batch=leading[0] if batched else 1,
+        steps=leading[-1],
+        output_mode=output_mode(output),
+        dtypes=codec.dtypes,
+    )
+    return message, batched
+
+
+def outputs(codec: SignatureCodec, reply: pb.PredictResponse, batched: bool) -> Any:
+    """The reply's outputs, with a batch axis where the request had one."""
+    return codec.decode(reply.outputs, (reply.batch, reply.steps) if batched else (reply.steps,))

@@ -103,16 +103,16 @@ class Batcher:
             self._live += 1
             return Session(session_id, owner, slot, generation, time.monotonic(), peer)
 
-    def end(self, session: Session, reason: str) -> bool:
+    def end(self, session: Session) -> bool:
         """End `session`: what it has queued is dropped, what is in the engine finishes unanswered.
 
         Returns:
-            False where it had ended already; the first reason stands.
+            False where it had ended already.
         """
         with self._lock:
-            if session.ended is not None:
+            if session.ended:
                 return False
-            session.ended = reason
+            session.ended = True
             dropped = len(session.queue)
             session.queue.clear()
             session.queued_steps = 0
@@ -146,7 +146,7 @@ class Batcher:
             Whether there is room for another message. Where there is not, `owner.resume` is called once there is.
         """
         with self._lock:
-            if session.ended is not None:
+            if session.ended:
                 return False
             session.last_used_s = time.monotonic()
             session.queue.append(work)
@@ -187,7 +187,7 @@ class Batcher:
         ready = self._ready
         for _ in range(len(ready)):
             session = ready.popleft()
-            if session.ended is not None:
+            if session.ended:
                 session.ready = False
                 continue
             steps = self._chunk(session)
@@ -263,7 +263,7 @@ class Batcher:
                 if applied:
                     session.fresh = False
                     session.step_index += row.steps
-                if session.ended is not None:
+                if session.ended:
                     self._free(session)
                 elif session.queue:
                     session.ready = True

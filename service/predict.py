@@ -39,7 +39,7 @@ class PredictCall:
             for _ in work:
                 self._sessions.append(batcher.open("", self))
         except ServiceError:
-            self._end("limit")
+            self._end()
             raise
         self._call.on_cancel(self.cancel)
         for session, row in zip(self._sessions, work, strict=True):
@@ -51,7 +51,7 @@ class PredictCall:
         self._waiting -= 1
         if self._waiting:
             return
-        self._end("closed")
+        self._end()
         if self._rows > 1:
             outputs = [b"".join(tensors) for tensors in zip(*self._outputs, strict=True)]
         file = self._model.file
@@ -69,17 +69,17 @@ class PredictCall:
         if self._waiting <= 0:
             return
         self._waiting = 0
-        self._end(error.reason.lower())
+        self._end()
         self._service.metrics.error(error)
         self._call.fail(*as_status(error))
 
     def cancel(self) -> None:
         """The client has gone."""
-        self._end("cancelled")
+        self._end()
 
-    def _end(self, reason: str) -> None:
+    def _end(self) -> None:
         for session in self._sessions:
-            self._model.batcher.end(session, reason)
+            self._model.batcher.end(session)
 
 
 def predict(call: UnaryCall, data: bytes, service: Service) -> None:

@@ -145,7 +145,7 @@ class Runner:
         latencies, waits = [], []
         for index, row in enumerate(batch.rows):
             session = row.session
-            if session.ended is not None:
+            if session.ended:
                 continue
             step_index = session.step_index - row.steps
             offsets = [index * stride for stride in strides]

@@ -93,7 +93,7 @@ class Server:
         }
         self._health = health.HealthServicer()
         self._grpc = grpc.server(
-            futures.ThreadPoolExecutor(4, thread_name_prefix="control"),
+            futures.ThreadPoolExecutor(lane.workers, thread_name_prefix="calls"),
             options=(
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes + _HEADROOM_BYTES),

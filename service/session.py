@@ -86,4 +86,4 @@ class Session:
         self.ready = False  # stands in the batcher's ready queue
         self.in_flight = False  # a chunk is in the engine now
         self.paused = False  # its stream is not being read, since the queue is full
-        self.ended: str | None = None  # why it ended
+        self.ended = False  # takes no more work; its results are dropped

@@ -47,11 +47,17 @@ class SessionTable:
 
     def end(self, live: Live, reason: str) -> bool:
         """End a session for `reason`, a metrics label; False where it had ended."""
-        ended = live.model.batcher.end(live.session, reason)
+        ended = self.release(live)
+        if ended:
+            live.model.metrics.session_ended(reason)
+        return ended
+
+    def release(self, live: Live) -> bool:
+        """`end`, with the reason to be counted by the caller once it is known."""
+        ended = live.model.batcher.end(live.session)
         if ended:
             with self._lock:
                 self._live.pop(live.session.session_id, None)
-            live.model.metrics.session_ended(reason)
         return ended
 
     def find(self, session_id: str) -> Live:

@@ -38,6 +38,7 @@ class StreamSession:
     __slots__ = (
         "_answered",
         "_call",
+        "_finished",
         "_greeting",
         "_half_closed",
         "_live",
@@ -53,7 +54,7 @@ class StreamSession:
         self._greeting: pb.SessionOpened | None = None
         self._output = Output.ALL
         self._submitted = self._answered = 0
-        self._half_closed = False
+        self._half_closed = self._finished = False
 
     # The call's side
 
@@ -102,9 +103,14 @@ class StreamSession:
         self._half_closed = True
         self._finish_if_done()
 
-    def on_end(self) -> None:
+    def on_end(self, cancelled: bool) -> None:
         """The call is over, however it ended."""
-        if self._live is not None:
+        if self._live is None:
+            return
+        if self._finished:
+            reason = "cancelled" if cancelled else "closed"
+            self._live.model.metrics.session_ended(reason)
+        else:
             self._service.sessions.end(self._live, "cancelled")
 
     # The session's side
@@ -136,5 +142,7 @@ class StreamSession:
     def _finish_if_done(self) -> None:
         if self._answered < self._submitted:
             return
-        if self._live is None or self._service.sessions.end(self._live, "closed"):
+        if self._live is None or self._service.sessions.release(self._live):
+            # Counted in `on_end`: a call that looks half-closed may have been cancelled.
+            self._finished = True
             self._call.end()

@@ -137,9 +137,8 @@ def test_ended_sessions_are_skipped_and_their_messages_counted() -> None:
     on = batcher(on_cancelled=cancelled.append)
     made = sessions(on, 1, 1)
     on.submit(made[0], work(1))
-    assert on.end(made[0], "cancelled")
-    assert not on.end(made[0], "closed")
-    assert made[0].ended == "cancelled"
+    assert on.end(made[0])
+    assert not on.end(made[0])
     assert taken(on) == [("1", 1)]
     assert cancelled == [2]
 
@@ -149,7 +148,7 @@ def test_a_slot_is_freed_only_after_its_work_in_flight_has_landed() -> None:
     (session,) = sessions(on, 1)
     batch = on.take()
     assert batch is not None
-    on.end(session, "cancelled")
+    on.end(session)
     with pytest.raises(SessionLimit, match="all 1 sessions"):
         on.open("next", Owner())
     on.landed(batch, applied=True)
@@ -172,7 +171,7 @@ def test_a_failed_run_leaves_step_index_and_freshness_as_they_were() -> None:
 def test_work_for_an_ended_session_is_dropped() -> None:
     on = batcher()
     session = on.open("s", Owner())
-    on.end(session, "closed")
+    on.end(session)
     assert not on.submit(session, work(1))
     assert on.live == 0
 

@@ -53,7 +53,7 @@ class Sequence:
     def fail(self, error: ServiceError) -> None:
         with self.changed:
             self.failure = error
-            self.model.batcher.end(self.session, error.reason)
+            self.model.batcher.end(self.session)
             self.changed.notify_all()
 
     def settle(self, answers: int) -> None:
@@ -161,13 +161,13 @@ def test_sessions_are_as_if_alone(
             if act != "cancel":
                 one.settle(len(one.sent))
             if act != "settle":
-                model.batcher.end(one.session, act)
+                model.batcher.end(one.session)
                 live.remove(one)
     for one in live:
         one.settle(len(one.sent))
         assert one.failure is None
         assert one.session.step_index == sum(map(len, one.sent))
-        model.batcher.end(one.session, "closed")
+        model.batcher.end(one.session)
     for one in everyone:
         one.check(module)
     # Work in flight for cancelled sessions lands; then every slot is back.
@@ -185,6 +185,6 @@ def probe_until_free(model: LoadedModel) -> None:
             continue
         probe.send(np.zeros((1, 3), np.float32), Output.ALL)
         probe.settle(1)
-        model.batcher.end(probe.session, "closed")
+        model.batcher.end(probe.session)
         return
     raise AssertionError("slots were not given back")

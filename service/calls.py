@@ -1,0 +1,77 @@
+"""What a lane gives to the code that answers calls, whichever lane drives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+
+Trailing = Sequence[tuple[str, str | bytes]]
+
+
+class Call(Protocol):
+    """One running stream. Every method may be called from any thread; none blocks."""
+
+    peer: str
+
+    def reply(self, data: bytes) -> None:
+        """Send one message after those before it. Nothing happens once the call has ended."""
+
+    def resume(self) -> None:
+        """Read on, after `on_message` has returned False. May come before it has returned."""
+
+    def end(
+        self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", trailing: Trailing = ()
+    ) -> None:
+        """End the call after the replies already given. The first end stands."""
+
+
+class StreamHandler(Protocol):
+    """Answers one stream. Every message gets exactly one reply, in order, from whatever thread."""
+
+    def on_message(self, data: bytes) -> bool:
+        """Take one message; False stops the reading until `Call.resume`."""
+
+    def on_half_close(self) -> None:
+        """The client sends no more; end the call once its replies are given.
+
+        A cancelled call can look half-closed at first: `on_end` tells.
+        """
+
+    def on_end(self, cancelled: bool) -> None:
+        """The call is over; comes exactly once. `cancelled`: by the client, its disconnection or its deadline."""
+
+
+class UnaryCall(Protocol):
+    """One unary call. `answer` or `fail` once, from any thread; what comes after that is ignored."""
+
+    peer: str
+
+    def answer(self, data: bytes) -> None:
+        """Send the response with status OK."""
+
+    def fail(self, code: grpc.StatusCode, details: str, trailing: Trailing = ()) -> None:
+        """End the call with an error."""
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if the call ends before it is answered: cancelled, out of time, disconnected."""
+
+
+OpenStream = Callable[[Call], StreamHandler]
+OnRequest = Callable[[UnaryCall, bytes], None]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Lane(Protocol):
+    """Makes gRPC method handlers that drive calls."""
+
+    name: str
+    # Threads that grpcio's pool should have.
+    workers: int
+
+    def stream(self, open_: OpenStream) -> Handler:
+        """A bidirectional method; `open_` is called for each call as it begins."""
+
+    def unary(self, on_request: OnRequest) -> Handler:
+        """A unary method; `on_request` gets each request's bytes and must not block."""

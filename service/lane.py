@@ -1,0 +1,375 @@
+"""The fast lane: calls driven by operations of our own on grpcio's completion queue.
+
+grpcio's serving thread calls the tags of these operations, so a stream needs no thread and no event loop. This
+is the only module that touches grpcio's private surface; `tests/test_lane_contract.py` holds what it relies on,
+and `lane_choice.py` falls back to the public API where that no longer works.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import grpc
+import structlog
+from grpc import _server
+from grpc._cython import cygrpc
+
+from .calls import Handler, OnRequest, OpenStream, StreamHandler, Trailing
+
+_log = structlog.get_logger(__name__)
+
+_AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects of a tag that ends no call
+_OUTBOX_REPLIES = 32  # unsent replies above which a call is not read
+_PROBE_EVERY = 16  # messages between two looks at whether a waiting client has begun to pipeline
+_DRY_SPELLS = (
+    4  # times in a row that a pipelining client had nothing waiting before it counts as waiting again
+)
+
+
+def _ignore(event: Any) -> Any:
+    return _AGAIN
+
+
+class StreamCall:
+    """One stream on the fast lane (a `calls.Call`).
+
+    A client that waits for each answer is read with the reply: send and receive are one batch of operations. A
+    client that pipelines is read ahead. Which one it is shows in whether a message arrives while another is
+    unanswered; for that to be seen, every sixteenth message of a waiting client is followed by a read at once.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_call",
+        "_context",
+        "_dry",
+        "_finish",
+        "_half_closed",
+        "_handler",
+        "_lock",
+        "_messages",
+        "_outbox",
+        "_over",
+        "_paused",
+        "_reading",
+        "_resumed",
+        "_sending",
+        "_status",
+        "_unanswered",
+        "peer",
+    )
+
+    def __init__(self, context: Any, finish: Callable[[None], None], open_: OpenStream) -> None:
+        self.peer: str = context.peer()
+        self._call = context._rpc_event.call
+        self._context = context
+        self._finish = finish
+        self._lock = threading.Lock()
+        self._outbox: deque[bytes] = deque()
+        self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
+        self._sending = False  # a send is in flight
+        self._reading = False  # a receive is in flight
+        self._half_closed = False  # no more messages will come
+        self._over = False  # the status is on its way or the call has gone: nothing more is sent
+        self._paused = False  # the handler has no room
+        self._resumed = False  # it found room before its `on_message` returned
+        self._ahead = False  # the client pipelines
+        self._messages = self._unanswered = self._dry = 0
+        self._handler: StreamHandler | None = open_(self)
+        if not context.add_callback(self._on_end):
+            self._on_end()
+            return
+        context._state.initial_metadata_allowed = False
+        self._reading = True
+        self._call.start_server_batch(
+            (cygrpc.SendInitialMetadataOperation((), 0), cygrpc.ReceiveMessageOperation(0)),
+            self._on_sent_first,
+        )
+
+    # Tags, called on grpcio's serving thread
+
+    def _on_sent_first(self, event: Any) -> Any:
+        self._arrived(event.batch_operations[1].message())
+        return _AGAIN
+
+    def _on_read(self, event: Any) -> Any:
+        self._arrived(event.batch_operations[0].message())
+        return _AGAIN
+
+    def _on_sent_and_read(self, event: Any) -> Any:
+        # The message first is in flight as to reading, so that what is flushed does not read as well.
+        self._sent()
+        self._arrived(event.batch_operations[1].message())
+        return _AGAIN
+
+    def _on_sent(self, event: Any) -> Any:
+        self._sent()
+        return _AGAIN
+
+    def _arrived(self, message: bytes | None) -> None:
+        with self._lock:
+            self._reading = False
+            handler = self._handler
+            if message is None:
+                self._half_closed = True
+            else:
+                self._messages += 1
+                if self._unanswered:
+                    self._ahead = True
+                    self._dry = 0
+                self._unanswered += 1
+                self._resumed = False
+                probe = self._messages % _PROBE_EVERY == 2
+        if handler is None:
+            return
+        try:
+            if message is None:
+                handler.on_half_close()
+                return
+            room = handler.on_message(message)
+        except Exception as error:  # a bug in a handler ends its call, not the serving thread
+            _log.error("stream handler failed", exc_info=error)
+            self.end(grpc.StatusCode.INTERNAL, "internal error")
+            return
+        with self._lock:
+            if not room and not self._resumed:
+                self._paused = True
+            elif (self._ahead or probe or not self._unanswered) and self._may_read():
+                self._read()
+
+    def _on_end(self) -> None:
+        """grpcio's termination callback: once, when nothing of the call is outstanding."""
+        with self._lock:
+            handler, self._handler = self._handler, None
+            self._over = True
+            self._outbox.clear()
+        if handler is not None:
+            try:
+                handler.on_end(self._context._state.client is _server._CANCELLED)
+            except Exception as error:
+                _log.error("stream handler failed at its end", exc_info=error)
+
+    # Called from any thread
+
+    def reply(self, data: bytes) -> None:
+        """Send one message after those before it."""
+        with self._lock:
+            if self._over or self._status is not None:
+                return
+            if self._unanswered:
+                self._unanswered -= 1
+            if self._ahead and self._reading and not self._unanswered:
+                self._dry += 1
+                if self._dry >= _DRY_SPELLS:
+                    self._ahead = False
+            if self._sending:
+                self._outbox.append(data)
+                if self._may_read():
+                    self._read()
+            else:
+                self._send(data)
+
+    def resume(self) -> None:
+        """Read on: the handler has room again."""
+        with self._lock:
+            self._resumed = True
+            if self._paused:
+                self._paused = False
+                if self._may_read():
+                    self._read()
+
+    def end(
+        self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", trailing: Trailing = ()
+    ) -> None:
+        """End the call after the replies already given."""
+        with self._lock:
+            if self._over or self._status is not None:
+                return
+            self._status = (code, details, trailing)
+            if self._sending:
+                return
+            self._over = True
+        self._send_status()
+
+    # With the lock held
+
+    def _may_read(self) -> bool:
+        return not (
+            self._reading
+            or self._paused
+            or self._half_closed
+            or self._over
+            or self._status is not None
+            or len(self._outbox) >= _OUTBOX_REPLIES
+        )
+
+    def _read(self) -> None:
+        self._reading = True
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
+
+    def _send(self, data: bytes) -> None:
+        self._sending = True
+        if self._may_read():
+            self._reading = True
+            self._call.start_server_batch(
+                (cygrpc.SendMessageOperation(data, 0), cygrpc.ReceiveMessageOperation(0)),
+                self._on_sent_and_read,
+            )
+        else:
+            self._call.start_server_batch((cygrpc.SendMessageOperation(data, 0),), self._on_sent)
+
+    # Without
+
+    def _sent(self) -> None:
+        with self._lock:
+            if self._outbox:
+                self._send(self._outbox.popleft())
+                return
+            self._sending = False
+            if self._status is None or self._over:
+                return
+            self._over = True
+        self._send_status()
+
+    def _send_status(self) -> None:
+        assert self._status is not None
+        code, details, trailing = self._status
+        _finish(self._context, self._finish, code, details, trailing)
+
+
+class UnaryCall:
+    """One unary call on the fast lane (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
+
+    __slots__ = ("_call", "_callback", "_context", "_done", "_finish", "_lock", "_on_request", "peer")
+
+    def __init__(self, context: Any, finish: Callable[[None], None], on_request: OnRequest) -> None:
+        self.peer: str = context.peer()
+        self._call = context._rpc_event.call
+        self._context = context
+        self._finish = finish
+        self._on_request = on_request
+        self._lock = threading.Lock()
+        self._done = False
+        self._callback: Callable[[], None] | None = None
+        if context.add_callback(self._on_end):
+            self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
+
+    def _on_read(self, event: Any) -> Any:
+        message = event.batch_operations[0].message()
+        try:
+            if message is None:
+                self.fail(grpc.StatusCode.INTERNAL, "a unary call carries one message; none came")
+            else:
+                self._on_request(self, message)
+        except Exception as error:  # a bug in a handler ends its call, not the serving thread
+            _log.error("unary handler failed", exc_info=error)
+            self.fail(grpc.StatusCode.INTERNAL, "internal error")
+        return _AGAIN
+
+    def _on_end(self) -> None:
+        with self._lock:
+            answered, self._done = self._done, True
+            callback, self._callback = self._callback, None
+        if callback is not None and not answered:
+            callback()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if the call ends before it is answered."""
+        with self._lock:
+            if not self._done:
+                self._callback = callback
+                return
+        callback()
+
+    def answer(self, data: bytes) -> None:
+        """Send headers, response and status in one batch of operations."""
+        if not self._first():
+            return
+        state = self._context._state
+        with state.condition:
+            # grpcio's own bookkeeping of a call whose status is sent: see grpc._server._status.
+            if state.client is _server._CANCELLED or state.statused:
+                return
+            state.initial_metadata_allowed = False
+            operations = (
+                cygrpc.SendInitialMetadataOperation((), 0),
+                cygrpc.SendMessageOperation(data, 0),
+                cygrpc.SendStatusFromServerOperation((), cygrpc.StatusCode.ok, b"", 0),
+            )
+            self._call.start_server_batch(operations, self._on_answered)
+            state.statused = True
+            state.due.add(self)
+
+    def _on_answered(self, event: Any) -> Any:
+        state = self._context._state
+        with state.condition:
+            return _server._possibly_finish_call(state, self)  # type: ignore[arg-type]
+
+    def fail(self, code: grpc.StatusCode, details: str, trailing: Trailing = ()) -> None:
+        """End the call with an error."""
+        if self._first():
+            _finish(self._context, self._finish, code, details, trailing)
+
+    def _first(self) -> bool:
+        with self._lock:
+            done, self._done = self._done, True
+            self._callback = None
+        return not done
+
+
+def _finish(
+    context: Any, finish: Callable[[None], None], code: grpc.StatusCode, details: str, trailing: Trailing
+) -> None:
+    """End a call through grpcio, which knows what to do where it has gone meanwhile."""
+    context.set_code(code)
+    context.set_details(details)
+    context.set_trailing_metadata(tuple(trailing))
+    finish(None)
+
+
+class _Inline(futures.ThreadPoolExecutor):
+    """Runs a handler on grpcio's serving thread: a lane's handler only starts operations, so it needs no hop."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class FastLane:
+    """Makes handlers whose calls run on the fast lane (a `calls.Lane`)."""
+
+    name = "fast"
+    # grpcio's pool runs the other calls only.
+    workers = 4
+
+    def __init__(self) -> None:
+        self._inline = _Inline(1)
+
+    def stream(self, open_: OpenStream) -> Handler:
+        """A bidirectional method."""
+
+        def behaviour(requests: Any, context: Any, finish: Callable[[None], None]) -> None:
+            StreamCall(context, finish, open_)
+
+        return self._handler(behaviour)
+
+    def unary(self, on_request: OnRequest) -> Handler:
+        """A unary method."""
+
+        def behaviour(requests: Any, context: Any, finish: Callable[[None], None]) -> None:
+            UnaryCall(context, finish, on_request)
+
+        return self._handler(behaviour)
+
+    def _handler(self, behaviour: Any) -> Handler:
+        behaviour.experimental_non_blocking = True
+        behaviour.experimental_thread_pool = self._inline
+        return grpc.stream_stream_rpc_method_handler(behaviour)

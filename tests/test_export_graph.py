@@ -104,6 +104,14 @@ def test_a_step_is_few_nodes(kind: str, layers: int, nodes: dict[str, int], tmp_
     assert ops_at_run_time(tmp_path / "m.onnx", ort.GraphOptimizationLevel.ORT_ENABLE_BASIC) == nodes
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_gru_always_says_which_formula_it_is(after: bool, tmp_path: Path) -> None:
+    """ONNX Runtime's CUDA provider leaves a GRU to the CPU only if the attribute is there and is 0."""
+    graph = exported(tmp_path / "m.onnx", kind="gru", hidden_size=4, reset_after=after).graph
+    (gru,) = (node for node in graph.node if node.op_type == "GRU")
+    assert {a.name: a.i for a in gru.attribute}["linear_before_reset"] == int(after)
+
+
 def test_batch_normalisation_and_scalings_are_no_nodes(tmp_path: Path) -> None:
     graph = exported(
         tmp_path / "m.onnx",

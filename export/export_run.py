@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from streamcell.card import ModelCard
@@ -24,6 +24,8 @@ def export_run(
 ) -> ModelCard:
     """Export the trained model of a run folder; what config.json says of its training goes into the card.
 
+    Absolute paths in it are cut to their last part: a card is published, the trainer's folders are not.
+
     Args:
         folder: as `streamcell train` wrote it, RUNS/NAME.
         path, name, description, precision, tolerance, lengths: as for `export_model`.
@@ -37,7 +39,9 @@ def export_run(
         raise ExportError(f"cannot load the run: {error}") from error
     training: dict[str, Any] = {
         "run": document.get("name", Path(folder).resolve().name),
-        **{key: value for key, value in document.items() if key not in ("format", "name", "model")},
+        **{
+            key: _portable(value) for key, value in document.items() if key not in ("format", "name", "model")
+        },
     }
     return export_model(
         model,
@@ -49,3 +53,14 @@ def export_run(
         tolerance=tolerance,
         lengths=lengths,
     )
+
+
+def _portable(value: Any) -> Any:
+    """The same JSON value with the last part of each absolute path in place of the path."""
+    if isinstance(value, dict):
+        return {key: _portable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_portable(inner) for inner in value]
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return PurePath(value).name
+    return value

@@ -68,7 +68,7 @@ def run_folder(tmp_path: Path) -> Path:
     model = build({"kind": "lstm", "input_size": 4, "hidden_size": 8, "output_size": 2, "num_layers": 2})
     document: dict[str, Any] = {
         "model": model.config,
-        "training": {"seed": 1, "epochs": 3},
+        "training": {"seed": 1, "epochs": 3, "out": str(folder.resolve()), "files": ["a/b.csv", "/c/d.csv"]},
         "data": {"name": "chorales", "test": 12},
     }
     save_config(folder, document)
@@ -99,7 +99,7 @@ def test_a_run_folder_is_exported_with_its_provenance(
     assert (card.name, card.kind, card.precision) == ("tune", "lstm", precision)
     assert card.training == {
         "run": "tune",
-        "training": {"seed": 1, "epochs": 3},
+        "training": {"seed": 1, "epochs": 3, "out": str(folder.resolve()), "files": ["a/b.csv", "/c/d.csv"]},
         "data": {"name": "chorales", "test": 12},
     }
     for check, error in card.proof["errors"].items():

@@ -52,6 +52,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, shuffling and dropout.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 0: torch's own choice.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
     ] = False,
@@ -80,6 +81,7 @@ def command(
         "transpose": transpose,
         "seed": seed,
         "device": device,
+        "threads": threads,
     }
     try:
         config = _configure(dataset, out, given, model, hidden, layers, dropout, setting or [])

@@ -16,9 +16,11 @@ from .progress import RichProgress
 from .recurrent import GRU, LSTM, RNN
 from .runs import load_run
 from .sequences import SequenceData, Series, Standard
+from .setup import load_data
 from .table import load_table
 from .trainer import DivergedError
-from .training import Progress, Report, TrainResult, load_data, train
+from .training import TrainResult, train
+from .watch import Progress, Report
 
 __all__ = [
     "GRU",

@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from . import cache, runs
-from .base import SequenceModel
-from .build import build
-from .chorales import chorales_data, load_chorales
 from .config import TrainConfig
-from .errors import ConfigError, RunError
+from .errors import RunError
 from .evaluation import evaluate, persistence
-from .jsb import load_jsb
 from .losses import LOSS_NAMES
 from .plot import loss_plot
 from .runs import Progressed, Row
 from .sequences import SequenceData
-from .table import load_table
+from .setup import load_data, make_model
 from .trainer import Trainer
+from .watch import Progress, Report
 
 # Settings that a resumed run may change: they say where and how long, not what.
 MAY_DIFFER = frozenset({"out", "device", "data_folder"})
-
-
-@dataclass(frozen=True)
-class Report:
-    """One epoch, for whoever watches: its row, the best validation loss so far, the share of the run done."""
-
-    row: Row
-    best_loss: float
-    fraction: float
-
-
-class Progress(Protocol):
-    """Who watches a run."""
-
-    def parsed(self, done: int, total: int) -> None:
-        """`done` of `total` scores are parsed."""
-
-    def epoch(self, report: Report) -> None:
-        """An epoch is over."""
 
 
 @dataclass(frozen=True)
@@ -68,56 +48,13 @@ class TrainResult:
     elapsed_s: float
 
 
-def load_data(config: TrainConfig, progress: Progress | None = None) -> SequenceData:
-    """The data set that `config` names.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    if config.dataset == "csv":
-        if config.data is None:
-            raise ConfigError("the csv data set needs a file: --data FILE.csv")
-        return load_table(config.data, config.targets)
-    if config.data is not None:
-        return load_jsb(config.data)
-    return chorales_data(load_chorales(config.data_folder, progress.parsed if progress else None))
-
-
-def make_model(config: TrainConfig, data: SequenceData) -> SequenceModel:
-    """The untrained model for `data`, its standardisation baked in, from the run's seed.
-
-    Raises:
-        ConfigError: the model's settings do not go together.
-    """
-    torch.manual_seed(config.seed)
-    model = build(
-        {
-            **config.model,
-            "input_size": data.input_size,
-            "output_size": data.output_size,
-            "distribution": data.distribution,
-            "input_affine": data.input_standard is not None,
-            "output_affine": data.output_standard is not None,
-        }
-    )
-    if model.input_affine is not None and data.input_standard is not None:
-        model.input_affine.standardise(
-            *map(torch.from_numpy, (data.input_standard.mean, data.input_standard.std))
-        )
-    if model.output_affine is not None and data.output_standard is not None:
-        model.output_affine.restore(
-            *map(torch.from_numpy, (data.output_standard.mean, data.output_standard.std))
-        )
-    return model.to(config.torch_device())
-
-
 def train(
     config: TrainConfig, *, progress: Progress | None = None, resume: bool = False, overwrite: bool = False
 ) -> TrainResult:
     """Train, and leave a run folder: the weights of the best epoch, configuration, metrics, plot.
 
     After every epoch the folder holds what it takes to go on, so an interrupt (KeyboardInterrupt passes
-    through) or a kill costs at most the epoch it fell in. torch's random state is left as it was.
+    through) or a kill costs at most the epoch it fell in. torch's random state and threads are left as they were.
 
     Args:
         progress: is told of every epoch.
@@ -135,8 +72,18 @@ def train(
     progressed, tensors = _begin(config, resume=resume, overwrite=overwrite)
     data = load_data(config, progress)
     device = config.torch_device()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _threads(config.threads), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(config, data, progressed, tensors, progress).finish()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _begin(

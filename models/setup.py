@@ -1,0 +1,58 @@
+"""What a configuration names: its data set and its untrained model."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import SequenceModel
+from .build import build
+from .chorales import chorales_data, load_chorales
+from .config import TrainConfig
+from .errors import ConfigError
+from .jsb import load_jsb
+from .sequences import SequenceData
+from .table import load_table
+from .watch import Progress
+
+
+def load_data(config: TrainConfig, progress: Progress | None = None) -> SequenceData:
+    """The data set that `config` names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if config.dataset == "csv":
+        if config.data is None:
+            raise ConfigError("the csv data set needs a file: --data FILE.csv")
+        return load_table(config.data, config.targets)
+    if config.data is not None:
+        return load_jsb(config.data)
+    return chorales_data(load_chorales(config.data_folder, progress.parsed if progress else None))
+
+
+def make_model(config: TrainConfig, data: SequenceData) -> SequenceModel:
+    """The untrained model for `data`, its standardisation baked in, from the run's seed.
+
+    Raises:
+        ConfigError: the model's settings do not go together.
+    """
+    torch.manual_seed(config.seed)
+    model = build(
+        {
+            **config.model,
+            "input_size": data.input_size,
+            "output_size": data.output_size,
+            "distribution": data.distribution,
+            "input_affine": data.input_standard is not None,
+            "output_affine": data.output_standard is not None,
+        }
+    )
+    if model.input_affine is not None and data.input_standard is not None:
+        model.input_affine.standardise(
+            *map(torch.from_numpy, (data.input_standard.mean, data.input_standard.std))
+        )
+    if model.output_affine is not None and data.output_standard is not None:
+        model.output_affine.restore(
+            *map(torch.from_numpy, (data.output_standard.mean, data.output_standard.std))
+        )
+    return model.to(config.torch_device())

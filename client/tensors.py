@@ -73,10 +73,13 @@ class TensorCodec:
             if not np.can_cast(array.dtype, self.dtype, "safe"):
                 raise self._wrong_dtype(str(array.dtype), f": convert it with .astype({str(self.dtype)!r})")
             return array.astype(self._wire)
-        return self._from_numbers(array)
+        return self._from_numbers(value, array)
 
-    def _from_numbers(self, array: Array) -> Array:
-        """Python numbers have no width of their own: any float goes into a float dtype, an int where it fits."""
+    def _from_numbers(self, value: Any, array: Array) -> Array:
+        """Python numbers have no width of their own: any float goes into a float dtype, an int where it fits.
+
+        `array` is `value` as numpy reads it; numpy reads ints beyond int64 as floats or objects.
+        """
         source, target = array.dtype.kind, self.dtype.kind
         if not array.size:
             return array.astype(self._wire)
@@ -86,16 +89,17 @@ class TensorCodec:
             if not np.array_equal(np.isfinite(array), np.isfinite(narrowed)):
                 raise self._wrong_dtype("numbers beyond its range")
             return narrowed
-        if target in "iu" and source in "iub":
-            if array.dtype.kind != "b":
+        if target in "iu":
+            exact = array if source in "iub" else np.asarray(value, object)
+            if source in "iub" or all(isinstance(number, int) for number in exact.flat):
                 info = np.iinfo(self.dtype)
-                if array.min() < info.min or array.max() > info.max:
+                if exact.min() < info.min or exact.max() > info.max:
                     raise self._wrong_dtype(f"numbers outside {info.min} to {info.max}")
-            return array.astype(self._wire)
+                return exact.astype(self._wire)
         if target == source == "b":
             return array
-        named = {"f": "floats", "i": "ints", "u": "ints", "b": "bools"}.get(source, "what is no number")
-        raise self._wrong_dtype(named)
+        named = {"f": "floats", "i": "ints", "u": "ints", "b": "bools", "U": "text"}
+        raise self._wrong_dtype(named.get(source, "objects"))
 
     def _wrong_dtype(self, got: str, hint: str = "") -> InvalidInput:
         return InvalidInput(

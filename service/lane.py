@@ -19,49 +19,24 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from .calls import Handler, OnRequest, OpenStream, StreamHandler, Trailing
+from .reading import Reading
 
 _log = structlog.get_logger(__name__)
 
 _AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects of a tag that ends no call
-_OUTBOX_REPLIES = 32  # unsent replies above which a call is not read
-_PROBE_EVERY = 16  # messages between two looks at whether a waiting client has begun to pipeline
-_DRY_SPELLS = (
-    4  # times in a row that a pipelining client had nothing waiting before it counts as waiting again
-)
-
-
-def _ignore(event: Any) -> Any:
-    return _AGAIN
 
 
 class StreamCall:
     """One stream on the fast lane (a `calls.Call`).
 
-    A client that waits for each answer is read with the reply: send and receive are one batch of operations. A
-    client that pipelines is read ahead. Which one it is shows in whether a message arrives while another is
-    unanswered; for that to be seen, every sixteenth message of a waiting client is followed by a read at once.
+    For a client that waits for each answer, sending it and receiving the next message is one batch of
+    operations; `reading.py` tells such a client from one that pipelines.
     """
 
     __slots__ = (
-        "_ahead",
-        "_call",
-        "_context",
-        "_dry",
-        "_finish",
-        "_half_closed",
-        "_handler",
-        "_lock",
-        "_messages",
-        "_outbox",
-        "_over",
-        "_paused",
-        "_reading",
-        "_resumed",
-        "_sending",
-        "_status",
-        "_unanswered",
-        "peer",
-    )
+        "_call", "_context", "_finish", "_handler", "_lock", "_outbox", "_over", "_reading", "_sending",
+        "_status", "_waiting", "peer",
+    )  # fmt: skip
 
     def __init__(self, context: Any, finish: Callable[[None], None], open_: OpenStream) -> None:
         self.peer: str = context.peer()
@@ -72,19 +47,17 @@ class StreamCall:
         self._outbox: deque[bytes] = deque()
         self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
         self._sending = False  # a send is in flight
-        self._reading = False  # a receive is in flight
-        self._half_closed = False  # no more messages will come
+        self._waiting = (
+            False  # … in one batch with a receive, so that its end shows only with the next message
+        )
         self._over = False  # the status is on its way or the call has gone: nothing more is sent
-        self._paused = False  # the handler has no room
-        self._resumed = False  # it found room before its `on_message` returned
-        self._ahead = False  # the client pipelines
-        self._messages = self._unanswered = self._dry = 0
+        self._reading = Reading()
         self._handler: StreamHandler | None = open_(self)
         if not context.add_callback(self._on_end):
             self._on_end()
             return
         context._state.initial_metadata_allowed = False
-        self._reading = True
+        self._reading.reading = True
         self._call.start_server_batch(
             (cygrpc.SendInitialMetadataOperation((), 0), cygrpc.ReceiveMessageOperation(0)),
             self._on_sent_first,
@@ -112,18 +85,12 @@ class StreamCall:
 
     def _arrived(self, message: bytes | None) -> None:
         with self._lock:
-            self._reading = False
-            handler = self._handler
+            reading, handler = self._reading, self._handler
+            reading.reading = False
             if message is None:
-                self._half_closed = True
+                reading.half_closed = True
             else:
-                self._messages += 1
-                if self._unanswered:
-                    self._ahead = True
-                    self._dry = 0
-                self._unanswered += 1
-                self._resumed = False
-                probe = self._messages % _PROBE_EVERY == 2
+                ahead = reading.arrived()
         if handler is None:
             return
         try:
@@ -136,9 +103,9 @@ class StreamCall:
             self.end(grpc.StatusCode.INTERNAL, "internal error")
             return
         with self._lock:
-            if not room and not self._resumed:
-                self._paused = True
-            elif (self._ahead or probe or not self._unanswered) and self._may_read():
+            if not room and not reading.resumed:
+                reading.paused = True
+            elif (ahead or not reading.unanswered) and self._may_read():
                 self._read()
 
     def _on_end(self) -> None:
@@ -160,12 +127,7 @@ class StreamCall:
         with self._lock:
             if self._over or self._status is not None:
                 return
-            if self._unanswered:
-                self._unanswered -= 1
-            if self._ahead and self._reading and not self._unanswered:
-                self._dry += 1
-                if self._dry >= _DRY_SPELLS:
-                    self._ahead = False
+            self._reading.answered()
             if self._sending:
                 self._outbox.append(data)
                 if self._may_read():
@@ -176,9 +138,9 @@ class StreamCall:
     def resume(self) -> None:
         """Read on: the handler has room again."""
         with self._lock:
-            self._resumed = True
-            if self._paused:
-                self._paused = False
+            self._reading.resumed = True
+            if self._reading.paused:
+                self._reading.paused = False
                 if self._may_read():
                     self._read()
 
@@ -190,7 +152,8 @@ class StreamCall:
             if self._over or self._status is not None:
                 return
             self._status = (code, details, trailing)
-            if self._sending:
+            # The core keeps the order of what is sent, so the status may follow a send that is in flight.
+            if self._sending and not self._waiting:
                 return
             self._over = True
         self._send_status()
@@ -198,29 +161,28 @@ class StreamCall:
     # With the lock held
 
     def _may_read(self) -> bool:
-        return not (
-            self._reading
-            or self._paused
-            or self._half_closed
-            or self._over
-            or self._status is not None
-            or len(self._outbox) >= _OUTBOX_REPLIES
-        )
+        return not self._over and self._status is None and self._reading.may_read(len(self._outbox))
 
     def _read(self) -> None:
-        self._reading = True
+        self._reading.reading = True
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
 
     def _send(self, data: bytes) -> None:
         self._sending = True
-        if self._may_read():
-            self._reading = True
+        read = self._may_read()
+        # One batch for both is cheapest, and shows the end of the send only with the next message: it is right
+        # where nothing is left to be sent before that message.
+        self._waiting = read and not self._reading.unanswered and not self._outbox
+        if self._waiting:
+            self._reading.reading = True
             self._call.start_server_batch(
                 (cygrpc.SendMessageOperation(data, 0), cygrpc.ReceiveMessageOperation(0)),
                 self._on_sent_and_read,
             )
-        else:
-            self._call.start_server_batch((cygrpc.SendMessageOperation(data, 0),), self._on_sent)
+            return
+        if read:
+            self._read()
+        self._call.start_server_batch((cygrpc.SendMessageOperation(data, 0),), self._on_sent)
 
     # Without
 

@@ -72,7 +72,8 @@ class StreamCall:
                     break
             yield data
         assert self._status is not None
-        self._finished = True
+        # A cancelled call can look half-closed first; the public API tells no better than this.
+        self._finished = self._context.is_active()
         _set_status(self._context, *self._status)
 
     def _on_end(self) -> None:

@@ -1,0 +1,50 @@
+"""When a stream is read: with the reply for a client that waits for each answer, ahead for one that pipelines."""
+
+from __future__ import annotations
+
+_OUTBOX_REPLIES = 32  # unsent replies above which a call is not read
+_PROBE_EVERY = 16  # messages between two looks at whether a waiting client has begun to pipeline
+_DRY_SPELLS = 4  # times in a row that nothing of a pipelining client was waiting: it no longer pipelines
+
+
+class Reading:
+    """The reading side of a call: what is in flight, and whether to ask for more. The caller holds the call's lock.
+
+    Which kind a client is shows in whether a message arrives while another is unanswered. For that to be seen,
+    every sixteenth message of a waiting client is followed by a read at once.
+    """
+
+    __slots__ = (
+        "ahead", "dry", "half_closed", "messages", "paused", "reading", "resumed", "unanswered",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.reading = False  # a receive is in flight
+        self.half_closed = False  # no more messages will come
+        self.paused = False  # the handler has no room
+        self.resumed = False  # it found room before its `on_message` returned
+        self.ahead = False  # the client pipelines
+        self.messages = self.unanswered = self.dry = 0
+
+    def arrived(self) -> bool:
+        """A message came; whether to read on at once to see if another is waiting."""
+        self.messages += 1
+        if self.unanswered:
+            self.ahead = True
+            self.dry = 0
+        self.unanswered += 1
+        self.resumed = False
+        return self.ahead or self.messages % _PROBE_EVERY == 2
+
+    def answered(self) -> None:
+        """A message is being answered."""
+        if self.unanswered:
+            self.unanswered -= 1
+        if self.ahead and self.reading and not self.unanswered:
+            self.dry += 1
+            if self.dry >= _DRY_SPELLS:
+                self.ahead = False
+
+    def may_read(self, unsent: int) -> bool:
+        """Whether a receive may be started, with `unsent` replies waiting to be sent."""
+        return not (self.reading or self.paused or self.half_closed or unsent >= _OUTBOX_REPLIES)

@@ -1,0 +1,95 @@
+"""What the fast lane relies on below grpcio's public surface: a release that changes it fails here by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import _server
+from grpc._cython import cygrpc
+
+from streamcell.service import lane_choice
+from streamcell.service.lane import FastLane
+from streamcell.service.lane_choice import LaneError, check, choose_lane
+from streamcell.service.threaded_lane import ThreadedLane
+
+
+def test_the_names_are_there() -> None:
+    for owner, names in (
+        (cygrpc, ("SendInitialMetadataOperation", "SendMessageOperation", "ReceiveMessageOperation")),
+        (cygrpc, ("SendStatusFromServerOperation", "StatusCode")),
+        (_server, ("_CANCELLED", "_possibly_finish_call", "_RPCState")),
+    ):
+        for name in names:
+            assert hasattr(owner, name), f"grpcio {grpc.__version__} has no {owner.__name__}.{name}"
+
+
+def test_a_call_finishes_by_the_same_bookkeeping() -> None:
+    assert list(inspect.signature(_server._possibly_finish_call).parameters) == ["state", "token"]
+    state = _server._RPCState()  # type: ignore[no-untyped-call]
+    for name in ("condition", "client", "statused", "due", "callbacks", "initial_metadata_allowed"):
+        assert hasattr(state, name), f"grpcio {grpc.__version__}: _RPCState has no {name}"
+
+
+def test_a_non_blocking_handler_gets_the_call_and_a_callback() -> None:
+    seen: list[Any] = []
+
+    def behaviour(requests: Any, context: Any, finish: Any) -> None:
+        seen.extend([context._rpc_event.call.start_server_batch, context._state, finish])
+        finish(None)
+
+    behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    handlers = {"Stream": grpc.stream_stream_rpc_method_handler(behaviour)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream: Any = channel.stream_stream("/test/Stream")
+        assert list(stream(iter([]), timeout=10)) == []
+    server.stop(0).wait(10)
+    assert len(seen) == 3
+    assert isinstance(seen[1], _server._RPCState)
+
+
+def test_both_lanes_pass_the_check_made_at_start_up() -> None:
+    check(FastLane())
+    check(ThreadedLane())
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grpcio whose calls have lost what the fast lane needs."""
+
+    def fails(self: FastLane, open_: Any) -> Any:
+        raise AttributeError("'_Context' object has no attribute '_rpc_event'")
+
+    monkeypatch.setattr(FastLane, "stream", fails)
+
+
+@pytest.mark.usefixtures("broken")
+def test_where_the_check_fails_threads_take_over_unless_the_fast_lane_was_asked_for() -> None:
+    assert choose_lane("auto").name == "threaded"
+    with pytest.raises(LaneError, match="_rpc_event"):
+        choose_lane("fast")
+
+
+def test_the_lane_can_be_chosen() -> None:
+    assert choose_lane("auto").name == choose_lane("fast").name == "fast"
+    assert choose_lane("threaded").name == "threaded"
+
+
+def test_no_other_module_reaches_below_the_public_surface() -> None:
+    folder = Path(lane_choice.__file__).parent
+    for path in folder.glob("*.py"):
+        if path.name != "lane.py":
+            text = path.read_text()
+            assert "cygrpc" not in text, path.name
+            assert "from grpc import _" not in text, path.name
+            assert re.search(r"grpc\._[a-z]", text) is None, path.name
+            assert "_rpc_event" not in text, path.name

@@ -83,19 +83,30 @@ class Session:
         """Send every item, each as for `send`, and yield their outputs in order.
 
         At most `window` messages are unanswered at a time, so an item's outputs are yielded once `window - 1`
-        further items were taken from `items`, or these have come to their end. Where `items` is live, that is
+        further items were taken from `items`, or these have come to their end. What `items` raises, or an item
+        that does not fit, ends the stream after the outputs of the items before. Where `items` is live, that is
         where the next item may depend on the last output or be long in coming, take a window of 1.
         """
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
         self._exchange.expect_idle()
+        source = iter(items)
+        failure: Exception | None = None
         try:
-            for item in items:
-                self.send(item, output=output)
+            while True:
+                try:
+                    self.send(next(source), output=output)
+                except StopIteration:
+                    break
+                except Exception as error:  # the source's or the item's own: first what came before it
+                    failure = error
+                    break
                 if self._exchange.pending >= window:
                     yield self.receive()
             while self._exchange.pending:
                 yield self.receive()
+            if failure is not None:
+                raise failure
         finally:  # left early: the replies on their way are not the next call's
             while self.alive and self._exchange.pending:
                 self.receive()

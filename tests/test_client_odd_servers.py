@@ -244,8 +244,10 @@ def test_a_source_that_fails_ends_the_stream_with_its_own_error(client: Client) 
         raise LookupError("no more coffee")
 
     with client.session("sum") as session:
+        stream = session.stream(source())
+        np.testing.assert_array_equal(next(stream), ONE)
         with pytest.raises(LookupError, match="coffee"):
-            list(session.stream(source()))
+            next(stream)
         np.testing.assert_array_equal(session.step(ONE), 2 * ONE)
 
 

@@ -77,7 +77,7 @@ def test_arrays_of_any_layout_and_byte_order_go_as_little_endian_in_c_order() ->
 def test_safe_conversions_are_made(dtype: str, value: Any) -> None:
     codec = TensorCodec("x", dtype, [2])
     data, _ = codec.encode(value, (0,))
-    np.testing.assert_array_equal(codec.decode(data, ()), np.asarray(value).astype(dtype))
+    np.testing.assert_array_equal(codec.decode(data, ()), np.array(list(value), dtype))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_safe_conversions_are_made(dtype: str, value: Any) -> None:
         ("float32", [None, 1.0], "got objects"),
         ("int64", [2**70, 0], "numbers outside"),
         ("float32", torch.ones(2, dtype=torch.float64), "got float64"),
-        ("int64", [2**70, 0.5], "expected int64, got floats"),
+        ("int64", [2**70, 0.5], "expected int64, got (floats|objects)"),
     ],
 )
 def test_whatever_could_change_a_value_is_refused(dtype: str, value: Any, text: str) -> None:

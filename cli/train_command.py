@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -88,10 +89,12 @@ def command(
         with RichProgress(console) as progress:
             result = train(config, progress=progress, resume=resume, overwrite=overwrite)
     except ModelError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
-        console.print(f"interrupted; the same command with --resume goes on with [bold]{out}[/bold]")
+        console.print(
+            f"interrupted; the same command with --resume goes on with [bold]{escape(str(out))}[/bold]"
+        )
         raise typer.Exit(130) from None
     Console().print(_summary(result))
 
@@ -130,5 +133,5 @@ def _summary(result: TrainResult) -> Table:
         "validation loss", f"{result.valid_loss:.4f} (epoch {result.best_epoch} of {result.epochs})"
     )
     table.add_row("time", f"{result.elapsed_s:.1f} s, stopped by {result.stopped}")
-    table.add_row("run", str(result.folder))
+    table.add_row("run", escape(str(result.folder)))
     return table

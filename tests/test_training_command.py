@@ -64,6 +64,14 @@ def test_bad_input_is_told_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
+def test_brackets_in_an_error_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "jsb.json").write_text("{}")
+    asked = ["train", "chorales", "--data", str(tmp_path / "jsb.json"), "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2
+    assert '{"train": [[[midi notes], …], …]' in " ".join(done.output.split())
+
+
 def test_ctrl_c_keeps_what_is_done_and_resume_ends_the_same(table: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-m", "streamcell.cli"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def command(
     What is there already (the parsed corpus, the trained model, the export) is used again.
     """
     console = Console()
+    from streamcell.client import StreamCellError
     from streamcell.export import ExportError
     from streamcell.models import ModelError
 
@@ -39,8 +41,8 @@ def command(
         console.print(f"streaming {len(trained.test)} held-out pieces through {sessions} sessions …")
         measured = measure(trained, sessions=sessions, passes=passes)
         report = write_report(out, trained, measured)
-    except (ModelError, ExportError, ServerProcessError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+    except (ModelError, ExportError, ServerProcessError, StreamCellError) as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
     console.print(_table(report))
 

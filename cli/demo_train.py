@@ -42,27 +42,31 @@ def prepare(out: Path, data_folder: Path, *, minutes: float, retrain: bool, cons
         ExportError: the exported graph does not give PyTorch's outputs.
     """
     from streamcell.export import export_run
-    from streamcell.models import RichProgress, RunError, evaluate, load_data, load_run, presets, train
+    from streamcell.models import RichProgress, evaluate, load_data, load_run, presets, train
 
     config = presets.config("chorales", out=out, data_folder=data_folder, minutes=minutes)
     exported = out / "models" / f"{MODEL}.onnx"
     with RichProgress(console) as progress:
         data = load_data(config, progress)
-        try:
-            if retrain:
-                raise RunError("asked to train again")
-            model, document = load_run(out)
-            finished = "result" in document["training"]
-        except RunError:
-            finished = False
-        if not finished:
+        if retrain or not _finished(out):
             train(config, progress=progress, overwrite=True)
             exported.unlink(missing_ok=True)
-            model, _ = load_run(out)
-    if finished:
-        console.print(f"using the model trained in {out} (--retrain to train again)")
+        else:
+            console.print(f"using the model trained in {out} (--retrain to train again)")
+    model, _ = load_run(out)
     if not exported.exists():
         exported.parent.mkdir(parents=True, exist_ok=True)
         card = export_run(out, exported, name=MODEL)
         console.print(f"exported {exported}; largest error against PyTorch {card.proof['max_error']:.1e}")
     return Trained(exported.parent, exported, out / "loss.png", evaluate(model, data, "test"), data.test)
+
+
+def _finished(out: Path) -> bool:
+    """Whether `out` holds a run that trained to its end."""
+    from streamcell.models import RunError, load_run
+
+    try:
+        _, document = load_run(out)
+    except RunError:
+        return False
+    return "result" in document["training"]

@@ -81,6 +81,8 @@ class Engine:
         """
         self.signature = signature
         self.device = device
+        # Whether a run that fails has left every state as it was.
+        self.commits_last = pooled.commits_last
         # A graph with a fixed batch takes that batch and no other.
         self._fixed_batch = pooled.fixed_batch
         self.max_batch = self._fixed_batch or min(max_batch, signature.max_batch or max_batch)
@@ -151,7 +153,7 @@ class Engine:
         """Run the model on what is staged. Outputs are in `staged.outputs`, states in the pool.
 
         Raises:
-            onnxruntime errors: the run failed; no state was written, since the scatters are the graph's last nodes.
+            onnxruntime errors: the run failed. Where `commits_last`, no state was written.
         """
         self.session.run_with_iobinding(staged.binding)
         if not self.device.on_host:

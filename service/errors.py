@@ -60,6 +60,12 @@ class NoSteps(InvalidArgument):
     reason = "NO_STEPS"
 
 
+class RefusedByModel(InvalidArgument):
+    """The model itself cannot run these values, such as a token that its embedding does not have."""
+
+    reason = "REFUSED_BY_MODEL"
+
+
 class NotOpen(ServiceError):
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "NOT_OPEN"

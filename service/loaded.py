@@ -49,9 +49,11 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
     began_s = time.perf_counter()
     signature = file.signature
     stateful = bool(signature.states)
+    # Whole numbers are mostly indices, and an index that a table does not have fails the run of all its rows.
+    indexed = any(tensor.dtype.startswith(("int", "uint")) for tensor in signature.inputs)
     # A stateless model may look at a message as a whole, so its messages are neither cut nor joined.
     engine = Engine(
-        pool_states(file.load(), signature, file.constants),
+        pool_states(file.load(), signature, file.constants, commit_last=indexed),
         signature,
         device=device,
         max_sessions=settings.max_sessions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,8 +60,10 @@ class Nodes:
         return self._constants[key]
 
 
-def pool_state(nodes: Nodes, state: State, scatter: Scatter) -> tuple[str, str]:
+def pool_state(nodes: Nodes, state: State, scatter: Scatter, gate: str | None = None) -> tuple[str, str]:
     """Replace one state input and output of `nodes.graph`; the names of the pool's input and output.
+
+    `gate` is what `commit_gate` gave, if rows are to be written only once all else has run.
 
     The gathered value takes the state input's name and the state output keeps its own, so nothing else in the
     graph changes, bodies of If, Loop and Scan included.
@@ -90,6 +93,8 @@ def pool_state(nodes: Nodes, state: State, scatter: Scatter) -> tuple[str, str]:
     write = WRITE_SLOTS
     if not surely_depends(nodes.graph, state.input, state.output):
         write = _write_after(nodes, rows, state.input)
+    if gate is not None:
+        write = nodes.add(nodes.tail, "Add", [write, gate], nodes.name(f"streamcell.gated.{state.input}"))
     if scatter == "nd":
         nodes.add(nodes.tail, "ScatterND", [pool, write, new], pool_next)
     else:
@@ -98,22 +103,49 @@ def pool_state(nodes: Nodes, state: State, scatter: Scatter) -> tuple[str, str]:
     return pool, pool_next
 
 
+def commit_gate(nodes: Nodes, names: Iterable[str]) -> str:
+    """int64[1] of value 0 that is there only once every value of `names` has been computed.
+
+    Added to the rows to write, it makes a run that fails leave every state as it was.
+    """
+    total = ""
+    count = 0
+    for value in dict.fromkeys(names):
+        number = _first_as_number(nodes, value, f"gate.{count}", rank_one=True)
+        count += 1
+        total = (
+            nodes.add(nodes.tail, "Add", [total, number], nodes.name("streamcell.gate.sum"))
+            if total
+            else number
+        )
+    # At most `count`, so that dividing by more gives 0, whatever the values are.
+    return nodes.add(nodes.tail, "Div", [total, nodes.constant([count + 1])], nodes.name("streamcell.gate"))
+
+
 def _write_after(nodes: Nodes, rows: str, state: str) -> str:
     """The rows to write, int64[batch, 1], computed so that `rows` must have been gathered before.
 
     One element of each gathered row, as 0 or 1, is halved in integers and added. Values, not shapes: shapes are
     folded and merged by the optimiser.
     """
-    flat, first, truth, number, zero, write = (
-        nodes.name(f"streamcell.{part}.{state}")
-        for part in ("flat", "first", "truth", "number", "zero", "write")
-    )
-    nodes.add(nodes.tail, "Flatten", [rows], flat, axis=1)
-    nodes.add(nodes.tail, "Gather", [flat, nodes.constant([0])], first, axis=1)
-    nodes.add(nodes.tail, "Cast", [first], truth, to=TensorProto.BOOL)
-    nodes.add(nodes.tail, "Cast", [truth], number, to=TensorProto.INT64)
+    number = _first_as_number(nodes, rows, state, rank_one=False)
+    zero, write = nodes.name(f"streamcell.zero.{state}"), nodes.name(f"streamcell.write.{state}")
     nodes.add(nodes.tail, "Div", [number, nodes.constant(2)], zero)
     return nodes.add(nodes.tail, "Add", [WRITE_SLOTS, zero], write)
+
+
+def _first_as_number(nodes: Nodes, value: str, label: str, *, rank_one: bool) -> str:
+    """0 or 1 from the first element of `value`, int64[1], or from that of each of its rows, int64[rows, 1]."""
+    flat, first, truth, number = (
+        nodes.name(f"streamcell.{part}.{label}") for part in ("flat", "first", "truth", "number")
+    )
+    if rank_one:
+        nodes.add(nodes.tail, "Reshape", [value, nodes.constant([-1])], flat)
+    else:
+        nodes.add(nodes.tail, "Flatten", [value], flat, axis=1)
+    nodes.add(nodes.tail, "Gather", [flat, nodes.constant([0])], first, axis=0 if rank_one else 1)
+    nodes.add(nodes.tail, "Cast", [first], truth, to=TensorProto.BOOL)
+    return nodes.add(nodes.tail, "Cast", [truth], number, to=TensorProto.INT64)
 
 
 def _element_index(nodes: Nodes, write: str, shape: tuple[int, ...], state: str) -> str:

@@ -32,7 +32,7 @@ from .graph_edit import (
     value_names,
 )
 from .load_errors import RewriteError
-from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Nodes, Scatter, pool_state
+from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Nodes, Scatter, commit_gate, pool_state
 
 __all__ = ["READ_SLOTS", "WRITE_SLOTS", "PoolTensor", "Pooled", "Scatter", "initial_value", "pool_states"]
 
@@ -73,11 +73,13 @@ class Pooled:
             is int32[batch] whatever the graph took. A model without states has neither slots nor pools.
         pools: in the order of the signature's states.
         fixed_batch: the number of rows that every run must have, where the graph fixes it.
+        commits_last: whether a run that fails leaves every pool as it was; so does a model without states.
     """
 
     model: onnx.ModelProto
     pools: tuple[PoolTensor, ...]
     fixed_batch: int | None = None
+    commits_last: bool = False
 
 
 def pool_states(
@@ -86,6 +88,7 @@ def pool_states(
     constants: Mapping[str, npt.NDArray[Any]] | None = None,
     *,
     scatter: Scatter = "nd",
+    commit_last: bool = False,
 ) -> Pooled:
     """A copy of `model` whose states live in pools.
 
@@ -97,6 +100,8 @@ def pool_states(
         constants: values for graph inputs that are the same in every run.
         scatter: "nd" writes rows with ScatterND, the fastest on CPU; "elements" with ScatterElements, which
             CUDA graphs replay more safely.
+        commit_last: write rows only once everything else has run, so that a run that fails leaves every state as
+            it was. ONNX Runtime chooses its own order otherwise.
 
     Raises:
         SignatureError: the signature or a constant does not describe this graph.
@@ -111,7 +116,12 @@ def pool_states(
     nodes = Nodes(graph)
     lengths_type = _elem_type(graph, signature.lengths)
     _fix_constants(graph, signature, constants or {})
-    names = [pool_state(nodes, state, scatter) for state in signature.states]
+    gate = None
+    if commit_last and signature.states:
+        gate = commit_gate(
+            nodes, [*(t.name for t in signature.outputs), *(s.output for s in signature.states)]
+        )
+    names = [pool_state(nodes, state, scatter, gate) for state in signature.states]
     pools = tuple(
         PoolTensor(pool, pool_next, np.dtype(state.dtype), tuple(state.shape), value, state.input)
         for state, value, (pool, pool_next) in zip(signature.states, initial, names, strict=True)
@@ -122,7 +132,7 @@ def pool_states(
         _put_batch_first(nodes, signature)
     forget_shapes(graph, bodies_border=signature.max_batch is None)
     _assemble(nodes, signature, pools, "batch" if fixed_batch is None else fixed_batch)
-    return Pooled(model, pools, fixed_batch)
+    return Pooled(model, pools, fixed_batch, commit_last or not pools)
 
 
 def initial_value(state: State) -> npt.NDArray[Any]:

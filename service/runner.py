@@ -12,7 +12,14 @@ from streamcell.card import Signature
 
 from .batcher import Batch, Batcher
 from .engine import Engine, Staged
-from .errors import EngineFailed, InvalidArgument, MalformedMessage, NonFiniteInput, ServiceError
+from .errors import (
+    EngineFailed,
+    InvalidArgument,
+    MalformedMessage,
+    NonFiniteInput,
+    RefusedByModel,
+    ServiceError,
+)
 from .metrics import ModelMetrics
 from .pool import INITIAL_ROW
 from .session import Output, Session, Work
@@ -57,7 +64,10 @@ class Runner:
             try:
                 staged = self._step(batch, refused)
             except Exception as error:  # ONNX Runtime's errors share no base class
-                self._fail(batch, error)
+                if self._engine.commits_last:
+                    self._run_alone(batch, refused)
+                else:
+                    self._fail(batch, error)
             else:
                 self._deliver(batch, staged)
             for session, refusal in refused:
@@ -141,6 +151,10 @@ class Runner:
             view[: used * stride].tobytes() for view, stride in zip(staged.outputs, strides, strict=True)
         ]
         self._batcher.landed(batch, applied=True)
+        self._answer(batch, outputs, strides)
+
+    def _answer(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> None:
+        used = len(batch.rows)
         now_s = time.perf_counter()
         latencies, waits = [], []
         for index, row in enumerate(batch.rows):
@@ -188,6 +202,25 @@ class Runner:
         for pieces, tensor in zip(work.pieces, tensors, strict=True):
             pieces.append(tensor)
         return [b"".join(pieces) for pieces in work.pieces] if last else None
+
+    def _run_alone(self, batch: Batch, refused: list[tuple[Session, ServiceError]]) -> None:
+        """The run failed and left every state as it was: run each row alone, to refuse only what fails again."""
+        for row in batch.rows:
+            alone = Batch([row], row.steps, uniform=False)
+            try:
+                staged = self._stage(alone)
+                self._engine.run(staged)
+            except Exception as error:
+                self._batcher.landed(alone, applied=False)
+                text = str(error).rpartition("Status Message: ")[2]
+                refused.append(
+                    (
+                        row.session,
+                        RefusedByModel(f"the model cannot run this message: {text}", model_error=text),
+                    )
+                )
+            else:
+                self._deliver(alone, staged)
 
     def _fail(self, batch: Batch, cause: Exception) -> None:
         """The run failed: no state was written; each session of the batch ends with ENGINE_FAILED."""

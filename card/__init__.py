@@ -3,6 +3,7 @@
 This package is the one contract between training and serving. It imports pydantic and nothing else of weight.
 """
 
+from . import telemetry
 from .card import FORMAT, METADATA_KEY, CardError, ModelCard, read_card, write_card
 from .signature import DTYPES, Layout, Signature, State, Tensor
 
@@ -17,5 +18,6 @@ __all__ = [
     "State",
     "Tensor",
     "read_card",
+    "telemetry",
     "write_card",
 ]

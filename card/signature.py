@@ -74,7 +74,9 @@ class State(_Strict):
     @model_validator(mode="after")
     def _fits(self) -> State:
         if self.batch_axis > len(self.shape):
-            raise ValueError(f"state {self.input!r}: batch_axis {self.batch_axis} is outside shape {self.shape}")
+            raise ValueError(
+                f"state {self.input!r}: batch_axis {self.batch_axis} is outside shape {self.shape}"
+            )
         if isinstance(self.initial, tuple) and len(self.initial) != math.prod(self.shape):
             raise ValueError(
                 f"state {self.input!r}: {len(self.initial)} initial values for shape {self.shape}, "

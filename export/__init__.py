@@ -1,5 +1,7 @@
 """PyTorch → ONNX: own emitters for the project's models, PyTorch's exporter for yours, one proof for both."""
 
+import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
+
 from .errors import ExportError, ProofError, SpecError
 from .export_model import export_model
 from .export_module import export_module

@@ -1,5 +1,7 @@
 """The server. `Server(Settings.load(...))` loads and binds, `start` serves, `stop` drains."""
 
+import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
+
 from .device import DeviceError
 from .load_errors import ModelLoadError
 from .logs import configure as configure_logs

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -18,7 +17,7 @@ import structlog
 from grpc import _server
 from grpc._cython import cygrpc
 
-from .calls import Handler, OnRequest, OpenStream, StreamHandler, Trailing
+from .calls import OnRequest, OpenStream, StreamHandler, Trailing
 from .reading import Reading
 
 _log = structlog.get_logger(__name__)
@@ -291,47 +290,3 @@ def _finish(
     context.set_details(details)
     context.set_trailing_metadata(tuple(trailing))
     finish(None)
-
-
-class _Inline(futures.ThreadPoolExecutor):
-    """Runs a handler on grpcio's serving thread: a lane's handler only starts operations, so it needs no hop."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
-        future: futures.Future[Any] = futures.Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-class FastLane:
-    """Makes handlers whose calls run on the fast lane (a `calls.Lane`)."""
-
-    name = "fast"
-    # grpcio's pool runs the other calls only.
-    workers = 4
-
-    def __init__(self) -> None:
-        self._inline = _Inline(1)
-
-    def stream(self, open_: OpenStream) -> Handler:
-        """A bidirectional method."""
-
-        def behaviour(requests: Any, context: Any, finish: Callable[[None], None]) -> None:
-            StreamCall(context, finish, open_)
-
-        return self._handler(behaviour)
-
-    def unary(self, on_request: OnRequest) -> Handler:
-        """A unary method."""
-
-        def behaviour(requests: Any, context: Any, finish: Callable[[None], None]) -> None:
-            UnaryCall(context, finish, on_request)
-
-        return self._handler(behaviour)
-
-    def _handler(self, behaviour: Any) -> Handler:
-        behaviour.experimental_non_blocking = True
-        behaviour.experimental_thread_pool = self._inline
-        return grpc.stream_stream_rpc_method_handler(behaviour)

@@ -33,7 +33,7 @@ def choose_lane(requested: str = "auto") -> Lane:
     if requested == "threaded":
         return ThreadedLane()
     try:
-        from .lane import FastLane
+        from .fast_lane import FastLane
 
         lane = FastLane()
         check(lane)

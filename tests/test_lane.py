@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from streamcell.service.calls import Call, Lane, UnaryCall
-from streamcell.service.lane import FastLane
+from streamcell.service.fast_lane import FastLane
 from streamcell.service.threaded_lane import ThreadedLane
 
 PATIENCE_S = 20

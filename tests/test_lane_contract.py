@@ -14,7 +14,7 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from streamcell.service import lane_choice
-from streamcell.service.lane import FastLane
+from streamcell.service.fast_lane import FastLane
 from streamcell.service.lane_choice import LaneError, check, choose_lane
 from streamcell.service.threaded_lane import ThreadedLane
 

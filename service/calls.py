@@ -9,6 +9,9 @@ import grpc
 
 Trailing = Sequence[tuple[str, str | bytes]]
 
+# What the client of a call that a handler's bug has ended is told; the log has the rest.
+FAULT = "internal error"
+
 
 class Call(Protocol):
     """One running stream. Every method may be called from any thread; none blocks."""
@@ -31,7 +34,10 @@ class StreamHandler(Protocol):
     """Answers one stream. Every message gets exactly one reply, in order, from whatever thread."""
 
     def on_message(self, data: bytes) -> bool:
-        """Take one message; False stops the reading until `Call.resume`."""
+        """Take one message; False stops the reading until `Call.resume`.
+
+        True allows the next to be read, perhaps only with the reply: no reply may wait for a later message.
+        """
 
     def on_half_close(self) -> None:
         """The client sends no more; end the call once its replies are given.
@@ -55,7 +61,10 @@ class UnaryCall(Protocol):
         """End the call with an error."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the call ends before it is answered: cancelled, out of time, disconnected."""
+        """Have `callback` called if the call ends before it is answered: cancelled, out of time, disconnected.
+
+        At once where it has; never after an answer.
+        """
 
 
 OpenStream = Callable[[Call], StreamHandler]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
 import grpc
 
 from .calls import Handler, OnRequest, OpenStream
-from .lane import StreamCall, UnaryCall
+from .lane import StreamCall
+from .lane_unary import UnaryCall
+from .threaded_lane import ThreadedLane
 
 
 class _Inline(futures.ThreadPoolExecutor):
@@ -25,7 +27,10 @@ class _Inline(futures.ThreadPoolExecutor):
 
 
 class FastLane:
-    """Makes handlers whose calls run on the fast lane (a `calls.Lane`)."""
+    """Makes handlers whose calls run on the fast lane (a `calls.Lane`).
+
+    An interceptor that wraps a behaviour, as tracing does, hides that it is the lane's: threads drive such calls.
+    """
 
     name = "fast"
     # grpcio's pool runs the other calls only.
@@ -33,20 +38,34 @@ class FastLane:
 
     def __init__(self) -> None:
         self._inline = _Inline(1)
+        self._threaded = ThreadedLane()
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
+        wrapped: Any = self._threaded.stream(open_).stream_stream
 
-        def behaviour(requests: Any, context: Any, finish: Callable[[None], None]) -> None:
+        def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
+            if finish is None:
+                return wrapped(requests, context)
             StreamCall(context, finish, open_)
+            return None
 
         return self._handler(behaviour)
 
     def unary(self, on_request: OnRequest) -> Handler:
         """A unary method."""
+        wrapped: Any = self._threaded.unary(on_request).unary_unary
 
-        def behaviour(requests: Any, context: Any, finish: Callable[[None], None]) -> None:
+        def one(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            for data in requests:
+                yield wrapped(data, context)
+                return
+
+        def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
+            if finish is None:
+                return one(requests, context)
             UnaryCall(context, finish, on_request)
+            return None
 
         return self._handler(behaviour)
 

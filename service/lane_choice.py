@@ -29,7 +29,10 @@ def choose_lane(requested: str = "auto") -> Lane:
 
     Raises:
         LaneError: "fast" was asked for and fails its check.
+        ValueError: there is no such lane.
     """
+    if requested not in ("auto", "fast", "threaded"):
+        raise ValueError(f'expected the lane "auto", "fast" or "threaded", got {requested!r}')
     if requested == "threaded":
         return ThreadedLane()
     try:
@@ -66,7 +69,7 @@ class _Echo:
 
 
 def check(lane: Lane) -> None:
-    """Run a stream, an error and a unary call through `lane` on a real server.
+    """Run streams and unary calls, answered and failed, through `lane` on a real server of its own.
 
     Raises:
         LaneError, grpc.RpcError: an answer was not as expected, or did not come in time.
@@ -76,7 +79,10 @@ def check(lane: Lane) -> None:
         return _Echo(call)
 
     def reverse(call: UnaryCall, data: bytes) -> None:
-        call.answer(data[::-1])
+        if data == b"fail":
+            call.fail(grpc.StatusCode.ABORTED, "asked to", (("reason", "check"),))
+        else:
+            call.answer(data[::-1])
 
     server = grpc.server(futures.ThreadPoolExecutor(1))
     methods = {"Stream": lane.stream(open_), "Unary": lane.unary(reverse)}
@@ -84,7 +90,9 @@ def check(lane: Lane) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        # A proxy from the environment has no part in this.
+        options = (("grpc.enable_http_proxy", 0),)
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             stream: Any = channel.stream_stream(f"/{_SERVICE}/Stream")
             unary: Any = channel.unary_unary(f"/{_SERVICE}/Unary")
             sent = [b"%d" % number for number in range(40)]
@@ -94,8 +102,11 @@ def check(lane: Lane) -> None:
             _expect(grpc.StatusCode.ABORTED, call.code())
             _expect("check", dict(call.trailing_metadata()).get("reason"))
             _expect(b"cba", unary(b"abc", timeout=_PATIENCE_S))
+            _expect(grpc.StatusCode.ABORTED, unary.future(b"fail", timeout=_PATIENCE_S).code())
     finally:
-        server.stop(0).wait(_PATIENCE_S)
+        stopped = server.stop(0).wait(_PATIENCE_S)
+    if not stopped:
+        raise LaneError(f"the server had not stopped after {_PATIENCE_S} s")
 
 
 def _expect(expected: object, came: object) -> None:

@@ -41,8 +41,9 @@ class PredictCall:
         except ServiceError:
             self._end()
             raise
+        sessions = self._sessions
         self._call.on_cancel(self.cancel)
-        for session, row in zip(self._sessions, work, strict=True):
+        for session, row in zip(sessions, work, strict=True):
             batcher.submit(session, row)
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
@@ -78,7 +79,9 @@ class PredictCall:
         self._end()
 
     def _end(self) -> None:
-        for session in self._sessions:
+        # A session knows its owner: forgetting them leaves no cycle for the garbage collector.
+        sessions, self._sessions = self._sessions, []
+        for session in sessions:
             self._model.batcher.end(session)
 
 

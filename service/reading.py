@@ -15,11 +15,12 @@ class Reading:
     """
 
     __slots__ = (
-        "ahead", "dry", "half_closed", "messages", "paused", "reading", "resumed", "unanswered",
+        "ahead", "delivering", "dry", "half_closed", "messages", "paused", "reading", "resumed", "unanswered",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.reading = False  # a receive is in flight
+        self.delivering = False  # `on_message` runs: whether there is room will show when it returns
         self.half_closed = False  # no more messages will come
         self.paused = False  # the handler has no room
         self.resumed = False  # it found room before its `on_message` returned
@@ -34,6 +35,7 @@ class Reading:
             self.dry = 0
         self.unanswered += 1
         self.resumed = False
+        self.delivering = True
         return self.ahead or self.messages % _PROBE_EVERY == 2
 
     def answered(self) -> None:
@@ -45,6 +47,12 @@ class Reading:
             if self.dry >= _DRY_SPELLS:
                 self.ahead = False
 
+    def holds_replies(self) -> bool:
+        """Whether a reply waits for `on_message` to return, so that it can be sent in one batch with a read."""
+        return self.delivering and not self.ahead
+
     def may_read(self, unsent: int) -> bool:
         """Whether a receive may be started, with `unsent` replies waiting to be sent."""
-        return not (self.reading or self.paused or self.half_closed or unsent >= _OUTBOX_REPLIES)
+        return not (
+            self.reading or self.delivering or self.paused or self.half_closed or unsent >= _OUTBOX_REPLIES
+        )

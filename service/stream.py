@@ -43,6 +43,7 @@ class StreamSession:
         "_half_closed",
         "_live",
         "_output",
+        "_over",
         "_service",
         "_submitted",
     )
@@ -54,7 +55,7 @@ class StreamSession:
         self._greeting: pb.SessionOpened | None = None
         self._output = Output.ALL
         self._submitted = self._answered = 0
-        self._half_closed = self._finished = False
+        self._half_closed = self._finished = self._over = False
 
     # The call's side
 
@@ -105,13 +106,15 @@ class StreamSession:
 
     def on_end(self, cancelled: bool) -> None:
         """The call is over, however it ended."""
-        if self._live is None:
+        # The session knows its owner: forgetting it here leaves no cycle for the garbage collector.
+        live, self._live = self._live, None
+        self._over = True
+        if live is None:
             return
         if self._finished:
-            reason = "cancelled" if cancelled else "closed"
-            self._live.model.metrics.session_ended(reason)
+            live.model.metrics.session_ended("cancelled" if cancelled else "closed")
         else:
-            self._service.sessions.end(self._live, "cancelled")
+            self._service.sessions.end(live, "cancelled")
 
     # The session's side
 
@@ -128,7 +131,10 @@ class StreamSession:
 
     def fail(self, error: ServiceError) -> None:
         """End the session and the call with a typed error. The first end stands."""
-        if self._live is None or self._service.sessions.end(self._live, error.reason.lower()):
+        if self._over:
+            return
+        live = self._live
+        if live is None or self._service.sessions.end(live, error.reason.lower()):
             self._service.metrics.error(error)
             self._call.end(*as_status(error))
 
@@ -142,7 +148,8 @@ class StreamSession:
     def _finish_if_done(self) -> None:
         if self._answered < self._submitted:
             return
-        if self._live is None or self._service.sessions.release(self._live):
+        live = self._live
+        if live is None or self._service.sessions.release(live):
             # Counted in `on_end`: a call that looks half-closed may have been cancelled.
             self._finished = True
             self._call.end()

@@ -13,77 +13,106 @@ from collections.abc import Callable, Iterator
 import grpc
 import structlog
 
-from .calls import Handler, OnRequest, OpenStream, Trailing
+from .calls import FAULT, Handler, OnRequest, OpenStream, StreamHandler, Trailing
 
 _log = structlog.get_logger(__name__)
 
-_OUTBOX_REPLIES = 32  # unsent replies above which a call is not read
+_OUTBOX_REPLIES = 32  # unsent replies at which a call is no longer read
+
+Status = tuple[grpc.StatusCode, str, Trailing]
 
 
 class StreamCall:
     """One stream (a `calls.Call`)."""
 
-    def __init__(self, context: grpc.ServicerContext, open_: OpenStream) -> None:
+    def __init__(self, context: grpc.ServicerContext) -> None:
         self.peer: str = context.peer()
         self._context = context
         self._changed = threading.Condition()
         self._outbox: deque[bytes] = deque()
-        self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
+        self._status: Status | None = None
         self._paused = False
-        self._room = False  # `resume` came before `on_message` returned
+        self._resumed = False  # the handler found room before its `on_message` returned
         self._finished = False  # the status was handed to grpcio
         self._over = False  # the call has gone
-        self._handler = open_(self)
-        if not context.add_callback(self._on_end):
-            self._on_end()
+        self._handler: StreamHandler | None = None
+        self._busy = False  # the reading thread may be inside the handler
 
-    def read(self, requests: Iterator[bytes]) -> None:
-        """Hand every message to the handler; runs on the stream's reading thread."""
-        try:
-            for message in requests:
-                with self._changed:
-                    self._room = False
-                room = self._handler.on_message(message)
-                with self._changed:
-                    self._paused = not room and not self._room
-                    self._changed.wait_for(
-                        lambda: self._over or (not self._paused and len(self._outbox) < _OUTBOX_REPLIES)
-                    )
-                    if self._over:
-                        return
-            self._handler.on_half_close()
-        except Exception as error:
-            # grpcio ends the iteration of a cancelled call with an error; any other is a handler's bug.
-            if self._context.is_active():
-                _log.error("stream handler failed", exc_info=error)
-                self.end(grpc.StatusCode.INTERNAL, "internal error")
-
-    def write(self) -> Iterator[bytes]:
+    def run(self, requests: Iterator[bytes], open_: OpenStream) -> Iterator[bytes]:
         """Every reply, then the status; runs on the stream's thread of grpcio's pool."""
+        if not self._context.add_callback(self._on_over):
+            return
+        try:
+            self._handler = open_(self)
+        except Exception as error:
+            self._fault(error)
+        else:
+            self._busy = True
+            threading.Thread(target=self._read, args=(requests,), name="stream-reader", daemon=True).start()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._outbox or self._status is not None or self._over)
                 if self._over:
-                    return
-                if self._outbox:
-                    data = self._outbox.popleft()
-                    self._changed.notify_all()
-                else:
                     break
+                if not self._outbox:
+                    assert self._status is not None
+                    # A cancelled call can look half-closed first; the public API tells no better than this.
+                    self._finished = self._context.is_active()
+                    _set_status(self._context, self._status)
+                    return
+                data = self._outbox.popleft()
+                self._changed.notify_all()
             yield data
-        assert self._status is not None
-        # A cancelled call can look half-closed first; the public API tells no better than this.
-        self._finished = self._context.is_active()
-        _set_status(self._context, *self._status)
+        self._end_if_over()
 
-    def _on_end(self) -> None:
+    def _read(self, requests: Iterator[bytes]) -> None:
+        """Hand every message to the handler; runs on the stream's reading thread."""
+        handler = self._handler
+        assert handler is not None
+        try:
+            for message in _until_gone(requests):
+                with self._changed:
+                    if self._over or self._status is not None:
+                        break
+                    self._resumed = False
+                room = handler.on_message(message)
+                with self._changed:
+                    self._paused = not room and not self._resumed
+                    self._changed.wait_for(self._may_read)
+            # A cancelled call's requests may end as a half-closed one's do.
+            if self._context.is_active() and self._status is None:
+                handler.on_half_close()
+        except Exception as error:
+            self._fault(error)
+        with self._changed:
+            self._busy = False
+        self._end_if_over()
+
+    def _may_read(self) -> bool:
+        ended = self._over or self._status is not None
+        return ended or (not self._paused and len(self._outbox) < _OUTBOX_REPLIES)
+
+    def _on_over(self) -> None:
         with self._changed:
             self._over = True
             self._changed.notify_all()
-        try:
-            self._handler.on_end(not self._finished)
-        except Exception as error:
-            _log.error("stream handler failed at its end", exc_info=error)
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        """Tell the handler once, after the last that it was called for."""
+        with self._changed:
+            if not self._over or self._busy:
+                return
+            handler, self._handler = self._handler, None
+        if handler is not None:
+            try:
+                handler.on_end(not self._finished)
+            except Exception as error:
+                _log.error("stream handler failed at its end", exc_info=error)
+
+    def _fault(self, error: Exception) -> None:
+        _log.error("stream handler failed", exc_info=error)
+        self.end(grpc.StatusCode.INTERNAL, FAULT)
 
     def reply(self, data: bytes) -> None:
         """Send one message after those before it."""
@@ -95,7 +124,7 @@ class StreamCall:
     def resume(self) -> None:
         """Read on: the handler has room again."""
         with self._changed:
-            self._room = True
+            self._resumed = True
             self._paused = False
             self._changed.notify_all()
 
@@ -109,6 +138,16 @@ class StreamCall:
                 self._changed.notify_all()
 
 
+def _until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
+    """The requests; grpcio ends those of a cancelled call with an error."""
+    while True:
+        try:
+            request = next(requests)
+        except (StopIteration, grpc.RpcError):
+            return
+        yield request
+
+
 class UnaryCall:
     """One unary call (a `calls.UnaryCall`)."""
 
@@ -117,60 +156,65 @@ class UnaryCall:
         self._context = context
         self._lock = threading.Lock()
         self._done = threading.Event()
-        self._data: bytes | None = None
-        self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
+        self._cancelled = False
+        self._data = b""
+        self._status: Status | None = None
         self._callback: Callable[[], None] | None = None
 
     def run(self, on_request: OnRequest, data: bytes) -> bytes:
         """Answer the request; waits until it is answered."""
-        if not self._context.add_callback(self._on_end):
+        if not self._context.add_callback(self._on_over):
             return b""
         try:
             on_request(self, data)
         except Exception as error:
             _log.error("unary handler failed", exc_info=error)
-            self.fail(grpc.StatusCode.INTERNAL, "internal error")
+            self.fail(grpc.StatusCode.INTERNAL, FAULT)
         self._done.wait()
         if self._status is not None:
-            _set_status(self._context, *self._status)
-        return self._data or b""
+            _set_status(self._context, self._status)
+        return self._data
 
-    def _on_end(self) -> None:
-        if (callback := self._first()) is not None:
-            callback()
+    def _on_over(self) -> None:
+        with self._lock:
+            if self._done.is_set():
+                return
+            self._cancelled = True
+            callback, self._callback = self._callback, None
+            self._done.set()
+        if callback is not None:
+            try:
+                callback()
+            except Exception as error:
+                _log.error("unary handler failed at its cancellation", exc_info=error)
 
     def answer(self, data: bytes) -> None:
         """Send the response with status OK."""
-        self._first(data=data)
+        self._first(data, None)
 
     def fail(self, code: grpc.StatusCode, details: str, trailing: Trailing = ()) -> None:
         """End the call with an error."""
-        self._first(status=(code, details, trailing))
+        self._first(b"", (code, details, trailing))
+
+    def _first(self, data: bytes, status: Status | None) -> None:
+        with self._lock:
+            if not self._done.is_set():
+                self._data, self._status = data, status
+                self._callback = None
+                self._done.set()
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Have `callback` called if the call ends before it is answered."""
         with self._lock:
             if not self._done.is_set():
                 self._callback = callback
+            if not self._cancelled:
                 return
         callback()
 
-    def _first(
-        self, data: bytes | None = None, status: tuple[grpc.StatusCode, str, Trailing] | None = None
-    ) -> Callable[[], None] | None:
-        """Keep the first end of the call; the callback that was waiting for another."""
-        with self._lock:
-            if self._done.is_set():
-                return None
-            self._data, self._status = data, status
-            callback, self._callback = self._callback, None
-            self._done.set()
-            return callback
 
-
-def _set_status(
-    context: grpc.ServicerContext, code: grpc.StatusCode, details: str, trailing: Trailing
-) -> None:
+def _set_status(context: grpc.ServicerContext, status: Status) -> None:
+    code, details, trailing = status
     context.set_code(code)
     context.set_details(details)
     context.set_trailing_metadata(tuple(trailing))
@@ -187,10 +231,7 @@ class ThreadedLane:
         """A bidirectional method."""
 
         def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            call = StreamCall(context, open_)
-            reader = threading.Thread(target=call.read, args=(requests,), name="stream-reader", daemon=True)
-            reader.start()
-            yield from call.write()
+            return StreamCall(context).run(requests, open_)
 
         return grpc.stream_stream_rpc_method_handler(behaviour)
 

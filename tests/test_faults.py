@@ -126,8 +126,8 @@ def test_a_thousand_sessions_opened_and_dropped_leave_memory_flat(served: Any) -
     for _ in range(4):
         drop(250)
     grown = process.memory_info().rss - settled
-    # A thousand leaked sessions with their calls would be some 30 MB.
-    assert grown < 10 * 1024 * 1024, f"{grown / 1e6:.1f} MB"
+    # Kept in cycles until the garbage collector comes by, a thousand calls are 14 MB.
+    assert grown < 5 * 1024 * 1024, f"{grown / 1e6:.1f} MB"
 
 
 @pytest.mark.usefixtures("no_leak")

@@ -1,0 +1,102 @@
+"""The fast lane's unary calls; see `lane.py`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import structlog
+from grpc import _server
+from grpc._cython import cygrpc
+
+from .calls import FAULT, OnRequest, Trailing
+from .lane import AGAIN, finish_call
+
+_log = structlog.get_logger(__name__)
+
+
+class UnaryCall:
+    """One unary call on the fast lane (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
+
+    __slots__ = (
+        "_call", "_callback", "_cancelled", "_context", "_done", "_finish", "_lock", "_on_request", "peer",
+    )  # fmt: skip
+
+    def __init__(self, context: Any, finish: Callable[[None], None], on_request: OnRequest) -> None:
+        self.peer: str = context.peer()
+        self._call = context._rpc_event.call
+        self._context = context
+        self._finish = finish
+        self._on_request = on_request
+        self._lock = threading.Lock()
+        self._done = False
+        self._cancelled = False
+        self._callback: Callable[[], None] | None = None
+        if context.add_callback(self._on_end):
+            self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
+
+    def _on_read(self, event: Any) -> Any:
+        message = event.batch_operations[0].message()
+        try:
+            if message is None:
+                self.fail(grpc.StatusCode.UNIMPLEMENTED, "a unary call carries one message; none came")
+            else:
+                self._on_request(self, message)
+        except Exception as error:  # a bug in a handler ends its call, not the serving thread
+            _log.error("unary handler failed", exc_info=error)
+            self.fail(grpc.StatusCode.INTERNAL, FAULT)
+        return AGAIN
+
+    def _on_end(self) -> None:
+        with self._lock:
+            self._cancelled = not self._done
+            self._done = True
+            callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if the call ends before it is answered."""
+        with self._lock:
+            if not self._done:
+                self._callback = callback
+            if not self._cancelled:
+                return
+        callback()
+
+    def answer(self, data: bytes) -> None:
+        """Send headers, response and status in one batch of operations."""
+        if not self._first():
+            return
+        state = self._context._state
+        with state.condition:
+            # grpcio's own bookkeeping of a call whose status is sent: see grpc._server._status.
+            if state.client is _server._CANCELLED or state.statused:
+                return
+            state.initial_metadata_allowed = False
+            operations = (
+                cygrpc.SendInitialMetadataOperation((), 0),
+                cygrpc.SendMessageOperation(data, 0),
+                cygrpc.SendStatusFromServerOperation((), cygrpc.StatusCode.ok, b"", 0),
+            )
+            self._call.start_server_batch(operations, self._on_answered)
+            state.statused = True
+            state.due.add(self)
+
+    def _on_answered(self, event: Any) -> Any:
+        state = self._context._state
+        with state.condition:
+            return _server._possibly_finish_call(state, self)  # type: ignore[arg-type]
+
+    def fail(self, code: grpc.StatusCode, details: str, trailing: Trailing = ()) -> None:
+        """End the call with an error."""
+        if self._first():
+            finish_call(self._context, self._finish, code, details, trailing)
+
+    def _first(self) -> bool:
+        with self._lock:
+            done, self._done = self._done, True
+            self._callback = None
+        return not done

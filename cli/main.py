@@ -7,6 +7,7 @@ and the standard library at module level, so that `streamcell --help` works on t
 from __future__ import annotations
 
 import importlib
+import sys
 
 import typer
 
@@ -14,7 +15,7 @@ app = typer.Typer(
     name="streamcell",
     help="Serve recurrent PyTorch models as live sessions.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
 )
 
 COMMANDS = ("train", "export", "serve", "stream", "demo")
@@ -24,6 +25,22 @@ for _name in COMMANDS:
     app.command(_name, rich_help_panel=None)(_module.command)
 
 
+# What a command may find missing → the extra that brings it.
+_EXTRAS = {
+    "onnx": "serve", "onnxruntime": "serve", "pydantic": "serve", "pydantic_settings": "serve",
+    "prometheus_client": "serve", "structlog": "serve", "grpc_health": "serve", "grpc_reflection": "serve",
+    "torch": "train", "safetensors": "train", "music21": "train", "matplotlib": "train", "onnxscript": "train",
+}  # fmt: skip
+
+
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        extra = _EXTRAS[missing]
+        typer.echo(f"streamcell: this command needs {missing}: pip install 'streamcell[{extra}]'", err=True)
+        sys.exit(1)

@@ -63,7 +63,7 @@ def command(
 def _run(config: Path | None, flags: dict[str, Any]) -> int:
     from pydantic import ValidationError
 
-    from streamcell.service import DeviceError, ModelLoadError, Server, Settings, configure_logs
+    from streamcell.service import DeviceError, LaneError, ModelLoadError, Server, Settings, configure_logs
 
     try:
         settings = Settings.load(config, **flags)
@@ -86,7 +86,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
     try:
         server = Server(settings)
         server.start()
-    except (DeviceError, ModelLoadError, OSError) as error:
+    except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 1
     asked.wait()

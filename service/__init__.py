@@ -3,9 +3,10 @@
 import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
 
 from .device import DeviceError
+from .lane_choice import LaneError
 from .load_errors import ModelLoadError
 from .logs import configure as configure_logs
 from .server import Server
 from .settings import Settings
 
-__all__ = ["DeviceError", "ModelLoadError", "Server", "Settings", "configure_logs"]
+__all__ = ["DeviceError", "LaneError", "ModelLoadError", "Server", "Settings", "configure_logs"]

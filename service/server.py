@@ -56,6 +56,7 @@ class Server:
         Raises:
             ModelLoadError: there is no model, or one cannot be served; the text says which and why.
             DeviceError: the device cannot be had.
+            LaneError: the fast lane was asked for and does not work with this grpcio.
             OSError: a port cannot be bound.
         """
         self.settings = settings

@@ -1,0 +1,43 @@
+"""The command line as a whole: its commands, and what it says where an extra is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HIDE = """
+import importlib.abc, sys
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {module!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+sys.argv = ["streamcell", *{arguments!r}]
+from streamcell.cli import main
+main()
+"""
+
+
+def test_every_command_is_listed() -> None:
+    done = subprocess.run([sys.executable, "-m", "streamcell.cli", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command in ("train", "export", "serve", "stream", "demo"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "extra"),
+    [
+        (["serve", "--models", "none"], "onnxruntime", "serve"),
+        (["train", "chorales", "--out", "none"], "torch", "train"),
+    ],
+)
+def test_a_command_whose_extra_is_missing_names_it(arguments: list[str], module: str, extra: str) -> None:
+    code = HIDE.format(module=module, arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip() == f"streamcell: this command needs {module}: pip install 'streamcell[{extra}]'"
+    )

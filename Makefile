@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := card cli client export models proto service
+PACKAGES := benchmarks card cli client export models proto service
 
 .PHONY: demo test lint typecheck stubs install clean
 

@@ -1,0 +1,89 @@
+"""What the load generator says to each kind of server: serialized messages, and how the replies are checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from streamcell.proto import pb
+
+_STREAM = "/streamcell.v1.StreamCell/Stream"
+_PREDICT = "/streamcell.v1.StreamCell/Predict"
+ECHO_STREAM, ECHO_UNARY = "/benchmark.Echo/Stream", "/benchmark.Echo/Unary"
+
+
+class WrongReply(RuntimeError):
+    """A server answered something that it should not have."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One session's side of a conversation.
+
+    Attributes:
+        method: the gRPC method.
+        unary: a call a message, instead of a stream.
+        first: session number → the message that opens it, which carries steps like any other.
+        then: session number → every later message.
+        check: (last reply, replies, steps a message) → None, or WrongReply where they do not add up.
+        last: session number → what ends it, where half-closing the stream does not.
+    """
+
+    method: str
+    unary: bool
+    first: Callable[[int], bytes]
+    then: Callable[[int], bytes]
+    check: Callable[[bytes, int, int], None]
+    last: Callable[[int], bytes] | None = None
+
+
+def payload(step_bytes: int, steps: int) -> bytes:
+    """float32[steps, step_bytes / 4], small and finite."""
+    import numpy as np
+
+    values = np.random.default_rng(5).standard_normal(steps * step_bytes // 4, np.float32)
+    return values.tobytes()
+
+
+def streamcell(model: str, step_bytes: int, output_bytes: int, steps: int) -> Dialect:
+    """`Stream`: one session a stream."""
+    inputs = [payload(step_bytes, steps)]
+    first = pb.StreamRequest(open=pb.OpenSession(model=model), inputs=inputs).SerializeToString()
+    then = pb.StreamRequest(inputs=inputs).SerializeToString()
+
+    def check(reply: bytes, replies: int, steps: int) -> None:
+        answer = pb.StreamResponse.FromString(reply)
+        sizes = [len(output) for output in answer.outputs]
+        if answer.step_index != replies * steps or sizes != [steps * output_bytes]:
+            raise WrongReply(
+                f"expected step {replies * steps} and {[steps * output_bytes]} bytes; "
+                f"got step {answer.step_index} and {sizes}"
+            )
+
+    return Dialect(_STREAM, False, lambda session: first, lambda session: then, check)
+
+
+def predict(model: str, step_bytes: int, output_bytes: int, steps: int) -> Dialect:
+    """`Predict`: one row a call."""
+    message = pb.PredictRequest(model=model, inputs=[payload(step_bytes, steps)]).SerializeToString()
+
+    def check(reply: bytes, replies: int, steps: int) -> None:
+        sizes = [len(output) for output in pb.PredictResponse.FromString(reply).outputs]
+        if sizes != [steps * output_bytes]:
+            raise WrongReply(f"expected {[steps * output_bytes]} bytes; got {sizes}")
+
+    return Dialect(_PREDICT, True, lambda session: message, lambda session: message, check)
+
+
+def echo(like: Dialect) -> Dialect:
+    """A raw echo of messages as large as those of `like`."""
+    size = len(like.then(0))
+    message = os.urandom(size)
+
+    def check(reply: bytes, replies: int, steps: int) -> None:
+        if reply != message:
+            raise WrongReply(f"expected an echo of {size} bytes; got {len(reply)} others")
+
+    method = ECHO_UNARY if like.unary else ECHO_STREAM
+    return Dialect(method, like.unary, lambda session: message, lambda session: message, check)

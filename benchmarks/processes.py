@@ -1,0 +1,68 @@
+"""Processes of a run: load generators and yardstick servers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from .load import Load, LoadError, as_line
+
+
+class _Child:
+    """A Python module run as a process; ended with the `with`."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"streamcell.benchmarks.{module}", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise LoadError(f"{self.process.args!r} ended with {self.process.wait()}")
+        return line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+
+class Generator(_Child):
+    """A load generator in a process of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("load")
+
+    def run(self, load: Load) -> dict[str, Any]:
+        """Run one load there.
+
+        Raises:
+            LoadError: it failed; the text says how.
+        """
+        assert self.process.stdin is not None
+        self.process.stdin.write(as_line(load))
+        self.process.stdin.flush()
+        result: dict[str, Any] = json.loads(self._line())
+        if "error" in result:
+            raise LoadError(f"{load}: {result['error']}")
+        return result
+
+
+class EchoServer(_Child):
+    """A yardstick server; `kind` is "aio" or "lane"."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__("echo", kind)
+        self.target = f"127.0.0.1:{int(self._line())}"

@@ -139,6 +139,7 @@ _BY_REASON: dict[str, type[StreamCellError]] = {
     "MODEL_NOT_FOUND": ModelNotFound,
     "VERSION_NOT_FOUND": ModelNotFound,
     "SESSION_NOT_FOUND": SessionNotFound,
+    "UNKNOWN_HANDLE": SessionNotFound,
     "SESSION_LIMIT": SessionLimit,
     "MESSAGE_TOO_LARGE": MessageTooLarge,
     "SESSION_EXPIRED": SessionExpired,

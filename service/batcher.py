@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from .errors import ServerDraining, SessionLimit
+from .batch import Batch, BatchQueue
+from .capacity import Capacity
+from .errors import ServerDraining
+from .frame import Frame
+from .frame_turns import FrameTurns, Turn
+from .members import FrameOwner, Members
 from .pool import SlotAllocator
 from .session import Owner, Session, Work
-
-
-@dataclass(slots=True)
-class Row:
-    """One session's part of a batch: `steps` timesteps, taken from the front of its queue."""
-
-    session: Session
-    steps: int
-    # (work, first step, number of steps): more than one where pipelined messages run as one chunk.
-    parts: list[tuple[Work, int, int]]
-
-
-@dataclass(slots=True)
-class Batch:
-    """Rows that run together; `steps` is the longest row's."""
-
-    rows: list[Row]
-    steps: int
-    # Every row is one whole message, and all are of the same length: the case that is copied in one piece.
-    uniform: bool
-    taken_s: float = field(default_factory=time.perf_counter)
 
 
 class Batcher:
@@ -65,21 +47,17 @@ class Batcher:
             queue_messages: messages that a session may have waiting before its stream is no longer read.
             on_cancelled: told how many queued messages an ending session left unrun.
         """
-        self._slots = slots
-        self._max_sessions = max_sessions
-        self._max_batch = max_batch
-        self._max_chunk = max_chunk
-        self._ragged = ragged
-        self._coalesce = coalesce
+        self.capacity = Capacity(slots, max_sessions)
         self._queue_messages = queue_messages
         self._on_cancelled = on_cancelled
         self._lock = threading.Lock()
-        self._ready: deque[Session] = deque()
+        self._batches = BatchQueue(max_batch=max_batch, max_chunk=max_chunk, ragged=ragged, coalesce=coalesce)
+        self._turns = FrameTurns(max_batch)
+        self._frames_next = False  # whose turn it is where both sessions and streams of frames are ready
         self._wake = threading.Lock()  # held while the engine has nothing to wake up for
         self._wake.acquire()
         self._sleeping = False
         self._stopped = False
-        self._live = 0
 
     # Sessions
 
@@ -91,17 +69,23 @@ class Batcher:
             ServerDraining: the engine has been stopped.
         """
         with self._lock:
-            if self._stopped:
-                raise ServerDraining("the model is being shut down")
-            limited = session_id or self._slots is not None
-            if limited and self._live >= self._max_sessions:
-                raise SessionLimit(
-                    f"all {self._max_sessions} sessions of this model are taken; try again later",
-                    max_sessions=self._max_sessions,
-                )
-            slot, generation = self._slots.take() if self._slots is not None else (0, 0)
-            self._live += 1
+            self._check_running()
+            slot, generation = self.capacity.take(limited=bool(session_id))
             return Session(session_id, owner, slot, generation, time.monotonic(), peer)
+
+    def open_frames(self, session_id: str, owner: FrameOwner, peer: str) -> Members:
+        """Start a stream of frames; it has no members yet.
+
+        Raises:
+            ServerDraining: the engine has been stopped.
+        """
+        with self._lock:
+            self._check_running()
+            return Members(session_id, owner, self.capacity, time.monotonic(), peer)
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise ServerDraining("the model is being shut down")
 
     def end(self, session: Session) -> bool:
         """End `session`: what it has queued is dropped, what is in the engine finishes unanswered.
@@ -115,31 +99,25 @@ class Batcher:
             session.ended = True
             dropped = len(session.queue)
             session.queue.clear()
-            session.queued_steps = 0
             if not session.in_flight:
-                self._free(session)
+                session.free(self.capacity)
         if dropped:
             self._on_cancelled(dropped)
         return True
 
-    def _free(self, session: Session) -> None:
-        self._live -= 1
-        if self._slots is not None:
-            self._slots.give_back(session.slot, session.generation)
-
     @property
     def live(self) -> int:
         """Sessions that hold a slot, those whose last chunk is still in the engine included."""
-        return self._live
+        return self.capacity.live
 
     @property
     def slots_used(self) -> int:
         """State slots taken now."""
-        return 0 if self._slots is None else self._slots.used
+        return self.capacity.slots_used
 
     # Work
 
-    def submit(self, session: Session, work: Work) -> bool:
+    def submit(self, session: Session, work: Work | Frame) -> bool:
         """Queue one message of `session`. Work of a session that has ended is dropped.
 
         Returns:
@@ -150,101 +128,57 @@ class Batcher:
                 return False
             session.last_used_s = time.monotonic()
             session.queue.append(work)
-            session.queued_steps += work.steps
             room = len(session.queue) < self._queue_messages
             session.paused = not room
-            if not session.ready and not session.in_flight:
-                session.ready = True
-                self._ready.append(session)
-                if self._sleeping:
-                    self._sleeping = False
-                    self._wake.release()
+            self._make_ready(session)
         return room
 
-    def take(self) -> Batch | None:
-        """Wait for work and form a batch of it; None once stopped."""
+    def nudge(self, members: Members) -> None:
+        """Give a stream of frames a turn though it may have no frame, to look for idle members."""
+        with self._lock:
+            if not members.ended:
+                self._make_ready(members)
+
+    def _make_ready(self, session: Session) -> None:
+        if session.ready or session.in_flight:
+            return
+        session.ready = True
+        if isinstance(session, Members):
+            self._turns.ready.append(session)
+        else:
+            self._batches.ready.append(session)
+        if self._sleeping:
+            self._sleeping = False
+            self._wake.release()
+
+    def take(self) -> Batch | Turn | None:
+        """Wait for work and take some: a batch of sessions, or frames' turn; None once stopped."""
         while True:
             with self._lock:
                 if self._stopped:
                     return None
-                batch = self._form() if self._ready else None
-                if batch is None:
+                work = self._next()
+                if work is None:
                     self._sleeping = True
-            if batch is not None:
-                self._resume(batch)
-                return batch
+            if work is not None:
+                self._resume(work)
+                return work
             self._wake.acquire()
 
-    def _form(self) -> Batch | None:
-        """The first ready session leads; others join it in order while no row is over twice another's length.
+    def _next(self) -> Batch | Turn | None:
+        """Sessions and frames alternate where both are ready, so that neither starves the other."""
+        turn = self._turns.form() if self._frames_next else None
+        if turn is None:
+            batch = self._batches.form()
+            if batch is not None:
+                self._frames_next = True
+                return batch
+            turn = self._turns.form()
+        self._frames_next = False
+        return turn
 
-        So less than half of a run is padding, and one long chunk never drags single steps along.
-        """
-        rows: list[Row] = []
-        passed_over: list[Session] = []
-        shortest = longest = 0
-        whole = True
-        ready = self._ready
-        for _ in range(len(ready)):
-            session = ready.popleft()
-            if session.ended:
-                session.ready = False
-                continue
-            steps = self._chunk(session)
-            if rows and not self._fits(steps, shortest, longest):
-                passed_over.append(session)
-                continue
-            shortest = min(shortest or steps, steps)
-            longest = max(longest, steps)
-            session.ready = False
-            session.in_flight = True
-            parts = self._cut(session, steps)
-            whole = whole and len(parts) == 1 and parts[0][2] == parts[0][0].steps
-            rows.append(Row(session, steps, parts))
-            if len(rows) == self._max_batch:
-                break
-        ready.extendleft(reversed(passed_over))
-        return Batch(rows, longest, whole and shortest == longest) if rows else None
-
-    def _chunk(self, session: Session) -> int:
-        """How many timesteps the session runs next: whole messages up to `max_chunk`, or a part of a longer one.
-
-        A message that fits in a chunk is never cut, so that it is applied wholly or, where it is refused, not at all.
-        """
-        if not self._coalesce:
-            return min(session.queue[0].steps - session.queue[0].done, self._max_chunk)
-        steps = 0
-        for work in session.queue:
-            left = work.steps - work.done
-            if steps + left > self._max_chunk:
-                return steps or self._max_chunk
-            steps += left
-        return steps
-
-    def _fits(self, steps: int, shortest: int, longest: int) -> bool:
-        if not self._ragged:
-            return steps == longest
-        return steps <= 2 * shortest and longest <= 2 * steps
-
-    @staticmethod
-    def _cut(session: Session, steps: int) -> list[tuple[Work, int, int]]:
-        """Take `steps` timesteps off the front of the session's queue."""
-        session.queued_steps -= steps
-        queue = session.queue
-        parts = []
-        while steps:
-            work = queue[0]
-            count = min(steps, work.steps - work.done)
-            parts.append((work, work.done, count))
-            work.done += count
-            steps -= count
-            if work.done == work.steps:
-                queue.popleft()
-        return parts
-
-    def _resume(self, batch: Batch) -> None:
-        for row in batch.rows:
-            session = row.session
+    def _resume(self, work: Batch | Turn) -> None:
+        for session in work.sessions:
             if session.paused and len(session.queue) < self._queue_messages:
                 session.paused = False
                 session.owner.resume()
@@ -264,10 +198,26 @@ class Batcher:
                     session.fresh = False
                     session.step_index += row.steps
                 if session.ended:
-                    self._free(session)
+                    session.free(self.capacity)
                 elif session.queue:
-                    session.ready = True
-                    self._ready.append(session)
+                    self._make_ready(session)
+
+    def turned(self, turn: Turn) -> None:
+        """The engine is done with `turn`. Streams with more to do are ready again, ended ones free their slots."""
+        with self._lock:
+            for members in turn.sessions:
+                members.in_flight = False
+                if members.ended:
+                    members.free(self.capacity)
+                elif members.busy:
+                    self._make_ready(members)
+
+    def change(self, members: Members, change: Callable[[], None]) -> bool:
+        """Have `change` open or end members, on the engine's thread; False, and nothing done, where all have ended."""
+        with self._lock:
+            if not members.ended:
+                change()
+            return not members.ended
 
     def stop(self) -> None:
         """Make `take` return None. Sessions are not ended by this."""

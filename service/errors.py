@@ -92,6 +92,25 @@ class SessionNotFound(NotFound):
     reason = "SESSION_NOT_FOUND"
 
 
+class UnknownHandle(NotFound):
+    """A frame names a session that its stream does not have."""
+
+    reason = "UNKNOWN_HANDLE"
+
+
+class DuplicateHandle(InvalidArgument):
+    """A frame names a session twice; the first stands."""
+
+    reason = "DUPLICATE_HANDLE"
+
+
+class SequenceGap(ServiceError):
+    """A row behind one that was refused, sent before the client knew of that."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "SEQUENCE_GAP"
+
+
 class SessionLimit(ServiceError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "SESSION_LIMIT"

@@ -83,6 +83,7 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
         engine,
         batcher,
         metrics,
+        ragged=signature.lengths is not None,
         allow_non_finite=settings.non_finite == "allow",
     )
     runner.start()

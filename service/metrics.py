@@ -57,15 +57,16 @@ class ModelMetrics:
         self.queue_wait_s.observe(waits_s)
         self.step_latency_s.observe(latencies_s)
 
-    def session_opened(self) -> None:
-        """A session was opened."""
+    def session_opened(self, count: int = 1) -> None:
+        """`count` sessions were opened."""
         with self._lock:
-            self.opened += 1
+            self.opened += count
 
-    def session_ended(self, reason: str) -> None:
-        """A session ended, for `reason` in lower case: "closed", "cancelled", "session_expired", …."""
-        with self._lock:
-            self.ended[reason] += 1
+    def session_ended(self, reason: str, count: int = 1) -> None:
+        """`count` sessions ended, for `reason` in lower case: "closed", "cancelled", "session_expired", …."""
+        if count:
+            with self._lock:
+                self.ended[reason] += count
 
     def work_cancelled(self, chunks: int) -> None:
         """`chunks` queued messages were dropped unrun since their session had ended."""

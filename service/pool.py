@@ -21,8 +21,8 @@ class SlotAllocator:
     def __init__(self, first: int, count: int) -> None:
         self._first = first
         self._free = list(range(first + count - 1, first - 1, -1))
-        self._generation = [0] * count
-        self._taken = bytearray(count)
+        self._generation = np.zeros(count, np.int64)
+        self._taken = np.zeros(count, np.bool_)
 
     def take(self) -> tuple[int, int]:
         """A free slot and its new generation.
@@ -33,9 +33,26 @@ class SlotAllocator:
         if not self._free:
             raise RuntimeError(f"all {len(self._taken)} slots are taken")
         slot = self._free.pop()
-        self._taken[slot - self._first] = 1
-        self._generation[slot - self._first] += 1
-        return slot, self._generation[slot - self._first]
+        at = slot - self._first
+        self._taken[at] = True
+        self._generation[at] += 1
+        return slot, int(self._generation[at])
+
+    def take_many(self, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """`count` free slots and their new generations, int64[count] each.
+
+        Raises:
+            RuntimeError: fewer are free.
+        """
+        if count > len(self._free):
+            raise RuntimeError(f"{count} slots wanted, {len(self._free)} are free")
+        keep = len(self._free) - count
+        slots = np.array(self._free[keep:][::-1], np.int64)
+        del self._free[keep:]
+        at = slots - self._first
+        self._taken[at] = True
+        self._generation[at] += 1
+        return slots, self._generation[at]
 
     def give_back(self, slot: int, generation: int) -> None:
         """Free `slot`.
@@ -46,8 +63,22 @@ class SlotAllocator:
         at = slot - self._first
         if not 0 <= at < len(self._taken) or not self._taken[at] or self._generation[at] != generation:
             raise RuntimeError(f"slot {slot} (generation {generation}) was freed twice or never taken")
-        self._taken[at] = 0
+        self._taken[at] = False
         self._free.append(slot)
+
+    def give_back_many(self, slots: np.ndarray[Any, Any], generations: np.ndarray[Any, Any]) -> None:
+        """Free `slots`, all of them or, where one is wrong, none.
+
+        Raises:
+            RuntimeError: as for `give_back`, or a slot is named twice.
+        """
+        at = slots - self._first
+        known = (at >= 0) & (at < len(self._taken))
+        fine = known.all() and self._taken[at].all() and np.array_equal(self._generation[at], generations)
+        if not fine or len(np.unique(at)) != len(at):
+            raise RuntimeError(f"one of {len(slots)} slots was freed twice or never taken")
+        self._taken[at] = False
+        self._free.extend(slots[::-1].tolist())
 
     @property
     def used(self) -> int:

@@ -10,7 +10,8 @@ import structlog
 
 from streamcell.card import Signature
 
-from .batcher import Batch, Batcher
+from .batch import Batch
+from .batcher import Batcher
 from .engine import Engine, Staged
 from .errors import (
     EngineFailed,
@@ -20,6 +21,8 @@ from .errors import (
     RefusedByModel,
     ServiceError,
 )
+from .frame_runner import FrameRunner
+from .frame_turns import Turn
 from .metrics import ModelMetrics
 from .pool import INITIAL_ROW
 from .session import Output, Session, Work
@@ -37,6 +40,7 @@ class Runner:
         batcher: Batcher,
         metrics: ModelMetrics,
         *,
+        ragged: bool,
         allow_non_finite: bool = False,
     ) -> None:
         self._engine = engine
@@ -47,6 +51,7 @@ class Runner:
         self._input_bytes = [tensor.step_bytes for tensor in self._signature.inputs]
         self._output_bytes = [tensor.step_bytes for tensor in self._signature.outputs]
         self._stateful = bool(self._signature.states)
+        self._frames = FrameRunner(engine, batcher, metrics, ragged=ragged)
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     def start(self) -> None:
@@ -60,6 +65,9 @@ class Runner:
 
     def _loop(self) -> None:
         while (batch := self._batcher.take()) is not None:
+            if isinstance(batch, Turn):
+                self._frames.turn(batch)
+                continue
             refused: list[tuple[Session, ServiceError]] = []
             try:
                 staged = self._step(batch, refused)

@@ -25,6 +25,7 @@ from .calls import Call
 from .control import Control
 from .device import Device
 from .errors import ServerDraining
+from .frames import FrameStream
 from .lane_choice import choose_lane
 from .load_errors import ModelLoadError
 from .loaded import LoadedModel, Models, load
@@ -89,6 +90,7 @@ class Server:
 
         handlers = {
             "Stream": lane.stream(open_),
+            "StreamFrames": lane.stream(lambda call: FrameStream(call, service)),
             "Predict": lane.unary(lambda call, data: predict(call, data, service)),
             **Control(service).handlers(),
         }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
+from .capacity import Capacity
 from .errors import ServiceError
 
 
@@ -49,7 +50,10 @@ class Work:
 
 
 class Session:
-    """One live sequence. `slot` is its row in the pool, 0 for a stateless model."""
+    """One live sequence. `slot` is its row in the pool, 0 for a stateless model.
+
+    A stream of frames is a session to the batcher and to the table of sessions, too: see `members.py`.
+    """
 
     __slots__ = (
         "ended",
@@ -57,12 +61,12 @@ class Session:
         "generation",
         "in_flight",
         "last_used_s",
+        "members",
         "opened_s",
         "owner",
         "paused",
         "peer",
         "queue",
-        "queued_steps",
         "ready",
         "session_id",
         "slot",
@@ -79,11 +83,20 @@ class Session:
         self.opened_s = now_s
         self.last_used_s = now_s
         self.peer = peer
-        self.queue: deque[Work] = deque()
-        self.queued_steps = 0  # in `queue`, not yet run
+        self.queue: deque[Any] = deque()  # of `Work`, or of a stream's `Frame`s
         self.step_index = 0  # timesteps applied
         self.fresh = True  # no step applied yet: the first reads the initial state
         self.ready = False  # stands in the batcher's ready queue
         self.in_flight = False  # a chunk is in the engine now
         self.paused = False  # its stream is not being read, since the queue is full
         self.ended = False  # takes no more work; its results are dropped
+        self.members = 1  # live sequences
+
+    def free(self, capacity: Capacity) -> None:
+        """Give back what it holds. It has ended and its work has landed."""
+        capacity.give_back(self.slot, self.generation)
+
+    @property
+    def unused(self) -> int:
+        """How many of its members have applied no step."""
+        return int(self.fresh)

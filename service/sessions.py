@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound
 from .loaded import LoadedModel
+from .members import FrameOwner, Members
 from .session import Owner, Session
 
 
@@ -37,19 +38,30 @@ class SessionTable:
             ServerDraining: the server is shutting down.
             SessionLimit: the model has as many sessions as it may.
         """
-        if self._draining:
-            raise ServerDraining("this server is shutting down and takes no new sessions")
+        self.check_not_draining()
         live = Live(model.batcher.open(secrets.token_hex(8), owner, peer), model)
         with self._lock:
             self._live[live.session.session_id] = live
         model.metrics.session_opened()
         return live
 
+    def open_frames(self, model: LoadedModel, owner: FrameOwner, peer: str) -> Live:
+        """Start a stream of frames on `model`; its sessions are opened by its frames.
+
+        Raises:
+            ServerDraining: the server is shutting down.
+        """
+        self.check_not_draining()
+        live = Live(model.batcher.open_frames(secrets.token_hex(8), owner, peer), model)
+        with self._lock:
+            self._live[live.session.session_id] = live
+        return live
+
     def end(self, live: Live, reason: str) -> bool:
         """End a session for `reason`, a metrics label; False where it had ended."""
         ended = self.release(live)
         if ended:
-            live.model.metrics.session_ended(reason)
+            live.model.metrics.session_ended(reason, live.session.members)
         return ended
 
     def release(self, live: Live) -> bool:
@@ -81,7 +93,9 @@ class SessionTable:
         counts = {"open": 0, "active": 0, "detached": 0}
         for live in self.all():
             if live.model is model:
-                counts["open" if live.session.fresh else "active"] += 1
+                unused = live.session.unused
+                counts["open"] += unused
+                counts["active"] += live.session.members - unused
         return counts
 
     def close(self, session_id: str) -> int:
@@ -97,7 +111,11 @@ class SessionTable:
         return live.session.step_index
 
     def expire_idle(self) -> None:
-        """End every session that has had no message, and has had nothing to do, for the idle time-out."""
+        """End every session that has had no message, and has had nothing to do, for the idle time-out.
+
+        A stream of frames without a frame for so long ends with all its sessions; in one that is used, those end
+        that no frame had a row for.
+        """
         if not self.idle_timeout_s:
             return
         oldest_s = time.monotonic() - self.idle_timeout_s
@@ -112,10 +130,18 @@ class SessionTable:
                         step_index=session.step_index,
                     )
                 )
+            elif isinstance(session, Members) and len(session.idle(oldest_s)):
+                session.expire_before_s = oldest_s
+                live.model.batcher.nudge(session)
 
     def drain(self) -> None:
         """Take no new sessions from now on."""
         self._draining = True
+
+    def check_not_draining(self) -> None:
+        """Raise ServerDraining once `drain` was called."""
+        if self._draining:
+            raise ServerDraining("this server is shutting down and takes no new sessions")
 
     @property
     def draining(self) -> bool:

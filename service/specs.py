@@ -60,6 +60,7 @@ def session_message(live: Live) -> pb.Session:
         age_s=now_s - session.opened_s,
         idle_s=now_s - session.last_used_s,
         peer=session.peer,
+        members=session.members,
     )
 
 

@@ -63,16 +63,16 @@ class StreamSession:
         """Take one message; False where the stream should not be read on."""
         try:
             check_size(data, self._service.limits)
-            try:
-                request = pb.StreamRequest.FromString(data)
-            except DecodeError as error:
-                raise MalformedMessage("the message is not a streamcell.v1.StreamRequest") from error
-            return self._take(request)
+            return self._take(data)
         except ServiceError as error:
             self.fail(error)
             return False
 
-    def _take(self, request: pb.StreamRequest) -> bool:
+    def _take(self, data: bytes) -> bool:
+        try:
+            request = pb.StreamRequest.FromString(data)
+        except DecodeError as error:
+            raise MalformedMessage("the message is not a streamcell.v1.StreamRequest") from error
         live = self._live
         if request.HasField("open"):
             if live is not None:
@@ -112,7 +112,8 @@ class StreamSession:
         if live is None:
             return
         if self._finished:
-            live.model.metrics.session_ended("cancelled" if cancelled else "closed")
+            reason = "cancelled" if cancelled else "closed"
+            live.model.metrics.session_ended(reason, live.session.members)
         else:
             self._service.sessions.end(live, "cancelled")
 

@@ -14,6 +14,14 @@ class OutputMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_MODE_LAST: _ClassVar[OutputMode]
     OUTPUT_MODE_NONE: _ClassVar[OutputMode]
 
+class FramePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FRAME_PART_UNSPECIFIED: _ClassVar[FramePart]
+    FRAME_PART_ROW: _ClassVar[FramePart]
+    FRAME_PART_CLOSE: _ClassVar[FramePart]
+    FRAME_PART_RESET: _ClassVar[FramePart]
+    FRAME_PART_OPEN: _ClassVar[FramePart]
+
 class SessionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SESSION_STATE_UNSPECIFIED: _ClassVar[SessionState]
@@ -23,6 +31,11 @@ OUTPUT_MODE_UNSPECIFIED: OutputMode
 OUTPUT_MODE_ALL: OutputMode
 OUTPUT_MODE_LAST: OutputMode
 OUTPUT_MODE_NONE: OutputMode
+FRAME_PART_UNSPECIFIED: FramePart
+FRAME_PART_ROW: FramePart
+FRAME_PART_CLOSE: FramePart
+FRAME_PART_RESET: FramePart
+FRAME_PART_OPEN: FramePart
 SESSION_STATE_UNSPECIFIED: SessionState
 SESSION_STATE_OPEN: SessionState
 SESSION_STATE_ACTIVE: SessionState
@@ -84,6 +97,85 @@ class StreamResponse(_message.Message):
     step_index: int
     tag: int
     def __init__(self, opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., step_index: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
+
+class OpenFrames(_message.Message):
+    __slots__ = ("model", "version", "output_mode", "dtypes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_MODE_FIELD_NUMBER: _ClassVar[int]
+    DTYPES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    output_mode: OutputMode
+    dtypes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FrameRequest(_message.Message):
+    __slots__ = ("open", "open_sessions", "close", "reset", "handles", "lengths", "steps", "inputs", "output_mode", "tag", "answered")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    OPEN_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_MODE_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    open: OpenFrames
+    open_sessions: int
+    close: bytes
+    reset: bytes
+    handles: bytes
+    lengths: bytes
+    steps: int
+    inputs: _containers.RepeatedScalarFieldContainer[bytes]
+    output_mode: OutputMode
+    tag: int
+    answered: int
+    def __init__(self, open: _Optional[_Union[OpenFrames, _Mapping]] = ..., open_sessions: _Optional[int] = ..., close: _Optional[bytes] = ..., reset: _Optional[bytes] = ..., handles: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., steps: _Optional[int] = ..., inputs: _Optional[_Iterable[bytes]] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., answered: _Optional[int] = ...) -> None: ...
+
+class FrameError(_message.Message):
+    __slots__ = ("part", "index", "reason", "text", "metadata", "session_ended")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PART_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ENDED_FIELD_NUMBER: _ClassVar[int]
+    part: FramePart
+    index: int
+    reason: str
+    text: str
+    metadata: _containers.ScalarMap[str, str]
+    session_ended: bool
+    def __init__(self, part: _Optional[_Union[FramePart, str]] = ..., index: _Optional[int] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., session_ended: bool = ...) -> None: ...
+
+class FrameResponse(_message.Message):
+    __slots__ = ("opened", "handles", "outputs", "steps", "step_indices", "errors", "tag")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_INDICES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    opened: SessionOpened
+    handles: bytes
+    outputs: _containers.RepeatedScalarFieldContainer[bytes]
+    steps: int
+    step_indices: bytes
+    errors: _containers.RepeatedCompositeFieldContainer[FrameError]
+    tag: int
+    def __init__(self, opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., handles: _Optional[bytes] = ..., outputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., step_indices: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[FrameError, _Mapping]]] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("model", "version", "inputs", "batch", "steps", "output_mode", "dtypes")
@@ -190,7 +282,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "model", "version", "state", "step_index", "queued_messages", "age_s", "idle_s", "peer")
+    __slots__ = ("session_id", "model", "version", "state", "step_index", "queued_messages", "age_s", "idle_s", "peer", "members")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +292,7 @@ class Session(_message.Message):
     AGE_S_FIELD_NUMBER: _ClassVar[int]
     IDLE_S_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     version: str
@@ -209,7 +302,8 @@ class Session(_message.Message):
     age_s: float
     idle_s: float
     peer: str
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., step_index: _Optional[int] = ..., queued_messages: _Optional[int] = ..., age_s: _Optional[float] = ..., idle_s: _Optional[float] = ..., peer: _Optional[str] = ...) -> None: ...
+    members: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., step_index: _Optional[int] = ..., queued_messages: _Optional[int] = ..., age_s: _Optional[float] = ..., idle_s: _Optional[float] = ..., peer: _Optional[str] = ..., members: _Optional[int] = ...) -> None: ...
 
 class ListSessionsRequest(_message.Message):
     __slots__ = ("model", "page_size", "page_token")

@@ -39,6 +39,11 @@ class StreamCellStub(object):
                 request_serializer=streamcell_dot_v1_dot_streamcell__pb2.StreamRequest.SerializeToString,
                 response_deserializer=streamcell_dot_v1_dot_streamcell__pb2.StreamResponse.FromString,
                 _registered_method=True)
+        self.StreamFrames = channel.stream_stream(
+                '/streamcell.v1.StreamCell/StreamFrames',
+                request_serializer=streamcell_dot_v1_dot_streamcell__pb2.FrameRequest.SerializeToString,
+                response_deserializer=streamcell_dot_v1_dot_streamcell__pb2.FrameResponse.FromString,
+                _registered_method=True)
         self.Predict = channel.unary_unary(
                 '/streamcell.v1.StreamCell/Predict',
                 request_serializer=streamcell_dot_v1_dot_streamcell__pb2.PredictRequest.SerializeToString,
@@ -78,6 +83,15 @@ class StreamCellServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamFrames(self, request_iterator, context):
+        """Many sessions of one model a call: a frame carries a row of timesteps for each of any number of them, and each
+        frame is answered by exactly one, in order. A row that is refused leaves the others and its own state alone;
+        only a frame that makes no sense as a whole ends the call. Otherwise as `Stream`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Predict(self, request, context):
         """Whole sequences from the initial state, or a batch for a stateless model. Nothing is kept afterwards.
         """
@@ -100,7 +114,7 @@ class StreamCellServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CloseSession(self, request, context):
-        """Ends a session of any client. Its stream is told SESSION_CLOSED; its state is discarded.
+        """Ends a session of any client, or a stream of frames with all its sessions. Its stream is told SESSION_CLOSED; its state is discarded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +134,11 @@ def add_StreamCellServicer_to_server(servicer, server):
                     servicer.Stream,
                     request_deserializer=streamcell_dot_v1_dot_streamcell__pb2.StreamRequest.FromString,
                     response_serializer=streamcell_dot_v1_dot_streamcell__pb2.StreamResponse.SerializeToString,
+            ),
+            'StreamFrames': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamFrames,
+                    request_deserializer=streamcell_dot_v1_dot_streamcell__pb2.FrameRequest.FromString,
+                    response_serializer=streamcell_dot_v1_dot_streamcell__pb2.FrameResponse.SerializeToString,
             ),
             'Predict': grpc.unary_unary_rpc_method_handler(
                     servicer.Predict,
@@ -174,6 +193,33 @@ class StreamCell(object):
             '/streamcell.v1.StreamCell/Stream',
             streamcell_dot_v1_dot_streamcell__pb2.StreamRequest.SerializeToString,
             streamcell_dot_v1_dot_streamcell__pb2.StreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamFrames(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/streamcell.v1.StreamCell/StreamFrames',
+            streamcell_dot_v1_dot_streamcell__pb2.FrameRequest.SerializeToString,
+            streamcell_dot_v1_dot_streamcell__pb2.FrameResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,115 @@
+"""One run's rows, and how they are chosen from the sessions that are ready."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .session import Session, Work
+
+
+@dataclass(slots=True)
+class Row:
+    """One session's part of a batch: `steps` timesteps, taken from the front of its queue."""
+
+    session: Session
+    steps: int
+    # (work, first step, number of steps): more than one where pipelined messages run as one chunk.
+    parts: list[tuple[Work, int, int]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows that run together; `steps` is the longest row's."""
+
+    rows: list[Row]
+    steps: int
+    # Every row is one whole message, and all are of the same length: the case that is copied in one piece.
+    uniform: bool
+    taken_s: float = field(default_factory=time.perf_counter)
+
+    @property
+    def sessions(self) -> Iterator[Session]:
+        """Whose rows they are."""
+        return (row.session for row in self.rows)
+
+
+class BatchQueue:
+    """The sessions that have work and none in the engine, in order. The batcher's lock guards it."""
+
+    def __init__(self, *, max_batch: int, max_chunk: int, ragged: bool, coalesce: bool) -> None:
+        """The arguments are the batcher's."""
+        self.ready: deque[Session] = deque()
+        self._max_batch = max_batch
+        self._max_chunk = max_chunk
+        self._ragged = ragged
+        self._coalesce = coalesce
+
+    def form(self) -> Batch | None:
+        """The first ready session leads; others join it in order while no row is over twice another's length.
+
+        So less than half of a run is padding, and one long chunk never drags single steps along.
+        """
+        rows: list[Row] = []
+        passed_over: list[Session] = []
+        shortest = longest = 0
+        whole = True
+        ready = self.ready
+        for _ in range(len(ready)):
+            session = ready.popleft()
+            if session.ended:
+                session.ready = False
+                continue
+            steps = self._chunk(session)
+            if rows and not self._fits(steps, shortest, longest):
+                passed_over.append(session)
+                continue
+            shortest = min(shortest or steps, steps)
+            longest = max(longest, steps)
+            session.ready = False
+            session.in_flight = True
+            parts = self._cut(session, steps)
+            whole = whole and len(parts) == 1 and parts[0][2] == parts[0][0].steps
+            rows.append(Row(session, steps, parts))
+            if len(rows) == self._max_batch:
+                break
+        ready.extendleft(reversed(passed_over))
+        return Batch(rows, longest, whole and shortest == longest) if rows else None
+
+    def _chunk(self, session: Session) -> int:
+        """How many timesteps the session runs next: whole messages up to `max_chunk`, or a part of a longer one.
+
+        A message that fits in a chunk is never cut, so that it is applied wholly or, where it is refused, not at all.
+        """
+        queue: deque[Work] = session.queue
+        if not self._coalesce:
+            return min(queue[0].steps - queue[0].done, self._max_chunk)
+        steps = 0
+        for work in queue:
+            left = work.steps - work.done
+            if steps + left > self._max_chunk:
+                return steps or self._max_chunk
+            steps += left
+        return steps
+
+    def _fits(self, steps: int, shortest: int, longest: int) -> bool:
+        if not self._ragged:
+            return steps == longest
+        return steps <= 2 * shortest and longest <= 2 * steps
+
+    @staticmethod
+    def _cut(session: Session, steps: int) -> list[tuple[Work, int, int]]:
+        """Take `steps` timesteps off the front of the session's queue."""
+        queue = session.queue
+        parts = []
+        while steps:
+            work = queue[0]
+            count = min(steps, work.steps - work.done)
+            parts.append((work, work.done, count))
+            work.done += count
+            steps -= count
+            if work.done == work.steps:
+                queue.popleft()
+        return parts

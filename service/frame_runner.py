@@ -1,0 +1,207 @@
+"""Frames at work, on the engine's thread: a turn's pieces, in as few runs as they fit in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import structlog
+
+from .batcher import Batcher
+from .capacity import Ints
+from .engine import Engine, Staged
+from .errors import EngineFailed, RefusedByModel, ServiceError
+from .frame import Bytes, Frame, Piece
+from .frame_rows import begin
+from .frame_turns import Turn
+from .members import EXPIRED, FAILED, Members
+from .metrics import ModelMetrics
+from .pool import INITIAL_ROW
+
+_log = structlog.get_logger(__name__)
+_FAILED = "the model's run failed; the session has ended"
+
+
+class FrameRunner:
+    """Runs a model's turns of frames. For the runner's thread."""
+
+    def __init__(self, engine: Engine, batcher: Batcher, metrics: ModelMetrics, *, ragged: bool) -> None:
+        self._engine = engine
+        self._batcher = batcher
+        self._metrics = metrics
+        self._ragged = ragged
+        self._input_bytes = [tensor.step_bytes for tensor in engine.signature.inputs]
+        self._output_bytes = [tensor.step_bytes for tensor in engine.signature.outputs]
+        self._stateful = bool(engine.signature.states)
+
+    def turn(self, turn: Turn) -> None:
+        """Run one piece of each stream's frame and answer the frames that are done with it."""
+        pieces: list[tuple[Members, Piece]] = []
+        for members in turn.sessions:
+            if members.current is None or members.current.plan is None:
+                self._expire(members)
+                self._begin(members, turn)
+            if members.current is not None and members.current.piece is not None:
+                pieces.append((members, members.current.piece))
+        for run in self._packed(pieces):
+            self._run(run)
+        for _, piece in pieces:
+            piece.frame.advance()
+        done: list[tuple[Members, Frame]] = []
+        for members in turn.sessions:
+            frame = members.current
+            if frame is not None and frame.piece is None:
+                if not members.ended:
+                    self._finish(members, frame)
+                    done.append((members, frame))
+                members.current = None
+        self._batcher.turned(turn)
+        for members, frame in done:
+            if not members.ended:
+                self._metrics.delivered(0, 0, (), (time.perf_counter() - frame.arrived_s,))
+                members.frame_owner.deliver_frame(frame)
+
+    # Before the run
+
+    def _expire(self, members: Members) -> None:
+        before_s, members.expire_before_s = members.expire_before_s, 0.0
+        if not before_s:
+            return
+
+        def expire() -> None:
+            self._metrics.session_ended(
+                "session_expired", members.drop(members.idle(before_s), EXPIRED, self._batcher.capacity)
+            )
+            members.count()
+
+        self._batcher.change(members, expire)
+
+    def _begin(self, members: Members, turn: Turn) -> None:
+        """Check the frame at hand against the stream's members and plan its runs."""
+        frame = members.current
+        if frame is None:
+            return
+        self._metrics.delivered(0, 0, (turn.taken_s - frame.arrived_s,), ())
+        if not begin(members, frame, self._batcher, self._metrics):
+            members.current = None
+            return
+        frame.begin(
+            self._output_bytes,
+            max_batch=self._engine.max_batch,
+            max_chunk=self._engine.max_chunk,
+            ragged=self._ragged,
+        )
+
+    def _packed(self, pieces: list[tuple[Members, Piece]]) -> list[list[tuple[Members, Piece]]]:
+        """The pieces in runs: at most `max_batch` rows each, none over twice as long as another."""
+        if len(pieces) < 2:
+            return [pieces] if pieces else []
+        runs: list[list[tuple[Members, Piece]]] = []
+        rows = shortest = 0
+        for each in sorted(pieces, key=lambda pair: pair[1].shortest):
+            piece = each[1]
+            rows += len(piece.rows)
+            longest = max(piece.longest, *(other.longest for _, other in runs[-1])) if runs else 0
+            fits = longest <= (2 * shortest if self._ragged else shortest)
+            if runs and fits and rows <= self._engine.max_batch:
+                runs[-1].append(each)
+            else:
+                runs.append([each])
+                rows, shortest = len(piece.rows), piece.shortest
+        return runs
+
+    # The run
+
+    def _run(self, run: list[tuple[Members, Piece]]) -> None:
+        try:
+            began_s = time.perf_counter()
+            staged = self._stage(run)
+            self._engine.run(staged)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            self._failed(run, error)
+            return
+        rows = sum(len(piece.rows) for _, piece in run)
+        self._metrics.ran(rows, staged.rows * staged.steps, time.perf_counter() - began_s)
+        self._land(run, staged)
+
+    def _stage(self, run: list[tuple[Members, Piece]]) -> Staged:
+        """Copy the pieces' rows one after another into the staging buffers."""
+        used = sum(len(piece.rows) for _, piece in run)
+        staged = self._engine.stage(used, max(piece.longest for _, piece in run))
+        targets = _steps_of(staged.inputs, self._input_bytes)
+        at = 0
+        for members, piece in run:
+            end = at + len(piece.rows)
+            piece.copy_in(piece.frame.inputs, [each[at * staged.steps :] for each in targets], staged.steps)
+            staged.lengths[at:end] = piece.counts
+            if self._stateful:
+                handles = piece.frame.handles[piece.rows]
+                slots = members.slots[handles]
+                staged.write[at:end, 0] = slots
+                staged.read[at:end] = np.where(members.is_fresh[handles], INITIAL_ROW, slots)
+            at = end
+        self._engine.pad(staged, used)
+        return staged
+
+    def _land(self, run: list[tuple[Members, Piece]], staged: Staged) -> None:
+        """The states have advanced: note it, and copy the outputs out."""
+        sources = _steps_of(staged.outputs, self._output_bytes)
+        at = steps = 0
+        for members, piece in run:
+            handles = piece.frame.handles[piece.rows]
+            members.applied[handles] += piece.counts
+            members.is_fresh[handles] = False
+            piece.copy_out([each[at * staged.steps :] for each in sources], staged.steps)
+            at += len(piece.rows)
+            steps += int(piece.counts.sum())
+        self._metrics.delivered(steps, at, (), ())
+
+    def _failed(self, run: list[tuple[Members, Piece]], error: Exception) -> None:
+        """Where every state is as it was, run each row alone, to refuse only what fails again; else end them all."""
+        rows = sum(len(piece.rows) for _, piece in run)
+        if not self._engine.commits_last:
+            _log.error("engine run failed", rows=rows, exc_info=error)
+            for members, piece in run:
+                self._end(members, piece, piece.rows, EngineFailed(_FAILED))
+            return
+        if rows > 1:
+            for members, piece in run:
+                for place in range(len(piece.rows)):
+                    self._run([(members, piece.alone(place))])
+            return
+        text = str(error).rpartition("Status Message: ")[2]
+        refusal = RefusedByModel(f"the model cannot run this row: {text}", model_error=text)
+        ((members, piece),) = run
+        if piece.start:  # what ran of the row before cannot be taken back
+            self._end(members, piece, piece.rows, refusal)
+        else:
+            row = int(piece.rows[0])
+            piece.frame.refuse(row, refusal)
+            members.refused_in[piece.frame.handles[row]] = piece.frame.number
+
+    def _end(self, members: Members, piece: Piece, rows: Ints, error: ServiceError) -> None:
+        """End the sessions of `rows` for `error`."""
+        handles = piece.frame.handles[rows]
+
+        def drop() -> None:
+            ended = members.drop(handles, FAILED, self._batcher.capacity)
+            self._metrics.session_ended(error.reason.lower(), ended)
+
+        self._batcher.change(members, drop)
+        for row in rows.tolist():
+            piece.frame.refuse(row, error, session_ended=True)
+
+    # After it
+
+    def _finish(self, members: Members, frame: Frame) -> None:
+        """What the reply says beside the outputs."""
+        members.count()
+        inside = frame.handles < len(members.applied)
+        frame.step_indices = np.zeros(len(frame.handles), np.int64)
+        frame.step_indices[inside] = members.applied[frame.handles[inside]]
+
+
+def _steps_of(views: Sequence[memoryview], sizes: Sequence[int]) -> list[Bytes]:
+    """Staging buffers as uint8[steps, step_bytes]."""
+    return [np.frombuffer(view, np.uint8).reshape(-1, size) for view, size in zip(views, sizes, strict=True)]

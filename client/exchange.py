@@ -1,9 +1,11 @@
-"""One session's conversation without its transport: what to send, and what a reply means. Both clients share it."""
+"""One stream's conversation without its transport: what to send, and what a reply means. Both clients share it."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
 
 from streamcell.proto import pb
 
@@ -13,37 +15,43 @@ from .signature import SignatureCodec, output_mode
 
 STEP, CHUNK, EITHER = (0,), (1,), (0, 1)
 
+_Pending = TypeVar("_Pending")
 
-class Exchange:
-    """Turns inputs into requests and replies into outputs, in order. Not thread-safe.
+
+class Exchange(Generic[_Pending]):
+    """What all conversations have in common; `_Pending` is what is noted of a message until it is answered.
+
+    Not thread-safe.
 
     Attributes:
-        step_index: timesteps applied since the session opened, as of the last reply.
-        error: why the session is over; None while it is not.
+        opened: what the server said at the opening.
+        error: why the conversation is over; None while it is not.
     """
 
-    def __init__(self, model: str, version: str, output: str | None) -> None:
-        self._open = pb.OpenSession(model=model, version=version, output_mode=output_mode(output))
-        self._pending: deque[bool] = deque()  # a message each: whether it is a single timestep
+    def __init__(self) -> None:
+        self._pending: deque[_Pending] = deque()
         self._codec: SignatureCodec | None = None
         self.opened = pb.SessionOpened()
-        self.step_index = 0
         self.error: StreamCellError | None = None
 
-    def opening(self) -> pb.StreamRequest:
+    def opening(self) -> Message:
         """The first message."""
-        return pb.StreamRequest(open=self._open)
+        raise NotImplementedError
 
-    def greet(self, reply: pb.StreamResponse) -> None:
+    def greet(self, reply: Any) -> None:
         """Take the reply to the first message."""
         if not reply.HasField("opened"):
             raise ServerFault("the first reply carries no `opened`", reason="MALFORMED_REPLY")
         self._codec = SignatureCodec(reply.opened.inputs, reply.opened.outputs)
         self.opened = reply.opened
 
+    def answer(self, reply: Any) -> Any:
+        """What the oldest unanswered message gives."""
+        raise NotImplementedError
+
     @property
     def is_open(self) -> bool:
-        """Whether the server has confirmed the session."""
+        """Whether the server has confirmed the opening."""
         return self._codec is not None
 
     @property
@@ -58,33 +66,6 @@ class Exchange:
     def outputs(self) -> tuple[Tensor, ...]:
         """What one step gives."""
         return tensors(self.opened.outputs)
-
-    def request(self, x: Any, ranks: tuple[int, ...], output: str | None) -> pb.StreamRequest:
-        """The message that carries `x`. An InvalidInput raised here leaves the session as it was."""
-        if self.error is not None:
-            raise self.error.again()
-        if self._codec is None:
-            raise ProtocolMisuse("the session is not open yet", reason="NOT_OPEN")
-        payloads, leading = self._codec.encode(x, ranks)
-        steps = leading[0] if leading else 1
-        limit = self.opened.max_steps_per_message
-        if steps > limit > 0:
-            raise InvalidInput(
-                f"a message may carry {limit} timesteps, this one carries {steps}: send it in parts",
-                reason="TOO_MANY_STEPS",
-                metadata={"limit": str(limit), "got": str(steps)},
-            )
-        mode = output_mode(output)
-        self._pending.append(not leading)
-        return pb.StreamRequest(inputs=payloads, steps=steps, output_mode=mode)
-
-    def answer(self, reply: pb.StreamResponse) -> Any:
-        """The outputs of the oldest unanswered message: no leading axis where it was a single timestep."""
-        if self._codec is None or not self._pending:
-            raise ServerFault("a reply to no message", reason="MALFORMED_REPLY")
-        single = self._pending.popleft()
-        self.step_index = reply.step_index
-        return self._codec.decode(reply.outputs, () if single else (reply.steps,))
 
     def expect_idle(self) -> None:
         """Raise where replies are still to be received: what follows would take them for its own."""
@@ -105,7 +86,58 @@ class Exchange:
                                  reason="NO_REPLY_PENDING")  # fmt: skip
 
     def end(self, error: StreamCellError | None = None) -> StreamCellError:
-        """Note that the session is over; the first end stands and is returned."""
+        """Note that the conversation is over; the first end stands and is returned."""
         if self.error is None:
             self.error = error or SessionClosed("the session is closed", reason="SESSION_CLOSED")
         return self.error
+
+    def _ready(self) -> SignatureCodec:
+        """The signature's codec, where a message may be sent."""
+        if self.error is not None:
+            raise self.error.again()
+        if self._codec is None:
+            raise ProtocolMisuse("the session is not open yet", reason="NOT_OPEN")
+        return self._codec
+
+    def _check_steps(self, steps: int) -> None:
+        limit = self.opened.max_steps_per_message
+        if steps > limit > 0:
+            raise InvalidInput(
+                f"a message may carry {limit} timesteps, this one carries {steps}: send it in parts",
+                reason="TOO_MANY_STEPS",
+                metadata={"limit": str(limit), "got": str(steps)},
+            )
+
+
+class SessionExchange(Exchange[bool]):
+    """A session's; noted of a message is whether it is a single timestep.
+
+    Attributes:
+        step_index: timesteps applied since the session opened, as of the last reply.
+    """
+
+    def __init__(self, model: str, version: str, output: str | None) -> None:
+        super().__init__()
+        self._open = pb.OpenSession(model=model, version=version, output_mode=output_mode(output))
+        self.step_index = 0
+
+    def opening(self) -> pb.StreamRequest:
+        """The first message."""
+        return pb.StreamRequest(open=self._open)
+
+    def request(self, x: Any, ranks: tuple[int, ...], output: str | None) -> pb.StreamRequest:
+        """The message that carries `x`. An InvalidInput raised here leaves the session as it was."""
+        payloads, leading = self._ready().encode(x, ranks)
+        steps = leading[0] if leading else 1
+        self._check_steps(steps)
+        mode = output_mode(output)
+        self._pending.append(not leading)
+        return pb.StreamRequest(inputs=payloads, steps=steps, output_mode=mode)
+
+    def answer(self, reply: pb.StreamResponse) -> Any:
+        """The outputs of the oldest unanswered message: no leading axis where it was a single timestep."""
+        if self._codec is None or not self._pending:
+            raise ServerFault("a reply to no message", reason="MALFORMED_REPLY")
+        single = self._pending.popleft()
+        self.step_index = reply.step_index
+        return self._codec.decode(reply.outputs, () if single else (reply.steps,))

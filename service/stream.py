@@ -16,6 +16,7 @@ from .requests import Limits, check_dtypes, check_size, count_steps, make_work, 
 from .session import Output, Work
 from .sessions import Live, SessionTable
 from .specs import opened
+from .wire import only_input, stream_response
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,14 @@ class StreamSession:
             return False
 
     def _take(self, data: bytes) -> bool:
+        # What nearly every message is: one tensor of a session that is open.
+        live = self._live
+        if live is not None and (payload := only_input(data)) is not None:
+            return self._submit(live, (payload,), 0, self._output, 0)
         try:
             request = pb.StreamRequest.FromString(data)
         except DecodeError as error:
             raise MalformedMessage("the message is not a streamcell.v1.StreamRequest") from error
-        live = self._live
         if request.HasField("open"):
             if live is not None:
                 raise AlreadyOpen("this stream's session is open: only the first message may carry `open`")
@@ -83,10 +87,13 @@ class StreamSession:
                 return True
         elif live is None:
             raise NotOpen("the first message of a stream must carry `open`")
-        payloads = tuple(request.inputs)
-        steps = count_steps(live.model.file.signature, payloads, request.steps)
         output = output_mode(request.output_mode, self._output)
-        work = make_work(live.model, self._service.limits, payloads, steps, output, request.tag)
+        return self._submit(live, tuple(request.inputs), request.steps, output, request.tag)
+
+    def _submit(self, live: Live, payloads: tuple[bytes, ...], steps: int, output: Output, tag: int) -> bool:
+        """Queue one message; `steps` as declared, 0 for not."""
+        steps = count_steps(live.model.file.signature, payloads, steps)
+        work = make_work(live.model, self._service.limits, payloads, steps, output, tag)
         self._submitted += 1
         return live.model.batcher.submit(live.session, work)
 
@@ -140,11 +147,12 @@ class StreamSession:
             self._call.end(*as_status(error))
 
     def _reply(self, outputs: list[bytes], steps: int, step_index: int, tag: int) -> bytes:
-        reply = pb.StreamResponse(outputs=outputs, steps=steps, step_index=step_index, tag=tag)
-        if self._greeting is not None:
-            reply.opened.CopyFrom(self._greeting)
-            self._greeting = None
-        return reply.SerializeToString()
+        reply = stream_response(outputs, steps, step_index, tag)
+        if self._greeting is None:
+            return reply
+        # Concatenated messages merge: protobuf's own rule.
+        greeting, self._greeting = pb.StreamResponse(opened=self._greeting), None
+        return greeting.SerializeToString() + reply
 
     def _finish_if_done(self) -> None:
         if self._answered < self._submitted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -47,7 +48,7 @@ class Tensor(_Strict):
     # What the values parametrise, for clients that sample or score them.
     distribution: Literal["bernoulli_logits", "categorical_logits", "real"] | None = None
 
-    @property
+    @cached_property
     def step_bytes(self) -> int:
         """Bytes of one timestep."""
         return math.prod(self.step_shape) * DTYPES[self.dtype]

@@ -169,21 +169,33 @@ class Runner:
             session = row.session
             if session.ended:
                 continue
-            step_index = session.step_index - row.steps
             offsets = [index * stride for stride in strides]
+            if batch.uniform and (work := row.parts[0][0]).output is Output.ALL:
+                waits.append(batch.taken_s - work.arrived_s)
+                latencies.append(now_s - work.arrived_s)
+                tensors = self._slices(outputs, offsets, row.steps)
+                session.owner.deliver(work, tensors, row.steps, session.step_index)
+                continue
+            step_index = session.step_index - row.steps
             for work, start, count in row.parts:
                 if start == 0:
                     waits.append(batch.taken_s - work.arrived_s)
                 step_index += count
-                tensors = self._cut(work, start, count, outputs, offsets)
-                if tensors is not None:
+                answer = self._cut(work, start, count, outputs, offsets)
+                if answer is not None:
                     latencies.append(now_s - work.arrived_s)
-                    steps = {Output.ALL: work.steps, Output.LAST: 1, Output.NONE: 0}[work.output]
-                    session.owner.deliver(work, tensors, steps, step_index)
+                    session.owner.deliver(work, answer, work.steps_given, step_index)
                 offsets = [
                     offset + count * size for offset, size in zip(offsets, self._output_bytes, strict=True)
                 ]
         self._metrics.delivered(sum(row.steps for row in batch.rows), used, waits, latencies)
+
+    def _slices(self, outputs: list[bytes], offsets: list[int], steps: int) -> list[bytes]:
+        """`steps` timesteps of each output, from its offset on."""
+        return [
+            data[offset : offset + steps * size]
+            for data, offset, size in zip(outputs, offsets, self._output_bytes, strict=True)
+        ]
 
     def _cut(
         self, work: Work, start: int, count: int, outputs: list[bytes], offsets: list[int]
@@ -195,14 +207,11 @@ class Runner:
         if work.output is Output.LAST:
             if not last:
                 return None
-            return [
-                data[offset + (count - 1) * size : offset + count * size]
-                for data, offset, size in zip(outputs, offsets, self._output_bytes, strict=True)
+            ends = [
+                offset + (count - 1) * size for offset, size in zip(offsets, self._output_bytes, strict=True)
             ]
-        tensors = [
-            data[offset : offset + count * size]
-            for data, offset, size in zip(outputs, offsets, self._output_bytes, strict=True)
-        ]
+            return self._slices(outputs, ends, 1)
+        tensors = self._slices(outputs, offsets, count)
         if last and work.pieces is None:
             return tensors
         if work.pieces is None:

@@ -48,6 +48,13 @@ class Work:
         # Outputs of the chunks that have run, for a message cut into several: one list an output.
         self.pieces: list[list[bytes]] | None = None
 
+    @property
+    def steps_given(self) -> int:
+        """The timesteps that the reply carries."""
+        if self.output is Output.ALL:
+            return self.steps
+        return 1 if self.output is Output.LAST else 0
+
 
 class Session:
     """One live sequence. `slot` is its row in the pool, 0 for a stateless model.

@@ -5,6 +5,7 @@ with connect("localhost:8500") as client, client.session("chorales") as session:
 """
 
 from .aio_client import AsyncClient
+from .aio_pool import AsyncPool
 from .aio_session import AsyncSession
 from .channel import Options
 from .client import Client
@@ -18,6 +19,7 @@ from .errors import (
     ModelNotFound,
     NotFound,
     ProtocolMisuse,
+    RowsRefused,
     ServerDraining,
     ServerFault,
     SessionClosed,
@@ -30,11 +32,13 @@ from .errors import (
     Unavailable,
 )
 from .info import LiveSession, Model, State, Tensor
+from .pool import Pool
 from .session import Session
 from .signature import OutputMode
 
 __all__ = [
     "AsyncClient",
+    "AsyncPool",
     "AsyncSession",
     "Cancelled",
     "Client",
@@ -48,7 +52,9 @@ __all__ = [
     "NotFound",
     "Options",
     "OutputMode",
+    "Pool",
     "ProtocolMisuse",
+    "RowsRefused",
     "ServerDraining",
     "ServerFault",
     "Session",

@@ -12,11 +12,13 @@ import grpc
 from streamcell.proto import pb, rpc
 
 from . import info, predictions
+from .aio_pool import AsyncPool
 from .aio_session import AsyncSession
 from .channel import Metadata, Options
 from .errors import ProtocolMisuse, from_rpc
-from .exchange import Exchange
+from .exchange import SessionExchange
 from .health import CHECK, ask, is_serving
+from .pool_exchange import PoolExchange
 from .signature import OutputMode, SignatureCodec
 
 
@@ -53,15 +55,38 @@ class AsyncClient:
         """A session on `model`, opened by `async with` or by its `open`; see `Client.session`."""
         self._check_open()
 
+        start = self._start(self._stub.Stream, lifetime_s, metadata)
+        return AsyncSession(start, SessionExchange(model, version, output), self._limit_s(timeout_s))
+
+    def pool(
+        self,
+        model: str,
+        members: int,
+        version: str = "",
+        *,
+        output: OutputMode | None = None,
+        timeout_s: float | None = None,
+        lifetime_s: float = math.inf,
+        metadata: Metadata = (),
+    ) -> AsyncPool:
+        """A pool of sessions on `model`, opened by `async with` or by its `open`; see `Client.pool`."""
+        self._check_open()
+        start = self._start(self._stub.StreamFrames, lifetime_s, metadata)
+        return AsyncPool(start, PoolExchange(model, version, members, output), self._limit_s(timeout_s))
+
+    def _start(self, method: Any, lifetime_s: float, metadata: Metadata) -> Callable[[], Any]:
         def start() -> Any:
-            return self._stub.Stream(
+            return method(
                 timeout=lifetime_s if math.isfinite(lifetime_s) else None,
                 metadata=(*self._options.metadata, *metadata),
                 wait_for_ready=self._options.wait_for_ready,
             )
 
+        return start
+
+    def _limit_s(self, timeout_s: float | None) -> float:
         limit_s = self._options.limit_s(timeout_s)
-        return AsyncSession(start, Exchange(model, version, output), math.inf if limit_s is None else limit_s)
+        return math.inf if limit_s is None else limit_s
 
     async def predict(
         self,

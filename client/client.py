@@ -14,10 +14,13 @@ from streamcell.proto import pb, rpc
 
 from . import info, predictions
 from .channel import Metadata, Options
+from .conversation import Requests
 from .errors import ProtocolMisuse, from_rpc
-from .exchange import Exchange
+from .exchange import SessionExchange
 from .health import CHECK, ask, is_serving
-from .session import Requests, Session
+from .pool import Pool
+from .pool_exchange import PoolExchange
+from .session import Session
 from .signature import OutputMode, SignatureCodec
 from .watchdog import Watchdog
 
@@ -71,17 +74,46 @@ class Client:
         """
         self._check_open()
 
+        start = self._start(self._stub.Stream, lifetime_s, metadata)
+        exchange = SessionExchange(model, version, output)
+        return Session(start, exchange, self._watchdog, self._limit_s(timeout_s), lazy)
+
+    def pool(
+        self,
+        model: str,
+        members: int,
+        version: str = "",
+        *,
+        output: OutputMode | None = None,
+        timeout_s: float | None = None,
+        lifetime_s: float = math.inf,
+        lazy: bool = False,
+        metadata: Metadata = (),
+    ) -> Pool:
+        """Open `members` sessions that are stepped together: a message for all of them. Use it in a `with` statement.
+
+        For gateways, simulators and fleets: thousands of sequences cost little more than one. The arguments are
+        otherwise those of `session`, and so is what is raised.
+        """
+        self._check_open()
+        start = self._start(self._stub.StreamFrames, lifetime_s, metadata)
+        exchange = PoolExchange(model, version, members, output)
+        return Pool(start, exchange, self._watchdog, self._limit_s(timeout_s), lazy)
+
+    def _start(self, method: Any, lifetime_s: float, metadata: Metadata) -> Callable[[Requests], Any]:
         def start(requests: Requests) -> Any:
-            return self._stub.Stream(
+            return method(
                 requests,
                 timeout=lifetime_s if math.isfinite(lifetime_s) else None,
                 metadata=(*self._options.metadata, *metadata),
                 wait_for_ready=self._options.wait_for_ready,
             )
 
+        return start
+
+    def _limit_s(self, timeout_s: float | None) -> float:
         limit_s = self._options.limit_s(timeout_s)
-        exchange = Exchange(model, version, output)
-        return Session(start, exchange, self._watchdog, math.inf if limit_s is None else limit_s, lazy)
+        return math.inf if limit_s is None else limit_s
 
     def predict(
         self,

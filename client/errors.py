@@ -7,7 +7,7 @@ A server error is a gRPC status whose trailing metadata hold a `google.rpc.Statu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -133,6 +133,30 @@ class ServerFault(StreamCellError):
     default_code = _Code.INTERNAL
 
 
+class RowsRefused(StreamCellError):
+    """Some rows of a pool's frame were refused; the others ran, and the pool lives on.
+
+    Attributes:
+        outputs: the frame's outputs, with zeros in the rows that were refused.
+        errors: what befell the refused ones, by member.
+    """
+
+    default_code = _Code.INVALID_ARGUMENT
+
+    def __init__(self, errors: Mapping[int, StreamCellError], outputs: Any) -> None:
+        member, first = next(iter(errors.items()))
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(
+            f"member {member}: {first}{more}", reason=first.reason, code=first.code, metadata=first.metadata
+        )
+        self.errors = dict(errors)
+        self.outputs = outputs
+
+    def again(self) -> RowsRefused:
+        """An equal error with a traceback of its own."""
+        return RowsRefused(self.errors, self.outputs)
+
+
 _BY_REASON: dict[str, type[StreamCellError]] = {
     "NOT_OPEN": ProtocolMisuse,
     "ALREADY_OPEN": ProtocolMisuse,
@@ -177,12 +201,19 @@ def from_status(
     """The exception for an error status: its class by the reason in the rich status, or else by the code."""
     info = _error_info(trailing)
     if info is not None:
-        kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, StreamCellError)
-        return kind(text, reason=info.reason, code=code, metadata=info.metadata)
+        return from_reason(code, info.reason, text, info.metadata)
     text = f"{text or 'no details'} ({code.name})"
     if code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text:  # gRPC's own limit, either side
         return MessageTooLarge(text, reason="MESSAGE_TOO_LARGE", code=code)
     return _BY_CODE.get(code, StreamCellError)(text, code=code)
+
+
+def from_reason(
+    code: grpc.StatusCode, reason: str, text: str, metadata: Mapping[str, str]
+) -> StreamCellError:
+    """The exception for a reason of the server's; by the code where this client does not know it."""
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, StreamCellError)
+    return kind(text, reason=reason, code=code, metadata=metadata)
 
 
 def _error_info(trailing: Iterable[tuple[str, str | bytes]]) -> error_details_pb2.ErrorInfo | None:

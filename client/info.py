@@ -62,6 +62,8 @@ class LiveSession:
     age_s: float
     idle_s: float
     peer: str
+    # 1, or the live members of a pool, which is listed as one; its `step_index` is their sum.
+    members: int = 1
 
 
 def tensors(specs: Iterable[pb.TensorSpec]) -> tuple[Tensor, ...]:
@@ -99,4 +101,5 @@ def live_session(message: pb.Session) -> LiveSession:
         age_s=message.age_s,
         idle_s=message.idle_s,
         peer=message.peer,
+        members=message.members,
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 from streamcell.proto import pb
 
 from .errors import InvalidInput, ServerFault
-from .tensors import TensorCodec
+from .tensors import SEQUENCES, Axes, TensorCodec
 
 OutputMode: TypeAlias = Literal["all", "last", "none"]
 
@@ -44,25 +44,27 @@ class SignatureCodec:
         """The inputs' dtypes, in order."""
         return [str(codec.dtype) for codec in self._inputs]
 
-    def encode(self, x: Any, ranks: tuple[int, ...]) -> tuple[list[bytes], tuple[int, ...]]:
+    def encode(
+        self, x: Any, ranks: tuple[int, ...], axes: Axes = SEQUENCES
+    ) -> tuple[list[bytes], tuple[int, ...]]:
         """One payload an input, and the leading shape that they share.
 
         Raises:
             InvalidInput: WRONG_INPUT_COUNT, WRONG_DTYPE, WRONG_SHAPE or NO_STEPS.
         """
         if len(self._inputs) == 1 and not isinstance(x, Mapping):
-            data, leading = self._inputs[0].encode(x, ranks)
+            data, leading = self._inputs[0].encode(x, ranks, axes)
             payloads = [data]
         else:
-            payloads, leading = self._encode_several(self._in_order(x), ranks)
+            payloads, leading = self._encode_several(self._in_order(x), ranks, axes)
         if 0 in leading:
             raise InvalidInput("expected at least one timestep, got none", reason="NO_STEPS")
         return payloads, leading
 
     def _encode_several(
-        self, values: Sequence[Any], ranks: tuple[int, ...]
+        self, values: Sequence[Any], ranks: tuple[int, ...], axes: Axes
     ) -> tuple[list[bytes], tuple[int, ...]]:
-        pairs = [codec.encode(value, ranks) for codec, value in zip(self._inputs, values, strict=True)]
+        pairs = [codec.encode(value, ranks, axes) for codec, value in zip(self._inputs, values, strict=True)]
         payloads, shapes = [data for data, _ in pairs], [leading for _, leading in pairs]
         for codec, leading in zip(self._inputs, shapes, strict=True):
             if leading != shapes[0]:

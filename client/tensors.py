@@ -12,6 +12,9 @@ import numpy.typing as npt
 from .errors import InvalidInput, ServerFault
 
 Array: TypeAlias = npt.NDArray[Any]
+# The names of so many leading axes, for error texts.
+Axes: TypeAlias = Sequence[tuple[str, ...]]
+SEQUENCES: Axes = ((), ("steps",), ("batch", "steps"))
 
 
 class TensorCodec:
@@ -37,11 +40,13 @@ class TensorCodec:
         self._rank = len(self.step_shape)
         self._size = math.prod(self.step_shape) * self.dtype.itemsize
 
-    def encode(self, value: Any, ranks: tuple[int, ...]) -> tuple[bytes, tuple[int, ...]]:
+    def encode(
+        self, value: Any, ranks: tuple[int, ...], axes: Axes = SEQUENCES
+    ) -> tuple[bytes, tuple[int, ...]]:
         """`value` as little-endian bytes in C order, and its leading shape.
 
         `value` is an array of this dtype or of one that numpy casts to it safely, or Python numbers in (nested)
-        lists or tuples. `ranks` are the numbers of leading axes that are welcome.
+        lists or tuples. `ranks` are the numbers of leading axes that are welcome, `axes` their names by number.
 
         Raises:
             InvalidInput: WRONG_DTYPE or WRONG_SHAPE.
@@ -51,7 +56,7 @@ class TensorCodec:
         shape: tuple[int, ...] = value.shape
         rank = len(shape) - self._rank
         if rank not in ranks or shape[rank:] != self.step_shape:
-            raise self._wrong_shape(shape, ranks)
+            raise self._wrong_shape(shape, ranks, axes)
         return value.tobytes(), shape[:rank]
 
     def decode(self, data: bytes, leading: tuple[int, ...]) -> Array:
@@ -108,10 +113,9 @@ class TensorCodec:
             metadata={"input": self.name, "expected": str(self.dtype), "got": got},
         )
 
-    def _wrong_shape(self, shape: tuple[int, ...], ranks: tuple[int, ...]) -> InvalidInput:
-        leading = (), ("steps",), ("batch", "steps")
+    def _wrong_shape(self, shape: tuple[int, ...], ranks: tuple[int, ...], axes: Axes) -> InvalidInput:
         step = tuple(map(str, self.step_shape))
-        expected = " or ".join(f"[{', '.join((*leading[rank], *step))}]" for rank in ranks)
+        expected = " or ".join(f"[{', '.join((*axes[rank], *step))}]" for rank in ranks)
         return InvalidInput(
             f"input {self.name!r}: expected shape {expected}, got {list(shape)}",
             reason="WRONG_SHAPE",

@@ -93,4 +93,5 @@ class FrameStream(StreamSession):
             text=str(error),
             metadata=error.facts,
             session_ended=refusal.session_ended,
+            code=error.code.value[0],
         )

@@ -137,7 +137,7 @@ class FrameRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenFrames, _Mapping]] = ..., open_sessions: _Optional[int] = ..., close: _Optional[bytes] = ..., reset: _Optional[bytes] = ..., handles: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., steps: _Optional[int] = ..., inputs: _Optional[_Iterable[bytes]] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., answered: _Optional[int] = ...) -> None: ...
 
 class FrameError(_message.Message):
-    __slots__ = ("part", "index", "reason", "text", "metadata", "session_ended")
+    __slots__ = ("part", "index", "reason", "text", "metadata", "session_ended", "code")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -151,13 +151,15 @@ class FrameError(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     SESSION_ENDED_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     part: FramePart
     index: int
     reason: str
     text: str
     metadata: _containers.ScalarMap[str, str]
     session_ended: bool
-    def __init__(self, part: _Optional[_Union[FramePart, str]] = ..., index: _Optional[int] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., session_ended: bool = ...) -> None: ...
+    code: int
+    def __init__(self, part: _Optional[_Union[FramePart, str]] = ..., index: _Optional[int] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., session_ended: bool = ..., code: _Optional[int] = ...) -> None: ...
 
 class FrameResponse(_message.Message):
     __slots__ = ("opened", "handles", "outputs", "steps", "step_indices", "errors", "tag")

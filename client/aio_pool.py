@@ -13,7 +13,7 @@ from .signature import OutputMode
 
 
 class AsyncPool(AsyncConversation[PoolExchange]):
-    """Many sessions of one model, stepped together by one message; use what `AsyncClient.pool` gives in an `async with`.
+    """Many sessions of one model, stepped together by a message; use what `AsyncClient.pool` gives in an `async with`.
 
     Members go by number, from 0. `step`, `run` and `send` take a row a member: all open ones in ascending order, or
     those that `members` names, each at most once. Inputs and outputs are otherwise as for a session.

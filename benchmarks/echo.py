@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent import futures
 from typing import Any
 
@@ -29,7 +29,7 @@ async def _aio() -> None:
         return message
 
     server = grpc.aio.server()
-    methods = {
+    methods: dict[str, Any] = {
         "Stream": grpc.stream_stream_rpc_method_handler(stream),
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
     }
@@ -78,7 +78,7 @@ def _say(port: int) -> None:
 
 def main() -> None:
     """Serve until a signal ends the process."""
-    kinds = {"aio": lambda: asyncio.run(_aio()), "lane": _lane}
+    kinds: dict[str, Callable[[], None]] = {"aio": lambda: asyncio.run(_aio()), "lane": _lane}
     if len(sys.argv) != 2 or sys.argv[1] not in kinds:
         sys.exit(f"expected one of {', '.join(kinds)}; got {sys.argv[1:]}")
     kinds[sys.argv[1]]()

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ class Load:
         outstanding: messages of a stream without an answer.
         steps: timesteps a message.
         rate: messages a second over all streams, sent on schedule; 0: each when the one before is answered.
+        hold: only open the sessions, with one message each, and keep them until the next line of input.
+        input_name, input_shape, output_name: of an "oip" model, batch axis included.
         connections: HTTP/2 connections that the streams are spread over.
         warm_up_s, measure_s: before and in the measured window.
         pids: processes whose CPU time is the server's; empty where it is elsewhere.
@@ -49,6 +52,10 @@ class Load:
     outstanding: int = 1
     steps: int = 1
     rate: float = 0.0
+    hold: bool = False
+    input_name: str = "x"
+    input_shape: tuple[int, ...] = (1, 32)
+    output_name: str = "y"
     connections: int = 1
     warm_up_s: float = 0.3
     measure_s: float = 1.0
@@ -64,8 +71,13 @@ class Load:
         if self.dialect == "oip":
             from .oip import oip
 
-            return oip(*border)
-        make = {"streamcell": streamcell, "echo": streamcell, "predict": predict, "echo-unary": predict}
+            return oip(self.model, self.input_name, self.input_shape, self.output_name)
+        make: dict[str, Callable[[str, int, int, int], Dialect]] = {
+            "streamcell": streamcell,
+            "echo": streamcell,
+            "predict": predict,
+            "echo-unary": predict,
+        }
         if self.dialect not in make:
             raise ValueError(
                 f"expected a dialect of {', '.join([*make, 'frames', 'oip'])}; got {self.dialect!r}"
@@ -135,6 +147,12 @@ def run_load(load: Load) -> dict[str, Any]:
         _wait(lambda: all(stream.replies for stream in streams), run, "the sessions to open")
         if load.rate:
             threading.Thread(target=_schedule, args=(load, run, streams), daemon=True).start()
+        if load.hold:
+            _say({"held": len(streams)})
+            sys.stdin.readline()
+            run.going = False
+            _finish(run, streams, speech, load)
+            return {"total_messages": len(streams)}
         time.sleep(load.warm_up_s)
         window = Window(load)
         before = len(run.latencies_s)
@@ -157,11 +175,13 @@ def _stream(
 ) -> Stream | UnaryCaller:
     if speech.unary:
         return UnaryCaller(run, connection, speech.method, speech.first(number))
-    kind = Scheduled if load.rate else PingPong if load.outstanding == 1 else Pipelined
+    kind: type[Stream] = (
+        Scheduled if load.rate or load.hold else PingPong if load.outstanding == 1 else Pipelined
+    )
     return kind(run, connection, speech.method, speech.first(number), speech.then(number), load.outstanding)
 
 
-def _schedule(load: Load, run: Run, streams: list[Scheduled]) -> None:
+def _schedule(load: Load, run: Run, streams: list[Any]) -> None:
     """Send to the streams in turn, evenly in time; what is late is sent at once and counts from when it was due."""
     intended_s = time.perf_counter()
     at = 0
@@ -195,15 +215,20 @@ def _wait(done: Any, run: Run, what: str) -> None:
 
 def main() -> None:
     """Read loads as JSON lines from standard input until it ends; answer each with its result or its error."""
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         given = json.loads(line)
-        given["pids"] = tuple(given.get("pids", ()))
+        for name in ("pids", "input_shape"):
+            given[name] = tuple(given[name])
         try:
             result = run_load(Load(**given))
         except (RuntimeError, ValueError) as error:
             result = {"error": f"{type(error).__name__}: {error}"}
-        sys.stdout.write(json.dumps(result) + "\n")
-        sys.stdout.flush()
+        _say(result)
+
+
+def _say(result: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
 
 
 def as_line(load: Load) -> str:

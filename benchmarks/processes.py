@@ -51,13 +51,21 @@ class Generator(_Child):
         Raises:
             LoadError: it failed; the text says how.
         """
-        assert self.process.stdin is not None
-        self.process.stdin.write(as_line(load))
-        self.process.stdin.flush()
+        self._say(as_line(load))
         result: dict[str, Any] = json.loads(self._line())
         if "error" in result:
             raise LoadError(f"{load}: {result['error']}")
         return result
+
+    def let_go(self) -> None:
+        """End the sessions that a load with `hold` keeps open."""
+        self._say("\n")
+        self._line()
+
+    def _say(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
 
 
 class EchoServer(_Child):

@@ -41,8 +41,8 @@ class Connection:
         return call
 
     def _spin(self) -> None:
-        # With no call left the core has no queue to wait on: `call` comes before the thread, `close` ends it.
-        while not self._closing:
+        # The core has no queue to wait on while it has no call. What is left at the end is cancelled by `close`.
+        while self._calls or not self._closing:
             if not self._calls:
                 time.sleep(0.001)
                 continue
@@ -79,6 +79,9 @@ class Stream:
         sent, replies: messages so far.
         over: set at the end of the call.
     """
+
+    # Whether a receive is always outstanding.
+    reads_ahead = True
 
     def __init__(
         self, run: Run, connection: Connection, method: str, first: bytes, then: bytes, outstanding: int
@@ -120,7 +123,9 @@ class Stream:
         self.over.set()
 
     def _answered(self, message: bytes | None) -> bool:
-        if message is None:
+        if (
+            message is None or self.replies == self.sent
+        ):  # the answer to `end`'s message is none of the load's
             return False
         now_s = time.perf_counter()
         self._run.latencies_s.append(now_s - self._began_s.popleft())
@@ -129,15 +134,19 @@ class Stream:
         return True
 
     def end(self, last: bytes | None = None) -> None:
-        """Half-close, once every message has its answer."""
+        """Half-close after `last`, if given. Call once every message has its answer."""
         operations: tuple[Any, ...] = (cygrpc.SendCloseFromClientOperation(0),)
         if last is not None:
             operations = (cygrpc.SendMessageOperation(last, 0), *operations)
+            if not self.reads_ahead:
+                operations = (*operations, cygrpc.ReceiveMessageOperation(0))
         self._call.operate(operations, _ignore)
 
 
 class PingPong(Stream):
     """Waits for each answer: one batch of operations a message."""
+
+    reads_ahead = False
 
     def _on_first(self, event: Any) -> None:
         if self._answered(event.batch_operations[-1].message()) and self._run.going:

@@ -1,0 +1,83 @@
+"""The Open Inference Protocol, as Triton and KServe speak it: one sequence a stream of `ModelStreamInfer`.
+
+Needs the PyPI package `tritonclient[grpc]`, for its messages.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import Any
+
+import grpc
+
+from .dialects import Dialect, WrongReply, payload
+
+_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+_METADATA = "/inference.GRPCInferenceService/ModelMetadata"
+
+
+def _messages() -> Any:
+    try:
+        from tritonclient.grpc import service_pb2
+    except ImportError as error:
+        raise RuntimeError(
+            "the Open Inference Protocol's messages come with tritonclient: pip install 'tritonclient[grpc]'"
+        ) from error
+    return service_pb2
+
+
+def border(target: str, model: str) -> dict[str, Any]:
+    """A model's input and output as a server describes them, as `Load`'s arguments; open sizes are taken as 1.
+
+    Raises:
+        ValueError: it has not one float32 input.
+    """
+    messages = _messages()
+    with grpc.insecure_channel(target) as channel:
+        ask: Any = channel.unary_unary(
+            _METADATA,
+            request_serializer=messages.ModelMetadataRequest.SerializeToString,
+            response_deserializer=messages.ModelMetadataResponse.FromString,
+        )
+        answer = ask(messages.ModelMetadataRequest(name=model), timeout=30, wait_for_ready=True)
+    if len(answer.inputs) != 1 or answer.inputs[0].datatype != "FP32":
+        raise ValueError(
+            f"expected one FP32 input; {model!r} has {[(i.name, i.datatype) for i in answer.inputs]}"
+        )
+    return {
+        "input_name": answer.inputs[0].name,
+        "input_shape": tuple(max(1, size) for size in answer.inputs[0].shape),
+        "output_name": answer.outputs[0].name,
+    }
+
+
+def oip(model: str, input_name: str, input_shape: tuple[int, ...], output_name: str) -> Dialect:
+    """A dialect of sequences whose ids no earlier load has used."""
+    messages = _messages()
+    base = secrets.randbits(40) << 20
+    data = payload(4 * math.prod(input_shape), 1)
+
+    def request(session: int, **flags: bool) -> bytes:
+        message = messages.ModelInferRequest(model_name=model, raw_input_contents=[data])
+        message.inputs.add(name=input_name, datatype="FP32", shape=input_shape)
+        message.outputs.add(name=output_name)
+        message.parameters["sequence_id"].int64_param = base + session + 1
+        for name, value in flags.items():
+            message.parameters[name].bool_param = value
+        serialized: bytes = message.SerializeToString()
+        return serialized
+
+    def check(reply: bytes, replies: int, steps: int) -> None:
+        answer = messages.ModelStreamInferResponse.FromString(reply)
+        if answer.error_message or not answer.infer_response.raw_output_contents:
+            raise WrongReply(f"expected an output; got {answer.error_message or answer!r}")
+
+    return Dialect(
+        _STREAM,
+        False,
+        lambda session: request(session, sequence_start=True),
+        lambda session: request(session),
+        check,
+        lambda session: request(session, sequence_end=True),
+    )

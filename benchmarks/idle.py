@@ -76,7 +76,8 @@ def measure(
         alone += [generator.run(load) for _ in range(rounds)]
 
     def ratio(figure: str) -> float:
-        return statistics.median(r[figure] for r in beside) / statistics.median(r[figure] for r in alone)
+        over, under = (statistics.median(float(r[figure]) for r in each) for each in (beside, alone))
+        return over / under
 
     return {
         "sessions": sessions,

@@ -77,7 +77,7 @@ def oip(model: str, input_name: str, input_shape: tuple[int, ...], output_name: 
         _STREAM,
         False,
         lambda session: request(session, sequence_start=True),
-        lambda session: request(session),
+        request,
         check,
         lambda session: request(session, sequence_end=True),
     )

@@ -97,7 +97,7 @@ class Oracle:
         """The errors, opened handles, outputs and step indices that the reply must hold."""
         self.frames += 1
         errors = {
-            **self._each_once("close", frame.close, lambda handle: self.states.pop(handle)),
+            **self._each_once("close", frame.close, self.states.pop),
             **self._each_once("reset", frame.reset, self._start),
         }
         opened = []

@@ -1,15 +1,13 @@
-"""The demo's figures as JSON, and a picture of what the model foretold."""
+"""The chorales demo's figures, and a picture of what the model foretold."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .demo_base import Report
 from .demo_stream import Measured
 from .demo_train import Trained
 
@@ -17,29 +15,23 @@ _LOWEST = 21  # MIDI pitch of the first of the 88 keys
 _SHOWN_STEPS = 96
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the demo found and the files it left."""
-
-    figures: dict[str, Any]
-    files: dict[str, Path]
-
-
 def write_report(out: Path, trained: Trained, measured: Measured) -> Report:
     """Write `report.json` and `piano_roll.png` into `out`."""
     longest = max(range(len(trained.test)), key=lambda index: len(trained.test[index]))
     roll = out / "piano_roll.png"
     _piano_roll(roll, trained.test[longest].y, measured.logits[longest])
-    files = {
-        "loss curve": trained.loss_plot,
-        "piano roll": roll,
-        "exported model": trained.model,
-        "report": out / "report.json",
-    }
+    files = {"loss curve": trained.loss_plot, "piano roll": roll, "exported model": trained.path}
     figures = {"loss_torch": trained.loss, **measured.figures}
-    document = {**figures, "files": {what: str(path) for what, path in files.items()}}
-    files["report"].write_text(json.dumps(document, indent=2) + "\n")
-    return Report(figures, files)
+    rows = [
+        ("test loss in PyTorch", f"{figures['loss_torch']:.6f} nats a timestep"),
+        ("test loss as served", f"{figures['loss_served']:.6f} nats a timestep"),
+        ("sessions, steps", f"{figures['sessions']}, {figures['steps']}"),
+        ("steps a second", f"{figures['steps_per_s']:.0f}"),
+        ("latency p50, p99", f"{figures['p50_ms']:.2f} ms, {figures['p99_ms']:.2f} ms"),
+        ("mean batch (server's /metrics)", f"{figures['mean_batch']:.1f} sessions a run"),
+        ("server CPU a step", f"{figures['server_cpu_us_per_step']:.0f} µs"),
+    ]
+    return Report("Bach's chorales, served", rows, figures, files).save(out)
 
 
 def _piano_roll(path: Path, truth: NDArray[np.float32], logits: NDArray[np.float32]) -> None:

@@ -1,4 +1,4 @@
-"""The demo's second half: a live server, the held-out pieces through concurrent sessions, and what that cost."""
+"""The chorales demo's second half: a live server, held-out pieces through concurrent sessions, what that cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .demo_train import MODEL, Trained
+from .demo_train import Trained
 from .server_process import ServerProcess
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def measure(trained: Trained, *, sessions: int, passes: int) -> Measured:
     from streamcell.models import bernoulli_nll
 
     with ServerProcess(trained.models) as server:
-        streamed = asyncio.run(_measure(server, trained.test, sessions, passes))
+        streamed = asyncio.run(_measure(server, trained, sessions, passes))
     logits, latencies_s, counted = streamed.logits, streamed.latencies_s, streamed.counted
     served = [piece for piece in logits if piece is not None]
     nats = sum(
@@ -83,29 +83,32 @@ class _Streamed:
     counted: dict[str, float] = field(default_factory=dict)
 
 
-async def _measure(server: ServerProcess, pieces: Sequence[Series], sessions: int, passes: int) -> _Streamed:
+async def _measure(server: ServerProcess, trained: Trained, sessions: int, passes: int) -> _Streamed:
     from streamcell.client import connect_async
 
+    pieces = trained.test
     streamed = _Streamed([None] * len(pieces))
     async with connect_async(server.target) as client:
         # The client's and the server's first use is not what is measured.
-        await _player(client, iter([0]), pieces, _Streamed([None]))
+        await _player(client, trained.name, iter([0]), pieces, _Streamed([None]))
         before = _counters(server)
         began_s = time.perf_counter()
         waiting = (index for _ in range(passes) for index in range(len(pieces)))
-        await asyncio.gather(*(_player(client, waiting, pieces, streamed) for _ in range(sessions)))
+        await asyncio.gather(
+            *(_player(client, trained.name, waiting, pieces, streamed) for _ in range(sessions))
+        )
         streamed.elapsed_s = time.perf_counter() - began_s
         streamed.counted = {name: value - before[name] for name, value in _counters(server).items()}
     return streamed
 
 
 async def _player(
-    client: AsyncClient, waiting: Iterator[int], pieces: Sequence[Series], streamed: _Streamed
+    client: AsyncClient, model: str, waiting: Iterator[int], pieces: Sequence[Series], streamed: _Streamed
 ) -> None:
     """Take the next piece, stream it through a session of its own, until none is left."""
     for index in waiting:
         outputs = []
-        async with client.session(MODEL) as session:
+        async with client.session(model) as session:
             for x in pieces[index].x:
                 began_s = time.perf_counter()
                 outputs.append(await session.step(x))

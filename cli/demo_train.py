@@ -1,4 +1,4 @@
-"""The demo's first half: corpus, training, export; each only where it is not there yet."""
+"""A demo's first half: data, training, export; each only where it is not there yet."""
 
 from __future__ import annotations
 
@@ -10,42 +10,49 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from streamcell.models import Series
-
-MODEL = "chorales"
+    from streamcell.models import SequenceData, SequenceModel, Series, TrainConfig
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained and exported model with the pieces it has not seen.
+    """A trained and exported model with its data.
 
     Attributes:
+        name: what the server calls the model.
         models: the folder that the server serves.
-        model: the exported file.
+        path: the exported file.
         loss_plot: the PNG that training drew.
-        loss: PyTorch's negative log-likelihood on the test part, nats a timestep.
-        test: the pieces, x and y float32[time, 88] each.
+        module: the same model in PyTorch, in eval mode.
+        data: what it was trained on.
+        loss: PyTorch's loss on the test part, per timestep.
     """
 
+    name: str
     models: Path
-    model: Path
+    path: Path
     loss_plot: Path
+    module: SequenceModel
+    data: SequenceData
     loss: float
-    test: Sequence[Series]
+
+    @property
+    def test(self) -> Sequence[Series]:
+        """The sequences that the model has not seen."""
+        return self.data.test
 
 
-def prepare(out: Path, data_folder: Path, *, minutes: float, retrain: bool, console: Console) -> Trained:
-    """Train into `out` and export into `out/models`, or use what is there.
+def prepare(config: TrainConfig, name: str, *, retrain: bool, console: Console) -> Trained:
+    """Train into `config.out` and export into its folder `models`, or use what is there.
 
     Raises:
-        ModelError: the corpus cannot be read or training fails.
+        ModelError: the data cannot be read or training fails.
         ExportError: the exported graph does not give PyTorch's outputs.
     """
     from streamcell.export import export_run
-    from streamcell.models import RichProgress, evaluate, load_data, load_run, presets, train
+    from streamcell.models import RichProgress, evaluate, load_data, load_run, train
 
-    config = presets.config("chorales", out=out, data_folder=data_folder, minutes=minutes)
-    exported = out / "models" / f"{MODEL}.onnx"
+    out = config.out
+    exported = out / "models" / f"{name}.onnx"
     with RichProgress(console) as progress:
         data = load_data(config, progress)
         if retrain or not _finished(out):
@@ -53,12 +60,13 @@ def prepare(out: Path, data_folder: Path, *, minutes: float, retrain: bool, cons
             exported.unlink(missing_ok=True)
         else:
             console.print(f"using the model trained in {out} (--retrain to train again)")
-    model, _ = load_run(out)
+    module, _ = load_run(out)
     if not exported.exists():
         exported.parent.mkdir(parents=True, exist_ok=True)
-        card = export_run(out, exported, name=MODEL)
+        card = export_run(out, exported, name=name)
         console.print(f"exported {exported}; largest error against PyTorch {card.proof['max_error']:.1e}")
-    return Trained(exported.parent, exported, out / "loss.png", evaluate(model, data, "test"), data.test)
+    loss = evaluate(module, data, "test")
+    return Trained(name, exported.parent, exported, out / "loss.png", module, data, loss)
 
 
 def _finished(out: Path) -> bool:

@@ -1,0 +1,34 @@
+"""The demo `chorales`: a forecast after every timestep, measured with many sessions at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .demo_base import Demo, Options, Report
+
+_MINUTES = 1.0
+
+
+def run(folder: Path, options: Options) -> Report:
+    """Train an LSTM on Bach's chorales, export it, serve it, stream held-out pieces and measure."""
+    from streamcell.models import presets
+
+    from .demo_report import write_report
+    from .demo_stream import measure
+    from .demo_train import prepare
+
+    console = options.console
+    minutes = _MINUTES if options.minutes is None else options.minutes
+    config = presets.config("chorales", out=folder, data_folder=options.data_folder, minutes=minutes)
+    trained = prepare(config, "chorales", retrain=options.retrain, console=console)
+    console.print(f"streaming {len(trained.test)} held-out pieces through {options.sessions} sessions …")
+    measured = measure(trained, sessions=options.sessions, passes=options.passes)
+    return write_report(folder, trained, measured)
+
+
+DEMO = Demo(
+    "chorales",
+    "many-to-many, aligned",
+    "Bach's chorales: an LSTM says after each quarter note which keys come next; throughput and latency",
+    run,
+)

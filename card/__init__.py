@@ -5,6 +5,7 @@ This package is the one contract between training and serving. It imports pydant
 
 from . import telemetry
 from .card import FORMAT, METADATA_KEY, CardError, ModelCard, read_card, write_card
+from .generation import Generation, check_generation
 from .signature import DTYPES, Layout, Signature, State, Tensor
 
 __all__ = [
@@ -12,11 +13,13 @@ __all__ = [
     "FORMAT",
     "METADATA_KEY",
     "CardError",
+    "Generation",
     "Layout",
     "ModelCard",
     "Signature",
     "State",
     "Tensor",
+    "check_generation",
     "read_card",
     "telemetry",
     "write_card",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .generation import Generation, check_generation
 from .signature import Signature
 
 FORMAT: Literal["streamcell.card/1"] = "streamcell.card/1"
@@ -30,6 +31,8 @@ class ModelCard(BaseModel):
     kind: str
     description: str = ""
     signature: Signature
+    # How an output becomes the next input; None: the model does not generate.
+    generation: Generation | None = None
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     # Hyper-parameters from which the PyTorch module can be built again; empty for a user's own module.
     config: dict[str, Any] = Field(default_factory=dict)
@@ -41,6 +44,12 @@ class ModelCard(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     # ISO 8601, UTC.
     created: str = ""
+
+    @model_validator(mode="after")
+    def _generates(self) -> ModelCard:
+        if self.generation is not None:
+            check_generation(self.signature, self.generation)
+        return self
 
 
 class _HasMetadata(Protocol):

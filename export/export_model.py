@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from streamcell.card import ModelCard
+from streamcell.card import Generation, ModelCard, Signature
 from streamcell.models import SequenceModel
 
 from .emit import emit_model
@@ -32,6 +32,7 @@ def export_model(
     precision: str = "fp32",
     tolerance: float | None = None,
     lengths: bool = True,
+    generation: Generation | Literal["auto"] | None = "auto",
 ) -> ModelCard:
     """Write an MLP, RNN, LSTM or GRU of `streamcell.models` as ONNX operators, proved against PyTorch.
 
@@ -45,6 +46,8 @@ def export_model(
             outputs are float32 with each.
         tolerance: largest error allowed (see `proof`); if not given, by precision 1e-5, 1e-2, 2e-1.
         lengths: whether a recurrent graph takes `lengths` int32[batch], for rows of different lengths in a run.
+        generation: how y becomes the next x, for the card, where the server is to generate. "auto": Bernoulli
+            logits as wide as x are fed back (a model of the next chord); other models do not generate.
 
     Returns:
         The card that was embedded, with the measured errors under `proof`.
@@ -74,4 +77,22 @@ def export_model(
     def prover(runner: Runner) -> Prover:
         return Prover(runner, reference, reference.draw, reference.initial)
 
-    return publish(graph, signature, settings, kind=twin.kind, config=twin.config, prover=prover)
+    if generation == "auto":
+        generation = next_step(signature)
+    return publish(
+        graph,
+        signature,
+        settings,
+        kind=twin.kind,
+        config=twin.config,
+        prover=prover,
+        generation=generation,
+    )
+
+
+def next_step(signature: Signature) -> Generation | None:
+    """The generation of a model whose Bernoulli logits y have the shape of x: it was trained on the next step."""
+    (x,), (y,) = signature.inputs, signature.outputs
+    if y.distribution == "bernoulli_logits" and x.step_shape == y.step_shape:
+        return Generation(output=y.name, input=x.name, head="bernoulli")
+    return None

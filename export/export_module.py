@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from streamcell.card import ModelCard, Signature, Tensor
+from streamcell.card import Generation, ModelCard, Signature, Tensor
 
 from .emit import X, Y
 from .errors import ExportError
@@ -38,6 +38,7 @@ def export_module(
     time_axis: bool = True,
     layout: Literal["batch", "batch_time"] = "batch",
     distribution: Literal["bernoulli_logits", "categorical_logits", "real"] | None = None,
+    generation: Generation | None = None,
     name: str | None = None,
     description: str = "",
     training: Mapping[str, Any] | None = None,
@@ -59,6 +60,8 @@ def export_module(
         state_names: the states' names; if not given, the module's `state_names`, else "state" or "state0" ….
         time_axis: False for a module that computes one timestep: x [batch, *step] → y [batch, *out].
         distribution: what y parametrises, for the card.
+        generation: how y becomes the next x, for the card, where the server is to generate. The input is called
+            "x", the output "y".
         path, name, description, training, precision, tolerance: as for `export_model`.
 
     Returns:
@@ -117,4 +120,12 @@ def export_module(
     def prover(runner: Runner) -> Prover:
         return Prover(runner, user, user.draw, user.initial)
 
-    return publish(graph, signature, settings, kind=type(module).__name__, config={}, prover=prover)
+    return publish(
+        graph,
+        signature,
+        settings,
+        kind=type(module).__name__,
+        config={},
+        prover=prover,
+        generation=generation,
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
-from streamcell.card import ModelCard
+from streamcell.card import Generation, ModelCard
 from streamcell.models import ModelError, load_run
 
 from .errors import ExportError
@@ -21,6 +21,7 @@ def export_run(
     precision: str = "fp32",
     tolerance: float | None = None,
     lengths: bool = True,
+    generation: Generation | Literal["auto"] | None = "auto",
 ) -> ModelCard:
     """Export the trained model of a run folder; what config.json says of its training goes into the card.
 
@@ -28,7 +29,7 @@ def export_run(
 
     Args:
         folder: as `streamcell train` wrote it, RUNS/NAME.
-        path, name, description, precision, tolerance, lengths: as for `export_model`.
+        path, name, description, precision, tolerance, lengths, generation: as for `export_model`.
 
     Raises:
         ExportError: the folder is no run or its weights do not fit; else as `export_model`.
@@ -52,6 +53,7 @@ def export_run(
         precision=precision,
         tolerance=tolerance,
         lengths=lengths,
+        generation=generation,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import onnx
 
-from streamcell.card import ModelCard, Signature
+from streamcell.card import Generation, ModelCard, Signature, check_generation
 
 from .errors import ExportError
 from .precision import store
@@ -81,16 +81,22 @@ def publish(
     kind: str,
     config: Mapping[str, Any],
     prover: Callable[[Runner], Prover],
+    generation: Generation | None = None,
 ) -> ModelCard:
     """Store the weights of `graph` in the precision asked for, prove the result and save it with its card.
 
     Args:
-        kind, config: as in the card.
+        kind, config, generation: as in the card.
         prover: makes the proof for a runner of the finished graph.
 
     Raises:
         ProofError, ExportError: as `export_model`; nothing is saved.
     """
+    if generation is not None:
+        try:
+            check_generation(signature, generation)
+        except ValueError as error:
+            raise ExportError(str(error)) from error
     graph = store(graph, settings.precision)
     proof = prover(Runner(graph.SerializeToString(), signature))
     card = ModelCard(
@@ -98,6 +104,7 @@ def publish(
         kind=kind,
         description=settings.description,
         signature=signature,
+        generation=generation,
         precision=settings.precision,
         config=dict(config),
         training=settings.training,

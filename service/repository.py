@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
-from streamcell.card import CardError, ModelCard, Signature, read_card
+from streamcell.card import CardError, Generation, ModelCard, Signature, read_card
 
 from .border import check_signature, read_border
 from .detect import detect
@@ -38,6 +38,7 @@ class ModelFile:
         signature: from the sidecar, the card or the graph.
         card: the one inside the file, also where a sidecar overrides its signature.
         constants: graph inputs that the sidecar fixes, by name, with the graph's dtypes.
+        generation: how an output becomes the next input, from where the signature is from; None: it does not.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelFile:
     signature: Signature
     card: ModelCard | None
     constants: Mapping[str, npt.NDArray[Any]]
+    generation: Generation | None = None
 
     def load(self) -> onnx.ModelProto:
         """Read the file with its weights, those in external files too.
@@ -109,6 +111,7 @@ def _open(path: Path, name: str, version: str) -> ModelFile:
     beside = path.with_suffix(".toml")
     sidecar = read_sidecar(beside) if beside.is_file() else None
     constants: dict[str, npt.NDArray[Any]] = {}
+    generation: Generation | None = None
     if sidecar is not None:
         if card is not None and not sidecar.override:
             raise SidecarError(
@@ -117,10 +120,11 @@ def _open(path: Path, name: str, version: str) -> ModelFile:
             )
         try:
             signature, constants = resolve(sidecar, border)
+            generation = sidecar.generation
         except SidecarError as error:
             raise error.at(beside) from error
     elif card is not None:
-        signature = card.signature
+        signature, generation = card.signature, card.generation
     else:
         signature = detect(border, sidecar_name=beside.name)
     check_signature(border, signature, constants)
@@ -131,7 +135,7 @@ def _open(path: Path, name: str, version: str) -> ModelFile:
             f"{name!r} cannot be a model's name: expected letters, digits, '.', '_' and '-', at most 128, the first "
             f"a letter or a digit; rename the file or say `name` in {beside.name}"
         )
-    return ModelFile(name, version, path, signature, card, constants)
+    return ModelFile(name, version, path, signature, card, constants, generation)
 
 
 def _candidates(models_dir: Path, errors: list[ModelLoadError]) -> Iterator[tuple[Path, str, str]]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from streamcell.card import DTYPES, Layout, Signature, State, Tensor
+from streamcell.card import DTYPES, Generation, Layout, Signature, State, Tensor, check_generation
 from streamcell.card.signature import Dimension, Dtype
 
 from .border import Border, Port, axes_before_step
@@ -71,6 +71,8 @@ class Sidecar(_Strict):
     lengths: str | None = None
     # "any": the batch size that the graph declares is only that of the example it was exported with.
     max_batch: Annotated[int, Field(ge=1)] | Literal["any"] | None = None
+    # How an output becomes the next input.
+    generation: Generation | None = None
     name: str | None = None
     # Whether this file stands in the place of the card that the model carries.
     override: bool = False
@@ -139,6 +141,11 @@ def resolve(sidecar: Sidecar, border: Border) -> tuple[Signature, dict[str, npt.
         )
     except ValidationError as error:
         raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
+    if sidecar.generation is not None:
+        try:
+            check_generation(signature, sidecar.generation)
+        except ValueError as error:
+            raise SidecarError(str(error)) from error
     return signature, constants
 
 
@@ -256,7 +263,8 @@ def _explain(error: Any) -> str:
     )
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        known = {*Sidecar.model_fields, *SidecarTensor.model_fields, *SidecarState.model_fields}
+        parts = (Sidecar, SidecarTensor, SidecarState, Generation)
+        known = {key for part in parts for key in part.model_fields}
         near = difflib.get_close_matches(str(error["loc"][-1]), sorted(known), 1)
         return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
     came = error.get("input")

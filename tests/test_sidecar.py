@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from streamcell.card import Signature, State, Tensor
+from streamcell.card import Generation, Signature, State, Tensor
 from streamcell.service.border import Border, check_signature, read_border
 from streamcell.service.load_errors import SidecarError, SignatureError
 from streamcell.service.sidecar import Sidecar, SidecarState, read_sidecar, resolve
@@ -65,9 +65,18 @@ def test_a_voice_detector_with_a_constant_and_a_step_of_samples(sidecar: Write) 
 
 def test_the_example_in_the_documentation_is_valid(sidecar: Write) -> None:
     page = (Path(__file__).parents[1] / "docs" / "foreign-models.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    example, generation = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert sidecar(example) == sidecar(VAD_SIDECAR)
-    for key in (*Sidecar.model_fields, *SidecarState.model_fields):
+    given = sidecar(
+        'layout = "batch"\ninputs = [{ name = "token", step_shape = [] }]\noutputs = ["logits"]\n'
+        + generation
+    )
+    graph = border("(int64[b] token, float[b, 9] h) => (float[b, 5000] logits, float[b, 9] h_next)")
+    resolve(given, graph)
+    assert given.generation == Generation(
+        output="logits", input="token", head="categorical", encoding="index", stop=0
+    )
+    for key in (*Sidecar.model_fields, *SidecarState.model_fields, *Generation.model_fields):
         assert key in page, f"{key} is not documented"
 
 
@@ -171,6 +180,14 @@ BAD_FILES = {
         r"states\.0\.initial: .*number.*got 'zero'",
     ),
     "a text as constant": (GOOD + '[constants]\nk = "a"', r"constants\.k: .*got 'a'"),
+    "an encoding that the head has not": (
+        GOOD + '[generation]\noutput = "y"\ninput = "x"\nhead = "real"\nencoding = "index"',
+        "generation: a real head goes in as value, not as index",
+    ),
+    "unknown key of generation": (
+        GOOD + '[generation]\noutput = "y"\ninput = "x"\nhead = "real"\nhalt = 1',
+        r"generation\.halt: unknown key",
+    ),
     "a negative bound": (GOOD + "max_batch = -1", "max_batch: .*greater than or equal to 1.*got -1"),
 }
 
@@ -230,6 +247,11 @@ BAD_FITS = {
         "2 initial values.*expected 10",
     ),
     "named twice": (GOOD + STATE.replace('"h"', '"x"') + "batch_axis = 0", PLAIN, "named more than once: x"),
+    "a generation of another width": (
+        GOOD + '[generation]\noutput = "y"\ninput = "x"\nhead = "bernoulli"',
+        PLAIN,
+        r"output 'y' \[2\] cannot be fed to input 'x' \[4\]",
+    ),
     "a text tensor": (GOOD, PLAIN.replace("float[b, 4] x", "string[b, 4] x"), "inputs: 'x': dtype string"),
 }
 

@@ -29,6 +29,8 @@ class Batch:
     # Every row is one whole message, and all are of the same length: the case that is copied in one piece.
     uniform: bool
     taken_s: float = field(default_factory=time.perf_counter)
+    began_s: float = 0.0  # the run
+    ended_s: float = 0.0
 
     @property
     def sessions(self) -> Iterator[Session]:

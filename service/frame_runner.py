@@ -60,6 +60,7 @@ class FrameRunner:
         for members, frame in done:
             if not members.ended:
                 self._metrics.delivered(0, 0, (), (time.perf_counter() - frame.arrived_s,))
+                self._metrics.requests.inferences += int(np.count_nonzero(frame.ok))
                 members.frame_owner.deliver_frame(frame)
 
     # Before the run
@@ -115,15 +116,21 @@ class FrameRunner:
 
     def _run(self, run: list[tuple[Members, Piece]]) -> None:
         try:
-            began_s = time.perf_counter()
+            came_s = time.perf_counter()
             staged = self._stage(run)
+            began_s = time.perf_counter()
             self._engine.run(staged)
+            ended_s = time.perf_counter()
         except Exception as error:  # ONNX Runtime's errors share no base class
             self._failed(run, error)
             return
         rows = sum(len(piece.rows) for _, piece in run)
-        self._metrics.ran(rows, staged.rows * staged.steps, time.perf_counter() - began_s)
+        self._metrics.ran(rows, staged.rows * staged.steps, ended_s - began_s)
         self._land(run, staged)
+        # A failed run is run again row by row: each of them counts a part of its frame.
+        self._metrics.requests.computed(
+            len(run), 0, began_s - came_s, ended_s - began_s, time.perf_counter() - ended_s
+        )
 
     def _stage(self, run: list[tuple[Members, Piece]]) -> Staged:
         """Copy the pieces' rows one after another into the staging buffers."""

@@ -86,6 +86,8 @@ class FrameStream(StreamSession):
     def _error(self, refusal: Refusal) -> pb.FrameError:
         error = refusal.error
         self._service.metrics.error(error)
+        if refusal.part == "row" and self._live is not None:
+            self._live.model.metrics.request_failed(error)
         return pb.FrameError(
             part=_PARTS[refusal.part],
             index=refusal.index,

@@ -44,6 +44,11 @@ class Histogram:
             self._counts = [have + more for have, more in zip(self._counts, found, strict=True)]
             self._sum += float(array.sum())
 
+    def totals(self) -> tuple[int, float]:
+        """How many values were observed, and their sum."""
+        with self._lock:
+            return sum(self._counts), self._sum
+
     def snapshot(self) -> tuple[list[tuple[str, int]], float]:
         """([(upper bound, values at or below it), …, ("+Inf", all)], sum of all values)."""
         with self._lock:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from .errors import ServiceError
 from .histogram import LATENCY_BUCKETS_S, ROW_BUCKETS, Histogram
+from .request_metrics import CANCELED, FAILURES, RequestFigures, RequestMetrics, Spent, failure_reason
 
 _MODEL = ("model", "version")
 
@@ -33,6 +34,7 @@ class ModelMetrics:
         self.queue_wait_s = Histogram(LATENCY_BUCKETS_S)
         self.compute_s = Histogram(LATENCY_BUCKETS_S)
         self.batch_rows = Histogram(ROW_BUCKETS)
+        self.requests = RequestMetrics()
         self.steps = self.chunks = self.computed_steps = self.cancelled = self.opened = 0
         self.ended: Counter[str] = Counter()
         self.load_s = 0.0
@@ -40,6 +42,8 @@ class ModelMetrics:
         # Read when scraped: slots in use, and live sessions by state.
         self.slots_used: Callable[[], int] = lambda: 0
         self.sessions: Callable[[], dict[str, int]] = dict
+        # Requests that wait to be run.
+        self.pending: Callable[[], int] = lambda: 0
         self._lock = threading.Lock()
 
     def ran(self, rows: int, computed_steps: int, compute_s: float) -> None:
@@ -72,6 +76,35 @@ class ModelMetrics:
         """`chunks` queued messages were dropped unrun since their session had ended."""
         with self._lock:
             self.cancelled += chunks
+
+    def request_failed(self, error: ServiceError, requests: int = 1, total_s: float = 0.0) -> None:
+        """`requests` requests were refused with `error`, `total_s` after their arrivals in all.
+
+        For errors that end a session and answer no request, such as SESSION_EXPIRED, nothing is counted.
+        """
+        reason = failure_reason(error)
+        if reason is not None and requests:
+            self.requests.fail(reason, requests, total_s)
+
+    def request_figures(self) -> RequestFigures:
+        """This model's requests as Triton counts them."""
+        requests = self.requests
+        # Read first, so that no part of a success is newer than the whole.
+        count, latency_s = self.step_latency_s.totals()
+        failed = {reason: requests.failed[reason] for reason in FAILURES}
+        failed[CANCELED] += self.cancelled
+        return RequestFigures(
+            success=Spent(count, latency_s),
+            failed=failed,
+            fail_s=requests.fail_s,
+            queue=Spent(*self.queue_wait_s.totals()),
+            compute_input=Spent(count, requests.input_s),
+            compute_infer=Spent(count, requests.infer_s),
+            compute_output=Spent(count, requests.output_s),
+            inferences=requests.inferences,
+            executions=self.compute_s.totals()[0],
+            last_ms=requests.last_ms,
+        )
 
 
 class ServerMetrics(Collector):

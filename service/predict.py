@@ -72,6 +72,7 @@ class PredictCall:
         self._waiting = 0
         self._end()
         self._service.metrics.error(error)
+        self._model.metrics.request_failed(error)
         self._call.fail(*as_status(error))
 
     def cancel(self) -> None:
@@ -87,6 +88,7 @@ class PredictCall:
 
 def predict(call: UnaryCall, data: bytes, service: Service) -> None:
     """Answer one `Predict` request."""
+    model: LoadedModel | None = None
     try:
         if service.sessions.draining:
             raise ServerDraining("this server is shutting down and takes no new calls")
@@ -112,7 +114,10 @@ def predict(call: UnaryCall, data: bytes, service: Service) -> None:
                     for payload, size in zip(payloads, sizes, strict=True)
                 )
             work.append(make_work(model, service.limits, mine, steps, output, row))
+            work[-1].counted = row == rows - 1
         PredictCall(call, service, model, rows).start(work)
     except ServiceError as error:
         service.metrics.error(error)
+        if model is not None:
+            model.metrics.request_failed(error)
         call.fail(*as_status(error))

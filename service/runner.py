@@ -93,10 +93,14 @@ class Runner:
             if not batch.rows:
                 return None
             staged = self._stage(batch)
-        began_s = time.perf_counter()
-        self._engine.run(staged)
-        self._metrics.ran(len(batch.rows), staged.rows * staged.steps, time.perf_counter() - began_s)
+        self._run(batch, staged)
         return staged
+
+    def _run(self, batch: Batch, staged: Staged) -> None:
+        batch.began_s = time.perf_counter()
+        self._engine.run(staged)
+        batch.ended_s = time.perf_counter()
+        self._metrics.ran(len(batch.rows), staged.rows * staged.steps, batch.ended_s - batch.began_s)
 
     def _stage(self, batch: Batch) -> Staged:
         rows = batch.rows
@@ -165,30 +169,44 @@ class Runner:
         used = len(batch.rows)
         now_s = time.perf_counter()
         latencies, waits = [], []
+        parts = done = 0
         for index, row in enumerate(batch.rows):
             session = row.session
             if session.ended:
                 continue
             offsets = [index * stride for stride in strides]
             if batch.uniform and (work := row.parts[0][0]).output is Output.ALL:
-                waits.append(batch.taken_s - work.arrived_s)
-                latencies.append(now_s - work.arrived_s)
+                done += 1
+                if work.counted:
+                    parts += 1
+                    waits.append(batch.taken_s - work.arrived_s)
+                    latencies.append(now_s - work.arrived_s)
                 tensors = self._slices(outputs, offsets, row.steps)
                 session.owner.deliver(work, tensors, row.steps, session.step_index)
                 continue
             step_index = session.step_index - row.steps
             for work, start, count in row.parts:
-                if start == 0:
+                parts += work.counted
+                if start == 0 and work.counted:
                     waits.append(batch.taken_s - work.arrived_s)
                 step_index += count
                 answer = self._cut(work, start, count, outputs, offsets)
                 if answer is not None:
-                    latencies.append(now_s - work.arrived_s)
+                    done += 1
+                    if work.counted:
+                        latencies.append(now_s - work.arrived_s)
                     session.owner.deliver(work, answer, work.steps_given, step_index)
                 offsets = [
                     offset + count * size for offset, size in zip(offsets, self._output_bytes, strict=True)
                 ]
         self._metrics.delivered(sum(row.steps for row in batch.rows), used, waits, latencies)
+        self._metrics.requests.computed(
+            parts,
+            done,
+            batch.began_s - batch.taken_s,
+            batch.ended_s - batch.began_s,
+            time.perf_counter() - batch.ended_s,
+        )
 
     def _slices(self, outputs: list[bytes], offsets: list[int], steps: int) -> list[bytes]:
         """`steps` timesteps of each output, from its offset on."""
@@ -226,7 +244,7 @@ class Runner:
             alone = Batch([row], row.steps, uniform=False)
             try:
                 staged = self._stage(alone)
-                self._engine.run(staged)
+                self._run(alone, staged)
             except Exception as error:
                 self._batcher.landed(alone, applied=False)
                 text = str(error).rpartition("Status Message: ")[2]
@@ -244,9 +262,9 @@ class Runner:
         _log.error("engine run failed", rows=len(batch.rows), steps=batch.steps, exc_info=cause)
         self._batcher.landed(batch, applied=False)
         for row in batch.rows:
-            row.session.owner.fail(
-                EngineFailed("the model's run failed; no step of this message was applied")
-            )
+            error = EngineFailed("the model's run failed; no step of this message was applied")
+            self._metrics.request_failed(error, len(row.parts) - 1)  # the first is counted by its owner
+            row.session.owner.fail(error)
 
 
 def check_values(signature: Signature, work: Work, allow_non_finite: bool) -> InvalidArgument | None:

@@ -34,7 +34,7 @@ class Owner(Protocol):
 class Work:
     """One message's timesteps: `payloads` holds one tensor an input, [steps, *step_shape] in C order."""
 
-    __slots__ = ("arrived_s", "done", "output", "payloads", "pieces", "started_s", "steps", "tag")
+    __slots__ = ("arrived_s", "counted", "done", "output", "payloads", "pieces", "started_s", "steps", "tag")
 
     def __init__(
         self, payloads: tuple[bytes, ...], steps: int, output: Output, tag: int, arrived_s: float
@@ -45,6 +45,8 @@ class Work:
         self.tag = tag
         self.arrived_s = arrived_s
         self.done = 0
+        # False for all rows of a unary call but the last: requests are counted, not their rows.
+        self.counted = True
         # Outputs of the chunks that have run, for a message cut into several: one list an output.
         self.pieces: list[list[bytes]] | None = None
 

@@ -39,7 +39,11 @@ class SessionTable:
             SessionLimit: the model has as many sessions as it may.
         """
         self.check_not_draining()
-        live = Live(model.batcher.open(secrets.token_hex(8), owner, peer), model)
+        try:
+            live = Live(model.batcher.open(secrets.token_hex(8), owner, peer), model)
+        except ServiceError as error:
+            model.metrics.request_failed(error)
+            raise
         with self._lock:
             self._live[live.session.session_id] = live
         model.metrics.session_opened()

@@ -144,6 +144,8 @@ class StreamSession:
         live = self._live
         if live is None or self._service.sessions.end(live, error.reason.lower()):
             self._service.metrics.error(error)
+            if live is not None:
+                live.model.metrics.request_failed(error)
             self._call.end(*as_status(error))
 
     def _reply(self, outputs: list[bytes], steps: int, step_index: int, tag: int) -> bytes:

@@ -48,6 +48,9 @@ def command(
         Path | None, _Option(help="PEM certificate chain; with --tls-key, serves TLS.")
     ] = None,
     tls_key: Annotated[Path | None, _Option(help="PEM private key.")] = None,
+    triton_metrics: Annotated[
+        bool | None, _Option(help="Report nv_inference_*, Triton's names, too.  [off]")
+    ] = None,
     log_level: Annotated[str | None, _Option(help="debug, info, warning or error.  [info]")] = None,
     log_format: Annotated[str | None, _Option(help="json or console.  [json]")] = None,
 ) -> None:

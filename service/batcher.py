@@ -115,6 +115,12 @@ class Batcher:
         """State slots taken now."""
         return self.capacity.slots_used
 
+    @property
+    def rows_waiting(self) -> int:
+        """Rows of unary calls that wait to be run."""
+        with self._lock:
+            return sum(not session.session_id for session in self._batches.ready)
+
     # Work
 
     def submit(self, session: Session, work: Work | Frame) -> bool:

@@ -36,6 +36,7 @@ from .requests import Limits
 from .sessions import SessionTable
 from .settings import Settings
 from .stream import Service, StreamSession
+from .triton_metrics import TritonMetrics
 
 _log = structlog.get_logger(__name__)
 
@@ -113,6 +114,8 @@ class Server:
         self.port = self._bind()
         self._registry = CollectorRegistry()
         self._registry.register(self.metrics)
+        if settings.triton_metrics:
+            self._registry.register(TritonMetrics(self.metrics))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
@@ -123,6 +126,7 @@ class Server:
 
     def _report(self, model: LoadedModel) -> None:
         model.metrics.sessions = lambda: self.sessions.counts(model)
+        model.metrics.pending = lambda: self.sessions.waiting(model)
         self.metrics.add(model.metrics)
 
     def _bind(self) -> int:

@@ -102,6 +102,11 @@ class SessionTable:
                 counts["active"] += live.session.members - unused
         return counts
 
+    def waiting(self, model: LoadedModel) -> int:
+        """Messages of `model` that wait to be run, rows of unary calls included."""
+        queued = sum(len(live.session.queue) for live in self.all() if live.model is model)
+        return queued + model.batcher.rows_waiting
+
     def close(self, session_id: str) -> int:
         """End a session at another client's request and return its step index.
 

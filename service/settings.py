@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     fixed_shapes: bool | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    # Triton's own metric names beside ours.
+    triton_metrics: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 

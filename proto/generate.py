@@ -7,6 +7,7 @@ writes it. That release lives in a virtual environment of its own, `build/protoc
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 GRPCIO_TOOLS = "1.72.2"
 PROTO = Path(__file__).resolve().parent
 TOOLS = PROTO.parent / "build" / f"protoc-{GRPCIO_TOOLS}"
-SOURCES = ("streamcell/v1/streamcell.proto",)
+SOURCES = ("streamcell/v1/streamcell.proto", "inference/inference.proto")
 
 
 def _python() -> Path:
@@ -38,7 +39,20 @@ def generate(target: Path) -> None:
     for stub in target.rglob("*_pb2_grpc.py"):
         text = stub.read_text()
         # protoc imports by proto package; ours sits inside `streamcell.proto`.
-        stub.write_text(text.replace("from streamcell.v1 import", "from . import"))
+        stub.write_text(re.sub(r"from (streamcell\.v1|inference) import", "from . import", text))
+    _keep_apart(target / "inference" / "inference_pb2.py")
+
+
+def _keep_apart(stub: Path) -> None:
+    """Give a stub a descriptor pool of its own.
+
+    Other packages, `tritonclient` among them, bring their own messages of the package `inference`, and protobuf's
+    default pool refuses a name that it has from another file.
+    """
+    text = stub.read_text()
+    if "_descriptor_pool.Default()" not in text:
+        raise RuntimeError(f"{stub.name}: protoc no longer writes `_descriptor_pool.Default()`")
+    stub.write_text(text.replace("_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()"))
 
 
 def stale() -> list[str]:

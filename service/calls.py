@@ -7,7 +7,8 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 
-Trailing = Sequence[tuple[str, str | bytes]]
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+Trailing = Metadata
 
 # What the client of a call that a handler's bug has ended is told; the log has the rest.
 FAULT = "internal error"
@@ -17,6 +18,9 @@ class Call(Protocol):
     """One running stream. Every method may be called from any thread; none blocks."""
 
     peer: str
+
+    def metadata(self) -> Metadata:
+        """What the client sent before its messages. For when the call begins."""
 
     def reply(self, data: bytes) -> None:
         """Send one message after those before it. Nothing happens once the call has ended."""

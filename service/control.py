@@ -10,6 +10,7 @@ import grpc
 from streamcell.proto import pb
 
 from .errors import InvalidArgument, ServiceError, as_status
+from .metrics import ServerMetrics
 from .specs import model_message, session_message
 from .stream import Service
 
@@ -31,11 +32,12 @@ class Control:
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """The method handlers by name."""
+        metrics = self._service.metrics
         return {
-            "ListModels": self._unary(self.list_models, pb.ListModelsRequest),
-            "GetModel": self._unary(self.get_model, pb.GetModelRequest),
-            "ListSessions": self._unary(self.list_sessions, pb.ListSessionsRequest),
-            "CloseSession": self._unary(self.close_session, pb.CloseSessionRequest),
+            "ListModels": unary(self.list_models, pb.ListModelsRequest, metrics),
+            "GetModel": unary(self.get_model, pb.GetModelRequest, metrics),
+            "ListSessions": unary(self.list_sessions, pb.ListSessionsRequest, metrics),
+            "CloseSession": unary(self.close_session, pb.CloseSessionRequest, metrics),
         }
 
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
@@ -77,21 +79,24 @@ class Control:
         """End a session; raises SessionNotFound."""
         return pb.CloseSessionResponse(step_index=self._service.sessions.close(request.session_id))
 
-    def _unary(
-        self, method: Callable[[_Request], _Response], request_type: type[_Request]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        def call(request: _Request, context: grpc.ServicerContext) -> _Response:
-            try:
-                return method(request)
-            except ServiceError as error:
-                self._service.metrics.error(error)
-                _abort(context, error)
 
-        return grpc.unary_unary_rpc_method_handler(
-            call,
-            request_deserializer=request_type.FromString,  # type: ignore[attr-defined]
-            response_serializer=lambda reply: reply.SerializeToString(),
-        )
+def unary(
+    method: Callable[[_Request], _Response], request_type: type[_Request], metrics: ServerMetrics
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler on grpcio's thread pool; a `ServiceError` that `method` raises becomes the call's status."""
+
+    def call(request: _Request, context: grpc.ServicerContext) -> _Response:
+        try:
+            return method(request)
+        except ServiceError as error:
+            metrics.error(error)
+            _abort(context, error)
+
+    return grpc.unary_unary_rpc_method_handler(
+        call,
+        request_deserializer=request_type.FromString,  # type: ignore[attr-defined]
+        response_serializer=lambda reply: reply.SerializeToString(),
+    )
 
 
 def _abort(context: grpc.ServicerContext, error: ServiceError) -> NoReturn:

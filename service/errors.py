@@ -142,6 +142,13 @@ class ServerDraining(ServiceError):
     reason = "SERVER_DRAINING"
 
 
+class ModelControlOff(ServiceError):
+    """Models are not loaded or unloaded at a client's request on this server."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "MODEL_CONTROL_OFF"
+
+
 class EngineFailed(ServiceError):
     """The model's run failed; no step of the message was applied."""
 

@@ -17,7 +17,7 @@ import structlog
 from grpc import _server
 from grpc._cython import cygrpc
 
-from .calls import FAULT, OpenStream, StreamHandler, Trailing
+from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
 from .reading import Reading
 
 _log = structlog.get_logger(__name__)
@@ -127,6 +127,10 @@ class StreamCall:
                 handler.on_end(cancelled)
             except Exception as error:
                 _log.error("stream handler failed at its end", exc_info=error)
+
+    def metadata(self) -> Metadata:
+        """What the client sent before its messages."""
+        return tuple((key, value) for key, value in self._context.invocation_metadata())
 
     # Called from any thread
 

@@ -10,7 +10,6 @@ from wsgiref.simple_server import WSGIServer
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
@@ -20,6 +19,7 @@ from prometheus_client import (
 )
 
 from streamcell.proto import pb
+from streamcell.proto.inference import oip
 
 from .calls import Call
 from .control import Control
@@ -30,7 +30,11 @@ from .lane_choice import choose_lane
 from .load_errors import ModelLoadError
 from .loaded import LoadedModel, Models, load
 from .metrics import ServerMetrics
+from .model_control import NoModelControl
+from .oip_service import SERVICE as OIP_SERVICE
+from .oip_service import OipService
 from .predict import predict
+from .reflected import serve_reflection
 from .repository import discover
 from .requests import Limits
 from .sessions import SessionTable
@@ -106,11 +110,15 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
-        self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+        oip_handlers = OipService(service, NoModelControl(service.models), device).handlers()
+        self._grpc.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE, handlers),
+                grpc.method_handlers_generic_handler(OIP_SERVICE, oip_handlers),
+            )
         )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        serve_reflection(self._grpc, (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR))
         self.port = self._bind()
         self._registry = CollectorRegistry()
         self._registry.register(self.metrics)
@@ -160,7 +168,7 @@ class Server:
         )
 
     def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE, *{model.file.name for model in self._loaded}):
+        for name in ("", SERVICE, OIP_SERVICE, *{model.file.name for model in self._loaded}):
             self._health.set(name, status)
 
     def _keep_house(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import structlog
 
-from .calls import FAULT, Handler, OnRequest, OpenStream, StreamHandler, Trailing
+from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, StreamHandler, Trailing
 
 _log = structlog.get_logger(__name__)
 
@@ -37,6 +37,10 @@ class StreamCall:
         self._over = False  # the call has gone
         self._handler: StreamHandler | None = None
         self._busy = False  # the reading thread may be inside the handler
+
+    def metadata(self) -> Metadata:
+        """What the client sent before its messages."""
+        return tuple((key, value) for key, value in self._context.invocation_metadata())
 
     def run(self, requests: Iterator[bytes], open_: OpenStream) -> Iterator[bytes]:
         """Every reply, then the status; runs on the stream's thread of grpcio's pool."""

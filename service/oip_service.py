@@ -1,0 +1,115 @@
+"""`inference.GRPCInferenceService`: the Open Inference Protocol over the same models and sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+
+from streamcell.proto.inference import oip
+
+from .control import unary
+from .device import Device
+from .errors import NotFound
+from .loaded import LoadedModel
+from .model_control import ModelControl
+from .oip_describe import config, metadata, statistics
+from .stream import Service
+
+SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+# What Triton's clients ask for by these names.
+EXTENSIONS = ("sequence", "model_configuration", "model_repository", "statistics", "parameters")
+
+
+class OipService:
+    """The calls that run no model, and the handlers of those that do."""
+
+    def __init__(self, service: Service, control: ModelControl, device: Device) -> None:
+        self._service = service
+        self._control = control
+        self._device = device
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """The method handlers by name."""
+        metrics = self._service.metrics
+        return {
+            "ServerLive": unary(self.server_live, oip.ServerLiveRequest, metrics),
+            "ServerReady": unary(self.server_ready, oip.ServerReadyRequest, metrics),
+            "ModelReady": unary(self.model_ready, oip.ModelReadyRequest, metrics),
+            "ServerMetadata": unary(self.server_metadata, oip.ServerMetadataRequest, metrics),
+            "ModelMetadata": unary(self.model_metadata, oip.ModelMetadataRequest, metrics),
+            "ModelConfig": unary(self.model_config, oip.ModelConfigRequest, metrics),
+            "ModelStatistics": unary(self.model_statistics, oip.ModelStatisticsRequest, metrics),
+            "RepositoryIndex": unary(self.repository_index, oip.RepositoryIndexRequest, metrics),
+            "RepositoryModelLoad": unary(self.model_load, oip.RepositoryModelLoadRequest, metrics),
+            "RepositoryModelUnload": unary(self.model_unload, oip.RepositoryModelUnloadRequest, metrics),
+        }
+
+    def server_live(self, request: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
+        """Whoever can answer is alive."""
+        return oip.ServerLiveResponse(live=True)
+
+    def server_ready(self, request: oip.ServerReadyRequest) -> oip.ServerReadyResponse:
+        """Whether new sequences are taken."""
+        return oip.ServerReadyResponse(ready=self._service.metrics.ready)
+
+    def model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
+        """Whether new sequences of the model are taken; false for one that is not here."""
+        try:
+            self._service.models.find(request.name, request.version)
+        except NotFound:
+            return oip.ModelReadyResponse(ready=False)
+        return oip.ModelReadyResponse(ready=self._service.metrics.ready)
+
+    def server_metadata(self, request: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
+        """Name, version, extensions."""
+        return oip.ServerMetadataResponse(
+            name="streamcell", version=version("streamcell"), extensions=EXTENSIONS
+        )
+
+    def model_metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
+        """One model's border; raises ModelNotFound or VersionNotFound."""
+        model = self._service.models.find(request.name, request.version)
+        return metadata(model, [each.file.version for each in self._versions(model.file.name)])
+
+    def model_config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
+        """One model's configuration; raises ModelNotFound or VersionNotFound."""
+        model = self._service.models.find(request.name, request.version)
+        idle_timeout_s = self._service.sessions.idle_timeout_s
+        return oip.ModelConfigResponse(config=config(model, self._device, idle_timeout_s))
+
+    def model_statistics(self, request: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
+        """One version's figures, or every version's of one model or of all; raises as `model_metadata`."""
+        models: Iterable[LoadedModel] = self._service.models
+        if request.name:
+            found = self._service.models.find(request.name, request.version)
+            models = [found] if request.version else self._versions(request.name)
+        return oip.ModelStatisticsResponse(model_stats=map(statistics, models))
+
+    def _versions(self, name: str) -> list[LoadedModel]:
+        return [model for model in self._service.models if model.file.name == name]
+
+    def repository_index(self, request: oip.RepositoryIndexRequest) -> oip.RepositoryIndexResponse:
+        """Every version of every model, or only those that are ready."""
+        return oip.RepositoryIndexResponse(
+            models=[
+                oip.RepositoryIndexResponse.ModelIndex(
+                    name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+                )
+                for entry in self._control.index()
+                if entry.state == "READY" or not request.ready
+            ]
+        )
+
+    def model_load(self, request: oip.RepositoryModelLoadRequest) -> oip.RepositoryModelLoadResponse:
+        """Load a model or its newest version; raises what the model control raises."""
+        self._control.load(request.model_name)
+        return oip.RepositoryModelLoadResponse()
+
+    def model_unload(self, request: oip.RepositoryModelUnloadRequest) -> oip.RepositoryModelUnloadResponse:
+        """Unload a model; raises what the model control raises."""
+        self._control.unload(request.model_name)
+        return oip.RepositoryModelUnloadResponse()

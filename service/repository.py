@@ -7,7 +7,7 @@ file, a sidecar beside it (`name.toml`, `model.toml`) or the graph itself gives 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from streamcell.card import CardError, Generation, ModelCard, Signature, read_ca
 from .border import check_signature, read_border
 from .detect import detect
 from .load_errors import ModelLoadError, RepositoryError, SidecarError
+from .locate import Located, Stamp, locate, sidecar_path, stamp
 from .sidecar import read_sidecar, resolve
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,8 @@ class ModelFile:
         signature: from the sidecar, the card or the graph.
         card: the one inside the file, also where a sidecar overrides its signature.
         constants: graph inputs that the sidecar fixes, by name, with the graph's dtypes.
+        watched: the files that it is made of: `path`, the sidecar, there or not, and external data.
+        stamp: of `watched`, from before they were read.
         generation: how an output becomes the next input, from where the signature is from; None: it does not.
     """
 
@@ -47,7 +49,14 @@ class ModelFile:
     signature: Signature
     card: ModelCard | None
     constants: Mapping[str, npt.NDArray[Any]]
+    watched: tuple[Path, ...]
+    stamp: Stamp
     generation: Generation | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether any of its files is no longer the one that was read."""
+        return stamp(self.watched) != self.stamp
 
     def load(self) -> onnx.ModelProto:
         """Read the file with its weights, those in external files too.
@@ -67,14 +76,19 @@ def discover(models_dir: Path) -> list[ModelFile]:
         ModelLoadError: `models_dir` is no folder that can be read.
         RepositoryError: one or more files cannot be served; the report names all of them.
     """
-    if not models_dir.is_dir():
-        came = "a file" if models_dir.exists() else "nothing"
-        raise ModelLoadError(f"expected a folder of models, found {came}", models_dir)
+    located, errors = locate(models_dir)
+    return open_all(models_dir, located, errors)
+
+
+def open_all(
+    models_dir: Path, located: Iterable[Located], errors: Iterable[ModelLoadError] = ()
+) -> list[ModelFile]:
+    """Open `located`; in the order and with the errors of `discover`, `errors` among them."""
     found: list[ModelFile] = []
-    errors: list[ModelLoadError] = []
-    for path, name, version in _candidates(models_dir, errors):
+    errors = list(errors)
+    for each in located:
         try:
-            found.append(open_model(path, name, version))
+            found.append(open_model(each.path, each.name, each.version))
         except ModelLoadError as error:
             errors.append(error)
     owners: dict[tuple[str, str], Path] = {}
@@ -102,13 +116,15 @@ def open_model(path: Path, name: str, version: str = "1") -> ModelFile:
 
 
 def _open(path: Path, name: str, version: str) -> ModelFile:
+    beside = sidecar_path(path)
+    before = stamp((path, beside))
     model = _read(path, external_data=False)
+    external = _external(model, path.parent)
     border = read_border(model.graph)
     try:
         card = read_card(model)
     except CardError as error:
         raise ModelLoadError(str(error)) from error
-    beside = path.with_suffix(".toml")
     sidecar = read_sidecar(beside) if beside.is_file() else None
     constants: dict[str, npt.NDArray[Any]] = {}
     generation: Generation | None = None
@@ -135,40 +151,22 @@ def _open(path: Path, name: str, version: str) -> ModelFile:
             f"{name!r} cannot be a model's name: expected letters, digits, '.', '_' and '-', at most 128, the first "
             f"a letter or a digit; rename the file or say `name` in {beside.name}"
         )
-    return ModelFile(name, version, path, signature, card, constants, generation)
+    watched = (path, beside, *external)
+    return ModelFile(
+        name, version, path, signature, card, constants, watched, before + stamp(external), generation
+    )
 
 
-def _candidates(models_dir: Path, errors: list[ModelLoadError]) -> Iterator[tuple[Path, str, str]]:
-    """Path, name and version of each file to serve; what lies where no model can be goes to `errors`."""
-    for entry in _visible(models_dir):
-        if entry.is_file() and entry.suffix == ".onnx":
-            yield entry, entry.stem, "1"
-        elif entry.is_dir():
-            yield from _versions(entry, errors)
-
-
-def _versions(folder: Path, errors: list[ModelLoadError]) -> Iterator[tuple[Path, str, str]]:
-    for entry in _visible(folder):
-        where = f"expected {folder.name}/<version>/model.onnx with a positive integer as version"
-        if entry.is_file() and entry.suffix == ".onnx":
-            errors.append(ModelLoadError(f"{where}; put it into {folder.name}/1/model.onnx", entry))
-        elif entry.is_dir():
-            files = [file for file in _visible(entry) if file.suffix == ".onnx"]
-            if _VERSION.fullmatch(entry.name):
-                if (model := entry / "model.onnx").is_file():
-                    yield model, folder.name, entry.name
-                else:
-                    found = ", ".join(file.name for file in files) or "no .onnx file"
-                    errors.append(ModelLoadError(f"expected model.onnx, found {found}", entry))
-            elif files:
-                errors.append(ModelLoadError(f"{where}, found {entry.name!r}", entry))
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise ModelLoadError(f"cannot be read: {error.strerror}", folder) from error
+def _external(model: onnx.ModelProto, folder: Path) -> tuple[Path, ...]:
+    """The files beside the model's that hold its weights."""
+    names = {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(folder / name for name in sorted(names))
 
 
 def _read(path: Path, *, external_data: bool) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from torch import nn
 from streamcell.card import Generation, ModelCard, Signature
 from streamcell.models import SequenceModel
 
-from .emit import emit_model
+from .emit import emit_model, not_ours
 from .errors import ExportError
 from .proof import Prover
 from .publish import Settings, publish
@@ -34,7 +34,7 @@ def export_model(
     lengths: bool = True,
     generation: Generation | Literal["auto"] | None = "auto",
 ) -> ModelCard:
-    """Write an MLP, RNN, LSTM or GRU of `streamcell.models` as ONNX operators, proved against PyTorch.
+    """Write a model of `streamcell.models` as ONNX operators, proved against PyTorch.
 
     The module is left as it is; what is exported is a copy of it in eval mode, in float32 and on the CPU.
 
@@ -45,7 +45,7 @@ def export_model(
         precision: "fp32", "fp16" or "int8": how the weights are stored. Computation, states, inputs and
             outputs are float32 with each.
         tolerance: largest error allowed (see `proof`); if not given, by precision 1e-5, 1e-2, 2e-1.
-        lengths: whether a recurrent graph takes `lengths` int32[batch], for rows of different lengths in a run.
+        lengths: whether a graph with states takes `lengths` int32[batch], for rows of different lengths in a run.
         generation: how y becomes the next x, for the card, where the server is to generate. "auto": Bernoulli
             logits as wide as x are fed back (a model of the next chord); other models do not generate.
 
@@ -65,17 +65,14 @@ def export_model(
         tolerance=tolerance,
     )
     if not isinstance(module, SequenceModel):
-        raise ExportError(
-            f"{type(module).__name__} is none of the project's own models (MLP, RNN, LSTM, GRU); "
-            "export a module of your own with export_module"
-        )
+        raise ExportError(not_ours(module))
     twin = copy.deepcopy(module).float().cpu().eval()
     version = settings.versions["streamcell"]
     graph, signature = emit_model(twin, name=settings.name, version=version, lengths=lengths)
     reference = ModelReference(twin)
 
     def prover(runner: Runner) -> Prover:
-        return Prover(runner, reference, reference.draw, reference.initial)
+        return Prover(runner, reference, reference.draw, reference.initial, time=reference.time)
 
     if generation == "auto":
         generation = next_step(signature)

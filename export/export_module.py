@@ -13,8 +13,8 @@ from torch import nn
 
 from streamcell.card import Generation, ModelCard, Signature, Tensor
 
-from .emit import X, Y
 from .errors import ExportError
+from .names import X, Y
 from .proof import TOLERANCES, Prover
 from .publish import Settings, publish
 from .runner import Runner

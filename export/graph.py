@@ -57,6 +57,10 @@ class GraphBuilder:
             raise ExportError(f"two different constants were named {name}")
         return name
 
+    def has(self, tensor: str) -> bool:
+        """Whether a node makes `tensor`."""
+        return any(tensor in node.output for node in self._nodes)
+
     def axes(self, *axes: int) -> str:
         """The initializer int64[len(axes)] that operators such as Squeeze take their axes from."""
         return self.constant("axes_" + "_".join(map(str, axes)), np.array(axes, np.int64))

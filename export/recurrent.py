@@ -7,11 +7,13 @@ B [1, 2·gates·hidden], the biases of W and then those of R.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from torch import nn
 
-from streamcell.models import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
+from streamcell.card import Signature
+from streamcell.models import GRULayer, LSTMLayer, Recurrent, RecurrentLayer, RNNLayer
 
 from .dense import Dense, Scaling
 from .errors import ExportError
@@ -46,6 +48,67 @@ def operator(layer: RecurrentLayer) -> tuple[str, dict[str, Any]]:
     raise ExportError(f"no operator for a layer of type {type(layer).__name__}")
 
 
+def emit_layers(
+    graph: GraphBuilder, model: Recurrent, x: str, scaling: Scaling | None, signature: Signature
+) -> str:
+    """The stack of a model: x float32[batch, time, input] → float32[time, batch, hidden].
+
+    The state inputs are there; the state outputs are made under their names.
+    """
+    count = model.num_layers
+    before = [_split(graph, state.input, count) for state in signature.states]
+    after: list[list[str]] = [[] for _ in signature.states]
+    if scaling is not None and model.adds_input(0):
+        # The residual path needs the scaled x itself.
+        x, scaling = scaling.emit(graph, x, "input_affine"), None
+    x = graph.node("Transpose", [x], "x.time_first", perm=[1, 0, 2])
+    for index in range(count):
+        name = f"layer{index}"
+        inner = x if index == 0 else _emit_norm(graph, model, x, index - 1)
+        y, states = emit_layer(
+            graph,
+            model.layer(index),
+            inner,
+            [parts[index] for parts in before],
+            name=name,
+            scaling=scaling if index == 0 else None,
+            lengths=signature.lengths or "",
+            # Layers that share their weights share the file's.
+            weights=f"layer{min(index, len(model.layers) - 1)}",
+        )
+        y = graph.node("Squeeze", [y, graph.axes(1)], f"{name}.squeeze")
+        x = graph.node("Add", [x, y], f"{name}.residual") if model.adds_input(index) else y
+        for parts, part in zip(after, states, strict=True):
+            parts.append(part)
+    for state, parts in zip(signature.states, after, strict=True):
+        if count == 1:
+            graph.rename(parts[0], state.output)
+        else:
+            graph.node("Concat", parts, state.output, axis=0)
+    return _emit_norm(graph, model, x, count - 1)
+
+
+def _emit_norm(graph: GraphBuilder, model: Recurrent, x: str, index: int) -> str:
+    """Layer normalisation over the features of x, if the model has it."""
+    if model.norms is None:
+        return x
+    norm = cast(nn.LayerNorm, model.norms[index])
+    constants = [
+        graph.constant(f"norm{index}.{key}", as_float64(value).astype(np.float32))
+        for key, value in (("scale", norm.weight), ("bias", norm.bias))
+    ]
+    return graph.node("LayerNormalization", [x, *constants], f"norm{index}", axis=-1, epsilon=norm.eps)
+
+
+def _split(graph: GraphBuilder, state: str, count: int) -> list[str]:
+    """float32[layers, batch, hidden] → float32[1, batch, hidden] for each layer; one layer needs no node."""
+    if count == 1:
+        return [state]
+    sizes = graph.constant(f"split_{count}", np.ones(count, np.int64))
+    names = [f"layer{index}.{state}" for index in range(count)]
+    return list(graph.nodes("Split", [state, sizes], names, f"{state}.split", axis=0))
+
+
 def emit_layer(
     graph: GraphBuilder,
     layer: RecurrentLayer,
@@ -55,6 +118,7 @@ def emit_layer(
     name: str,
     scaling: Scaling | None = None,
     lengths: str = "",
+    weights: str = "",
 ) -> tuple[str, list[str]]:
     """One layer.
 
@@ -64,6 +128,7 @@ def emit_layer(
         name: prefix of the names of all its tensors.
         scaling: what comes before the layer, folded into its input weights.
         lengths: name of int32[batch], "" for none.
+        weights: prefix of the names of its weights, where it is not `name`.
 
     Returns:
         y float32[time, 1, batch, hidden], as the operator gives it, and the states after the last step.
@@ -76,13 +141,14 @@ def emit_layer(
         bias_hh[2 * hidden :] = as_float64(layer.bias_hn)
     order = GATES[op]
     biases = np.concatenate([_reorder(into.bias, order, hidden), _reorder(bias_hh, order, hidden)])
-    weights = {
+    values = {
         "W": _reorder(into.weight, order, hidden),
         "R": _reorder(as_float64(layer.weight_hh), order, hidden),
         "B": biases,
     }
     constants = [
-        graph.constant(f"{name}.{key}", value[None].astype(np.float32)) for key, value in weights.items()
+        graph.constant(f"{weights or name}.{key}", value[None].astype(np.float32))
+        for key, value in values.items()
     ]
     outputs = [f"{name}.y", *(f"{name}.{state}_next" for state in layer.state_names)]
     graph.nodes(op, [x, *constants, lengths, *states], outputs, name, **attributes)

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from streamcell.models import SequenceModel
+from streamcell.models import Convolutional, SequenceModel
 
 from .dense import Scaling
 from .tensors import Array, as_array, as_tensor
+
+# Timesteps of the proof's sequences; a convolution's are longer than what it sees, up to a bound.
+TIME, LONGEST = 19, 128
 
 
 class ModelReference:
@@ -19,12 +22,17 @@ class ModelReference:
     Args:
         model: in eval mode, float32, on the CPU.
         seed: of the inputs.
+
+    Attributes:
+        time: timesteps of a sequence that shows all of the model's memory.
     """
 
     def __init__(self, model: SequenceModel, seed: int = 0) -> None:
         self._model = model
         self._rng = np.random.default_rng(seed)
         self._scaling = Scaling.of(model.input_affine)
+        sees = model.receptive_field if isinstance(model, Convolutional) else 0
+        self.time = min(max(TIME, sees + 3), LONGEST)
 
     @torch.no_grad()
     def __call__(self, x: Array, states: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:

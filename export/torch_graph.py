@@ -14,9 +14,9 @@ from torch import nn
 
 from streamcell.card import Signature
 
-from .emit import BATCH, TIME
 from .errors import ExportError
 from .graph import IR_VERSION, OPSET, check
+from .names import BATCH, TIME
 from .user_module import call
 
 

@@ -6,6 +6,8 @@ from .base import SequenceModel
 from .build import KINDS, build
 from .chorales import Chorales, chorales_data, load_chorales
 from .config import TrainConfig
+from .convolution import CausalConv
+from .convolutional import CNN, TCN, Convolutional
 from .errors import ConfigError, DataError, ModelError, RunError, ShapeError
 from .evaluation import evaluate
 from .jsb import load_jsb
@@ -13,7 +15,7 @@ from .layers import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
 from .losses import bernoulli_nll
 from .mlp import MLP, MLPBlock
 from .progress import RichProgress
-from .recurrent import GRU, LSTM, RNN
+from .recurrent import GRU, LSTM, RNN, Recurrent
 from .runs import load_run
 from .sequences import SequenceData, Series, Standard
 from .setup import load_data
@@ -23,14 +25,18 @@ from .training import TrainResult, train
 from .watch import Progress, Report
 
 __all__ = [
+    "CNN",
     "GRU",
     "KINDS",
     "LSTM",
     "MLP",
     "RNN",
+    "TCN",
     "Affine",
+    "CausalConv",
     "Chorales",
     "ConfigError",
+    "Convolutional",
     "DataError",
     "DivergedError",
     "GRULayer",
@@ -39,6 +45,7 @@ __all__ = [
     "ModelError",
     "Progress",
     "RNNLayer",
+    "Recurrent",
     "RecurrentLayer",
     "Report",
     "RichProgress",

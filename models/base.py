@@ -46,6 +46,10 @@ class SequenceModel(nn.Module):
 
     kind: str
     state_names: tuple[str, ...] = ()
+    # Where the batch axis stands in every state.
+    state_axis: int = 1
+    # Whether a training step must know which timesteps are padding (batch normalisation, histories).
+    trains_with_lengths: bool = False
 
     def __init__(
         self,
@@ -87,16 +91,25 @@ class SequenceModel(nn.Module):
             "output_affine": self.output_affine is not None,
         }
 
-    def initial_state(self, batch: int) -> States:
-        """Zeros, float32[layers, batch, hidden] each, on the model's device; () for a stateless model."""
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each of `state_names` for one sequence, its batch axis left out."""
         return ()
+
+    def initial_state(self, batch: int) -> States:
+        """Zeros of each of `state_shapes` for `batch` rows, on the model's device; () for a stateless model."""
+        like = self.head.weight
+        return tuple(like.new_zeros(self._batched(shape, batch)) for shape in self.state_shapes)
+
+    def _batched(self, shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+        return (*shape[: self.state_axis], batch, *shape[self.state_axis :])
 
     def forward(self, x: Tensor, *state: Tensor, lengths: Tensor | None = None) -> States:
         """Run the model over whole sequences.
 
         Args:
             x: float32[batch, time, input_size].
-            state: float32[layers, batch, hidden] for each of `state_names`; none of them: the initial state.
+            state: float32, one for each of `state_names`, as `initial_state` gives them; none of them: that.
             lengths: int64 or int32[batch], timesteps that count in each row (0 ≤ length ≤ time). Beyond them
                 a row's state stands still and its y is zero.
 
@@ -132,6 +145,10 @@ class SequenceModel(nn.Module):
         if state and len(state) != len(self.state_names):
             names = ", ".join(self.state_names) or "no state"
             raise ShapeError(f"{self.kind} takes {names}; got {len(state)} state tensors")
+        for name, tensor, shape in zip(self.state_names, state, self.state_shapes, strict=False):
+            if tensor.shape != self._batched(shape, x.shape[0]):
+                wanted = list(self._batched(shape, x.shape[0]))
+                raise ShapeError(f"state {name} must be {wanted}; got {list(tensor.shape)}")
         if lengths is None:
             return
         if lengths.shape != x.shape[:1] or lengths.is_floating_point():

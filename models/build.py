@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .base import SequenceModel
+from .convolutional import CNN, TCN
 from .errors import ConfigError
 from .mlp import MLP
 from .recurrent import GRU, LSTM, RNN
 
-KINDS: dict[str, type[SequenceModel]] = {kind.kind: kind for kind in (MLP, RNN, LSTM, GRU)}
+KINDS: dict[str, type[SequenceModel]] = {kind.kind: kind for kind in (MLP, RNN, LSTM, GRU, CNN, TCN)}
 
 
 def build(config: Mapping[str, Any]) -> SequenceModel:
@@ -33,12 +34,18 @@ def build(config: Mapping[str, Any]) -> SequenceModel:
     return model_type(**settings)
 
 
+# Constructor arguments that a subclass gives, not the configuration.
+_INNER = ("self", "body_size", "settings")
+
+
 def _settings_of(model_type: type[SequenceModel]) -> dict[str, bool]:
-    """Name → whether it must be given, of a model's constructor and of the base it hands the rest to."""
+    """Name → whether it must be given, of a model's constructor and of the bases it hands the rest to."""
     settings: dict[str, bool] = {}
-    for owner in (SequenceModel, model_type):
+    for owner in reversed(model_type.mro()):
+        if not issubclass(owner, SequenceModel) or "__init__" not in vars(owner):
+            continue
         for name, parameter in inspect.signature(owner.__init__).parameters.items():
-            if name in ("self", "body_size") or parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            if name in _INNER or parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 continue
             settings[name] = parameter.default is inspect.Parameter.empty
     return settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,9 +12,21 @@ from . import kernels, scan
 from .activations import ACTIVATIONS, choose
 from .scan import Cell, States
 
+# How the recurrent weights of each gate may begin, float32[hidden, hidden]. "uniform" is what torch's own
+# recurrent modules do, ±1/√hidden.
+RECURRENT_INITS: dict[str, Callable[[Tensor], object]] = {
+    "orthogonal": nn.init.orthogonal_,  # Saxe et al. (2014)
+    "identity": nn.init.eye_,  # Le et al. (2015)
+    "glorot": nn.init.xavier_uniform_,
+    "uniform": lambda gate: nn.init.uniform_(gate, -(gate.shape[1] ** -0.5), gate.shape[1] ** -0.5),
+}
+
 
 class RecurrentLayer(nn.Module):
     """One layer of `gates` gates a unit, with one bias a gate.
+
+    Args:
+        recurrent_init: "orthogonal", "identity", "glorot" or "uniform": how `weight_hh` begins, gate by gate.
 
     Attributes:
         weight_ih: float32[gates·hidden, input], gates stacked in PyTorch's order.
@@ -24,10 +38,11 @@ class RecurrentLayer(nn.Module):
     gates: int
     state_names: tuple[str, ...] = ("h",)
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, *, recurrent_init: str = "orthogonal") -> None:
         super().__init__()
         self.input_size = input_size
         self.hidden_size = hidden_size
+        self.recurrent_init = choose("recurrent_init", recurrent_init, tuple(RECURRENT_INITS))
         self.fused = False
         self.weight_ih = nn.Parameter(torch.empty(self.gates * hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(self.gates * hidden_size, hidden_size))
@@ -35,11 +50,11 @@ class RecurrentLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Glorot-uniform input weights and orthogonal recurrent weights, gate by gate; biases zero."""
+        """Glorot-uniform input weights and recurrent weights by `recurrent_init`, gate by gate; biases zero."""
         for gate in self.weight_ih.chunk(self.gates):
             nn.init.xavier_uniform_(gate)
         for gate in self.weight_hh.chunk(self.gates):
-            nn.init.orthogonal_(gate)
+            RECURRENT_INITS[self.recurrent_init](gate)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, states: States, lengths: Tensor | None = None) -> tuple[Tensor, States]:
@@ -78,8 +93,15 @@ class RNNLayer(RecurrentLayer):
     gates = 1
     NONLINEARITIES = ("tanh", "relu", "sigmoid")
 
-    def __init__(self, input_size: int, hidden_size: int, *, nonlinearity: str = "tanh") -> None:
-        super().__init__(input_size, hidden_size)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        nonlinearity: str = "tanh",
+        recurrent_init: str = "orthogonal",
+    ) -> None:
+        super().__init__(input_size, hidden_size, recurrent_init=recurrent_init)
         self.nonlinearity = choose("nonlinearity", nonlinearity, self.NONLINEARITIES)
         self.fused = nonlinearity in ("tanh", "relu")
 
@@ -91,22 +113,34 @@ class RNNLayer(RecurrentLayer):
 
 
 class LSTMLayer(RecurrentLayer):
-    """Gates i, f, g, o; the candidate g is tanh or relu, and h' = o⊙tanh(c') either way."""
+    """Gates i, f, g, o; the candidate g is tanh or relu, and h' = o⊙tanh(c') either way.
+
+    `forget_bias` is what the forget gate's bias begins at: 1 by default (Gers et al. 2000, Jozefowicz et al. 2015).
+    """
 
     gates = 4
     state_names = ("h", "c")
     CANDIDATES = ("tanh", "relu")
 
-    def __init__(self, input_size: int, hidden_size: int, *, candidate: str = "tanh") -> None:
-        super().__init__(input_size, hidden_size)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        candidate: str = "tanh",
+        forget_bias: float = 1.0,
+        recurrent_init: str = "orthogonal",
+    ) -> None:
+        self.forget_bias = forget_bias
+        super().__init__(input_size, hidden_size, recurrent_init=recurrent_init)
         self.candidate = choose("candidate", candidate, self.CANDIDATES)
         self.fused = candidate == "tanh"
 
     def reset_parameters(self) -> None:
-        """As every layer, with the forget gate's bias at one (Jozefowicz et al. 2015)."""
+        """As every layer, but for the forget gate's bias."""
         super().reset_parameters()
         with torch.no_grad():
-            self.bias[self.hidden_size : 2 * self.hidden_size] = 1.0
+            self.bias[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
 
     def _cell(self) -> Cell:
         return scan.lstm_cell(self.weight_hh, ACTIVATIONS[self.candidate])
@@ -124,8 +158,15 @@ class GRULayer(RecurrentLayer):
 
     gates = 3
 
-    def __init__(self, input_size: int, hidden_size: int, *, reset_after: bool = False) -> None:
-        super().__init__(input_size, hidden_size)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        reset_after: bool = False,
+        recurrent_init: str = "orthogonal",
+    ) -> None:
+        super().__init__(input_size, hidden_size, recurrent_init=recurrent_init)
         self.reset_after = reset_after
         self.fused = reset_after
         if reset_after:

@@ -62,6 +62,7 @@ class MLP(SequenceModel):
     """
 
     kind = "mlp"
+    trains_with_lengths = True
 
     def __init__(
         self,

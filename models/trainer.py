@@ -15,7 +15,6 @@ from .batches import Batch, shuffled
 from .config import TrainConfig
 from .errors import ModelError
 from .losses import masked_sum, step_losses
-from .mlp import MLP
 from .sequences import SequenceData
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -96,10 +95,10 @@ class Trainer:
 
     def _forward(self, window: Batch, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         rows = window.x.shape[0]
-        carried = tuple(tensor[:, :rows].detach() for tensor in state)
+        carried = tuple(tensor.narrow(self.model.state_axis, 0, rows).detach() for tensor in state)
         # Batch normalisation must not count padding; recurrent layers run faster without lengths, and a row's
         # state beyond its end is never used.
-        lengths = window.lengths if isinstance(self.model, MLP) else None
+        lengths = window.lengths if self.model.trains_with_lengths else None
         y, *after = self.model(window.x, *carried, lengths=lengths)
         losses = step_losses(y, window.y, self.data.distribution, self._std)
         return masked_sum(losses, window.lengths), tuple(after)

@@ -37,6 +37,25 @@ CONFIGS = {
         "num_layers": LAYERS,
     },
     "mlp": {"kind": "mlp", "input_size": INPUT, "hidden_sizes": [HIDDEN, HIDDEN], "output_size": OUTPUT},
+    "cnn": {
+        "kind": "cnn",
+        "input_size": INPUT,
+        "channels": [HIDDEN, HIDDEN],
+        "output_size": OUTPUT,
+        "batch_norm": True,
+    },
+    "tcn": {"kind": "tcn", "input_size": INPUT, "channels": [HIDDEN] * 3, "output_size": OUTPUT},
+    # Everything a recurrent stack may have besides its layers.
+    "deep": {
+        "kind": "gru",
+        "input_size": INPUT,
+        "hidden_size": HIDDEN,
+        "output_size": OUTPUT,
+        "num_layers": 3,
+        "residual": True,
+        "layer_norm": True,
+        "tie_layers": True,
+    },
 }
 
 

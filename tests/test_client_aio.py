@@ -34,7 +34,7 @@ def truth(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     return y
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep"])
 def test_steps_chunks_and_streams_give_what_pytorch_gives(
     served: ServerProcess, modules: Modules, kind: str
 ) -> None:

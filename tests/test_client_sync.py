@@ -33,7 +33,7 @@ from streamcell.client import (
 )
 
 Modules = dict[str, torch.nn.Module]
-KINDS = ("lstm", "gru", "rnn", "mlp")
+KINDS = ("lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep")
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 

@@ -59,6 +59,35 @@ CASES: dict[str, dict[str, Any]] = {
         "output_activation": "tanh",
         "output_affine": True,
     },
+    "lstm-residual": {"kind": "lstm", "num_layers": 3, "residual": True},
+    "gru-norm": {"kind": "gru", "num_layers": 2, "layer_norm": True, "input_affine": True},
+    "rnn-tied": {"kind": "rnn", "num_layers": 4, "tie_layers": True},
+    # Input and hidden size are the same: the first layer is residual and tied as well.
+    "lstm-all": {
+        "kind": "lstm",
+        "hidden_size": I,
+        "num_layers": 3,
+        "residual": True,
+        "layer_norm": True,
+        "tie_layers": True,
+        "input_affine": True,
+        "output_affine": True,
+    },
+    "gru-one-layer-residual-norm": {"kind": "gru", "hidden_size": I, "residual": True, "layer_norm": True},
+    **{f"cnn-{f}": {"kind": "cnn", "channels": [H, 7], "activation": f} for f in ("relu", "gelu", "tanh")},
+    "cnn-norm": {"kind": "cnn", "channels": [H, H, H], "batch_norm": True, "kernel_size": 5},
+    "cnn-affines": {"kind": "cnn", "channels": [H], "input_affine": True, "output_affine": True},
+    "tcn": {"kind": "tcn", "channels": [H, H]},
+    "tcn-wide": {"kind": "tcn", "channels": [I, 7, 7], "kernel_size": 4, "dilation_base": 3},
+    "tcn-norm": {
+        "kind": "tcn",
+        "channels": [H, H, H],
+        "kernel_size": 2,
+        "batch_norm": True,
+        "activation": "sigmoid",
+        "output_activation": "softmax",
+        "input_affine": True,
+    },
     "mlp-linear-affines": {"kind": "mlp", "hidden_sizes": [], "input_affine": True, "output_affine": True},
 }
 
@@ -66,7 +95,7 @@ CASES: dict[str, dict[str, Any]] = {
 def make(case: dict[str, Any], seed: int = 3) -> SequenceModel:
     """A model with every parameter and buffer away from its default, so that nothing can cancel out."""
     config: dict[str, Any] = {"input_size": I, "output_size": O, **case}
-    if config["kind"] != "mlp":
+    if config["kind"] in ("rnn", "lstm", "gru"):
         config.setdefault("hidden_size", H)
     torch.manual_seed(seed)
     model = build(config)
@@ -115,7 +144,18 @@ def test_plain_onnx_runtime_gives_what_pytorch_gives(case: str, tmp_path: Path) 
         np.testing.assert_allclose(a, b.numpy(), atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["rnn-tanh", "lstm-2-layers", "gru-3-layers", "gru-after-2-layers"])
+RAGGED = [
+    "rnn-tanh",
+    "lstm-2-layers",
+    "gru-3-layers",
+    "gru-after-2-layers",
+    "lstm-all",
+    "cnn-norm",
+    "tcn-wide",
+]
+
+
+@pytest.mark.parametrize("case", RAGGED)
 def test_rows_of_different_lengths_share_a_run(case: str, tmp_path: Path) -> None:
     model = make(CASES[case])
     export_model(model, tmp_path / "m.onnx")
@@ -132,6 +172,50 @@ def test_rows_of_different_lengths_share_a_run(case: str, tmp_path: Path) -> Non
         np.testing.assert_allclose(y[row, :length], wanted[row, :length].numpy(), atol=2e-6, rtol=1e-5)
     for a, b in zip(after, last, strict=True):
         np.testing.assert_allclose(a, b.numpy(), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["lstm-all", "cnn-norm", "tcn-wide"])
+def test_without_lengths_every_row_has_the_same(case: str, tmp_path: Path) -> None:
+    model = make(CASES[case])
+    card = export_model(model, tmp_path / "m.onnx", lengths=False)
+    assert card.signature.lengths is None
+    assert card.proof["max_error"] <= 1e-5
+    session = ort.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x = torch.randn(3, 4, I)
+    feed = {"x": x.numpy()}
+    feed |= {n: s.numpy() for n, s in zip(model.state_names, model.initial_state(3), strict=True)}
+    y, *after = session.run(["y", *(f"{name}_next" for name in model.state_names)], feed)
+    with torch.no_grad():
+        wanted, *last = model(x)
+    np.testing.assert_allclose(y, wanted.numpy(), atol=2e-6, rtol=1e-5)
+    for a, b in zip(after, last, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), atol=2e-6, rtol=1e-5)
+
+
+def test_tied_layers_are_stored_once(tmp_path: Path) -> None:
+    sizes = {"input_size": H, "output_size": O, "hidden_size": H, "num_layers": 4}
+    for name, tied in (("tied", True), ("free", False)):
+        export_model(build({"kind": "gru", **sizes, "tie_layers": tied}), tmp_path / f"{name}.onnx")
+    weights = {
+        name: [i.name for i in onnx.load(tmp_path / f"{name}.onnx").graph.initializer if i.name.endswith("R")]
+        for name in ("tied", "free")
+    }
+    assert weights == {"tied": ["layer0.R"], "free": [f"layer{index}.R" for index in range(4)]}
+
+
+def test_a_convolution_carries_what_each_layer_has_seen(tmp_path: Path) -> None:
+    model = make({"kind": "tcn", "channels": [H, 7], "kernel_size": 3})
+    card = export_model(model, tmp_path / "m.onnx")
+    assert [(state.input, state.shape, state.batch_axis) for state in card.signature.states] == [
+        ("history0", (2, I), 0),
+        ("history1", (2, H), 0),
+        ("history2", (4, H), 0),
+        ("history3", (4, 7), 0),
+    ]
+    # The proof's sequences are longer than what an output depends on.
+    assert model.receptive_field == 13
+    deep = make({"kind": "tcn", "channels": [H] * 4})
+    assert export_model(deep, tmp_path / "deep.onnx").proof["timesteps"] == deep.receptive_field + 3
 
 
 def test_a_scaling_far_from_zero_keeps_its_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ OTHER = st.tuples(
 )
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep"])
 @settings(
     max_examples=25,
     deadline=None,

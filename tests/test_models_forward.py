@@ -19,6 +19,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lstm relu": {"kind": "lstm", **SIZES, "candidate": "relu", "output_activation": "tanh"},
     "gru": {"kind": "gru", **SIZES, "input_affine": True, "output_affine": True, "distribution": "real"},
     "gru reset after": {"kind": "gru", **SIZES, "reset_after": True},
+    "lstm residual": {"kind": "lstm", **SIZES, "num_layers": 3, "residual": True, "layer_norm": True},
+    "gru tied": {"kind": "gru", **SIZES, "num_layers": 3, "tie_layers": True, "recurrent_init": "identity"},
+    "cnn": {"kind": "cnn", "input_size": 3, "output_size": 2, "channels": [5, 4], "batch_norm": True},
+    "tcn": {
+        "kind": "tcn",
+        "input_size": 3,
+        "output_size": 2,
+        "channels": [5, 5, 4],
+        "kernel_size": 2,
+        "activation": "tanh",
+        "input_affine": True,
+        "distribution": "categorical_logits",
+    },
     "mlp": {
         "kind": "mlp",
         "input_size": 3,
@@ -63,12 +76,15 @@ def test_ragged_rows_equal_each_row_alone(model: SequenceModel) -> None:
     x, lengths = torch.randn(4, 6, 3), torch.tensor([6, 2, 0, 5], dtype=torch.int32)
     start = tuple(torch.randn_like(tensor) for tensor in model.initial_state(4))
     y, *after = model(x, *start, lengths=lengths)
+    axis = model.state_axis
     for row, length in enumerate(lengths.tolist()):
-        alone, *state = model(x[row : row + 1, :length], *(s[:, row : row + 1].contiguous() for s in start))
+        alone, *state = model(
+            x[row : row + 1, :length], *(s.narrow(axis, row, 1).contiguous() for s in start)
+        )
         torch.testing.assert_close(y[row, :length], alone[0])
         assert not y[row, length:].any()
         for got, expected in zip(after, state, strict=True):
-            torch.testing.assert_close(got[:, row], expected[:, 0])
+            torch.testing.assert_close(got.narrow(axis, row, 1), expected)
 
 
 def test_the_initial_state_is_zeros_and_the_default() -> None:
@@ -129,7 +145,7 @@ def test_a_residual_block_adds_its_input(activation: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "cnn"}, "kind must be one of mlp, rnn, lstm, gru; got 'cnn'"),
+        ({"kind": "esn"}, "kind must be one of mlp, rnn, lstm, gru, cnn, tcn; got 'esn'"),
         ({"kind": None}, "kind must be one of"),
         ({"hidden_size": 0}, "hidden_size must be at least 1; got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
@@ -137,11 +153,28 @@ def test_a_residual_block_adds_its_input(activation: str) -> None:
         ({"nonlinearity": "relu"}, "lstm has no setting nonlinearity"),
         ({"output_activation": "gelu"}, "output_activation must be one of"),
         ({"distribution": "poisson"}, "distribution must be one of"),
+        ({"recurrent_init": "zeros"}, "recurrent_init must be one of orthogonal, identity, glorot, uniform"),
     ],
 )
 def test_a_configuration_that_fits_no_model_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build({**CONFIGS["lstm"], **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel_size": 1}, "kernel_size must be at least 2"),
+        ({"channels": []}, "layers must be at least 1"),
+        ({"channels": [4, 0]}, "channels must be at least 1"),
+        ({"dilation_base": 0}, "dilation_base must be at least 1"),
+        ({"activation": "swish"}, "activation must be one of"),
+        ({"hidden_size": 4}, "tcn has no setting hidden_size"),
+    ],
+)
+def test_a_convolution_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build({**CONFIGS["tcn"], **change})
 
 
 def test_a_missing_setting_is_named() -> None:

@@ -50,7 +50,7 @@ def test_a_run_from_the_command_line(table: Path, tmp_path: Path) -> None:
     [
         (["--target", "nothing"], "has no column nothing"),
         (["--device", "tpu"], "device must be cpu, cuda or cuda:N"),
-        (["--model", "cnn"], "kind must be one of"),
+        (["--model", "esn"], "kind must be one of"),
         (["--set", "candidate=relu"], "gru has no setting candidate"),
         (["--resume"], "nothing to resume"),
     ],

@@ -63,7 +63,7 @@ def error_of(call: Callable[[], Any]) -> tuple[grpc.StatusCode, error_details_pb
     return error.code(), info, error.details()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep"])
 def test_a_stream_gives_pytorchs_outputs_step_by_step_and_in_chunks(
     stub: Any, modules: dict[str, torch.nn.Module], kind: str
 ) -> None:
@@ -143,7 +143,7 @@ NAN = np.full((1, 3), np.nan, np.float32)
 GOOD = np.ones((1, 3), np.float32)
 
 STREAM_MISTAKES: dict[str, tuple[list[pb.StreamRequest], str, str, str]] = {
-    "unknown model": ([open_("nope")], "NOT_FOUND", "MODEL_NOT_FOUND", "this server has: gru, lstm, mlp, rnn"),
+    "unknown model": ([open_("nope")], "NOT_FOUND", "MODEL_NOT_FOUND", "this server has: cnn, deep, gru, lstm, mlp, rnn, tcn"),
     "unknown version": ([open_(version="9")], "NOT_FOUND", "VERSION_NOT_FOUND", "it has: 1"),
     "wrong dtype": ([open_(dtypes=["float64"])], "INVALID_ARGUMENT", "WRONG_DTYPE", "expected float32, got float64"),
     "wrong number of dtypes": (
@@ -250,7 +250,7 @@ def test_each_mistake_in_predict_has_its_own_error(stub: Any, served: Any, mista
 
 def test_models_are_listed_with_signature_states_and_card(stub: Any) -> None:
     models = {model.name: model for model in stub.ListModels(pb.ListModelsRequest()).models}
-    assert sorted(models) == ["gru", "lstm", "mlp", "rnn"]
+    assert sorted(models) == ["cnn", "deep", "gru", "lstm", "mlp", "rnn", "tcn"]
     lstm = stub.GetModel(pb.GetModelRequest(model="lstm")).model
     assert lstm.kind == "lstm"
     assert [(spec.name, spec.dtype, list(spec.step_shape)) for spec in lstm.inputs] == [("x", "float32", [3])]

@@ -1,0 +1,108 @@
+"""Causal convolutions as matrix products over their taps, with the input history as a state.
+
+Why not the operator Conv: at one timestep a row it has one column to compute for each row of the batch, so a
+batch is as many products of a matrix and a vector. Side by side, the taps of all rows are one matrix product,
+and the tensors stay [batch, time, channels].
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import onnx
+from torch import nn
+
+from streamcell.card import Signature
+from streamcell.models import TCN, CausalConv, Convolutional
+
+from .dense import Dense, Scaling, batch_norm, emit_activation
+from .graph import GraphBuilder
+from .tensors import as_float64
+
+# Slice's "to the end".
+_END = np.iinfo(np.int64).max
+
+
+def emit_convolutions(
+    graph: GraphBuilder, model: Convolutional, x: str, scaling: Scaling | None, signature: Signature
+) -> str:
+    """The layers of a CNN or TCN: x float32[batch, time, input] → float32[batch, time, channels].
+
+    A history holds the scaled x, as it does in PyTorch, so the scaling is not folded. The state inputs are
+    there; the state outputs are made under their names.
+    """
+    if scaling is not None:
+        x = scaling.emit(graph, x, "input_affine")
+
+    def convolve(x: str, index: int) -> str:
+        state = signature.states[index]
+        return _emit(graph, model.layer(index), x, state.input, state.output, f"layer{index}", signature)
+
+    if not isinstance(model, TCN):
+        for index in range(len(model.layers)):
+            x = convolve(x, index)
+        return x
+    for block, skip in enumerate(model.skips):
+        inner = convolve(convolve(x, 2 * block), 2 * block + 1)
+        if isinstance(skip, nn.Linear):
+            x = Dense.of(skip).emit(graph, x, f"block{block}.skip")
+        x = graph.node("Add", [x, inner], f"block{block}.residual")
+        x = emit_activation(graph, x, model.activation, f"block{block}")
+    return x
+
+
+def _emit(
+    graph: GraphBuilder,
+    layer: CausalConv,
+    x: str,
+    history: str,
+    history_next: str,
+    name: str,
+    signature: Signature,
+) -> str:
+    """One layer; batch normalisation is folded into its weights."""
+    whole = graph.node("Concat", [history, x], f"{name}.whole", axis=1)
+    if signature.lengths is None:
+        _slice(graph, whole, -layer.history, _END, history_next)
+    else:
+        steps = _last_steps(graph, signature.lengths, layer.history)
+        graph.node("GatherND", [whole, steps], history_next, batch_dims=1)
+    (dilation,) = layer.conv.dilation
+    (taps,) = layer.conv.kernel_size
+    windows = [
+        _slice(graph, whole, tap * dilation, -(taps - 1 - tap) * dilation, f"{name}.tap{tap}")
+        for tap in range(taps - 1)
+    ]
+    side_by_side = graph.node("Concat", [*windows, x], f"{name}.taps", axis=2)
+    # float64[out, in, taps] → [out, taps·in].
+    weight = as_float64(layer.conv.weight).transpose(0, 2, 1)
+    bias = as_float64(cast(nn.Parameter, layer.conv.bias))
+    dense = Dense(weight.reshape(len(weight), -1), bias)
+    if layer.norm is not None:
+        dense = dense.then(batch_norm(layer.norm))
+    return emit_activation(graph, dense.emit(graph, side_by_side, name), layer.activation, name)
+
+
+def _slice(graph: GraphBuilder, x: str, start: int, end: int, output: str) -> str:
+    """x[:, start:end]."""
+    bounds = [
+        graph.constant(f"{kind}_{value}".replace("-", "minus_"), np.array([value], np.int64))
+        for kind, value in (("from", start), ("to", end))
+    ]
+    return graph.node("Slice", [x, *bounds, graph.axes(1)], output)
+
+
+def _last_steps(graph: GraphBuilder, lengths: str, count: int) -> str:
+    """Where a row's last `count` steps stand when `count` steps of history come before its x.
+
+    int64[batch, count, 1], as GatherND takes them: length, length + 1, … length + count − 1.
+    """
+    name = f"last_{count}"
+    if not graph.has(name):
+        if not graph.has("lengths.column"):
+            wide = graph.node("Cast", [lengths], "lengths.int64", to=onnx.TensorProto.INT64)
+            graph.node("Unsqueeze", [wide, graph.axes(1, 2)], "lengths.column")
+        ahead = graph.constant(f"{name}.ahead", np.arange(count, dtype=np.int64)[None, :, None])
+        graph.node("Add", ["lengths.column", ahead], name)
+    return name

@@ -143,7 +143,7 @@ NAN = np.full((1, 3), np.nan, np.float32)
 GOOD = np.ones((1, 3), np.float32)
 
 STREAM_MISTAKES: dict[str, tuple[list[pb.StreamRequest], str, str, str]] = {
-    "unknown model": ([open_("nope")], "NOT_FOUND", "MODEL_NOT_FOUND", "this server has: cnn, deep, gru, lstm, mlp, rnn, tcn"),
+    "unknown model": ([open_("nope")], "NOT_FOUND", "MODEL_NOT_FOUND", "this server has: cnn, deep, gru, lstm"),
     "unknown version": ([open_(version="9")], "NOT_FOUND", "VERSION_NOT_FOUND", "it has: 1"),
     "wrong dtype": ([open_(dtypes=["float64"])], "INVALID_ARGUMENT", "WRONG_DTYPE", "expected float32, got float64"),
     "wrong number of dtypes": (

@@ -22,8 +22,24 @@ class Call(Protocol):
     def metadata(self) -> Metadata:
         """What the client sent before its messages. For when the call begins."""
 
-    def reply(self, data: bytes) -> None:
-        """Send one message after those before it. Nothing happens once the call has ended."""
+    def reply(self, data: bytes, *, last: bool = True) -> None:
+        """Send one message after those before it. Nothing happens once the call has ended.
+
+        `last`: no other reply to the same message follows.
+        """
+
+    def skip(self) -> None:
+        """The message at hand gets no reply. Within `on_message`."""
+
+    def read_on(self) -> None:
+        """Let messages come before the replies to the one at hand are out. Within `on_message`."""
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        """Whether a handler that replies unasked may go on.
+
+        Where not, for the client does not read, `wake` is called once it may: once, from whatever thread, perhaps
+        before this returns. The latest `wake` stands. Never False once the call has ended.
+        """
 
     def resume(self) -> None:
         """Read on, after `on_message` has returned False. May come before it has returned."""
@@ -35,7 +51,7 @@ class Call(Protocol):
 
 
 class StreamHandler(Protocol):
-    """Answers one stream. Every message gets exactly one reply, in order, from whatever thread."""
+    """Answers one stream, in order, from whatever thread: every message by one reply unless it says otherwise."""
 
     def on_message(self, data: bytes) -> bool:
         """Take one message; False stops the reading until `Call.resume`.

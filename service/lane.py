@@ -18,7 +18,7 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
-from .reading import Reading
+from .reading import PAUSE_REPLIES, WAKE_REPLIES, Reading
 
 _log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ class StreamCall:
 
     __slots__ = (
         "_call", "_context", "_finish", "_handler", "_lock", "_open", "_outbox", "_over", "_reading", "_sending",
-        "_status", "_waiting", "peer",
+        "_status", "_waiting", "_wake", "peer",
     )  # fmt: skip
 
     def __init__(self, context: Any, finish: Callable[[None], None], open_: OpenStream) -> None:
@@ -48,6 +48,7 @@ class StreamCall:
         self._sending = False  # a send is in flight
         self._waiting = False  # … in one batch with a receive: its end shows only with the next message
         self._over = False  # the status is on its way or the call has gone: nothing more is sent
+        self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
         self._reading = Reading()
         self._open = open_
         self._handler: StreamHandler | None = None
@@ -112,7 +113,7 @@ class StreamCall:
             reading.paused = not room and not reading.resumed
             if self._outbox and not self._sending:
                 self._send(self._outbox.popleft())
-            if (ahead or not reading.unanswered) and self._may_read():
+            if (ahead or reading.ahead or not reading.unanswered) and self._may_read():
                 self._read()
 
     def _on_end(self) -> None:
@@ -121,6 +122,7 @@ class StreamCall:
         with self._lock:
             handler, self._handler = self._handler, None
             self._over = True
+            self._wake = None
             self._outbox.clear()
         if handler is not None:
             try:
@@ -134,18 +136,37 @@ class StreamCall:
 
     # Called from any thread
 
-    def reply(self, data: bytes) -> None:
+    def reply(self, data: bytes, *, last: bool = True) -> None:
         """Send one message after those before it."""
         with self._lock:
             if self._over or self._status is not None:
                 return
-            self._reading.answered()
+            if last:
+                self._reading.answered()
             if self._sending or self._reading.holds_replies():
                 self._outbox.append(data)
                 if self._may_read():
                     self._read()
             else:
                 self._send(data)
+
+    def skip(self) -> None:
+        """The message at hand gets no reply."""
+        with self._lock:
+            self._reading.answered()
+
+    def read_on(self) -> None:
+        """Let messages come before the replies to the one at hand are out."""
+        with self._lock:
+            self._reading.read_on()
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        """Whether a handler that replies unasked may go on; `wake` is called once it may."""
+        with self._lock:
+            if len(self._outbox) < PAUSE_REPLIES or self._over or self._status is not None:
+                return True
+            self._wake = wake
+            return False
 
     def resume(self) -> None:
         """Read on: the handler has room again."""
@@ -204,15 +225,21 @@ class StreamCall:
     # Without
 
     def _sent(self) -> None:
+        wake = None
         with self._lock:
+            if self._wake is not None and len(self._outbox) <= WAKE_REPLIES:
+                wake, self._wake = self._wake, None
             if self._outbox:
                 self._send(self._outbox.popleft())
-                return
-            self._sending = False
-            if self._status is None or self._over:
-                return
-            self._over = True
-        self._send_status()
+                end = False
+            else:
+                self._sending = False
+                end = self._status is not None and not self._over
+                self._over = self._over or end
+        if wake is not None:
+            wake()
+        if end:
+            self._send_status()
 
     def _send_status(self) -> None:
         assert self._status is not None

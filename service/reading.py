@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-_OUTBOX_REPLIES = 32  # unsent replies above which a call is not read
+OUTBOX_REPLIES = 32  # unsent replies at which a call is not read
+# A handler that replies unasked pauses at so many unsent replies, and goes on at so few. Below those at which a call is
+# not read, so that it can still be told to stop.
+PAUSE_REPLIES, WAKE_REPLIES = 16, 4
 _PROBE_EVERY = 16  # messages between two looks at whether a waiting client has begun to pipeline
 _DRY_SPELLS = 4  # times in a row that nothing of a pipelining client was waiting: it no longer pipelines
 
@@ -26,6 +29,11 @@ class Reading:
         self.resumed = False  # it found room before its `on_message` returned
         self.ahead = False  # the client pipelines
         self.messages = self.unanswered = self.dry = 0
+
+    def read_on(self) -> None:
+        """The message at hand will have several replies: read ahead of them."""
+        self.ahead = True
+        self.dry = 0
 
     def arrived(self) -> bool:
         """A message came; whether to read on at once to see if another is waiting."""
@@ -54,5 +62,5 @@ class Reading:
     def may_read(self, unsent: int) -> bool:
         """Whether a receive may be started, with `unsent` replies waiting to be sent."""
         return not (
-            self.reading or self.delivering or self.paused or self.half_closed or unsent >= _OUTBOX_REPLIES
+            self.reading or self.delivering or self.paused or self.half_closed or unsent >= OUTBOX_REPLIES
         )

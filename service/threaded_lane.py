@@ -14,10 +14,9 @@ import grpc
 import structlog
 
 from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, StreamHandler, Trailing
+from .reading import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
 
 _log = structlog.get_logger(__name__)
-
-_OUTBOX_REPLIES = 32  # unsent replies at which a call is no longer read
 
 Status = tuple[grpc.StatusCode, str, Trailing]
 
@@ -33,6 +32,7 @@ class StreamCall:
         self._status: Status | None = None
         self._paused = False
         self._resumed = False  # the handler found room before its `on_message` returned
+        self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
         self._finished = False  # the status was handed to grpcio
         self._over = False  # the call has gone
         self._handler: StreamHandler | None = None
@@ -65,7 +65,12 @@ class StreamCall:
                     _set_status(self._context, self._status)
                     return
                 data = self._outbox.popleft()
+                wake = None
+                if self._wake is not None and len(self._outbox) <= WAKE_REPLIES:
+                    wake, self._wake = self._wake, None
                 self._changed.notify_all()
+            if wake is not None:
+                wake()
             yield data
         self._end_if_over()
 
@@ -94,7 +99,7 @@ class StreamCall:
 
     def _may_read(self) -> bool:
         ended = self._over or self._status is not None
-        return ended or (not self._paused and len(self._outbox) < _OUTBOX_REPLIES)
+        return ended or (not self._paused and len(self._outbox) < OUTBOX_REPLIES)
 
     def _on_over(self) -> None:
         with self._changed:
@@ -118,12 +123,26 @@ class StreamCall:
         _log.error("stream handler failed", exc_info=error)
         self.end(grpc.StatusCode.INTERNAL, FAULT)
 
-    def reply(self, data: bytes) -> None:
+    def reply(self, data: bytes, *, last: bool = True) -> None:
         """Send one message after those before it."""
         with self._changed:
             if not self._over and self._status is None:
                 self._outbox.append(data)
                 self._changed.notify_all()
+
+    def skip(self) -> None:
+        """The message at hand gets no reply: nothing to note, for the reading thread waits for none."""
+
+    def read_on(self) -> None:
+        """The reading thread reads ahead of the replies anyhow."""
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        """Whether a handler that replies unasked may go on; `wake` is called once it may."""
+        with self._changed:
+            if len(self._outbox) < PAUSE_REPLIES or self._over or self._status is not None:
+                return True
+            self._wake = wake
+            return False
 
     def resume(self) -> None:
         """Read on: the handler has room again."""

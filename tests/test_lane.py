@@ -345,6 +345,120 @@ def test_a_client_that_does_not_read_its_replies_is_not_read_on(rig: Start) -> N
     assert sum(1 for _ in call) == count
 
 
+class Counting(Echo):
+    """Answers `count N` with the numbers below N from a thread of its own, as the client has room; `stop` with none."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.said = self.waits = 0
+        self.stopped = threading.Event()
+
+    def take(self, data: bytes) -> bool:
+        command, _, number = data.partition(b" ")
+        if command == b"count":
+            self.call.read_on()
+            threading.Thread(target=self.count, args=(int(number),), daemon=True).start()
+        elif command == b"stop":
+            self.stopped.set()
+            self.call.skip()
+        else:
+            self.call.reply(data)
+        return True
+
+    def count(self, below: int) -> None:
+        for number in range(below):
+            room = threading.Event()
+            if not self.call.has_room(room.set):
+                self.waits += 1
+                assert room.wait(WAIT_S)
+            last = number == below - 1 or self.stopped.is_set()
+            self.said += 1
+            self.call.reply(b"%d" % number * self.size, last=last)
+            if last:
+                return
+
+    size = 1
+
+
+def test_a_message_may_have_many_replies_and_a_waiting_client_goes_on_as_before(rig: Start) -> None:
+    feed = Feed()
+    call = rig(Counting).stream(feed)
+    for count in (1, 2, 100, 3):
+        feed.put(b"count %d" % count)
+        assert [next(call) for _ in range(count)] == [b"%d" % number for number in range(count)]
+        for _ in range(40):
+            feed.put(b"x")
+            assert next(call) == b"x"
+    feed.put(None)
+    assert status(call) == (grpc.StatusCode.OK, "")
+
+
+def test_a_message_is_read_while_an_earlier_one_has_its_first_reply_to_come(rig: Start) -> None:
+    class Slow(Counting):
+        def count(self, below: int) -> None:
+            assert self.stopped.wait(WAIT_S)
+            super().count(below)
+
+    feed = Feed(b"count 1000")
+    call = rig(Slow).stream(feed)
+    feed.put(b"stop")
+    assert next(call) == b"0"
+    for _ in range(40):
+        feed.put(b"x")
+        assert next(call) == b"x"
+
+
+def test_a_message_without_a_reply_holds_up_no_other(rig: Start) -> None:
+    feed = Feed()
+    call = rig(Counting).stream(feed)
+    for _ in range(40):
+        feed.put(b"stop", b"x")
+        assert next(call) == b"x"
+    feed.put(b"stop", None)
+    assert status(call)[0] is grpc.StatusCode.OK
+
+
+def test_a_handler_that_replies_unasked_pauses_for_a_client_that_does_not_read(rig: Start) -> None:
+    class Big(Counting):
+        size = 50_000
+
+    served = rig(Big)
+    feed = Feed(b"count 2000")
+    call = served.stream(feed)
+    handler = served.handler()
+    said = -1
+    while said != (said := handler.said):
+        threading.Event().wait(0.5)
+    assert 0 < said < 2000
+    assert next(call) == b"0" * Big.size
+    feed.put(b"stop")  # is read though replies are waiting
+    assert handler.stopped.wait(WAIT_S)
+    feed.put(None)
+    rest = sum(1 for _ in call)
+    assert said - 1 <= rest <= said + 2
+    assert handler.waits
+
+
+def test_a_handler_that_waits_for_room_when_the_call_ends_waits_for_nothing(rig: Start) -> None:
+    class Big(Counting):
+        size = 50_000
+
+        def count(self, below: int) -> None:
+            self.woken = threading.Event()
+            while self.call.has_room(self.woken.set):
+                self.call.reply(b"x" * self.size, last=False)
+            self.full = True
+
+    served = rig(Big)
+    call = served.stream(Feed(b"count 1"))
+    handler = served.handler()
+    while not hasattr(handler, "full"):
+        threading.Event().wait(0.01)
+    call.cancel()
+    assert handler.ended.wait(WAIT_S)
+    assert handler.call.has_room(handler.woken.set)
+
+
 def test_half_close_lets_replies_that_are_due_out(rig: Start) -> None:
     served = rig(Engine)
     sent = [b"%d" % number for number in range(100)]

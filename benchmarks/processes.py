@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 from types import TracebackType
 from typing import Any, Self
 
 from .load import Load, LoadError, as_line
+
+
+# A load gives up waiting for a server earlier, and says for what.
+_PATIENCE_S = 240.0
 
 
 class _Child:
@@ -24,6 +29,8 @@ class _Child:
 
     def _line(self) -> str:
         assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], _PATIENCE_S)[0]:
+            raise LoadError(f"{self.process.args!r} has said nothing for {_PATIENCE_S:g} s")
         line = self.process.stdout.readline()
         if not line:
             raise LoadError(f"{self.process.args!r} ended with {self.process.wait()}")
@@ -36,7 +43,11 @@ class _Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 class Generator(_Child):

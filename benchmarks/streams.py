@@ -27,32 +27,35 @@ class Connection:
 
     def __init__(self, target: str) -> None:
         self._channel = cygrpc.Channel(target.encode(), _OPTIONS, None)
-        self._calls = 0
+        self._due: list[None] = []  # one an event that is to come; its methods are atomic
         self._closing = False
         self._thread: threading.Thread | None = None
 
     def call(self, method: bytes, *batches: tuple[tuple[Any, ...], _Tag]) -> Any:
-        """Start a call with these batches of operations. Its last event must be told to `ended`."""
-        self._calls += 1
+        """Start a call with these batches of operations."""
+        self._due += [None] * len(batches)
         call = self._channel.integrated_call(0, method, None, None, (), None, batches, None)
         if self._thread is None:
             self._thread = threading.Thread(target=self._spin, daemon=True)
             self._thread.start()
         return call
 
+    def operate(self, call: Any, operations: tuple[Any, ...], tag: _Tag) -> None:
+        """Start a batch of operations; nothing where the call has ended."""
+        self._due.append(None)
+        if not call.operate(operations, tag):
+            self._due.pop()
+
     def _spin(self) -> None:
-        # The core has no queue to wait on while it has no call. What is left at the end is cancelled by `close`.
-        while self._calls or not self._closing:
-            if not self._calls:
+        # The core must not be asked for an event where none is to come, and closing waits until all have been taken.
+        while self._due or not self._closing:
+            if not self._due:
                 time.sleep(0.001)
                 continue
             event = self._channel.next_call_event()
             if event.completion_type != cygrpc.CompletionType.queue_timeout:
                 event.tag(event)
-
-    def ended(self) -> None:
-        """A call has ended. Called on the connection's thread."""
-        self._calls -= 1
+                self._due.pop()
 
     def close(self) -> None:
         """Cancel what is left and close the connection."""
@@ -97,19 +100,18 @@ class Stream:
         self.last = b""
         self.sent, self.replies = 1, 0
         self.over = threading.Event()
+        # What needs `_call` is started once it is there: events come on another thread.
         self._call: Any = connection.call(
             method.encode(),
-            (
-                (
-                    cygrpc.SendInitialMetadataOperation((), 0),
-                    cygrpc.SendMessageOperation(first, 0),
-                    cygrpc.ReceiveMessageOperation(0),
-                ),
-                self._on_first,
-            ),
             ((cygrpc.ReceiveInitialMetadataOperation(0),), _ignore),
             ((cygrpc.ReceiveStatusOnClientOperation(0),), self._on_status),
         )
+        opening = (
+            cygrpc.SendInitialMetadataOperation((), 0),
+            cygrpc.SendMessageOperation(first, 0),
+            cygrpc.ReceiveMessageOperation(0),
+        )
+        connection.operate(self._call, opening, self._on_first)
 
     def _on_first(self, event: Any) -> None:
         """The session is open: how it goes on is its subclass's."""
@@ -119,7 +121,6 @@ class Stream:
         status = event.batch_operations[0]
         if status.code() != cygrpc.StatusCode.ok:
             self._run.failures.append(f"{status.code()}: {status.details()!r}")
-        self._connection.ended()
         self.over.set()
 
     def _answered(self, message: bytes | None) -> bool:
@@ -140,7 +141,7 @@ class Stream:
             operations = (cygrpc.SendMessageOperation(last, 0), *operations)
             if not self.reads_ahead:
                 operations = (*operations, cygrpc.ReceiveMessageOperation(0))
-        self._call.operate(operations, _ignore)
+        self._connection.operate(self._call, operations, _ignore)
 
 
 class PingPong(Stream):
@@ -152,7 +153,8 @@ class PingPong(Stream):
         if self._answered(event.batch_operations[-1].message()) and self._run.going:
             self.sent += 1
             self._began_s.append(time.perf_counter())
-            self._call.operate(
+            self._connection.operate(
+                self._call,
                 (cygrpc.SendMessageOperation(self._then, 0), cygrpc.ReceiveMessageOperation(0)),
                 self._on_first,
             )
@@ -163,12 +165,12 @@ class Pipelined(Stream):
 
     def _on_first(self, event: Any) -> None:
         if self._answered(event.batch_operations[-1].message()):
-            self._call.operate((cygrpc.ReceiveMessageOperation(0),), self._on_reply)
+            self._connection.operate(self._call, (cygrpc.ReceiveMessageOperation(0),), self._on_reply)
             self._fill()
 
     def _on_reply(self, event: Any) -> None:
         if self._answered(event.batch_operations[0].message()):
-            self._call.operate((cygrpc.ReceiveMessageOperation(0),), self._on_reply)
+            self._connection.operate(self._call, (cygrpc.ReceiveMessageOperation(0),), self._on_reply)
             if not self._sending:
                 self._fill()
 
@@ -181,7 +183,7 @@ class Pipelined(Stream):
             self._sending = True
             self.sent += 1
             self._began_s.append(time.perf_counter())
-            self._call.operate((cygrpc.SendMessageOperation(self._then, 0),), self._on_sent)
+            self._connection.operate(self._call, (cygrpc.SendMessageOperation(self._then, 0),), self._on_sent)
 
 
 class Scheduled(Stream):
@@ -189,11 +191,11 @@ class Scheduled(Stream):
 
     def _on_first(self, event: Any) -> None:
         if self._answered(event.batch_operations[-1].message()):
-            self._call.operate((cygrpc.ReceiveMessageOperation(0),), self._on_reply)
+            self._connection.operate(self._call, (cygrpc.ReceiveMessageOperation(0),), self._on_reply)
 
     def _on_reply(self, event: Any) -> None:
         if self._answered(event.batch_operations[0].message()):
-            self._call.operate((cygrpc.ReceiveMessageOperation(0),), self._on_reply)
+            self._connection.operate(self._call, (cygrpc.ReceiveMessageOperation(0),), self._on_reply)
 
     def send(self, intended_s: float) -> None:
         """Send a message now, or as soon as the one before it is out. From the scheduling thread."""
@@ -207,7 +209,7 @@ class Scheduled(Stream):
         self._sending = True
         self.sent += 1
         self._began_s.append(intended_s)
-        self._call.operate((cygrpc.SendMessageOperation(self._then, 0),), self._on_sent)
+        self._connection.operate(self._call, (cygrpc.SendMessageOperation(self._then, 0),), self._on_sent)
 
     def _on_sent(self, event: Any) -> None:
         with self._lock:
@@ -246,7 +248,6 @@ class UnaryCaller:
         message, status = event.batch_operations[4].message(), event.batch_operations[5]
         if message is None or status.code() != cygrpc.StatusCode.ok:
             self._run.failures.append(f"{status.code()}: {status.details()!r}")
-            self._connection.ended()
             self.over.set()
             return
         self._run.latencies_s.append(time.perf_counter() - self._began_s)
@@ -254,7 +255,6 @@ class UnaryCaller:
         self.replies += 1
         if self._run.going:
             self._start()
-        self._connection.ended()
         if not self._run.going:
             self.over.set()
 

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 from .load import Load, LoadError, as_line
 
-
 # A load gives up waiting for a server earlier, and says for what.
 _PATIENCE_S = 240.0
 

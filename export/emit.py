@@ -7,7 +7,7 @@ from typing import Literal, cast
 import onnx
 
 from streamcell.card import Signature, State, Tensor
-from streamcell.models import KINDS, MLP, Convolutional, Recurrent, SequenceModel
+from streamcell.models import KINDS, MLP, Convolutional, Recurrent, Seq2Seq, SequenceModel
 
 from .convolution import emit_convolutions
 from .dense import Dense, Scaling, emit_activation, emit_blocks
@@ -15,6 +15,7 @@ from .errors import ExportError
 from .graph import GraphBuilder
 from .names import BATCH, LENGTHS, TIME, X, Y
 from .recurrent import emit_layers
+from .seq2seq import emit_seq2seq
 
 _Distribution = Literal["bernoulli_logits", "categorical_logits", "real"]
 
@@ -33,6 +34,8 @@ def emit_model(
     Raises:
         ExportError: `model` is none of the project's own kinds.
     """
+    if isinstance(model, Seq2Seq):
+        return emit_seq2seq(model, name=name, version=version, lengths=lengths)
     if not isinstance(model, (MLP, Recurrent, Convolutional)):
         raise ExportError(not_ours(model))
     graph = GraphBuilder(name)

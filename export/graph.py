@@ -25,10 +25,12 @@ class GraphBuilder:
 
     Args:
         name: the graph's name.
+        outer: for the body of a control-flow operator, the graph around it, which then holds its constants.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, outer: GraphBuilder | None = None) -> None:
         self._name = name
+        self._outer = outer
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._nodes: list[onnx.NodeProto] = []
@@ -50,9 +52,11 @@ class GraphBuilder:
         Raises:
             ExportError: `name` is taken by another value, or a value is not finite.
         """
+        if self._outer is not None:
+            return self._outer.constant(name, value)
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
             raise ExportError(f"{name} holds values that are not finite")
-        held = self._constants.setdefault(name, np.ascontiguousarray(value))
+        held = self._constants.setdefault(name, np.array(value, order="C"))
         if held.dtype != value.dtype or not np.array_equal(held, value):
             raise ExportError(f"two different constants were named {name}")
         return name
@@ -94,21 +98,24 @@ class GraphBuilder:
                 node.name = new
         return new
 
-    def build(self, producer_version: str) -> onnx.ModelProto:
-        """The model, at the pinned opset and IR version, with the shapes of inner tensors inferred.
-
-        Raises:
-            ExportError: ONNX's checker or its shape inference refuses the graph.
-        """
-        graph = helper.make_graph(
+    def graph(self) -> onnx.GraphProto:
+        """The graph as it stands, unchecked; what a control-flow operator takes as its body."""
+        return helper.make_graph(
             self._nodes,
             self._name,
             self._inputs,
             self._outputs,
             [numpy_helper.from_array(value, name) for name, value in self._constants.items()],
         )
+
+    def build(self, producer_version: str) -> onnx.ModelProto:
+        """The model, at the pinned opset and IR version, with the shapes of inner tensors inferred.
+
+        Raises:
+            ExportError: ONNX's checker or its shape inference refuses the graph.
+        """
         model = helper.make_model(
-            graph,
+            self.graph(),
             producer_name="streamcell",
             producer_version=producer_version,
             opset_imports=[helper.make_opsetid("", OPSET)],

@@ -10,6 +10,7 @@ on the CPU only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def _weights(graph: onnx.GraphProto) -> dict[str, int]:
         if i.data_type == TensorProto.FLOAT and len(i.dims) >= 2
     }
     found: dict[str, int] = {}
-    for node in graph.node:
+    for node in _nodes(graph):
         for place, axis in ROWS.get(node.op_type, {}).items():
             name = node.input[place] if place < len(node.input) else ""
             if name in matrices:
@@ -81,6 +82,15 @@ def _weights(graph: onnx.GraphProto) -> dict[str, int]:
                     axis = 0
                 found.setdefault(name, axis % matrices[name])
     return found
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the bodies of its control flow, which may use its weights."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
 
 
 def _as_fp16(name: str, value: NDArray[Any]) -> tuple[list[TensorProto], list[onnx.NodeProto]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from streamcell.models import Convolutional, SequenceModel
+from streamcell.models import Convolutional, Seq2Seq, SequenceModel
 
 from .dense import Scaling
 from .tensors import Array, as_array, as_tensor
@@ -41,7 +41,13 @@ class ModelReference:
         return as_array(y), tuple(map(as_array, after))
 
     def draw(self, batch: int, time: int) -> Array:
-        """float32[batch, time, input], normal; in raw units where the model standardises its input."""
+        """float32[batch, time, input], normal; in raw units where the model standardises its input.
+
+        For tokens int64[batch, time]: every other row as in use, source tokens and then target tokens, the rest of
+        any mix.
+        """
+        if isinstance(self._model, Seq2Seq):
+            return _tokens(self._rng, batch, time, self._model.source_size, self._model.input_size)
         x = self._rng.standard_normal((batch, time, self._model.input_size))
         if self._scaling is not None:
             scale = np.where(self._scaling.scale == 0, 1.0, self._scaling.scale)
@@ -51,3 +57,13 @@ class ModelReference:
     def initial(self, batch: int) -> tuple[Array, ...]:
         """The states before the first step."""
         return tuple(map(as_array, self._model.initial_state(batch)))
+
+
+def _tokens(rng: np.random.Generator, batch: int, time: int, sources: int, tokens: int) -> Array:
+    x = rng.integers(0, tokens, (batch, time))
+    first = int(rng.integers(2))
+    for row in range(first, batch, 2):
+        turn = int(rng.integers(time + 1))
+        x[row, :turn] = rng.integers(0, sources, turn)
+        x[row, turn:] = rng.integers(sources, tokens, time - turn)
+    return x

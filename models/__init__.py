@@ -17,6 +17,7 @@ from .mlp import MLP, MLPBlock
 from .progress import RichProgress
 from .recurrent import GRU, LSTM, RNN, Recurrent
 from .runs import load_run
+from .seq2seq import Seq2Seq
 from .sequences import SequenceData, Series, Standard
 from .setup import load_data
 from .table import load_table
@@ -50,6 +51,7 @@ __all__ = [
     "Report",
     "RichProgress",
     "RunError",
+    "Seq2Seq",
     "SequenceData",
     "SequenceModel",
     "Series",

@@ -139,9 +139,12 @@ class SequenceModel(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         return torch.dropout(x, self.dropout, self.training) if self.dropout else x
 
-    def _check(self, x: Tensor, state: States, lengths: Tensor | None) -> None:
+    def _check_x(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[2] != self.input_size:
             raise ShapeError(f"x must be [batch, time, {self.input_size}]; got {list(x.shape)}")
+
+    def _check(self, x: Tensor, state: States, lengths: Tensor | None) -> None:
+        self._check_x(x)
         if state and len(state) != len(self.state_names):
             names = ", ".join(self.state_names) or "no state"
             raise ShapeError(f"{self.kind} takes {names}; got {len(state)} state tensors")

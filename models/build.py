@@ -11,8 +11,9 @@ from .convolutional import CNN, TCN
 from .errors import ConfigError
 from .mlp import MLP
 from .recurrent import GRU, LSTM, RNN
+from .seq2seq import Seq2Seq
 
-KINDS: dict[str, type[SequenceModel]] = {kind.kind: kind for kind in (MLP, RNN, LSTM, GRU, CNN, TCN)}
+KINDS: dict[str, type[SequenceModel]] = {kind.kind: kind for kind in (MLP, RNN, LSTM, GRU, CNN, TCN, Seq2Seq)}
 
 
 def build(config: Mapping[str, Any]) -> SequenceModel:

@@ -145,7 +145,7 @@ def test_a_residual_block_adds_its_input(activation: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "esn"}, "kind must be one of mlp, rnn, lstm, gru, cnn, tcn; got 'esn'"),
+        ({"kind": "esn"}, "kind must be one of mlp, rnn, lstm, gru, cnn, tcn, seq2seq; got 'esn'"),
         ({"kind": None}, "kind must be one of"),
         ({"hidden_size": 0}, "hidden_size must be at least 1; got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),

@@ -1,0 +1,151 @@
+"""One timestep of the encoder–decoder: each row by its own stack, with one stack's arithmetic in all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from streamcell.models import GRULayer, LSTMLayer, RecurrentLayer, Seq2Seq
+
+from .dense import Dense
+from .errors import ExportError
+from .graph import GraphBuilder
+from .tensors import Float64, as_float64
+
+
+@dataclass
+class Step:
+    """One timestep of all rows, as nodes of the loop's body."""
+
+    body: GraphBuilder
+    model: Seq2Seq
+
+    def emit(self, names: list[str]) -> str:
+        """Make `NAME.new` of every `NAME.old` (h's layers, then c's); returns the top layer's new h."""
+        self._sort_rows()
+        table = self.body.constant("table", _table(self.model).astype(np.float32))
+        from_token = self.body.node("Gather", [table, "token"], "token.gates", axis=0)
+        count = self.model.num_layers
+        for index, (encoder, decoder) in enumerate(zip(self.model.encoder, self.model.decoder, strict=True)):
+            below = names[index - 1] if index else None
+            if isinstance(encoder, LSTMLayer) and isinstance(decoder, LSTMLayer):
+                self._lstm(encoder, decoder, from_token, below, names[index], names[count + index])
+            elif isinstance(encoder, GRULayer) and isinstance(decoder, GRULayer):
+                self._gru(encoder, decoder, from_token, below, names[index])
+            else:
+                raise ExportError(f"no operators for a layer of type {type(encoder).__name__}")
+        return f"{names[count - 1]}.new"
+
+    def _sort_rows(self) -> None:
+        """`rows.encoder`, `rows.decoder`: int64 indices of the rows of each kind; `rows.back`: the way back."""
+        body = self.body
+        sources = body.constant("sources", np.array(self.model.source_size, np.int64))
+        body.node("Less", ["token", sources], "is_source")
+        body.node("Not", ["is_source"], "is_target")
+        flat = body.axes(-1)
+        for kind, mask in (("encoder", "is_source"), ("decoder", "is_target")):
+            body.node("NonZero", [mask], f"rows.{kind}.2d")
+            body.node("Reshape", [f"rows.{kind}.2d", flat], f"rows.{kind}")
+        body.node("Concat", ["rows.encoder", "rows.decoder"], "rows", axis=0)
+        count = body.node("Shape", ["rows"], "rows.count")
+        # Where each row stands in `rows` is what sorting `rows` gives as indices.
+        body.nodes("TopK", ["rows", count], ["rows.sorted", "rows.back"], "rows.sort", largest=0)
+
+    def _product(self, x: str, pair: Sequence[Dense], name: str) -> str:
+        """x float32[batch, in], each row by the encoder's map or the decoder's → float32[batch, out]."""
+        body = self.body
+        for kind, dense in zip(("encoder", "decoder"), pair, strict=True):
+            rows = body.node("Gather", [x, f"rows.{kind}"], f"{name}.{kind}.x", axis=0)
+            weight = body.constant(f"{name}.{kind}.weight", dense.weight.T.astype(np.float32))
+            if dense.bias.any():
+                bias = body.constant(f"{name}.{kind}.bias", dense.bias.astype(np.float32))
+                body.node("Gemm", [rows, weight, bias], f"{name}.{kind}")
+            else:
+                body.node("MatMul", [rows, weight], f"{name}.{kind}")
+        body.node("Concat", [f"{name}.encoder", f"{name}.decoder"], f"{name}.sorted", axis=0)
+        return body.node("Gather", [f"{name}.sorted", "rows.back"], name, axis=0)
+
+    def _split(self, x: str, sizes: list[int], names: list[str]) -> None:
+        parts = self.body.constant("split_" + "_".join(map(str, sizes)), np.array(sizes, np.int64))
+        self.body.nodes("Split", [x, parts], names, f"{names[0]}.split", axis=1)
+
+    def _lstm(
+        self, encoder: LSTMLayer, decoder: LSTMLayer, token: str, below: str | None, h: str, c: str
+    ) -> None:
+        """The equations of `streamcell.models.scan.lstm_cell`, gates in the order i, f, o, g."""
+        body, hidden = self.body, self.model.hidden_size
+        if below is None:
+            pair = [Dense(_gates(of, as_float64(of.weight_hh)), np.zeros(1)) for of in (encoder, decoder)]
+            gates = body.node("Add", [self._product(f"{h}.old", pair, f"{h}.product"), token], f"{h}.gates")
+        else:
+            both = body.node("Concat", [f"{below}.new", f"{h}.old"], f"{h}.input", axis=1)
+            pair = [_both(of) for of in (encoder, decoder)]
+            gates = self._product(both, pair, f"{h}.gates")
+        self._split(gates, [3 * hidden, hidden], [f"{h}.ifo.sum", f"{h}.g.sum"])
+        sigmoid = body.node("Sigmoid", [f"{h}.ifo.sum"], f"{h}.ifo")
+        self._split(sigmoid, [hidden] * 3, [f"{h}.i", f"{h}.f", f"{h}.o"])
+        body.node("Tanh", [f"{h}.g.sum"], f"{h}.g")
+        body.node("Mul", [f"{h}.i", f"{h}.g"], f"{h}.written")
+        body.node("Mul", [f"{h}.f", f"{c}.old"], f"{h}.remembered")
+        body.node("Add", [f"{h}.written", f"{h}.remembered"], f"{c}.new")
+        body.node("Tanh", [f"{c}.new"], f"{h}.shown")
+        body.node("Mul", [f"{h}.o", f"{h}.shown"], f"{h}.new")
+
+    def _gru(self, encoder: GRULayer, decoder: GRULayer, token: str, below: str | None, h: str) -> None:
+        """The equations of `streamcell.models.scan.gru_reset_after_cell`."""
+        body, hidden = self.body, self.model.hidden_size
+        if below is not None:
+            pair = [Dense(as_float64(of.weight_ih), as_float64(of.bias)) for of in (encoder, decoder)]
+            token = self._product(f"{below}.new", pair, f"{h}.input")
+        pair = [_recurrent(of) for of in (encoder, decoder)]
+        product = self._product(f"{h}.old", pair, f"{h}.product")
+        self._split(token, [2 * hidden, hidden], [f"{h}.ru.x", f"{h}.n.x"])
+        self._split(product, [2 * hidden, hidden], [f"{h}.ru.h", f"{h}.n.h"])
+        body.node("Add", [f"{h}.ru.x", f"{h}.ru.h"], f"{h}.ru.sum")
+        sigmoid = body.node("Sigmoid", [f"{h}.ru.sum"], f"{h}.ru")
+        self._split(sigmoid, [hidden] * 2, [f"{h}.r", f"{h}.u"])
+        body.node("Mul", [f"{h}.r", f"{h}.n.h"], f"{h}.reset")
+        body.node("Add", [f"{h}.n.x", f"{h}.reset"], f"{h}.n.sum")
+        body.node("Tanh", [f"{h}.n.sum"], f"{h}.n")
+        # u⊙h + (1 − u)⊙n = n + u⊙(h − n)
+        body.node("Sub", [f"{h}.old", f"{h}.n"], f"{h}.away")
+        body.node("Mul", [f"{h}.u", f"{h}.away"], f"{h}.held")
+        body.node("Add", [f"{h}.n", f"{h}.held"], f"{h}.new")
+
+
+def _table(model: Seq2Seq) -> Float64:
+    """What each token adds to the first layer's gates, [tokens, gates·hidden]: the input weights of its own stack."""
+    embedding = as_float64(model.embedding.weight)
+    parts = []
+    for stack, rows in (
+        (model.encoder, embedding[: model.source_size]),
+        (model.decoder, embedding[model.source_size :]),
+    ):
+        layer = cast(RecurrentLayer, stack[0])
+        weight, bias = (_gates(layer, as_float64(of)) for of in (layer.weight_ih, layer.bias))
+        parts.append(rows @ weight.T + bias)
+    return np.concatenate(parts)
+
+
+def _gates(layer: RecurrentLayer, value: Float64) -> Float64:
+    """Rows in the order in which the step wants the gates: an LSTM's i, f, g, o as i, f, o, g."""
+    if isinstance(layer, LSTMLayer):
+        i, f, g, o = np.split(value, 4)
+        return np.concatenate([i, f, o, g])
+    return value
+
+
+def _both(layer: LSTMLayer) -> Dense:
+    """Input and recurrent weights side by side: the map of [x, h]."""
+    weight = np.concatenate([as_float64(layer.weight_ih), as_float64(layer.weight_hh)], axis=1)
+    return Dense(_gates(layer, weight), _gates(layer, as_float64(layer.bias)))
+
+
+def _recurrent(layer: GRULayer) -> Dense:
+    """W_h·h + b_hn, the bias for the candidate alone."""
+    bias = np.zeros(3 * layer.hidden_size)
+    bias[2 * layer.hidden_size :] = as_float64(layer.bias_hn)
+    return Dense(as_float64(layer.weight_hh), bias)

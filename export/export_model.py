@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from streamcell.card import Generation, ModelCard, Signature
-from streamcell.models import SequenceModel
+from streamcell.models import BOUNDARY, Seq2Seq, SequenceModel
 
 from .emit import emit_model, not_ours
 from .errors import ExportError
@@ -47,7 +47,8 @@ def export_model(
         tolerance: largest error allowed (see `proof`); if not given, by precision 1e-5, 1e-2, 2e-1.
         lengths: whether a graph with states takes `lengths` int32[batch], for rows of different lengths in a run.
         generation: how y becomes the next x, for the card, where the server is to generate. "auto": Bernoulli
-            logits as wide as x are fed back (a model of the next chord); other models do not generate.
+            logits as wide as x are fed back (a model of the next chord), and a Seq2Seq's symbols, from the boundary
+            to the boundary; other models do not generate.
 
     Returns:
         The card that was embedded, with the measured errors under `proof`.
@@ -75,7 +76,7 @@ def export_model(
         return Prover(runner, reference, reference.draw, reference.initial, time=reference.time)
 
     if generation == "auto":
-        generation = next_step(signature)
+        generation = written(twin, signature) if isinstance(twin, Seq2Seq) else next_step(signature)
     return publish(
         graph,
         signature,
@@ -93,3 +94,17 @@ def next_step(signature: Signature) -> Generation | None:
     if y.distribution == "bernoulli_logits" and x.step_shape == y.step_shape:
         return Generation(output=y.name, input=x.name, head="bernoulli")
     return None
+
+
+def written(model: Seq2Seq, signature: Signature) -> Generation:
+    """The generation of an encoder–decoder: the decoder's symbols stand behind the encoder's."""
+    (x,), (y,) = signature.inputs, signature.outputs
+    return Generation(
+        output=y.name,
+        input=x.name,
+        head="categorical",
+        encoding="index",
+        offset=model.source_size,
+        start=model.source_size + BOUNDARY,
+        stop=BOUNDARY,
+    )

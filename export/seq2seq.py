@@ -77,7 +77,7 @@ def _scan(graph: GraphBuilder, model: Seq2Seq, signature: Signature) -> tuple[st
     names = [f"{state}.{layer}" for state in model.state_names for layer in range(model.num_layers)]
     before = [part for state in model.state_names for part in _split(graph, state, model.num_layers)]
     body = GraphBuilder("step", outer=graph)
-    hidden = ["batch", model.hidden_size]
+    hidden: list[str | int] = ["batch", model.hidden_size]
     if signature.lengths:
         body.input("t", "int32", [1])
     for name in names:

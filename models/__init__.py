@@ -17,7 +17,7 @@ from .mlp import MLP, MLPBlock
 from .progress import RichProgress
 from .recurrent import GRU, LSTM, RNN, Recurrent
 from .runs import load_run
-from .seq2seq import Seq2Seq
+from .seq2seq import BOUNDARY, Seq2Seq
 from .sequences import SequenceData, Series, Standard
 from .setup import load_data
 from .table import load_table
@@ -26,6 +26,7 @@ from .training import TrainResult, train
 from .watch import Progress, Report
 
 __all__ = [
+    "BOUNDARY",
     "CNN",
     "GRU",
     "KINDS",

@@ -85,9 +85,9 @@ class Seq2Seq(SequenceModel):
             "embedding_size": self.embedding_size,
         }
 
-    def initial_state(self, batch: int) -> States:
-        like = self.head.weight
-        return tuple(like.new_zeros(self.num_layers, batch, self.hidden_size) for _ in self.state_names)
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.num_layers, self.hidden_size),) * len(self.state_names)
 
     def forward(self, x: Tensor, *state: Tensor, lengths: Tensor | None = None) -> States:
         """As every model, but x is int64[batch, time]: tokens of any mix.
@@ -159,10 +159,3 @@ class Seq2Seq(SequenceModel):
             raise ShapeError(
                 f"tokens must be 0 to {self.input_size - 1}; got {int(x.min())} to {int(x.max())}"
             )
-
-    def _check(self, x: Tensor, state: States, lengths: Tensor | None) -> None:
-        super()._check(x, state, lengths)
-        shape = (self.num_layers, x.shape[0], self.hidden_size)
-        for name, tensor in zip(self.state_names, state, strict=False):
-            if tensor.shape != shape:
-                raise ShapeError(f"state {name} must be {list(shape)}; got {list(tensor.shape)}")

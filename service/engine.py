@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
-
 import numpy as np
-import onnxruntime as ort
+import structlog
 
 from streamcell.card import Signature
 
 from .device import Device
 from .pool import INITIAL_ROW, StatePool
-from .rewrite import READ_SLOTS, WRITE_SLOTS, Pooled
+from .programs import Cell, Programs
+from .rewrite import Pooled
+from .staging import Staged, staging
+
+__all__ = ["Cell", "Engine", "Staged", "fixed_sizes"]
 
 _BINDINGS_KEPT = 512
+_log = structlog.get_logger(__name__)
 
 
 def fixed_sizes(most: int) -> tuple[int, ...]:
@@ -27,32 +30,10 @@ def fixed_sizes(most: int) -> tuple[int, ...]:
     return (*sizes, most)
 
 
-class Staged:
-    """The buffers of one shape of run: `rows` sessions of up to `steps` timesteps each.
-
-    `inputs` and `outputs` are byte views of [rows, steps, *step_shape] tensors in C order; `read` and `write`
-    int64[rows] are the pool rows to gather from and to scatter to; `lengths` int32[rows].
-    """
-
-    __slots__ = ("binding", "inputs", "lengths", "outputs", "read", "rows", "steps", "values", "write")
-
-    def __init__(self, rows: int, steps: int) -> None:
-        self.rows = rows
-        self.steps = steps
-        self.binding: ort.IOBinding
-        self.values: list[np.ndarray[Any, Any]] = []
-        self.inputs: list[memoryview] = []
-        self.outputs: list[memoryview] = []
-        self.read = np.zeros(rows, np.int64)
-        self.write = np.zeros((rows, 1), np.int64)
-        self.lengths = np.full(rows, steps, np.int32)
-
-
 class Engine:
     """A loaded model on its device.
 
-    Staging memory is one flat buffer an input or output, sized for the largest run; each shape of run is a view
-    of its front, so memory does not grow with the number of shapes seen. Not thread-safe: one thread runs it.
+    Not thread-safe: one thread warms it up and runs it.
     """
 
     def __init__(
@@ -66,8 +47,10 @@ class Engine:
         max_chunk: int,
         intra_op_threads: int = 1,
         fixed_shapes: bool | None = None,
+        cell: Cell | None = None,
+        cuda_graphs: bool | None = None,
     ) -> None:
-        """Build the session and the pool.
+        """Build the sessions and the pool.
 
         Args:
             pooled: the graph with its states gathered from and scattered to the pool.
@@ -78,6 +61,12 @@ class Engine:
             max_chunk: the most timesteps a row of a run.
             intra_op_threads: ONNX Runtime's threads within an operator.
             fixed_shapes: pad runs to sizes 1, 2, 4, …; None: on CUDA only.
+            cell: what runs of one timestep compute recurrent layers with: ONNX Runtime's operators, the same
+                written out, or at each size what was faster at warm-up; None: that on CUDA, operators on the CPU.
+            cuda_graphs: replay runs of one timestep as CUDA graphs; None: on CUDA where that is known to be safe.
+
+        Raises:
+            DeviceError: the device, or the CUDA graphs that were asked for, cannot be had.
         """
         self.signature = signature
         self.device = device
@@ -90,17 +79,34 @@ class Engine:
         self.fixed_shapes = (not device.on_host) if fixed_shapes is None else fixed_shapes
         self._batch_sizes = (self._fixed_batch,) if self._fixed_batch else fixed_sizes(self.max_batch)
         self._chunk_sizes = fixed_sizes(self.max_chunk) if signature.lengths else None
-        self.session = device.session(pooled.model.SerializeToString(), intra_op_threads=intra_op_threads)
+        self._staging = staging(signature, device, self.max_batch, self.max_chunk)
         self.pool = StatePool(
             pooled.pools, slots=max_sessions if signature.states else 0, scratch=self.max_batch, device=device
         )
-        self._input_buffers = [self._flat(t.step_bytes, t.dtype) for t in signature.inputs]
-        self._output_buffers = [self._flat(t.step_bytes, t.dtype) for t in signature.outputs]
+        self._programs = Programs(
+            pooled,
+            signature,
+            device=device,
+            staging=self._staging,
+            pool=self.pool,
+            sizes=self._batch_sizes,
+            intra_op_threads=intra_op_threads,
+            cell=cell or ("operator" if device.on_host else "auto"),
+            graphs=self._wants_graphs(cuda_graphs),
+            graphs_forced=bool(cuda_graphs),
+        )
         self._staged: OrderedDict[tuple[int, int], Staged] = OrderedDict()
 
-    def _flat(self, step_bytes: int, dtype: str) -> np.ndarray[Any, Any]:
-        count = self.max_batch * self.max_chunk * step_bytes // np.dtype(dtype).itemsize
-        return np.zeros(count, dtype)
+    def _wants_graphs(self, asked: bool | None) -> bool:
+        if asked is not None or self.device.on_host:
+            return bool(asked) and self.fixed_shapes
+        if not self.device.replays_safely:
+            _log.warning(
+                "CUDA graphs are off: this onnxruntime may replay them wrongly; upgrade it, or ask for them",
+                device=str(self.device),
+            )
+            return False
+        return self.fixed_shapes
 
     def stage(self, rows: int, steps: int) -> Staged:
         """The buffers for a run of `rows` sessions of up to `steps` timesteps; padding rows are ready to run.
@@ -113,7 +119,8 @@ class Engine:
                 steps = next(size for size in self._chunk_sizes if size >= steps)
         staged = self._staged.get((rows, steps))
         if staged is None:
-            staged = self._staged[rows, steps] = self._bind(rows, steps)
+            staged = self._staged[rows, steps] = self._staging.buffers(rows, steps)
+            staged.go = self._programs.pick(rows, steps).runner(staged)
             if len(self._staged) > _BINDINGS_KEPT:
                 self._staged.popitem(last=False)
         return staged
@@ -125,39 +132,14 @@ class Engine:
             staged.write[used:, 0] = self.pool.scratch_rows[used : staged.rows]
             staged.lengths[used:] = 1
 
-    def _bind(self, rows: int, steps: int) -> Staged:
-        staged = Staged(rows, steps)
-        staged.binding = binding = self.session.io_binding()
-        around = (rows, steps) if self.signature.has_time else (rows,)
-        for tensors, buffers, views, bind in (
-            (self.signature.inputs, self._input_buffers, staged.inputs, binding.bind_ortvalue_input),
-            (self.signature.outputs, self._output_buffers, staged.outputs, binding.bind_ortvalue_output),
-        ):
-            for tensor, buffer in zip(tensors, buffers, strict=True):
-                shape = (*around, *tensor.step_shape)
-                array = buffer[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
-                staged.values.append(array)
-                views.append(memoryview(array.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
-                bind(tensor.name, ort.OrtValue.ortvalue_from_numpy(array))
-        if self.signature.lengths:
-            binding.bind_ortvalue_input(
-                self.signature.lengths, ort.OrtValue.ortvalue_from_numpy(staged.lengths)
-            )
-        if self.signature.states:
-            binding.bind_ortvalue_input(READ_SLOTS, ort.OrtValue.ortvalue_from_numpy(staged.read))
-            binding.bind_ortvalue_input(WRITE_SLOTS, ort.OrtValue.ortvalue_from_numpy(staged.write))
-            self.pool.bind(binding)
-        return staged
-
     def run(self, staged: Staged) -> None:
         """Run the model on what is staged. Outputs are in `staged.outputs`, states in the pool.
 
         Raises:
             onnxruntime errors: the run failed. Where `commits_last`, no state was written.
+            CudaError: a copy to or from the card failed.
         """
-        self.session.run_with_iobinding(staged.binding)
-        if not self.device.on_host:
-            staged.binding.synchronize_outputs()
+        staged.go()
 
     def bad_rows(self, staged: Staged, used: int, *, allow_non_finite: bool) -> list[int]:
         """Which of the first `used` rows hold a NaN or an infinity (unless allowed), or a bool that is not 0 or 1."""
@@ -175,11 +157,16 @@ class Engine:
 
     def clear_inputs(self) -> None:
         """Zero the staging memory, so that no refused value stays behind in padding."""
-        for buffer in self._input_buffers:
-            buffer.fill(0)
+        self._staging.clear()
 
     def warm_up(self) -> None:
-        """Run every shape that traffic can meet first (all of them where shapes are fixed) on scratch rows."""
+        """Run every shape that traffic can meet first (all of them where shapes are fixed) on scratch rows.
+
+        Chooses the cell and captures CUDA graphs where these are wanted. The engine's own thread calls it.
+
+        Raises:
+            DeviceError: the CUDA graphs that were asked for give other results than the model.
+        """
         chunks = self._chunk_sizes if self.fixed_shapes and self._chunk_sizes else (1,)
         batches = self._batch_sizes if self.fixed_shapes else (self._batch_sizes[0],)
         for steps in chunks:
@@ -187,3 +174,12 @@ class Engine:
                 staged = self.stage(rows, steps)
                 self.pad(staged, 0)
                 self.run(staged)
+        if self._programs.unsettled:
+            self._staged = OrderedDict((key, value) for key, value in self._staged.items() if key[1] != 1)
+            for rows, staged in self._programs.settle(self._scratch).items():
+                self._staged[rows, 1] = staged
+
+    def _scratch(self, rows: int) -> Staged:
+        staged = self._staging.buffers(rows, 1)
+        self.pad(staged, 0)
+        return staged

@@ -62,7 +62,6 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
         intra_op_threads=settings.intra_op_threads,
         fixed_shapes=settings.fixed_shapes,
     )
-    engine.warm_up()
     metrics = ModelMetrics(file.name, file.version)
     slots = SlotAllocator(engine.pool.first_slot, settings.max_sessions) if stateful else None
     batcher = Batcher(

@@ -34,8 +34,10 @@ from .graph_edit import (
 from .load_errors import RewriteError
 from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Nodes, Scatter, commit_gate, pool_state
 
-__all__ = ["READ_SLOTS", "WRITE_SLOTS", "PoolTensor", "Pooled", "Scatter", "initial_value", "pool_states"]
+__all__ = ["READ_SLOTS", "TIME", "WRITE_SLOTS", "PoolTensor", "Pooled", "Scatter", "initial_value", "pool_states"]
 
+# The name of a run's number of timesteps, in the shapes of inputs and outputs.
+TIME = "time"
 # The first opset with ScatterND and ScatterElements, and the one for a graph that names none.
 _MIN_OPSET, _DEFAULT_OPSET = 11, 17
 # The first IR version whose initializers need not be graph inputs.
@@ -215,7 +217,7 @@ def _assemble(nodes: Nodes, signature: Signature, pools: tuple[PoolTensor, ...],
     all_nodes = [*nodes.head, *graph.node, *nodes.tail]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(all_nodes)
-    lead = [batch, "time"] if signature.has_time else [batch]
+    lead = [batch, TIME] if signature.has_time else [batch]
     for values, tensors in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
         values.extend(_value(t.name, t.dtype, [*lead, *t.step_shape]) for t in tensors)
     if signature.lengths is not None:

@@ -1,0 +1,185 @@
+"""One timestep of the recurrent operators, written out as Gemm and element-wise nodes.
+
+The formulas are those of the ONNX operator specification (LSTM-14, GRU-14, RNN-14), forward direction, with T = 1.
+Each function appends nodes and returns the new state [batch, hidden] (LSTM: hidden and cell state). Weights are
+taken as the operators have them: W [1, gates·hidden, input], R [1, gates·hidden, hidden], B [1, 2·gates·hidden],
+P [1, 3·hidden]; what depends on them alone is folded when ONNX Runtime loads the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+# Activations without parameters; an operator with another one is left as it is.
+ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu", "Softsign", "Softplus"})
+DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+# The opsets from which Squeeze takes its axes as an input, and Split must be told how many parts it makes.
+_SQUEEZE_INPUT, _SPLIT_COUNTS = 13, 18
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One operator.
+
+    Attributes:
+        op: "RNN", "GRU" or "LSTM".
+        hidden: its hidden size.
+        activations: in the operator's order.
+        linear_before_reset: of a GRU.
+        W, R: names of the weights.
+        B, P: names of the biases and the peepholes; "" for none.
+    """
+
+    op: str
+    hidden: int
+    activations: tuple[str, ...]
+    linear_before_reset: bool
+    W: str
+    R: str
+    B: str
+    P: str
+
+
+class Writer:
+    """Nodes and constants under construction; every method that makes a value returns its name."""
+
+    def __init__(self, prefix: str, opset: int, taken: set[str]) -> None:
+        """`taken`: names that are in use, to which those made are added."""
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._prefix = prefix
+        self._opset = opset
+        self._taken = taken
+        self._count = 0
+
+    def _name(self, label: str) -> str:
+        while True:
+            self._count += 1
+            name = f"{self._prefix}.{label}.{self._count}"
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
+
+    def add(self, op: str, *inputs: str, **attributes: object) -> str:
+        """A node with one output."""
+        name = self._name(op)
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def reshape(self, value: str, *shape: int, into: str | None = None) -> str:
+        """`value` in another shape; -1 is what is left. `into` names the result."""
+        made = self.add("Reshape", value, self._constant(*shape))
+        if into is not None:
+            self.nodes[-1].output[0] = into
+            return into
+        return made
+
+    def squeeze(self, value: str) -> str:
+        """`value` without its first axis, whose size is 1."""
+        if self._opset < _SQUEEZE_INPUT:
+            return self.add("Squeeze", value, axes=[0])
+        return self.add("Squeeze", value, self._constant(0))
+
+    def split(self, value: str, parts: int, axis: int) -> list[str]:
+        """`parts` equal parts of `value` along `axis`."""
+        names = [self._name("part") for _ in range(parts)]
+        counts = {"num_outputs": parts} if self._opset >= _SPLIT_COUNTS else {}
+        self.nodes.append(helper.make_node("Split", [value], names, name=names[0], axis=axis, **counts))
+        return names
+
+    def gemm(self, x: str, weight: str, bias: str) -> str:
+        """x · weightᵀ + bias; "" for no bias."""
+        return self.add("Gemm", x, weight, *([bias] if bias else []), transB=1)
+
+    def _constant(self, *values: int) -> str:
+        name = self._name("constant")
+        self.constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+
+def step(write: Writer, cell: Cell, x: str, h: str, c: str = "") -> tuple[str, ...]:
+    """One timestep.
+
+    Args:
+        write: takes the nodes.
+        cell: the operator.
+        x: [batch, input].
+        h, c: [batch, hidden], the states before.
+
+    Returns:
+        h after, for an LSTM c too.
+    """
+    return _STEPS[cell.op](write, cell, x, h, c)
+
+
+def _weights(write: Writer, cell: Cell) -> tuple[str, str]:
+    return write.reshape(cell.W, GATES[cell.op] * cell.hidden, -1), write.reshape(cell.R, -1, cell.hidden)
+
+
+def _biases(write: Writer, cell: Cell) -> tuple[str, str]:
+    """Those of W and of R, [gates·hidden] each."""
+    if not cell.B:
+        return "", ""
+    of_w, of_r = write.split(write.reshape(cell.B, -1), 2, 0)
+    return of_w, of_r
+
+
+def _bias(write: Writer, cell: Cell) -> str:
+    """Both added up."""
+    of_w, of_r = _biases(write, cell)
+    return write.add("Add", of_w, of_r) if of_w else ""
+
+
+def _lstm(write: Writer, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
+    f, g, after = cell.activations
+    W, R = _weights(write, cell)
+    gates = write.gemm(h, R, write.gemm(x, W, _bias(write, cell)))
+    i, o, forget, candidate = write.split(gates, 4, 1)
+    peep_i, peep_o, peep_f = write.split(write.reshape(cell.P, -1), 3, 0) if cell.P else ("", "", "")
+
+    def gate(value: str, peephole: str, state: str) -> str:
+        if peephole:
+            value = write.add("Add", value, write.add("Mul", peephole, state))
+        return write.add(f, value)
+
+    kept = write.add("Mul", gate(forget, peep_f, c), c)
+    new_c = write.add("Add", kept, write.add("Mul", gate(i, peep_i, c), write.add(g, candidate)))
+    new_h = write.add("Mul", gate(o, peep_o, new_c), write.add(after, new_c))
+    return new_h, new_c
+
+
+def _gru(write: Writer, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
+    f, g = cell.activations
+    W, R = _weights(write, cell)
+    if cell.linear_before_reset:
+        of_w, of_r = _biases(write, cell)
+        xz, xr, xn = write.split(write.gemm(x, W, of_w), 3, 1)
+        hz, hr, hn = write.split(write.gemm(h, R, of_r), 3, 1)
+        z, r = write.add(f, write.add("Add", xz, hz)), write.add(f, write.add("Add", xr, hr))
+        candidate = write.add("Add", xn, write.add("Mul", r, hn))
+    else:
+        R_z, R_r, R_n = write.split(R, 3, 0)
+        xz, xr, xn = write.split(write.gemm(x, W, _bias(write, cell)), 3, 1)
+        z, r = write.add(f, write.gemm(h, R_z, xz)), write.add(f, write.gemm(h, R_r, xr))
+        candidate = write.gemm(write.add("Mul", r, h), R_n, xn)
+    n = write.add(g, candidate)
+    # z⊙h + (1−z)⊙n, with one multiplication.
+    return (write.add("Add", n, write.add("Mul", z, write.add("Sub", h, n))),)
+
+
+def _rnn(write: Writer, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
+    W, R = _weights(write, cell)
+    return (write.add(cell.activations[0], write.gemm(h, R, write.gemm(x, W, _bias(write, cell)))),)
+
+
+_STEPS: dict[str, Callable[[Writer, Cell, str, str, str], tuple[str, ...]]] = {
+    "LSTM": _lstm,
+    "GRU": _gru,
+    "RNN": _rnn,
+}

@@ -44,6 +44,14 @@ def command(
     fixed_shapes: Annotated[
         bool | None, _Option(help="Pad runs to sizes 1, 2, 4, ….  [on CUDA only]")
     ] = None,
+    cell: Annotated[
+        str | None,
+        _Option(help="Single steps of recurrent layers: auto, operator or decomposed.  [auto on CUDA only]"),
+    ] = None,
+    cuda_graphs: Annotated[
+        bool | None, _Option(help="Replay single steps as CUDA graphs.  [on CUDA, where safe]")
+    ] = None,
+    tf32: Annotated[bool | None, _Option(help="TF32 matrix products on CUDA.  [no-tf32]")] = None,
     tls_cert: Annotated[
         Path | None, _Option(help="PEM certificate chain; with --tls-key, serves TLS.")
     ] = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -66,7 +67,7 @@ class Writer:
                 self._taken.add(name)
                 return name
 
-    def add(self, op: str, *inputs: str, **attributes: object) -> str:
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         """A node with one output."""
         name = self._name(op)
         self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
@@ -89,7 +90,7 @@ class Writer:
     def split(self, value: str, parts: int, axis: int) -> list[str]:
         """`parts` equal parts of `value` along `axis`."""
         names = [self._name("part") for _ in range(parts)]
-        counts = {"num_outputs": parts} if self._opset >= _SPLIT_COUNTS else {}
+        counts: dict[str, Any] = {"num_outputs": parts} if self._opset >= _SPLIT_COUNTS else {}
         self.nodes.append(helper.make_node("Split", [value], names, name=names[0], axis=axis, **counts))
         return names
 

@@ -110,7 +110,7 @@ class CudaCopies:
         self._check("cudaSetDevice", self._library.cudaSetDevice(self._index))
         self._check("cudaHostAlloc", self._library.cudaHostAlloc(ctypes.byref(made), max(size, 1), 0))
         assert made.value is not None
-        buffer = np.frombuffer((ctypes.c_uint8 * size).from_address(made.value), np.uint8)
+        buffer: Bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(made.value))
         buffer.fill(0)
         return buffer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -57,6 +57,11 @@ class Device:
     def on_host(self) -> bool:
         """Whether the model reads and writes the server's own memory."""
         return self.kind == "cpu" and not self.apart
+
+    @property
+    def scatter(self) -> Literal["nd", "elements"]:
+        """How to write rows to the pool: the faster way on the CPU, the one safe in CUDA graphs elsewhere."""
+        return "nd" if self.on_host else "elements"
 
     @property
     def replays_safely(self) -> bool:

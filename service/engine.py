@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+
 import numpy as np
 import structlog
 
 from streamcell.card import Signature
 
-from .device import Device
+from .device import Device, DeviceError
 from .pool import INITIAL_ROW, StatePool
 from .programs import Cell, Programs
 from .rewrite import Pooled
@@ -98,8 +99,10 @@ class Engine:
         self._staged: OrderedDict[tuple[int, int], Staged] = OrderedDict()
 
     def _wants_graphs(self, asked: bool | None) -> bool:
+        if asked and (self.device.on_host or not self.fixed_shapes):
+            raise DeviceError(f"device {self.device}: CUDA graphs need a CUDA device and fixed shapes")
         if asked is not None or self.device.on_host:
-            return bool(asked) and self.fixed_shapes
+            return bool(asked)
         if not self.device.replays_safely:
             _log.warning(
                 "CUDA graphs are off: this onnxruntime may replay them wrongly; upgrade it, or ask for them",

@@ -53,7 +53,7 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
     indexed = any(tensor.dtype.startswith(("int", "uint")) for tensor in signature.inputs)
     # A stateless model may look at a message as a whole, so its messages are neither cut nor joined.
     engine = Engine(
-        pool_states(file.load(), signature, file.constants, commit_last=indexed),
+        pool_states(file.load(), signature, file.constants, scatter=device.scatter, commit_last=indexed),
         signature,
         device=device,
         max_sessions=settings.max_sessions,
@@ -61,6 +61,8 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
         max_chunk=settings.max_chunk if stateful else settings.max_steps_per_message,
         intra_op_threads=settings.intra_op_threads,
         fixed_shapes=settings.fixed_shapes,
+        cell=settings.cell,
+        cuda_graphs=settings.cuda_graphs,
     )
     metrics = ModelMetrics(file.name, file.version)
     slots = SlotAllocator(engine.pool.first_slot, settings.max_sessions) if stateful else None

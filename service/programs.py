@@ -149,4 +149,6 @@ class Programs:
         if wrong:
             _log.error("CUDA graphs give wrong results and are not used", rows=wrong)
         if captured:
-            _log.info("CUDA graphs captured", device=str(self._device), rows=sorted(set(captured) - set(wrong)))
+            _log.info(
+                "CUDA graphs captured", device=str(self._device), rows=sorted(set(captured) - set(wrong))
+            )

@@ -34,7 +34,16 @@ from .graph_edit import (
 from .load_errors import RewriteError
 from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Nodes, Scatter, commit_gate, pool_state
 
-__all__ = ["READ_SLOTS", "TIME", "WRITE_SLOTS", "PoolTensor", "Pooled", "Scatter", "initial_value", "pool_states"]
+__all__ = [
+    "READ_SLOTS",
+    "TIME",
+    "WRITE_SLOTS",
+    "PoolTensor",
+    "Pooled",
+    "Scatter",
+    "initial_value",
+    "pool_states",
+]
 
 # The name of a run's number of timesteps, in the shapes of inputs and outputs.
 TIME = "time"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import structlog
@@ -52,11 +53,17 @@ class Runner:
         self._output_bytes = [tensor.step_bytes for tensor in self._signature.outputs]
         self._stateful = bool(self._signature.states)
         self._frames = FrameRunner(engine, batcher, metrics, ragged=ragged)
+        self._warm: Future[None] = Future()
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to take batches."""
+        """Warm the engine up on the thread that will run it, and begin to take batches. Returns once it is warm.
+
+        Raises:
+            DeviceError and ONNX Runtime's errors: the warm-up failed; the thread has ended.
+        """
         self._thread.start()
+        self._warm.result()
 
     def stop(self) -> None:
         """Finish the batch at hand and end the thread. Call after the sessions have been ended."""
@@ -64,6 +71,12 @@ class Runner:
         self._thread.join()
 
     def _loop(self) -> None:
+        try:
+            self._engine.warm_up()
+        except BaseException as error:
+            self._warm.set_exception(error)
+            return
+        self._warm.set_result(None)
         while (batch := self._batcher.take()) is not None:
             if isinstance(batch, Turn):
                 self._frames.turn(batch)

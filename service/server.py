@@ -66,7 +66,7 @@ class Server:
             OSError: a port cannot be bound.
         """
         self.settings = settings
-        device = Device.parse(settings.device)
+        device = Device.parse(settings.device, tf32=settings.tf32)
         device.check()
         self.metrics = ServerMetrics()
         # Before the engines' threads exist, for loading a model holds the GIL for long.

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     intra_op_threads: _Positive = 1
     # Pad runs to sizes 1, 2, 4, …; None: on CUDA only.
     fixed_shapes: bool | None = None
+    # What single steps compute recurrent layers with; None: auto on CUDA, operator on the CPU.
+    cell: Literal["auto", "operator", "decomposed"] | None = None
+    # Replay single steps as CUDA graphs; None: on CUDA, where this ONNX Runtime does so safely.
+    cuda_graphs: bool | None = None
+    # On CUDA, round the float32 inputs of matrix products to 10 bits of fraction.
+    tf32: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
     # Triton's own metric names beside ours.

@@ -51,7 +51,11 @@ class Staging(Protocol):
         """Bind all but the pools."""
 
     def runner(
-        self, staged: Staged, session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None
+        self,
+        staged: Staged,
+        session: ort.InferenceSession,
+        binding: ort.IOBinding,
+        options: ort.RunOptions | None,
     ) -> Callable[[], None]:
         """What copies in, runs and copies out, where there is anything to copy."""
 
@@ -122,7 +126,11 @@ class HostStaging:
             binding.bind_ortvalue_input(WRITE_SLOTS, of(staged.write))
 
     def runner(
-        self, staged: Staged, session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None
+        self,
+        staged: Staged,
+        session: ort.InferenceSession,
+        binding: ort.IOBinding,
+        options: ort.RunOptions | None,
     ) -> Callable[[], None]:
         """See `Staging`."""
         run = session.run_with_iobinding
@@ -155,7 +163,9 @@ class CardStaging:
         self._host = [self.copies.buffer(size) for size in sizes]
         self._on_device = [device.place(np.zeros(size, np.uint8)) for size in sizes]
 
-    def _tensors(self, rows: int, steps: int, side: int) -> Iterator[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+    def _tensors(
+        self, rows: int, steps: int, side: int
+    ) -> Iterator[tuple[str, np.dtype[Any], tuple[int, ...]]]:
         signature = self._signature
         for tensor in (signature.inputs, signature.outputs)[side]:
             yield tensor.name, np.dtype(tensor.dtype), _shape(signature, tensor, rows, steps)
@@ -206,7 +216,11 @@ class CardStaging:
                     bind(name, device.kind, device.index, dtype, shape, base + start)
 
     def runner(
-        self, staged: Staged, session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None
+        self,
+        staged: Staged,
+        session: ort.InferenceSession,
+        binding: ort.IOBinding,
+        options: ort.RunOptions | None,
     ) -> Callable[[], None]:
         """See `Staging`."""
         host_in, host_out = (host.ctypes.data for host in self._host)

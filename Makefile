@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := benchmarks card cli client export models proto service
 
-.PHONY: demo test lint typecheck stubs install clean
+.PHONY: demo test bench lint typecheck stubs install clean
 
 demo: $(VENV)/installed
 	$(BIN)/streamcell demo
 
 test: $(VENV)/installed
 	$(BIN)/pytest
+
+# Measures everything and writes docs/benchmarks.md and benchmarks/results/latest.json; BENCH=--quick for a short one.
+bench: $(VENV)/installed
+	$(BIN)/python -m streamcell.benchmarks $(BENCH)
 
 install: $(VENV)/installed
 

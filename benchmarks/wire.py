@@ -1,99 +1,20 @@
 """Loads on servers, interleaved: every case runs on each server in turn, round after round, and medians count.
 
-`python -m streamcell.benchmarks.wire --target HOST:PORT --model NAME` drives a running server; `make bench` runs
-`CASES` against a StreamCell server and the yardsticks.
+`python -m streamcell.benchmarks.wire --target HOST:PORT --model NAME` drives a running server.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .cases import Case, Target, load_for, targets_of
 from .load import Load, LoadError
 from .processes import Generator
-
-FIGURES = (
-    "steps_per_s", "p50_ms", "p99_ms", "p999_ms", "server_cpu_us_per_step", "server_cores", "server_rss_mib",
-    "client_cpu_us_per_step", "mean_batch",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Target:
-    """A server: where it is, its processes, and how to read (rows, runs) of its batches so far."""
-
-    name: str
-    address: str
-    pids: tuple[int, ...] = ()
-    batches: Callable[[], tuple[float, float]] | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """One line of the table: what differs from a `Load`'s defaults, and the servers it runs on."""
-
-    name: str
-    load: Mapping[str, Any]
-    servers: tuple[str, ...] = ("streamcell", "aio_echo", "lane_echo")
-
-
-def cases(sessions: Iterable[int] = (1, 8, 64, 256, 1024), *, frames: bool) -> list[Case]:
-    """What `make bench` measures on the wire."""
-    alone = ("streamcell",)
-    found = [Case(f"ping-pong {n}", {"sessions": n}) for n in sessions]
-    found += [Case(f"pipelined16 {n}", {"sessions": n, "outstanding": 16}) for n in (1, 8, 64)]
-    found += [Case(f"chunks16 {n}", {"sessions": n, "steps": 16}) for n in (8, 64)]
-    found += [Case(f"predict {n}", {"sessions": n, "dialect": "predict", "model": "mlp"}) for n in (1, 64)]
-    found += [Case("open-loop 64", {"sessions": 64, "rate": 2000.0})]
-    if frames:
-        found += [Case(f"frames {n}", {"sessions": n, "dialect": "frames"}, alone) for n in (64, 1024)]
-    return found
-
-
-def load_for(case: Case, target: Target, **more: Any) -> Load:
-    """The load of `case` as `target` takes it."""
-    load = replace(Load(target.address, pids=target.pids), **{**case.load, **more})
-    if target.name.endswith("_echo"):
-        load = replace(load, dialect="echo-unary" if load.dialect == "predict" else "echo")
-    return load
-
-
-@dataclass
-class Results:
-    """Figures by case and server, one entry a round."""
-
-    rounds: dict[tuple[str, str], list[dict[str, float]]] = field(default_factory=dict)
-
-    def add(self, case: str, server: str, figures: dict[str, float]) -> None:
-        """Add one round's."""
-        self.rounds.setdefault((case, server), []).append(figures)
-
-    def median(self, case: str, server: str, figure: str) -> float | None:
-        """The median of the rounds; None where it was not measured."""
-        values = [r[figure] for r in self.rounds.get((case, server), ()) if figure in r]
-        return statistics.median(values) if values else None
-
-    def ratio(self, case: str, figure: str, to: str, *, server: str = "streamcell") -> float | None:
-        """`server`'s figure over that of `to`, the median of the ratios of each round."""
-        pairs = zip(self.rounds.get((case, server), ()), self.rounds.get((case, to), ()), strict=False)
-        values = [a[figure] / b[figure] for a, b in pairs if figure in a and b.get(figure)]
-        return statistics.median(values) if values else None
-
-    def across(self, figure: str, case: str, base: str, *, server: str = "streamcell") -> float | None:
-        """`case`'s figure over that of the case `base`, on the same server, round by round."""
-        pairs = zip(self.rounds.get((case, server), ()), self.rounds.get((base, server), ()), strict=False)
-        values = [a[figure] / b[figure] for a, b in pairs if b.get(figure)]
-        return statistics.median(values) if values else None
-
-    def within(self, case: str, over: str, under: str, *, server: str = "streamcell") -> float | None:
-        """One figure over another of the same round, such as p99 over p50."""
-        values = [r[over] / r[under] for r in self.rounds.get((case, server), ()) if r.get(under)]
-        return statistics.median(values) if values else None
+from .results import Results
 
 
 def measure(
@@ -101,11 +22,21 @@ def measure(
     cases: Iterable[Case],
     targets: Mapping[str, Target],
     *,
+    peers: Iterable[str] = (),
     rounds: int = 3,
     say: Callable[[str], None] = lambda text: None,
     **more: Any,
 ) -> Results:
-    """Run every case on its servers, `rounds` times over, the order reversed every other time.
+    """Run every case on its targets, `rounds` times over, the order reversed every other time.
+
+    Args:
+        generator: runs the loads.
+        cases: what to run.
+        targets: by name; a case leaves out those that are not here.
+        peers: names of targets that are other servers.
+        rounds: how often.
+        say: told each figure as it comes.
+        more: what every load has, such as `measure_s`.
 
     Raises:
         LoadError: a load failed.
@@ -114,21 +45,33 @@ def measure(
     todo = list(cases)
     for turn in range(rounds):
         for case in todo:
-            servers = [targets[name] for name in case.servers if name in targets]
-            for target in servers if turn % 2 == 0 else reversed(servers):
-                before = target.batches() if target.batches else None
-                figures = generator.run(load_for(case, target, **more))
-                if before is not None and target.batches is not None:
-                    rows, runs = (now - then for now, then in zip(target.batches(), before, strict=True))
-                    if runs:
-                        figures["mean_batch"] = rows / runs
+            each = targets_of(case, targets, peers)
+            for target in each if turn % 2 == 0 else reversed(each):
+                figures = _figures(generator, target, load_for(case, target, **more))
                 results.add(case.name, target.name, figures)
-                say(
-                    f"{turn + 1}/{rounds}  {case.name:<16} {target.name:<11} {figures['steps_per_s']:>10,.0f} steps/s"
-                    f"  p50 {figures['p50_ms']:.2f} ms  p99 {figures['p99_ms']:.2f} ms"
-                    f"  {figures.get('server_cpu_us_per_step', float('nan')):.1f} µs CPU a step"
-                )
+                say(f"{turn + 1}/{rounds}  {case.name:<14} {target.name:<15} {_line(figures)}")
     return results
+
+
+def _figures(generator: Generator, target: Target, load: Load) -> dict[str, Any]:
+    if target.run is not None:
+        return target.run(load)
+    before = target.batches() if target.batches else None
+    figures = generator.run(load)
+    if before is not None and target.batches is not None:
+        rows, runs = (now - then for now, then in zip(target.batches(), before, strict=True))
+        if runs:
+            figures["mean_batch"] = rows / runs
+    return figures
+
+
+def _line(figures: Mapping[str, float]) -> str:
+    parts = [f"{figures['steps_per_s']:>10,.0f} steps/s"]
+    if "p50_ms" in figures:
+        parts.append(f"p50 {figures['p50_ms']:.2f} ms  p99 {figures['p99_ms']:.2f} ms")
+    if "server_cpu_us_per_step" in figures:
+        parts.append(f"{figures['server_cpu_us_per_step']:.1f} µs CPU a step")
+    return "  ".join(parts)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,141 @@
+"""`make bench`: everything measured, held against the goals and written down."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from streamcell.service.repository import open_model
+
+from . import engine, idle, machine, specimens
+from .cases import Case, Target, cases, load_for
+from .goals import Found
+from .page import page
+from .peers import PEERS
+from .processes import Generator
+from .report import Report, goal_rows, missed, write_json
+from .results import OURS
+from .servers import servers
+from .spending import by_library, split
+from .wire import measure
+
+_ROOT = Path(__file__).parents[1]
+_SPLIT = ("ping-pong 1", "ping-pong 64", "ping-pong 256", "ping-pong 1024", "pipelined 64")
+
+
+def run(asked: argparse.Namespace, console: Console) -> Report:
+    """Measure what was asked for."""
+    rounds, seconds = (1, 0.4) if asked.quick else (asked.rounds, asked.seconds)
+    hardware = machine.hardware()
+    todo = [case for case in cases() if asked.only in case.name]
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    with tempfile.TemporaryDirectory() as folder:
+        models = Path(folder)
+        for kind in ("lstm", "mlp"):
+            specimens.export(models, kind)
+        with servers(models, asked.peer) as targets, Generator() as generator:
+            results = measure(
+                generator, todo, targets, peers=asked.peer, rounds=rounds, say=say, measure_s=seconds
+            )
+            found = Found(results, _at_rest(models, asked.quick, say) if asked.rest else {})
+            profiles = _profiles(generator, targets[OURS], todo, found)
+        lines = engine.measure(
+            ["lstm", "gru", "rnn", "mlp"], [128], [(1, 1), (64, 1), (256, 1), (64, 16)],
+            seconds=0.1 if asked.quick else 0.4,
+        ) if asked.engine else []  # fmt: skip
+    return Report(
+        command=asked.command,
+        date=machine.today(),
+        hardware=hardware,
+        versions=machine.versions(),
+        settings={"rounds": rounds, "seconds": seconds, "peers": asked.peer, "quick": asked.quick},
+        found=found,
+        engine=lines,
+        splits={case: parts for case in _SPLIT if (parts := split(results, case))},
+        profiles=profiles,
+    )
+
+
+def _at_rest(models: Path, quick: bool, say: Any) -> dict[str, Any]:
+    sessions = 1_000 if quick else 10_000
+    found = idle.measure(models, sessions=sessions, rounds=1 if quick else 3, say=say)
+    signature = open_model(models / "lstm.onnx", "lstm").signature
+    found["card_bytes"] = sum(state.session_bytes for state in signature.states)
+    found["state_over_card"] = found["state_bytes_each"] / found["card_bytes"]
+    found["ready_s"] = idle.ready_s(models, starts=1 if quick else 3)
+    return found
+
+
+def _profiles(
+    generator: Generator, target: Target, todo: list[Case], found: Found
+) -> dict[str, list[tuple[str, float]]]:
+    """Of the cases whose goals are missed."""
+    by_name = {case.name: case for case in todo}
+    names = dict.fromkeys(goal.case for goal in missed(found) if goal.case in by_name)
+    return {
+        name: by_library(generator, load_for(by_name[name], target, measure_s=1.5)) for name in names
+    }  # fmt: skip
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the table of goals."""
+    table = Table("goal", "bound", "measured", "")
+    for *cells, verdict in goal_rows(report.found):
+        colour = {"met": "green", "missed": "red"}.get(verdict, "yellow")
+        table.add_row(*cells, f"[{colour}]{verdict}[/]")
+    console.print(table)
+    for case, parts in report.splits.items():
+        text = ", ".join(f"{name} {us:.1f}" for name, us in parts.items())
+        console.print(f"{case}: µs of server CPU a step: {text}", highlight=False)
+    for case, shares in report.profiles.items():
+        text = ", ".join(f"{name} {share:.0f} %" for name, share in shares) or "perf is not there, or may not"
+        console.print(f"{case}: samples by library: {text}", highlight=False, markup=False)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m streamcell.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round: to see that it runs")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each load in each round")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the cases whose names hold this")
+    parser.add_argument("--peer", action="append", default=[], choices=sorted(PEERS), help="measure it too")
+    parser.add_argument(
+        "--no-rest", dest="rest", action="store_false", help="without 10,000 sessions at rest"
+    )
+    parser.add_argument(
+        "--no-engine", dest="engine", action="store_false", help="without the engine's own table"
+    )
+    parser.add_argument("--json", type=Path, default=_ROOT / "benchmarks/results/latest.json")
+    parser.add_argument("--page", type=Path, default=_ROOT / "docs/benchmarks.md")
+    parser.add_argument("--dry", action="store_true", help="print only, write nothing")
+    asked = parser.parse_args(arguments)
+    asked.command = " ".join(
+        ["make bench" if not arguments else "python -m streamcell.benchmarks", *arguments]
+    )
+    return asked
+
+
+def main() -> None:
+    """Measure, print, write. The exit code is 0 whatever the figures say."""
+    asked = parse(sys.argv[1:])
+    console = Console(width=max(110, Console().width))
+    report = run(asked, console)
+    show(report, console)
+    if not asked.dry:
+        write_json(report, asked.json)
+        asked.page.write_text(page(report))
+        console.print(f"written: {asked.page}, {asked.json}")
+
+
+if __name__ == "__main__":
+    main()

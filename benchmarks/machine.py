@@ -1,0 +1,48 @@
+"""What the figures were measured on and with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("streamcell", "grpcio", "protobuf", "numpy", "onnxruntime")
+
+
+def _field(path: str, name: str) -> str:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def hardware() -> dict[str, str]:
+    """Processor, cores, memory, whether virtual, and the load that others put on it just now."""
+    memory = _field("/proc/meminfo", "MemTotal").split()
+    flags = _field("/proc/cpuinfo", "flags").split()
+    return {
+        "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{int(memory[0]) / 2**20:.1f} GiB" if memory else "unknown",
+        "virtual machine": "yes" if "hypervisor" in flags else "no",
+        "load average before": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the kernel, Python and the packages that matter."""
+    found = {"Linux": platform.release(), "Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # onnxruntime-gpu has the same module
+            found[package] = "not installed under this name"
+    return found
+
+
+def today() -> str:
+    """The date, as YYYY-MM-DD, in UTC."""
+    return datetime.now(UTC).date().isoformat()

@@ -1,0 +1,54 @@
+"""The servers of a run of `make bench`: ours, the yardsticks, the engine alone, peers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+
+from streamcell.cli.server_process import ServerProcess
+
+from .alone import Alone
+from .cases import AIO, ENGINE, LANE, OIP, Target
+from .load import Load, LoadError, run_load
+from .oip import border
+from .peers import PEERS
+from .processes import EchoServer
+from .results import OURS
+
+
+def ours(server: ServerProcess) -> Target:
+    """A server of this project, and its batches by its own metrics."""
+
+    def batches() -> tuple[float, float]:
+        return server.metric("streamcell_batch_rows_sum"), server.metric("streamcell_batch_rows_count")
+
+    return Target(OURS, server.target, (server.pid,), batches)
+
+
+def ours_by_oip(target: Target, model: str) -> Target | None:
+    """The same server through the Open Inference Protocol; None where it does not speak it."""
+    try:
+        load = {"dialect": "oip", **border(target.address, model)}
+        run_load(Load(target.address, sessions=1, warm_up_s=0, measure_s=0.1, **load))
+    except (grpc.RpcError, LoadError):
+        return None
+    return Target(OIP, target.address, target.pids, target.batches, load)
+
+
+@contextmanager
+def servers(models: Path, peers: Iterable[str] = ()) -> Iterator[dict[str, Target]]:
+    """Every target by name, running. `models` holds `lstm.onnx` and `mlp.onnx`."""
+    with ExitStack() as stack:
+        server = stack.enter_context(ServerProcess(models, "--max-sessions", "2000"))
+        target = ours(server)
+        found = [target, Target(ENGINE, run=Alone(models).run)]
+        for name, kind in ((AIO, "aio"), (LANE, "lane")):
+            echo = stack.enter_context(EchoServer(kind))
+            found.append(Target(name, echo.target, (echo.process.pid,)))
+        if (by_oip := ours_by_oip(target, "lstm")) is not None:
+            found.append(by_oip)
+        found += [stack.enter_context(PEERS[name](models)) for name in peers]
+        yield {each.name: each for each in found}

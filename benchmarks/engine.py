@@ -1,5 +1,7 @@
 """The engine alone, against `session.run` with the states passed by hand: no network, no batcher.
 
+At one timestep a run also with the recurrent operators written out (`decomposed`).
+
 `python -m streamcell.benchmarks.engine` prints a table; `--json` what the report reads.
 """
 
@@ -10,7 +12,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import onnxruntime as ort
 
 from streamcell.card import Signature
 from streamcell.service.device import Device
-from streamcell.service.engine import Engine
+from streamcell.service.engine import Cell, Engine
 from streamcell.service.repository import ModelFile, open_model
 from streamcell.service.rewrite import pool_states
 
@@ -28,42 +30,56 @@ from .specimens import export
 _SESSIONS = 10_000
 
 
-class Pair:
-    """One model both ways, at any batch and number of steps."""
+class Ways:
+    """One model every way, at any batch and number of steps."""
 
-    def __init__(self, file: ModelFile, device: str, max_batch: int, max_chunk: int, threads: int) -> None:
+    def __init__(
+        self,
+        file: ModelFile,
+        device: Device,
+        max_batch: int,
+        max_chunk: int,
+        threads: int,
+        cells: Sequence[Cell],
+    ) -> None:
         self.signature: Signature = file.signature
-        self.device = Device.parse(device)
-        self.engine = Engine(
-            pool_states(file.load(), file.signature, file.constants),
-            file.signature,
-            device=self.device,
-            max_sessions=_SESSIONS,
-            max_batch=max_batch,
-            max_chunk=max_chunk,
-            intra_op_threads=threads,
-        )
-        self.engine.warm_up()
+        self.device = device
+        self.engines = {
+            cell: Engine(
+                pool_states(file.load(), file.signature, file.constants, scatter=device.scatter),
+                file.signature,
+                device=device,
+                max_sessions=_SESSIONS,
+                max_batch=max_batch,
+                max_chunk=max_chunk,
+                intra_op_threads=threads,
+                cell=cell,
+            )
+            for cell in cells
+        }
+        for engine in self.engines.values():
+            engine.warm_up()
         self.plain: ort.InferenceSession = self.device.session(
             file.path.read_bytes(), intra_op_threads=threads
         )
         self._random = np.random.default_rng(11)
 
-    def by_engine(self, rows: int, steps: int) -> Callable[[], None]:
+    def by_engine(self, cell: Cell, rows: int, steps: int) -> Callable[[], None]:
         """One batch as the runner does it: inputs and slots of `rows` sessions copied in, a run."""
-        staged = self.engine.stage(rows, steps)
+        engine = self.engines[cell]
+        staged = engine.stage(rows, steps)
         data = [np.zeros(len(view), np.uint8).tobytes() for view in staged.inputs]
-        slots = self.engine.pool.first_slot + self._random.permutation(_SESSIONS)[:rows]
+        slots = engine.pool.first_slot + self._random.permutation(_SESSIONS)[:rows]
 
         def run() -> None:
-            now = self.engine.stage(rows, steps)
+            now = engine.stage(rows, steps)
             for view, tensor in zip(now.inputs, data, strict=True):
                 view[: len(tensor)] = tensor
             now.lengths[:rows] = steps
             now.read[:rows] = slots
             now.write[:rows, 0] = slots
-            self.engine.pad(now, rows)
-            self.engine.run(now)
+            engine.pad(now, rows)
+            engine.run(now)
 
         return run
 
@@ -112,27 +128,36 @@ def measure(
     threads: int = 1,
     seconds: float = 0.4,
 ) -> list[dict[str, Any]]:
-    """Every kind and hidden size at every (rows, steps): µs a run and steps/s, both ways."""
+    """Every kind and hidden size at every (rows, steps): µs a run and steps/s, every way."""
     results = []
+    on = Device.parse(device)
     with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:
             for size in hidden:
                 path = export(Path(folder), kind, size, f"{kind}{size}")
-                pair = Pair(
+                recurrent = kind != "mlp"
+                model = Ways(
                     open_model(path, path.stem),
-                    device,
+                    on,
                     max(rows for rows, _ in shapes),
                     max(steps for _, steps in shapes),
                     threads,
+                    ("operator", "decomposed") if recurrent else ("operator",),
                 )
                 for rows, steps in shapes:
-                    ways = {"engine": pair.by_engine(rows, steps), "by_hand": pair.by_hand(rows, steps)}
+                    ways = {
+                        "engine": model.by_engine("operator", rows, steps),
+                        "by_hand": model.by_hand(rows, steps),
+                    }
+                    if recurrent and steps == 1:
+                        ways["decomposed"] = model.by_engine("decomposed", rows, steps)
                     taken = interleaved_us(ways, seconds)
                     results.append(
                         {
                             "kind": kind, "hidden": size, "rows": rows, "steps": steps,
                             "engine_us": taken["engine"],
                             "by_hand_us": taken["by_hand"],
+                            "decomposed_us": taken.get("decomposed"),
                             "steps_per_s": rows * steps / taken["engine"] * 1e6,
                             "us_per_step": taken["engine"] / rows / steps,
                             "by_hand_over_engine": taken["by_hand"] / taken["engine"],
@@ -160,11 +185,15 @@ def main() -> None:
     if asked.json:
         json.dump(results, sys.stdout)
         return
-    print(f"{'model':>10} {'rows':>5} {'steps':>5} {'engine µs':>10} {'by hand µs':>10} {'steps/s':>12}")
+    print(
+        f"{'model':>10} {'rows':>5} {'steps':>5} {'engine µs':>10} {'decomposed':>10} {'by hand µs':>10} "
+        f"{'steps/s':>12}"
+    )
     for r in results:
+        decomposed = f"{r['decomposed_us']:.1f}" if r["decomposed_us"] else "–"
         print(
             f"{r['kind'] + ' 2×' + str(r['hidden']):>10} {r['rows']:>5} {r['steps']:>5} {r['engine_us']:>10.1f} "
-            f"{r['by_hand_us']:>10.1f} {r['steps_per_s']:>12,.0f}"
+            f"{decomposed:>10} {r['by_hand_us']:>10.1f} {r['steps_per_s']:>12,.0f}"
         )
 
 

@@ -46,7 +46,9 @@ def command(
     ] = None,
     cell: Annotated[
         str | None,
-        _Option(help="Single steps of recurrent layers: auto, operator or decomposed.  [auto on CUDA only]"),
+        _Option(
+            help="Single steps of recurrent layers: auto, operator or decomposed.  [auto but for LSTM on CPU]"
+        ),
     ] = None,
     cuda_graphs: Annotated[
         bool | None, _Option(help="Replay single steps as CUDA graphs.  [on CUDA, where safe]")

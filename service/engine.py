@@ -63,7 +63,8 @@ class Engine:
             intra_op_threads: ONNX Runtime's threads within an operator.
             fixed_shapes: pad runs to sizes 1, 2, 4, …; None: on CUDA only.
             cell: what runs of one timestep compute recurrent layers with: ONNX Runtime's operators, the same
-                written out, or at each size what was faster at warm-up; None: that on CUDA, operators on the CPU.
+                written out, or at each size what was faster at warm-up; None: that on CUDA and, for GRU and RNN,
+                on the CPU, where the LSTM operator is the faster one.
             cuda_graphs: replay runs of one timestep as CUDA graphs; None: on CUDA where that is known to be safe.
 
         Raises:
@@ -90,13 +91,22 @@ class Engine:
             device=device,
             staging=self._staging,
             pool=self.pool,
-            sizes=self._batch_sizes,
+            sizes=self._measured_sizes(),
             intra_op_threads=intra_op_threads,
-            cell=cell or ("operator" if device.on_host else "auto"),
+            cell=cell or self._default_cell(pooled),
             graphs=self._wants_graphs(cuda_graphs),
             graphs_forced=bool(cuda_graphs),
         )
         self._staged: OrderedDict[tuple[int, int], Staged] = OrderedDict()
+
+    def _measured_sizes(self) -> tuple[int, ...]:
+        """Where shapes are fixed all batch sizes, else 1, 8, 64, … and the largest."""
+        sizes = self._batch_sizes
+        return sizes if self.fixed_shapes else tuple(dict.fromkeys((*sizes[::3], sizes[-1])))
+
+    def _default_cell(self, pooled: Pooled) -> Cell:
+        ops = {node.op_type for node in pooled.model.graph.node}
+        return "auto" if not self.device.on_host or ops & {"GRU", "RNN"} else "operator"
 
     def _wants_graphs(self, asked: bool | None) -> bool:
         if asked and (self.device.on_host or not self.fixed_shapes):

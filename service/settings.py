@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     intra_op_threads: _Positive = 1
     # Pad runs to sizes 1, 2, 4, …; None: on CUDA only.
     fixed_shapes: bool | None = None
-    # What single steps compute recurrent layers with; None: auto on CUDA, operator on the CPU.
+    # What single steps compute recurrent layers with; None: auto on CUDA and for GRU and RNN, else operator.
     cell: Literal["auto", "operator", "decomposed"] | None = None
     # Replay single steps as CUDA graphs; None: on CUDA, where this ONNX Runtime does so safely.
     cuda_graphs: bool | None = None

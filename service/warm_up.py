@@ -17,7 +17,7 @@ from .staging import Staged
 
 # The written-out cell must be faster by this factor: measurements differ by less from one start to the next.
 _FASTER = 0.95
-_LEAST_RUNS, _MOST_RUNS, _BUDGET_S = 3, 50, 0.02
+_LEAST_RUNS, _MOST_RUNS, _BUDGET_S = 3, 50, 0.01
 # Of a replay against a plain run of the same kernels.
 _TOLERANCE = 1e-5
 _CHECK_STEPS = 4

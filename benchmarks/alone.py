@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from streamcell.service.device import Device
 from streamcell.service.repository import open_model
 
-from .engine import Pair
+from .engine import Ways
 from .load import Load
 
 _MAX_BATCH = 256  # the server's own default
@@ -21,16 +22,16 @@ class Alone:
 
     def __init__(self, models: Path) -> None:
         self._models = models
-        self._pairs: dict[str, Pair] = {}
+        self._ways: dict[str, Ways] = {}
 
     def run(self, load: Load) -> dict[str, Any]:
         """Run `load.model` over and over: steps/s and CPU a step, of this process."""
-        pair = self._pairs.get(load.model)
-        if pair is None:
+        ways = self._ways.get(load.model)
+        if ways is None:
             file = open_model(self._models / f"{load.model}.onnx", load.model)
-            pair = self._pairs[load.model] = Pair(file, "cpu", _MAX_BATCH, _MAX_CHUNK, 1)
+            ways = self._ways[load.model] = Ways(file, Device(), _MAX_BATCH, _MAX_CHUNK)
         rows = min(load.sessions, _MAX_BATCH)
-        once = pair.by_engine(rows, load.steps)
+        once = ways.by_engine(rows, load.steps)
         once()
         runs = 0
         began_s, own_s = time.perf_counter(), time.process_time()

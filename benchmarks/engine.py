@@ -39,8 +39,8 @@ class Ways:
         device: Device,
         max_batch: int,
         max_chunk: int,
-        threads: int,
-        cells: Sequence[Cell],
+        threads: int = 1,
+        cells: Sequence[Cell | None] = (None,),
     ) -> None:
         self.signature: Signature = file.signature
         self.device = device
@@ -64,7 +64,7 @@ class Ways:
         )
         self._random = np.random.default_rng(11)
 
-    def by_engine(self, cell: Cell, rows: int, steps: int) -> Callable[[], None]:
+    def by_engine(self, rows: int, steps: int, cell: Cell | None = None) -> Callable[[], None]:
         """One batch as the runner does it: inputs and slots of `rows` sessions copied in, a run."""
         engine = self.engines[cell]
         staged = engine.stage(rows, steps)
@@ -135,22 +135,22 @@ def measure(
         for kind in kinds:
             for size in hidden:
                 path = export(Path(folder), kind, size, f"{kind}{size}")
-                recurrent = kind != "mlp"
+                cells: tuple[Cell, ...] = ("operator", "decomposed") if kind != "mlp" else ("operator",)
                 model = Ways(
                     open_model(path, path.stem),
                     on,
                     max(rows for rows, _ in shapes),
                     max(steps for _, steps in shapes),
                     threads,
-                    ("operator", "decomposed") if recurrent else ("operator",),
+                    cells,
                 )
                 for rows, steps in shapes:
                     ways = {
-                        "engine": model.by_engine("operator", rows, steps),
+                        "engine": model.by_engine(rows, steps, cells[0]),
                         "by_hand": model.by_hand(rows, steps),
                     }
-                    if recurrent and steps == 1:
-                        ways["decomposed"] = model.by_engine("decomposed", rows, steps)
+                    if len(cells) > 1 and steps == 1:
+                        ways["decomposed"] = model.by_engine(rows, steps, "decomposed")
                     taken = interleaved_us(ways, seconds)
                     results.append(
                         {

@@ -86,6 +86,7 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
         metrics,
         ragged=signature.lengths is not None,
         allow_non_finite=settings.non_finite == "allow",
+        generation=file.generation,
     )
     runner.start()
     metrics.load_s = time.perf_counter() - began_s

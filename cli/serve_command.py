@@ -31,10 +31,23 @@ def command(
     max_batch: Annotated[int | None, _Option(help="Sessions that run together.  [256]")] = None,
     max_chunk: Annotated[int | None, _Option(help="Timesteps of a session in one run.  [64]")] = None,
     max_steps_per_message: Annotated[int | None, _Option(help="Timesteps a message.  [4096]")] = None,
-    max_generate_steps: Annotated[
-        int | None, _Option(help="Timesteps that a message may have generated.  [16384]")
-    ] = None,
     max_message_bytes: Annotated[int | None, _Option(help="Bytes a message.  [4194304]")] = None,
+    model_control: Annotated[
+        str | None, _Option(help="Load and unload while serving: none, poll or explicit.  [none]")
+    ] = None,
+    versions: Annotated[
+        str | None, _Option(help="Versions served: latest or all.  [all; latest under model control]")
+    ] = None,
+    model_poll_s: Annotated[float | None, _Option(help="Seconds between looks at the folder.  [15]")] = None,
+    load_model: Annotated[
+        list[str] | None,
+        _Option(help="Model to load at the start under explicit control, * for all; repeatable."),
+    ] = None,
+    unload: Annotated[str | None, _Option(help="Unloading a model in use: wait or refuse.  [wait]")] = None,
+    unload_grace_s: Annotated[
+        float | None,
+        _Option("--unload-grace-s", "--unload-grace", help="Seconds sessions get when unloading.  [30]"),
+    ] = None,
     queue_messages: Annotated[int | None, _Option(help="Messages a session may have waiting.  [32]")] = None,
     idle_timeout_s: Annotated[
         float | None, _Option(help="Idle seconds before a session ends; 0: never.  [300]")

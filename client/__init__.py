@@ -31,9 +31,7 @@ from .errors import (
     StreamCellError,
     Unavailable,
 )
-from .generation import Generated, Step
-from .generations import AsyncSteps, Steps
-from .info import GenerationInfo, LiveSession, Model, State, Tensor
+from .info import LiveSession, Model, State, Tensor
 from .pool import Pool
 from .session import Session
 from .signature import OutputMode
@@ -42,12 +40,9 @@ __all__ = [
     "AsyncClient",
     "AsyncPool",
     "AsyncSession",
-    "AsyncSteps",
     "Cancelled",
     "Client",
     "DeadlineExceeded",
-    "Generated",
-    "GenerationInfo",
     "InvalidInput",
     "LimitReached",
     "LiveSession",
@@ -70,8 +65,6 @@ __all__ = [
     "SessionLost",
     "SessionNotFound",
     "State",
-    "Step",
-    "Steps",
     "StreamCellError",
     "Tensor",
     "Unavailable",

@@ -203,11 +203,10 @@ class Conversation(Generic[_Exchange]):
             with suppress(RowsRefused):
                 self.receive()
 
-    def _answer(self, take: Callable[[Any], Any] | None = None) -> Any:
-        """What the next reply gives: `take` makes it of the reply, the exchange if not given."""
+    def _answer(self) -> Any:
         reply = self._read()
         try:
-            return (take or self._exchange.answer)(reply)
+            return self._exchange.answer(reply)
         except ServerFault as error:
             if error.reason != "MALFORMED_REPLY":
                 raise

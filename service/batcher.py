@@ -58,6 +58,7 @@ class Batcher:
         self._wake.acquire()
         self._sleeping = False
         self._stopped = False
+        self._streams = 0  # of frames, live
 
     # Sessions
 
@@ -66,6 +67,7 @@ class Batcher:
 
         Raises:
             SessionLimit: as many sessions are live as there may be.
+            ModelUnloading: the model is being unloaded.
             ServerDraining: the engine has been stopped.
         """
         with self._lock:
@@ -77,13 +79,16 @@ class Batcher:
         """Start a stream of frames; it has no members yet.
 
         Raises:
+            ModelUnloading: the model is being unloaded.
             ServerDraining: the engine has been stopped.
         """
         with self._lock:
             self._check_running()
+            self._streams += 1
             return Members(session_id, owner, self.capacity, time.monotonic(), peer)
 
     def _check_running(self) -> None:
+        self.capacity.check_open()
         if self._stopped:
             raise ServerDraining("the model is being shut down")
 
@@ -97,6 +102,7 @@ class Batcher:
             if session.ended:
                 return False
             session.ended = True
+            self._streams -= isinstance(session, Members)
             dropped = len(session.queue)
             session.queue.clear()
             if not session.in_flight:
@@ -104,6 +110,22 @@ class Batcher:
         if dropped:
             self._on_cancelled(dropped)
         return True
+
+    def close(self) -> None:
+        """Take no new sessions: from now on opening one raises ModelUnloading."""
+        self.capacity.closed = True
+
+    def reopen(self) -> None:
+        """Take new sessions again."""
+        self.capacity.closed = False
+
+    def close_if_idle(self) -> bool:
+        """`close`, unless there are sessions, streams of frames or rows of unary calls; whether it is done."""
+        with self._lock:
+            if self.capacity.live or self._streams:
+                return False
+            self.close()
+            return True
 
     @property
     def live(self) -> int:
@@ -145,26 +167,8 @@ class Batcher:
             if not members.ended:
                 self._make_ready(members)
 
-    def release(self, session: Session, hold: int) -> None:
-        """Let a generation go on that is held under the number `hold`, or is about to be."""
-        with self._lock:
-            session.released = hold
-            if session.held == hold:
-                self._unhold(session)
-
-    def notice(self, session: Session) -> None:
-        """Let the engine look at the session's generation, which has been told to stop, even where it is held."""
-        with self._lock:
-            if session.held:
-                self._unhold(session)
-
-    def _unhold(self, session: Session) -> None:
-        session.held = 0
-        if session.queue and not session.ended:
-            self._make_ready(session)
-
     def _make_ready(self, session: Session) -> None:
-        if session.ready or session.in_flight or session.held:
+        if session.ready or session.in_flight:
             return
         session.ready = True
         if isinstance(session, Members):
@@ -223,11 +227,7 @@ class Batcher:
                     session.step_index += row.steps
                 if session.ended:
                     session.free(self.capacity)
-                    continue
-                if row.again is not None:
-                    session.queue.appendleft(row.again)
-                    session.held = row.hold if row.hold != session.released else 0
-                if session.queue:
+                elif session.queue:
                     self._make_ready(session)
 
     def turned(self, turn: Turn) -> None:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .errors import SessionLimit
+from .errors import ModelUnloading, SessionLimit
 from .pool import SlotAllocator
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -22,6 +22,8 @@ class Capacity:
         self.max_sessions = max_sessions
         self._slots = slots
         self._live = 0
+        # Set where the model is being unloaded.
+        self.closed = False
         self._lock = threading.Lock()
 
     def take(self, *, limited: bool = True) -> tuple[int, int]:
@@ -29,8 +31,10 @@ class Capacity:
 
         Raises:
             SessionLimit: as many sessions are live as there may be.
+            ModelUnloading: the model is being unloaded.
         """
         with self._lock:
+            self.check_open()
             if limited or self._slots is not None:
                 self._check(1)
             taken = self._slots.take() if self._slots is not None else (0, 0)
@@ -42,13 +46,20 @@ class Capacity:
 
         Raises:
             SessionLimit: so many more may not be live.
+            ModelUnloading: the model is being unloaded.
         """
         with self._lock:
+            self.check_open()
             self._check(count)
             self._live += count
             if self._slots is None:
                 return np.zeros(count, np.int64), np.zeros(count, np.int64)
             return self._slots.take_many(count)
+
+    def check_open(self) -> None:
+        """Raise ModelUnloading where the model is being unloaded."""
+        if self.closed:
+            raise ModelUnloading("this model is being unloaded and takes no new sessions")
 
     def _check(self, count: int) -> None:
         free = self.max_sessions - self._live

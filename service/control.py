@@ -42,15 +42,12 @@ class Control:
 
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """Every model and version."""
-        limits = self._service.limits
-        return pb.ListModelsResponse(models=[model_message(model, limits) for model in self._service.models])
+        return pb.ListModelsResponse(models=map(model_message, self._service.models))
 
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """One model; raises ModelNotFound or VersionNotFound."""
         return pb.GetModelResponse(
-            model=model_message(
-                self._service.models.find(request.model, request.version), self._service.limits
-            )
+            model=model_message(self._service.models.find(request.model, request.version))
         )
 
     def list_sessions(self, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:

@@ -60,19 +60,6 @@ class NoSteps(InvalidArgument):
     reason = "NO_STEPS"
 
 
-class BadGeneration(InvalidArgument):
-    """A generation that contradicts the model's card, itself, or a limit."""
-
-    reason = "BAD_GENERATION"
-
-
-class GenerationUnsupported(ServiceError):
-    """The model's card does not say how an output becomes the next input."""
-
-    code = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "GENERATION_UNSUPPORTED"
-
-
 class RefusedByModel(InvalidArgument):
     """The model itself cannot run these values, such as a token that its embedding does not have."""
 
@@ -153,6 +140,40 @@ class ServerDraining(ServiceError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "SERVER_DRAINING"
+
+
+class ModelUnloading(ServiceError):
+    """The model is being unloaded and takes no new sessions."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "MODEL_UNLOADING"
+
+
+class ModelUnloaded(ServiceError):
+    """The model was unloaded while the session was live; its state is gone."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "MODEL_UNLOADED"
+
+
+class ModelInUse(ServiceError):
+    """The model has live sessions, and this server unloads none that has."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "MODEL_IN_USE"
+
+
+class ModelLoadFailed(ServiceError):
+    """The model's file cannot be served; what was served before still is."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "MODEL_LOAD_FAILED"
+
+
+class LoadParameter(InvalidArgument):
+    """A load that says how the model should be: files say that here."""
+
+    reason = "LOAD_PARAMETER"
 
 
 class ModelControlOff(ServiceError):

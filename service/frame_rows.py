@@ -12,6 +12,7 @@ from .capacity import Ints
 from .errors import (
     DuplicateHandle,
     EngineFailed,
+    ModelUnloading,
     SequenceGap,
     ServiceError,
     SessionExpired,
@@ -49,7 +50,7 @@ def _change(members: Members, frame: Frame, batcher: Batcher, metrics: ModelMetr
     if frame.open_count:
         try:
             frame.opened = members.open(frame.open_count, batcher.capacity, time.monotonic())
-        except SessionLimit as error:
+        except (ModelUnloading, SessionLimit) as error:
             frame.refusals.append(Refusal("open", 0, error))
         else:
             metrics.session_opened(frame.open_count)

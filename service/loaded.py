@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -11,8 +11,8 @@ import structlog
 from .batcher import Batcher
 from .device import Device
 from .engine import Engine
-from .errors import ModelNotFound, VersionNotFound
-from .metrics import ModelMetrics
+from .errors import ModelNotFound, ModelUnloading, VersionNotFound
+from .metrics import ModelMetrics, Pool
 from .pool import SlotAllocator
 from .repository import ModelFile
 from .rewrite import pool_states
@@ -32,6 +32,12 @@ class LoadedModel:
     runner: Runner
     metrics: ModelMetrics
     max_sessions: int
+    pool: Pool
+
+    def let_go(self) -> None:
+        """Stop its engine's thread, so that nothing holds its memory any more. It has no sessions, nor gets any."""
+        self.runner.stop()
+        self.metrics.detach(self.pool)
 
     @property
     def kind(self) -> str:
@@ -39,8 +45,16 @@ class LoadedModel:
         return self.file.card.kind if self.file.card else "onnx"
 
 
-def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
-    """Load `file`, warm it up and start its engine's thread.
+def load(
+    file: ModelFile, settings: Settings, device: Device, metrics: ModelMetrics | None = None
+) -> LoadedModel:
+    """Load `file`, warm it up and start its engine's thread. Its pool is not yet attached to its metrics.
+
+    Args:
+        file: what to load.
+        settings: the server's.
+        device: where it runs.
+        metrics: those of the same version, where it is loaded anew.
 
     Raises:
         ModelLoadError: the graph and its description do not agree.
@@ -64,7 +78,8 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
         cell=settings.cell,
         cuda_graphs=settings.cuda_graphs,
     )
-    metrics = ModelMetrics(file.name, file.version)
+    if metrics is None:
+        metrics = ModelMetrics(file.name, file.version)
     slots = SlotAllocator(engine.pool.first_slot, settings.max_sessions) if stateful else None
     batcher = Batcher(
         slots,
@@ -76,9 +91,12 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
         queue_messages=settings.queue_messages,
         on_cancelled=metrics.work_cancelled,
     )
-    metrics.slots = settings.max_sessions if stateful else 0
-    metrics.slot_bytes = engine.pool.slot_bytes
-    metrics.slots_used = lambda: batcher.slots_used
+    pool = Pool(
+        settings.max_sessions if stateful else 0,
+        engine.pool.slot_bytes,
+        lambda: batcher.slots_used,
+        lambda: batcher.rows_waiting,
+    )
     runner = Runner(
         f"{file.name}-{file.version}",
         engine,
@@ -86,7 +104,6 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
         metrics,
         ragged=signature.lengths is not None,
         allow_non_finite=settings.non_finite == "allow",
-        generation=file.generation,
     )
     runner.start()
     metrics.load_s = time.perf_counter() - began_s
@@ -99,16 +116,37 @@ def load(file: ModelFile, settings: Settings, device: Device) -> LoadedModel:
         state_bytes_a_session=engine.pool.slot_bytes,
         state_bytes_set_aside=engine.pool.slot_bytes * engine.pool.rows,
     )
-    return LoadedModel(file, engine, batcher, runner, metrics, settings.max_sessions)
+    return LoadedModel(file, engine, batcher, runner, metrics, settings.max_sessions, pool)
 
 
 class Models:
-    """Every loaded model by name and version."""
+    """Every model that is served, by name and version. Any thread may read it while one changes it."""
 
-    def __init__(self, models: list[LoadedModel]) -> None:
+    def __init__(self, models: Iterable[LoadedModel]) -> None:
+        # Replaced, never changed, so that readers need no lock.
         self._models: dict[str, dict[str, LoadedModel]] = {}
-        for model in sorted(models, key=lambda model: (model.file.name, int(model.file.version))):
-            self._models.setdefault(model.file.name, {})[model.file.version] = model
+        self._unloading: frozenset[str] = frozenset()
+        by_name: dict[str, list[LoadedModel]] = {}
+        for model in models:
+            by_name.setdefault(model.file.name, []).append(model)
+        for name, versions in by_name.items():
+            self.put(name, versions)
+
+    def put(self, name: str, models: Iterable[LoadedModel]) -> None:
+        """Serve `models` as the versions of `name` from now on; none takes the name off."""
+        versions = {
+            model.file.version: model for model in sorted(models, key=lambda model: int(model.file.version))
+        }
+        others = {other: held for other, held in self._models.items() if other != name}
+        self._models = dict(sorted((others | ({name: versions} if versions else {})).items()))
+
+    def versions(self, name: str) -> Mapping[str, LoadedModel]:
+        """The versions of `name` that are served, the newest last."""
+        return self._models.get(name, {})
+
+    def unloading(self, name: str, unloading: bool) -> None:
+        """Note whether `name`, where it is not served, is being unloaded."""
+        self._unloading = self._unloading | {name} if unloading else self._unloading - {name}
 
     def __iter__(self) -> Iterator[LoadedModel]:
         for versions in self._models.values():
@@ -119,10 +157,15 @@ class Models:
 
         Raises:
             ModelNotFound: no model has that name.
+            ModelUnloading: the model is being unloaded.
             VersionNotFound: the model has no such version.
         """
         versions = self._models.get(name)
         if versions is None:
+            if name in self._unloading:
+                raise ModelUnloading(
+                    f"model {name!r} is being unloaded and takes no new sessions", model=name
+                )
             raise ModelNotFound(
                 f"no model named {name!r}; this server has: {', '.join(self._models) or 'none'}", model=name
             )

@@ -69,6 +69,7 @@ class Members(Session):
 
         Raises:
             SessionLimit: so many more may not be live; none was opened.
+            ModelUnloading: the model is being unloaded.
         """
         slots, generations = capacity.take_many(count)
         free = np.flatnonzero(self.status == FREE)

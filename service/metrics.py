@@ -6,6 +6,7 @@ import platform
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import onnxruntime as ort
@@ -18,8 +19,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from streamcell.proto import pb
-
 from .errors import ServiceError
 from .histogram import LATENCY_BUCKETS_S, ROW_BUCKETS, Histogram
 from .request_metrics import CANCELED, FAILURES, RequestFigures, RequestMetrics, Spent, failure_reason
@@ -27,8 +26,28 @@ from .request_metrics import CANCELED, FAILURES, RequestFigures, RequestMetrics,
 _MODEL = ("model", "version")
 
 
+@dataclass(frozen=True)
+class Pool:
+    """What is read of a loaded model when it is scraped.
+
+    Attributes:
+        slots: that its state pool has; 0 for a stateless model.
+        slot_bytes: that one takes.
+        used: how many are taken.
+        rows_waiting: rows of unary calls that wait to be run.
+    """
+
+    slots: int
+    slot_bytes: int
+    used: Callable[[], int]
+    rows_waiting: Callable[[], int]
+
+
 class ModelMetrics:
-    """One loaded model's figures. `ran` and `delivered` are called once a batch, from the engine's thread."""
+    """One model version's figures. `ran` and `delivered` are called once a batch, from the engine's thread.
+
+    They go on where a version is loaded anew: while old sessions are left, both pools count.
+    """
 
     def __init__(self, model: str, version: str) -> None:
         self.labels = [model, version]
@@ -38,16 +57,12 @@ class ModelMetrics:
         self.batch_rows = Histogram(ROW_BUCKETS)
         self.requests = RequestMetrics()
         self.steps = self.chunks = self.computed_steps = self.cancelled = self.opened = 0
-        self.generated_steps = 0
         self.ended: Counter[str] = Counter()
-        self.generations_ended: Counter[str] = Counter()
         self.load_s = 0.0
-        self.slots = self.slot_bytes = 0
-        # Read when scraped: slots in use, and live sessions by state.
-        self.slots_used: Callable[[], int] = lambda: 0
+        self.pools: tuple[Pool, ...] = ()
+        # Read when scraped: live sessions by state, and messages that wait to be run.
         self.sessions: Callable[[], dict[str, int]] = dict
-        # Requests that wait to be run.
-        self.pending: Callable[[], int] = lambda: 0
+        self.queued: Callable[[], int] = lambda: 0
         self._lock = threading.Lock()
 
     def ran(self, rows: int, computed_steps: int, compute_s: float) -> None:
@@ -65,11 +80,6 @@ class ModelMetrics:
         self.queue_wait_s.observe(waits_s)
         self.step_latency_s.observe(latencies_s)
 
-    def generation_ended(self, reason: int) -> None:
-        """A generation ended, for one of `pb.StopReason`; from the engine's thread."""
-        name = pb.StopReason.Name(reason)
-        self.generations_ended[name.removeprefix("STOP_REASON_").lower()] += 1
-
     def session_opened(self, count: int = 1) -> None:
         """`count` sessions were opened."""
         with self._lock:
@@ -85,6 +95,21 @@ class ModelMetrics:
         """`chunks` queued messages were dropped unrun since their session had ended."""
         with self._lock:
             self.cancelled += chunks
+
+    def attach(self, pool: Pool) -> None:
+        """Count `pool` from now on."""
+        with self._lock:
+            self.pools = (*self.pools, pool)
+
+    def detach(self, pool: Pool) -> None:
+        """Count `pool` no more."""
+        with self._lock:
+            self.pools = tuple(each for each in self.pools if each is not pool)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait to be run."""
+        return self.queued() + sum(pool.rows_waiting() for pool in self.pools)
 
     def request_failed(self, error: ServiceError, requests: int = 1, total_s: float = 0.0) -> None:
         """`requests` requests were refused with `error`, `total_s` after their arrivals in all.
@@ -124,12 +149,24 @@ class ServerMetrics(Collector):
         self.ready = False
         self.lane = ""
         self._errors: Counter[tuple[str, str]] = Counter()
+        self._load_failures: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def add(self, metrics: ModelMetrics) -> None:
-        """Report `metrics` too."""
+        """Report `metrics` too, once."""
         with self._lock:
-            self.models = [*self.models, metrics]
+            if metrics not in self.models:
+                self.models = [*self.models, metrics]
+
+    def remove(self, metrics: ModelMetrics) -> None:
+        """Report `metrics` no more."""
+        with self._lock:
+            self.models = [each for each in self.models if each is not metrics]
+
+    def load_failed(self, model: str) -> None:
+        """A version of `model` could not be loaded while serving."""
+        with self._lock:
+            self._load_failures[model] += 1
 
     def error(self, error: ServiceError) -> None:
         """A call or a session ended with `error`."""
@@ -144,7 +181,7 @@ class ServerMetrics(Collector):
 
     def _histograms(self) -> Iterable[Metric]:
         for name, text in (
-            ("step_latency", "From a message's arrival to its (first) reply on the way, seconds a message."),
+            ("step_latency", "From a message's arrival to its reply on the way, seconds a message."),
             ("queue_wait", "From a message's arrival to the batch that took it, seconds a message."),
             ("compute", "One run of the model, seconds."),
         ):
@@ -164,7 +201,6 @@ class ServerMetrics(Collector):
     def _counters(self) -> Iterable[Metric]:
         for name, text in (
             ("steps", "Timesteps applied to sessions."),
-            ("generated_steps", "Timesteps that sessions were fed by the server itself, in `steps` as well."),
             ("chunks", "Chunks run: a session's part of one run."),
             (
                 "computed_steps",
@@ -189,19 +225,20 @@ class ServerMetrics(Collector):
             cancelled.add_metric(model.labels, model.cancelled)
             for reason, count in sorted(model.ended.items()):
                 ended.add_metric([*model.labels, reason], count)
-        generations = CounterMetricFamily(
-            "streamcell_generations_ended", "Generations ended, by reason.", labels=(*_MODEL, "reason")
-        )
-        for model in self.models:
-            for reason, count in sorted(model.generations_ended.items()):
-                generations.add_metric([*model.labels, reason], count)
         errors = CounterMetricFamily(
             "streamcell_errors", "Errors sent to clients.", labels=("code", "reason")
+        )
+        failures = CounterMetricFamily(
+            "streamcell_model_load_failures",
+            "Models that could not be loaded while serving.",
+            labels=("model",),
         )
         with self._lock:
             for (code, reason), count in sorted(self._errors.items()):
                 errors.add_metric([code, reason], count)
-        yield from (opened, ended, cancelled, generations, errors)
+            for name, count in sorted(self._load_failures.items()):
+                failures.add_metric([name], count)
+        yield from (opened, ended, cancelled, errors, failures)
 
     def _gauges(self) -> Iterable[Metric]:
         sessions = GaugeMetricFamily("streamcell_sessions", "Live sessions.", labels=(*_MODEL, "state"))
@@ -214,10 +251,10 @@ class ServerMetrics(Collector):
         for model in self.models:
             for state, count in model.sessions().items():
                 sessions.add_metric([*model.labels, state], count)
-            taken = model.slots_used()
-            slots.add_metric(model.labels, model.slots)
-            used.add_metric(model.labels, taken)
-            held.add_metric(model.labels, taken * model.slot_bytes)
+            taken = [(pool, pool.used()) for pool in model.pools]
+            slots.add_metric(model.labels, sum(pool.slots for pool, _ in taken))
+            used.add_metric(model.labels, sum(count for _, count in taken))
+            held.add_metric(model.labels, sum(count * pool.slot_bytes for pool, count in taken))
             load.add_metric(model.labels, model.load_s)
         yield from (sessions, slots, used, held, load)
         yield GaugeMetricFamily(

@@ -12,9 +12,8 @@ from streamcell.proto.inference import oip
 
 from .control import unary
 from .device import Device
-from .errors import NotFound
+from .errors import ModelUnloading, NotFound
 from .loaded import LoadedModel
-from .model_control import ModelControl
 from .oip_describe import config, metadata, statistics
 from .stream import Service
 
@@ -27,9 +26,8 @@ EXTENSIONS = ("sequence", "model_configuration", "model_repository", "statistics
 class OipService:
     """The calls that run no model, and the handlers of those that do."""
 
-    def __init__(self, service: Service, control: ModelControl, device: Device) -> None:
+    def __init__(self, service: Service, device: Device) -> None:
         self._service = service
-        self._control = control
         self._device = device
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -43,9 +41,6 @@ class OipService:
             "ModelMetadata": unary(self.model_metadata, oip.ModelMetadataRequest, metrics),
             "ModelConfig": unary(self.model_config, oip.ModelConfigRequest, metrics),
             "ModelStatistics": unary(self.model_statistics, oip.ModelStatisticsRequest, metrics),
-            "RepositoryIndex": unary(self.repository_index, oip.RepositoryIndexRequest, metrics),
-            "RepositoryModelLoad": unary(self.model_load, oip.RepositoryModelLoadRequest, metrics),
-            "RepositoryModelUnload": unary(self.model_unload, oip.RepositoryModelUnloadRequest, metrics),
         }
 
     def server_live(self, request: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
@@ -60,7 +55,7 @@ class OipService:
         """Whether new sequences of the model are taken; false for one that is not here."""
         try:
             self._service.models.find(request.name, request.version)
-        except NotFound:
+        except (ModelUnloading, NotFound):
             return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=self._service.metrics.ready)
 
@@ -91,25 +86,3 @@ class OipService:
 
     def _versions(self, name: str) -> list[LoadedModel]:
         return [model for model in self._service.models if model.file.name == name]
-
-    def repository_index(self, request: oip.RepositoryIndexRequest) -> oip.RepositoryIndexResponse:
-        """Every version of every model, or only those that are ready."""
-        return oip.RepositoryIndexResponse(
-            models=[
-                oip.RepositoryIndexResponse.ModelIndex(
-                    name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
-                )
-                for entry in self._control.index()
-                if entry.state == "READY" or not request.ready
-            ]
-        )
-
-    def model_load(self, request: oip.RepositoryModelLoadRequest) -> oip.RepositoryModelLoadResponse:
-        """Load a model or its newest version; raises what the model control raises."""
-        self._control.load(request.model_name)
-        return oip.RepositoryModelLoadResponse()
-
-    def model_unload(self, request: oip.RepositoryModelUnloadRequest) -> oip.RepositoryModelUnloadResponse:
-        """Unload a model; raises what the model control raises."""
-        self._control.unload(request.model_name)
-        return oip.RepositoryModelUnloadResponse()

@@ -27,15 +27,15 @@ from .device import Device
 from .errors import ServerDraining
 from .frames import FrameStream
 from .lane_choice import choose_lane
-from .load_errors import ModelLoadError
-from .loaded import LoadedModel, Models, load
+from .loaded import Models, load
 from .metrics import ServerMetrics
-from .model_control import NoModelControl
+from .model_choice import at_start
+from .model_control import ModelControl
+from .oip_repository import OipRepository
 from .oip_service import SERVICE as OIP_SERVICE
 from .oip_service import OipService
 from .predict import predict
 from .reflected import serve_reflection
-from .repository import discover
 from .requests import Limits
 from .sessions import SessionTable
 from .settings import Settings
@@ -72,26 +72,20 @@ class Server:
         # Before the engines' threads exist, for loading a model holds the GIL for long.
         lane = choose_lane(settings.lane)
         self.metrics.lane = lane.name
-        files = discover(settings.models)
-        if not files:
-            raise ModelLoadError(
-                f"no model in {settings.models}: expected NAME.onnx or NAME/<version>/model.onnx"
-            )
-        self._loaded = [load(file, settings, device) for file in files]
+        self.models = Models([load(file, settings, device) for file in at_start(settings)])
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         service = Service(
-            Models(self._loaded),
+            self.models,
             self.sessions,
             self.metrics,
             Limits(
-                settings.max_message_bytes,
-                settings.max_steps_per_message,
-                settings.non_finite == "allow",
-                settings.max_generate_steps,
+                settings.max_message_bytes, settings.max_steps_per_message, settings.non_finite == "allow"
             ),
         )
-        for model in self._loaded:
-            self._report(model)
+        self._health = health.HealthServicer()
+        self.control = ModelControl(
+            settings, device, self.models, self.sessions, self.metrics, self._set_model_health
+        )
 
         def open_(call: Call) -> StreamSession:
             return StreamSession(call, service)
@@ -102,7 +96,6 @@ class Server:
             "Predict": lane.unary(lambda call, data: predict(call, data, service)),
             **Control(service).handlers(),
         }
-        self._health = health.HealthServicer()
         self._grpc = grpc.server(
             futures.ThreadPoolExecutor(lane.workers, thread_name_prefix="calls"),
             options=(
@@ -113,7 +106,10 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
-        oip_handlers = OipService(service, NoModelControl(service.models), device).handlers()
+        oip_handlers = {
+            **OipService(service, device).handlers(),
+            **OipRepository(self.control, self.metrics).handlers(lane),
+        }
         self._grpc.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(SERVICE, handlers),
@@ -135,11 +131,6 @@ class Server:
         self._stopping = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
 
-    def _report(self, model: LoadedModel) -> None:
-        model.metrics.sessions = lambda: self.sessions.counts(model)
-        model.metrics.pending = lambda: self.sessions.waiting(model)
-        self.metrics.add(model.metrics)
-
     def _bind(self) -> int:
         settings = self.settings
         address = f"{settings.host}:{settings.port}"
@@ -160,19 +151,24 @@ class Server:
         self._housekeeper.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self.metrics.ready = True
+        self.control.start()
         _log.info(
             "serving",
             host=self.settings.host,
             port=self.port,
             metrics_port=self.metrics_port,
-            models=[f"{model.file.name}/{model.file.version}" for model in self._loaded],
+            models=[f"{model.file.name}/{model.file.version}" for model in self.models],
             lane=self.metrics.lane,
             device=self.settings.device,
         )
 
     def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE, OIP_SERVICE, *{model.file.name for model in self._loaded}):
+        for name in ("", SERVICE, OIP_SERVICE, *{model.file.name for model in self.models}):
             self._health.set(name, status)
+
+    def _set_model_health(self, name: str, served: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        self._health.set(name, status.SERVING if served else status.NOT_SERVING)
 
     def _keep_house(self) -> None:
         while not self._stopping.wait(_HOUSEKEEPING_S):
@@ -194,9 +190,9 @@ class Server:
             lambda: ServerDraining("the server has shut down; the session's state is gone")
         )
         self._stopping.set()
+        self.control.halt()
         self._grpc.stop(1.0).wait()
-        for model in self._loaded:
-            model.runner.stop()
+        self.control.stop()
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound
 from .loaded import LoadedModel
 from .members import FrameOwner, Members
+from .metrics import ModelMetrics
 from .session import Owner, Session
 
 
@@ -92,20 +93,23 @@ class SessionTable:
         with self._lock:
             return list(self._live.values())
 
-    def counts(self, model: LoadedModel) -> dict[str, int]:
-        """Live sessions of `model` by state."""
+    def on(self, model: LoadedModel) -> list[Live]:
+        """The live sessions of `model`, oldest first, streams of frames among them."""
+        return [live for live in self.all() if live.model is model]
+
+    def counts(self, metrics: ModelMetrics) -> dict[str, int]:
+        """Live sessions of the version that `metrics` are of, by state."""
         counts = {"open": 0, "active": 0, "detached": 0}
         for live in self.all():
-            if live.model is model:
+            if live.model.metrics is metrics:
                 unused = live.session.unused
                 counts["open"] += unused
                 counts["active"] += live.session.members - unused
         return counts
 
-    def waiting(self, model: LoadedModel) -> int:
-        """Messages of `model` that wait to be run, rows of unary calls included."""
-        queued = sum(len(live.session.queue) for live in self.all() if live.model is model)
-        return queued + model.batcher.rows_waiting
+    def queued(self, metrics: ModelMetrics) -> int:
+        """Messages of sessions of the version that `metrics` are of that wait to be run."""
+        return sum(len(live.session.queue) for live in self.all() if live.model.metrics is metrics)
 
     def close(self, session_id: str) -> int:
         """End a session at another client's request and return its step index.
@@ -130,9 +134,7 @@ class SessionTable:
         oldest_s = time.monotonic() - self.idle_timeout_s
         for live in self.all():
             session = live.session
-            # A generation that its client does not read is nothing to do.
-            busy = session.in_flight or (session.queue and not session.held)
-            if session.last_used_s < oldest_s and not busy:
+            if session.last_used_s < oldest_s and not session.queue and not session.in_flight:
                 session.owner.fail(
                     SessionExpired(
                         f"no message for {self.idle_timeout_s:g} s: the session has expired and its state is gone",

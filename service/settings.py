@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -39,9 +40,19 @@ class Settings(BaseSettings):
     # Timesteps of one session in one run; longer messages are cut.
     max_chunk: _Positive = 64
     max_steps_per_message: _Positive = 4096
-    # Timesteps that one message may have the server generate.
-    max_generate_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] = 16_384
     max_message_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    # Whether models are loaded and unloaded while the server runs: by itself, as the folder changes, or by calls.
+    model_control: Literal["none", "poll", "explicit"] = "none"
+    # Which versions of a model are served; None: the latest under model control, all without.
+    versions: Literal["latest", "all"] | None = None
+    # Seconds between two looks at the folder.
+    model_poll_s: Annotated[float, Field(gt=0)] = 15.0
+    # Models to load at the start under explicit control, "*" for all; in the environment, separated by commas.
+    load_model: Annotated[tuple[str, ...], NoDecode] = ()
+    # Whether unloading waits for live sessions, or is refused while there are any.
+    unload: Literal["wait", "refuse"] = "wait"
+    # Seconds that live sessions of a model get when it is unloaded; what is left then ends.
+    unload_grace_s: Annotated[float, Field(ge=0)] = 30.0
     # Messages a session may have waiting before its stream is no longer read.
     queue_messages: _Positive = 32
     # Seconds without a message after which a session ends; 0 for never.
@@ -69,8 +80,22 @@ class Settings(BaseSettings):
     # Set by `load` for the one construction it makes.
     _toml: ClassVar[Path | None] = None
 
+    @property
+    def latest_only(self) -> bool:
+        """Whether only the latest version of each model is served."""
+        return (self.versions or ("all" if self.model_control == "none" else "latest")) == "latest"
+
+    @field_validator("load_model", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (
+            [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+        )
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
+        if self.load_model and self.model_control != "explicit":
+            raise ValueError("load_model is for model_control = explicit: otherwise every model is loaded")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
         return self

@@ -73,5 +73,5 @@ class TritonMetrics(Collector):
             "nv_inference_pending_request_count", "Requests that wait to be run.", labels=_LABELS
         )
         for _, model, _ in read:
-            pending.add_metric(model.labels, model.pending())
+            pending.add_metric(model.labels, model.pending)
         yield pending

@@ -1,0 +1,54 @@
+"""Keeps what is served in agreement with the folder of models, by looking at it again and again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from .errors import ModelInUse, ModelLoadFailed
+from .load_errors import ModelLoadError
+from .locate import locate
+from .model_changes import ModelChanges, stamp_of
+from .model_choice import by_name
+
+_log = structlog.get_logger(__name__)
+
+
+class ModelPoll:
+    """Looks at a folder, each time it is asked to. For the model control's thread."""
+
+    def __init__(self, models_dir: Path, changes: ModelChanges) -> None:
+        self._models_dir = models_dir
+        self._changes = changes
+        self._missing: set[str] = set()
+        self._complaints: tuple[str, ...] = ()
+
+    def look(self) -> None:
+        """Make what is served agree with the folder, as far as it can be."""
+        try:
+            located, errors = locate(self._models_dir)
+        except ModelLoadError as error:
+            self._complain((str(error),))
+            return
+        self._complain(tuple(str(error) for error in errors))
+        groups = by_name(located)
+        for name, files in groups.items():
+            failed = self._changes.failed.get(name)
+            if failed is None or failed[0] != stamp_of(files):
+                with suppress(ModelLoadFailed):  # noted and logged where it is raised
+                    self._changes.agree(name, files)
+        missing = {model.file.name for model in self._changes.models} - groups.keys()
+        # A file that is replaced by removing it first is missing for a moment: look twice.
+        for name in sorted(missing & self._missing):
+            with suppress(ModelInUse):  # asked again at the next look
+                self._changes.unload(name)
+        self._missing = missing
+
+    def _complain(self, complaints: tuple[str, ...]) -> None:
+        """Log what is wrong in the folder, once."""
+        for complaint in complaints:
+            if complaint not in self._complaints:
+                _log.warning("not a model", reason=complaint)
+        self._complaints = complaints

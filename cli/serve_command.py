@@ -31,6 +31,9 @@ def command(
     max_batch: Annotated[int | None, _Option(help="Sessions that run together.  [256]")] = None,
     max_chunk: Annotated[int | None, _Option(help="Timesteps of a session in one run.  [64]")] = None,
     max_steps_per_message: Annotated[int | None, _Option(help="Timesteps a message.  [4096]")] = None,
+    max_generate_steps: Annotated[
+        int | None, _Option(help="Timesteps that a message may have generated.  [16384]")
+    ] = None,
     max_message_bytes: Annotated[int | None, _Option(help="Bytes a message.  [4194304]")] = None,
     model_control: Annotated[
         str | None, _Option(help="Load and unload while serving: none, poll or explicit.  [none]")

@@ -31,7 +31,9 @@ from .errors import (
     StreamCellError,
     Unavailable,
 )
-from .info import LiveSession, Model, State, Tensor
+from .generation import Generated, Step
+from .generations import AsyncSteps, Steps
+from .info import GenerationInfo, LiveSession, Model, State, Tensor
 from .pool import Pool
 from .session import Session
 from .signature import OutputMode
@@ -40,9 +42,12 @@ __all__ = [
     "AsyncClient",
     "AsyncPool",
     "AsyncSession",
+    "AsyncSteps",
     "Cancelled",
     "Client",
     "DeadlineExceeded",
+    "Generated",
+    "GenerationInfo",
     "InvalidInput",
     "LimitReached",
     "LiveSession",
@@ -65,6 +70,8 @@ __all__ = [
     "SessionLost",
     "SessionNotFound",
     "State",
+    "Step",
+    "Steps",
     "StreamCellError",
     "Tensor",
     "Unavailable",

@@ -176,10 +176,11 @@ class AsyncConversation(Generic[_Exchange]):
             with suppress(RowsRefused):
                 await self.receive()
 
-    async def _answer(self) -> Any:
+    async def _answer(self, take: Callable[[Any], Any] | None = None) -> Any:
+        """What the next reply gives: `take` makes it of the reply, the exchange if not given."""
         reply = await self._read()
         try:
-            return self._exchange.answer(reply)
+            return (take or self._exchange.answer)(reply)
         except ServerFault as error:
             if error.reason != "MALFORMED_REPLY":
                 raise

@@ -203,10 +203,11 @@ class Conversation(Generic[_Exchange]):
             with suppress(RowsRefused):
                 self.receive()
 
-    def _answer(self) -> Any:
+    def _answer(self, take: Callable[[Any], Any] | None = None) -> Any:
+        """What the next reply gives: `take` makes it of the reply, the exchange if not given."""
         reply = self._read()
         try:
-            return self._exchange.answer(reply)
+            return (take or self._exchange.answer)(reply)
         except ServerFault as error:
             if error.reason != "MALFORMED_REPLY":
                 raise

@@ -10,7 +10,9 @@ from google.protobuf.message import Message
 from streamcell.proto import pb
 
 from .errors import InvalidInput, ProtocolMisuse, ServerFault, SessionClosed, StreamCellError
-from .info import Tensor, tensors
+from .generation import Generation, ask, encode_token
+from .info import GenerationInfo, Tensor, tensors
+from .info import generation as generation_info
 from .signature import SignatureCodec, output_mode
 
 STEP, CHUNK, EITHER = (0,), (1,), (0, 1)
@@ -109,17 +111,20 @@ class Exchange(Generic[_Pending]):
             )
 
 
-class SessionExchange(Exchange[bool]):
-    """A session's; noted of a message is whether it is a single timestep.
+class SessionExchange(Exchange["bool | Generation"]):
+    """A session's; noted of a message is whether it is a single timestep, or the generation that it asked for.
 
     Attributes:
         step_index: timesteps applied since the session opened, as of the last reply.
+        generation: the latest, until it has ended.
     """
 
     def __init__(self, model: str, version: str, output: str | None) -> None:
         super().__init__()
         self._open = pb.OpenSession(model=model, version=version, output_mode=output_mode(output))
         self.step_index = 0
+        self.generation: Generation | None = None
+        self._generations = 0
 
     def opening(self) -> pb.StreamRequest:
         """The first message."""
@@ -138,6 +143,52 @@ class SessionExchange(Exchange[bool]):
         """The outputs of the oldest unanswered message: no leading axis where it was a single timestep."""
         if self._codec is None or not self._pending:
             raise ServerFault("a reply to no message", reason="MALFORMED_REPLY")
+        if isinstance(self._pending[0], Generation):
+            raise ServerFault("a generation's reply where none was awaited", reason="MALFORMED_REPLY")
         single = self._pending.popleft()
         self.step_index = reply.step_index
         return self._codec.decode(reply.outputs, () if single else (reply.steps,))
+
+    def info(self) -> GenerationInfo | None:
+        """How the model generates; None where it does not."""
+        return generation_info(self.opened)
+
+    def generate(self, steps: int, first: Any, output: str | None, **asked: Any) -> pb.StreamRequest:
+        """The message that asks for a generation; `asked` as for `generation.ask`.
+
+        An InvalidInput or ProtocolMisuse raised here leaves the session as it was.
+        """
+        codec, info = self._ready(), self.info()
+        wanted = ask(info, steps, **asked)
+        assert info is not None
+        payloads: list[bytes] = []
+        if first is not None:
+            if isinstance(first, int) and info.head == "categorical":
+                first = encode_token(info, codec.the_input, first)
+            payloads, _ = codec.encode(first, STEP)
+            first = codec.the_input.decode(payloads[0], ())
+        elif info.start is not None and not wanted.from_output:
+            first = encode_token(info, codec.the_input, info.start)
+        mode = output_mode(output)
+        value = info.head == "real" and wanted.feedback != pb.FEEDBACK_SAMPLE
+        self._generations += 1
+        self.generation = Generation(codec, info, self._generations, first, value)
+        self._pending.append(self.generation)
+        return pb.StreamRequest(inputs=payloads, generate=wanted, output_mode=mode, tag=self.generation.tag)
+
+    def stop(self, generation: Generation) -> pb.StreamRequest | None:
+        """The message that stops `generation`; None where it has ended or was asked to stop."""
+        if generation.finished or generation.stopping or self.error is not None:
+            return None
+        generation.stopping = True
+        return pb.StreamRequest(stop_generation=generation.tag)
+
+    def generated(self, reply: pb.StreamResponse, generation: Generation) -> None:
+        """Give a reply to the generation that awaits it."""
+        if not self._pending or self._pending[0] is not generation:
+            raise ServerFault("a reply to no generation", reason="MALFORMED_REPLY")
+        generation.take(reply)
+        self.step_index = reply.step_index
+        if generation.finished:
+            self._pending.popleft()
+            self.generation = None

@@ -32,6 +32,26 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationInfo:
+    """How a model's output becomes its next input."""
+
+    output: str
+    input: str
+    # "real", "bernoulli" or "categorical".
+    head: str
+    # "value", "one_hot" or "index".
+    encoding: str
+    # Class k is token `offset` + k.
+    offset: int
+    # The token that a generation begins with; None: what the last output gives.
+    start: int | None
+    # The class that ends one; None: none does.
+    stop: int | None
+    # The most steps that can be asked for at once.
+    max_steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model that can be opened."""
 
@@ -46,6 +66,8 @@ class Model:
     card: dict[str, Any]
     live_sessions: int
     max_sessions: int
+    # None where the model cannot generate.
+    generation: GenerationInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +93,23 @@ def tensors(specs: Iterable[pb.TensorSpec]) -> tuple[Tensor, ...]:
     return tuple(Tensor(spec.name, spec.dtype, tuple(spec.step_shape), spec.distribution) for spec in specs)
 
 
+def generation(holder: pb.Model | pb.SessionOpened) -> GenerationInfo | None:
+    """How a model generates, as a value; None where it does not."""
+    if not holder.HasField("generation"):
+        return None
+    spec = holder.generation
+    return GenerationInfo(
+        output=spec.output,
+        input=spec.input,
+        head=spec.head,
+        encoding=spec.encoding,
+        offset=spec.offset,
+        start=spec.start if spec.HasField("start") else None,
+        stop=spec.stop if spec.HasField("stop") else None,
+        max_steps=spec.max_steps,
+    )
+
+
 def model(message: pb.Model) -> Model:
     """A wire model as a value."""
     return Model(
@@ -85,6 +124,7 @@ def model(message: pb.Model) -> Model:
         card=json.loads(message.card_json) if message.card_json else {},
         live_sessions=message.live_sessions,
         max_sessions=message.max_sessions,
+        generation=generation(message),
     )
 
 

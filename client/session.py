@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from .conversation import Conversation
 from .exchange import CHUNK, EITHER, STEP, SessionExchange
+from .generation import Feedback, Generation
+from .generations import Steps
+from .info import GenerationInfo
 from .signature import OutputMode
 
 
@@ -34,7 +38,86 @@ class Session(Conversation[SessionExchange]):
     def send(self, x: Any, *, output: OutputMode | None = None) -> None:
         """Send one timestep `[*step_shape]` or a chunk `[T, *step_shape]` without waiting; `receive` its reply."""
         self._ensure_open()
+        self._settle()
         self._requests.put(self._exchange.request(x, EITHER, output))
+
+    def generate(
+        self,
+        steps: int,
+        *,
+        first: Any = None,
+        feedback: Feedback | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: int | Iterable[int] | None = None,
+        from_output: bool = False,
+        steps_per_reply: int = 1,
+        output: OutputMode | None = None,
+    ) -> Steps:
+        """Let the server run up to `steps` steps by itself, each fed with what the output before it gives.
+
+        The first input is `first` (`[*step_shape]`, or a token as an int), else the model's start token, else what the
+        session's last output gives; with `from_output` always the latter. Steps are applied as any others: `step_index`
+        counts them. What the last one's output gives is told (`Step.chosen`) and not fed, so with `from_output` and the
+        same settings the next `generate` goes on as if there had been no break.
+
+        Args:
+            feedback: "value", the output itself (real heads); "argmax", the default of other heads; "sample".
+            temperature, top_k, seed: of samples, and each of them asks for samples. The seed fixes them.
+            stop: a class, or classes, that end it in the place of the model's own; () for none.
+            steps_per_reply: more than 1 saves messages where steps need not come at once.
+            output: as for `step`.
+
+        Raises:
+            ProtocolMisuse: GENERATION_UNSUPPORTED; the session is as it was.
+            InvalidInput: something does not fit. Where the session is still alive it is as it was.
+        """
+        self._ensure_open()
+        self._settle()
+        self._exchange.expect_idle()
+        request = self._exchange.generate(
+            steps,
+            first,
+            output,
+            feedback=feedback,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
+            from_output=from_output,
+            steps_per_reply=steps_per_reply,
+        )
+        generation = self._exchange.generation
+        assert generation is not None
+        self._requests.put(request)
+        return Steps(self, generation)
+
+    @property
+    def generation(self) -> GenerationInfo | None:
+        """How the model generates; None where it cannot."""
+        self._ensure_open()
+        return self._exchange.info()
+
+    def close(self) -> None:
+        """As for every conversation; a generation that is left running is stopped first."""
+        self._settle()
+        super().close()
+
+    def _settle(self) -> None:
+        """Stop a generation that was left early, and drop what is to come of it."""
+        generation = self._exchange.generation
+        if generation is not None and self.alive:
+            Steps(self, generation).close()
+
+    def _generation_reply(self, generation: Generation) -> None:
+        if self._exchange.error is not None:
+            raise self._exchange.error.again()
+        self._answer(lambda reply: self._exchange.generated(reply, generation))
+
+    def _stop_generation(self, generation: Generation) -> None:
+        if (request := self._exchange.stop(generation)) is not None:
+            self._requests.put(request)
 
     @property
     def step_index(self) -> int:
@@ -43,6 +126,7 @@ class Session(Conversation[SessionExchange]):
 
     def _ask(self, x: Any, ranks: tuple[int, ...], output: OutputMode | None) -> Any:
         self._ensure_open()
+        self._settle()
         self._exchange.expect_idle()
         self._requests.put(self._exchange.request(x, ranks, output))
         return self._answer()

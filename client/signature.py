@@ -44,6 +44,12 @@ class SignatureCodec:
         """The inputs' dtypes, in order."""
         return [str(codec.dtype) for codec in self._inputs]
 
+    @property
+    def the_input(self) -> TensorCodec:
+        """The one input of a model that has one."""
+        (codec,) = self._inputs
+        return codec
+
     def encode(
         self, x: Any, ranks: tuple[int, ...], axes: Axes = SEQUENCES
     ) -> tuple[list[bytes], tuple[int, ...]]:

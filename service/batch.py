@@ -18,6 +18,10 @@ class Row:
     steps: int
     # (work, first step, number of steps): more than one where pipelined messages run as one chunk.
     parts: list[tuple[Work, int, int]]
+    # What stands first in the session's queue once this has landed: the next step of a generation.
+    again: Work | None = None
+    # Under which number that is held until its client has read; 0: it is not.
+    hold: int = 0
 
 
 @dataclass(slots=True)
@@ -28,6 +32,8 @@ class Batch:
     steps: int
     # Every row is one whole message, and all are of the same length: the case that is copied in one piece.
     uniform: bool
+    # Whether there may be a row of a generation; such a row is one timestep.
+    generates: bool = False
     taken_s: float = field(default_factory=time.perf_counter)
     began_s: float = 0.0  # the run
     ended_s: float = 0.0
@@ -58,6 +64,7 @@ class BatchQueue:
         passed_over: list[Session] = []
         shortest = longest = 0
         whole = True
+        generates = False
         ready = self.ready
         for _ in range(len(ready)):
             session = ready.popleft()
@@ -74,22 +81,26 @@ class BatchQueue:
             session.in_flight = True
             parts = self._cut(session, steps)
             whole = whole and len(parts) == 1 and parts[0][2] == parts[0][0].steps
+            generates = generates or parts[0][0].generates
             rows.append(Row(session, steps, parts))
             if len(rows) == self._max_batch:
                 break
         ready.extendleft(reversed(passed_over))
-        return Batch(rows, longest, whole and shortest == longest) if rows else None
+        return Batch(rows, longest, whole and shortest == longest, generates) if rows else None
 
     def _chunk(self, session: Session) -> int:
         """How many timesteps the session runs next: whole messages up to `max_chunk`, or a part of a longer one.
 
         A message that fits in a chunk is never cut, so that it is applied wholly or, where it is refused, not at all.
+        A generation's step runs alone.
         """
         queue: deque[Work] = session.queue
         if not self._coalesce:
             return min(queue[0].steps - queue[0].done, self._max_chunk)
         steps = 0
         for work in queue:
+            if work.generates:
+                return steps or 1
             left = work.steps - work.done
             if steps + left > self._max_chunk:
                 return steps or self._max_chunk

@@ -167,8 +167,26 @@ class Batcher:
             if not members.ended:
                 self._make_ready(members)
 
+    def release(self, session: Session, hold: int) -> None:
+        """Let a generation go on that is held under the number `hold`, or is about to be."""
+        with self._lock:
+            session.released = hold
+            if session.held == hold:
+                self._unhold(session)
+
+    def notice(self, session: Session) -> None:
+        """Let the engine look at the session's generation, which has been told to stop, even where it is held."""
+        with self._lock:
+            if session.held:
+                self._unhold(session)
+
+    def _unhold(self, session: Session) -> None:
+        session.held = 0
+        if session.queue and not session.ended:
+            self._make_ready(session)
+
     def _make_ready(self, session: Session) -> None:
-        if session.ready or session.in_flight:
+        if session.ready or session.in_flight or session.held:
             return
         session.ready = True
         if isinstance(session, Members):
@@ -227,7 +245,11 @@ class Batcher:
                     session.step_index += row.steps
                 if session.ended:
                     session.free(self.capacity)
-                elif session.queue:
+                    continue
+                if row.again is not None:
+                    session.queue.appendleft(row.again)
+                    session.held = row.hold if row.hold != session.released else 0
+                if session.queue:
                     self._make_ready(session)
 
     def turned(self, turn: Turn) -> None:

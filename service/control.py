@@ -42,12 +42,15 @@ class Control:
 
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """Every model and version."""
-        return pb.ListModelsResponse(models=map(model_message, self._service.models))
+        limits = self._service.limits
+        return pb.ListModelsResponse(models=[model_message(model, limits) for model in self._service.models])
 
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """One model; raises ModelNotFound or VersionNotFound."""
         return pb.GetModelResponse(
-            model=model_message(self._service.models.find(request.model, request.version))
+            model=model_message(
+                self._service.models.find(request.model, request.version), self._service.limits
+            )
         )
 
     def list_sessions(self, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:

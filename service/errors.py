@@ -60,6 +60,19 @@ class NoSteps(InvalidArgument):
     reason = "NO_STEPS"
 
 
+class BadGeneration(InvalidArgument):
+    """A generation that contradicts the model's card, itself, or a limit."""
+
+    reason = "BAD_GENERATION"
+
+
+class GenerationUnsupported(ServiceError):
+    """The model's card does not say how an output becomes the next input."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "GENERATION_UNSUPPORTED"
+
+
 class RefusedByModel(InvalidArgument):
     """The model itself cannot run these values, such as a token that its embedding does not have."""
 

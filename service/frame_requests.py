@@ -22,8 +22,8 @@ from .errors import (
 from .frame import Bytes, Frame
 from .loaded import LoadedModel
 from .requests import Limits, output_mode
-from .runner import check_values
 from .session import Output, Work
+from .values import check_values
 
 _UINT32 = np.dtype("<u4")
 _MAX_REPLY_BYTES = 2**31 - 2**20  # protobuf's and gRPC's own limit, with room for the rest of a reply

@@ -104,6 +104,7 @@ def load(
         metrics,
         ragged=signature.lengths is not None,
         allow_non_finite=settings.non_finite == "allow",
+        generation=file.generation,
     )
     runner.start()
     metrics.load_s = time.perf_counter() - began_s

@@ -19,6 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from streamcell.proto import pb
+
 from .errors import ServiceError
 from .histogram import LATENCY_BUCKETS_S, ROW_BUCKETS, Histogram
 from .request_metrics import CANCELED, FAILURES, RequestFigures, RequestMetrics, Spent, failure_reason
@@ -57,7 +59,9 @@ class ModelMetrics:
         self.batch_rows = Histogram(ROW_BUCKETS)
         self.requests = RequestMetrics()
         self.steps = self.chunks = self.computed_steps = self.cancelled = self.opened = 0
+        self.generated_steps = 0
         self.ended: Counter[str] = Counter()
+        self.generations_ended: Counter[str] = Counter()
         self.load_s = 0.0
         self.pools: tuple[Pool, ...] = ()
         # Read when scraped: live sessions by state, and messages that wait to be run.
@@ -79,6 +83,11 @@ class ModelMetrics:
         self.chunks += chunks
         self.queue_wait_s.observe(waits_s)
         self.step_latency_s.observe(latencies_s)
+
+    def generation_ended(self, reason: int) -> None:
+        """A generation ended, for one of `pb.StopReason`; from the engine's thread."""
+        name = pb.StopReason.Name(reason)
+        self.generations_ended[name.removeprefix("STOP_REASON_").lower()] += 1
 
     def session_opened(self, count: int = 1) -> None:
         """`count` sessions were opened."""
@@ -181,7 +190,7 @@ class ServerMetrics(Collector):
 
     def _histograms(self) -> Iterable[Metric]:
         for name, text in (
-            ("step_latency", "From a message's arrival to its reply on the way, seconds a message."),
+            ("step_latency", "From a message's arrival to its (first) reply on the way, seconds a message."),
             ("queue_wait", "From a message's arrival to the batch that took it, seconds a message."),
             ("compute", "One run of the model, seconds."),
         ):
@@ -201,6 +210,7 @@ class ServerMetrics(Collector):
     def _counters(self) -> Iterable[Metric]:
         for name, text in (
             ("steps", "Timesteps applied to sessions."),
+            ("generated_steps", "Timesteps that sessions were fed by the server itself, in `steps` as well."),
             ("chunks", "Chunks run: a session's part of one run."),
             (
                 "computed_steps",
@@ -225,6 +235,12 @@ class ServerMetrics(Collector):
             cancelled.add_metric(model.labels, model.cancelled)
             for reason, count in sorted(model.ended.items()):
                 ended.add_metric([*model.labels, reason], count)
+        generations = CounterMetricFamily(
+            "streamcell_generations_ended", "Generations ended, by reason.", labels=(*_MODEL, "reason")
+        )
+        for model in self.models:
+            for reason, count in sorted(model.generations_ended.items()):
+                generations.add_metric([*model.labels, reason], count)
         errors = CounterMetricFamily(
             "streamcell_errors", "Errors sent to clients.", labels=("code", "reason")
         )
@@ -238,7 +254,7 @@ class ServerMetrics(Collector):
                 errors.add_metric([code, reason], count)
             for name, count in sorted(self._load_failures.items()):
                 failures.add_metric([name], count)
-        yield from (opened, ended, cancelled, errors, failures)
+        yield from (opened, ended, cancelled, generations, errors, failures)
 
     def _gauges(self) -> Iterable[Metric]:
         sessions = GaugeMetricFamily("streamcell_sessions", "Live sessions.", labels=(*_MODEL, "state"))

@@ -19,8 +19,8 @@ from .errors import (
     WrongInputCount,
 )
 from .loaded import LoadedModel
-from .runner import check_values
 from .session import Output, Work
+from .values import check_values
 
 _OUTPUTS = {
     pb.OUTPUT_MODE_ALL: Output.ALL,
@@ -36,6 +36,7 @@ class Limits:
     max_message_bytes: int
     max_steps_per_message: int
     allow_non_finite: bool
+    max_generate_steps: int
 
 
 def output_mode(mode: int, default: Output) -> Output:

@@ -6,27 +6,25 @@ import threading
 import time
 from concurrent.futures import Future
 
-import numpy as np
 import structlog
 
-from streamcell.card import Signature
+from streamcell.card import Generation, Signature
 
 from .batch import Batch
 from .batcher import Batcher
 from .engine import Engine, Staged
 from .errors import (
     EngineFailed,
-    InvalidArgument,
-    MalformedMessage,
-    NonFiniteInput,
     RefusedByModel,
     ServiceError,
 )
 from .frame_runner import FrameRunner
 from .frame_turns import Turn
+from .generation import GenerationLoop
 from .metrics import ModelMetrics
 from .pool import INITIAL_ROW
 from .session import Output, Session, Work
+from .values import check_values
 
 _log = structlog.get_logger(__name__)
 
@@ -43,6 +41,7 @@ class Runner:
         *,
         ragged: bool,
         allow_non_finite: bool = False,
+        generation: Generation | None = None,
     ) -> None:
         self._engine = engine
         self._batcher = batcher
@@ -54,6 +53,11 @@ class Runner:
         self._stateful = bool(self._signature.states)
         self._frames = FrameRunner(engine, batcher, metrics, ragged=ragged)
         self._warm: Future[None] = Future()
+        self._generations = None
+        if generation is not None:
+            self._generations = GenerationLoop(
+                self._signature, generation, batcher, metrics, allow_non_finite=allow_non_finite
+            )
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     def start(self) -> None:
@@ -98,6 +102,10 @@ class Runner:
 
     def _step(self, batch: Batch, refused: list[tuple[Session, ServiceError]]) -> Staged | None:
         """Fill the staging buffers, refuse what may not run, run the rest; None where nothing was left to run."""
+        if batch.generates and self._generations is not None:
+            self._generations.prepare(batch)
+            if not batch.rows:
+                return None
         staged = self._stage(batch)
         bad = self._engine.bad_rows(staged, len(batch.rows), allow_non_finite=self._allow_non_finite)
         if bad:
@@ -175,17 +183,25 @@ class Runner:
         outputs = [
             view[: used * stride].tobytes() for view, stride in zip(staged.outputs, strides, strict=True)
         ]
+        if self._generations is not None:
+            self._generations.advance(batch, outputs, strides)
         self._batcher.landed(batch, applied=True)
         self._answer(batch, outputs, strides)
 
     def _answer(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> None:
         used = len(batch.rows)
         now_s = time.perf_counter()
-        latencies, waits = [], []
+        latencies: list[float] = []
+        waits: list[float] = []
         parts = done = 0
         for index, row in enumerate(batch.rows):
             session = row.session
             if session.ended:
+                continue
+            if batch.generates and self._generations is not None and row.parts[0][0].generates:
+                first = self._generations.answer(row, batch, waits, latencies)
+                parts += first
+                done += first
                 continue
             offsets = [index * stride for stride in strides]
             if batch.uniform and (work := row.parts[0][0]).output is Output.ALL:
@@ -254,7 +270,7 @@ class Runner:
     def _run_alone(self, batch: Batch, refused: list[tuple[Session, ServiceError]]) -> None:
         """The run failed and left every state as it was: run each row alone, to refuse only what fails again."""
         for row in batch.rows:
-            alone = Batch([row], row.steps, uniform=False)
+            alone = Batch([row], row.steps, uniform=False, generates=batch.generates)
             try:
                 staged = self._stage(alone)
                 self._run(alone, staged)
@@ -278,28 +294,3 @@ class Runner:
             error = EngineFailed("the model's run failed; no step of this message was applied")
             self._metrics.request_failed(error, len(row.parts) - 1)  # the first is counted by its owner
             row.session.owner.fail(error)
-
-
-def check_values(signature: Signature, work: Work, allow_non_finite: bool) -> InvalidArgument | None:
-    """What is wrong with the values of `work`'s payloads, naming the first bad one, or None."""
-    for tensor, payload in zip(signature.inputs, work.payloads, strict=True):
-        dtype = np.dtype(tensor.dtype)
-        error: type[InvalidArgument]
-        if dtype.kind == "f" and not allow_non_finite:
-            fine = np.isfinite(np.frombuffer(payload, dtype))
-            error, wanted = NonFiniteInput, "finite values"
-        elif dtype.kind == "b":
-            fine = np.frombuffer(payload, np.uint8) <= 1
-            error, wanted = MalformedMessage, "bytes that are 0 or 1"
-        else:
-            continue
-        if not fine.all():
-            step, element = divmod(int(np.argmin(fine)), max(1, fine.size // work.steps))
-            came = np.frombuffer(payload, np.uint8 if dtype.kind == "b" else dtype)[int(np.argmin(fine))]
-            return error(
-                f"input {tensor.name!r}: expected {wanted}, got {came} at step {step}, element {element}",
-                input=tensor.name,
-                step=step,
-                element=element,
-            )
-    return None

@@ -79,7 +79,10 @@ class Server:
             self.sessions,
             self.metrics,
             Limits(
-                settings.max_message_bytes, settings.max_steps_per_message, settings.non_finite == "allow"
+                settings.max_message_bytes,
+                settings.max_steps_per_message,
+                settings.non_finite == "allow",
+                settings.max_generate_steps,
             ),
         )
         self._health = health.HealthServicer()

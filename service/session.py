@@ -34,6 +34,9 @@ class Owner(Protocol):
 class Work:
     """One message's timesteps: `payloads` holds one tensor an input, [steps, *step_shape] in C order."""
 
+    # Whether it is a `Generating`, which is put back into its session's queue after each of its steps.
+    generates = False
+
     __slots__ = ("arrived_s", "counted", "done", "output", "payloads", "pieces", "started_s", "steps", "tag")
 
     def __init__(
@@ -68,7 +71,9 @@ class Session:
         "ended",
         "fresh",
         "generation",
+        "held",
         "in_flight",
+        "last_output",
         "last_used_s",
         "members",
         "opened_s",
@@ -77,6 +82,7 @@ class Session:
         "peer",
         "queue",
         "ready",
+        "released",
         "session_id",
         "slot",
         "step_index",
@@ -100,6 +106,10 @@ class Session:
         self.paused = False  # its stream is not being read, since the queue is full
         self.ended = False  # takes no more work; its results are dropped
         self.members = 1  # live sequences
+        # A generation that waits for its client to read holds the session, under a number of its own; 0: none.
+        self.held = 0
+        self.released = 0  # the latest such number that was released, perhaps before it held
+        self.last_output = b""  # the last timestep of the output that generations feed back
 
     def free(self, capacity: Capacity) -> None:
         """Give back what it holds. It has ended and its work has landed."""

@@ -134,7 +134,9 @@ class SessionTable:
         oldest_s = time.monotonic() - self.idle_timeout_s
         for live in self.all():
             session = live.session
-            if session.last_used_s < oldest_s and not session.queue and not session.in_flight:
+            # A generation that its client does not read is nothing to do.
+            busy = session.in_flight or (session.queue and not session.held)
+            if session.last_used_s < oldest_s and not busy:
                 session.owner.fail(
                     SessionExpired(
                         f"no message for {self.idle_timeout_s:g} s: the session has expired and its state is gone",

@@ -22,7 +22,7 @@ def tensor_spec(tensor: Tensor) -> pb.TensorSpec:
     )
 
 
-def model_message(model: LoadedModel) -> pb.Model:
+def model_message(model: LoadedModel, limits: Limits) -> pb.Model:
     """A model with its signature, its card and its load."""
     signature, card = model.file.signature, model.file.card
     return pb.Model(
@@ -44,6 +44,24 @@ def model_message(model: LoadedModel) -> pb.Model:
         card_json=card.model_dump_json() if card else "",
         live_sessions=model.batcher.live,
         max_sessions=model.max_sessions,
+        generation=generation_spec(model, limits),
+    )
+
+
+def generation_spec(model: LoadedModel, limits: Limits) -> pb.GenerationSpec | None:
+    """How the model generates, None where it does not."""
+    generation = model.file.generation
+    if generation is None:
+        return None
+    return pb.GenerationSpec(
+        output=generation.output,
+        input=generation.input,
+        head=generation.head,
+        encoding=generation.encoding,
+        offset=generation.offset,
+        start=generation.start,
+        stop=generation.stop,
+        max_steps=limits.max_generate_steps,
     )
 
 
@@ -75,4 +93,5 @@ def opened(live: Live, idle_timeout_s: float, limits: Limits) -> pb.SessionOpene
         outputs=map(tensor_spec, signature.outputs),
         max_steps_per_message=limits.max_steps_per_message,
         idle_timeout_s=idle_timeout_s,
+        generation=generation_spec(live.model, limits),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -10,6 +11,8 @@ from streamcell.proto import pb
 
 from .calls import Call
 from .errors import AlreadyOpen, MalformedMessage, NotOpen, ServiceError, as_status
+from .generating import Generating
+from .generation_requests import make_generation
 from .loaded import Models
 from .metrics import ServerMetrics
 from .requests import Limits, check_dtypes, check_size, count_steps, make_work, output_mode
@@ -40,6 +43,7 @@ class StreamSession:
         "_answered",
         "_call",
         "_finished",
+        "_generations",
         "_greeting",
         "_half_closed",
         "_live",
@@ -55,6 +59,7 @@ class StreamSession:
         self._live: Live | None = None
         self._greeting: pb.SessionOpened | None = None
         self._output = Output.ALL
+        self._generations: list[Generating] = []  # those that have not ended, oldest first
         self._submitted = self._answered = 0
         self._half_closed = self._finished = self._over = False
 
@@ -82,12 +87,16 @@ class StreamSession:
             if live is not None:
                 raise AlreadyOpen("this stream's session is open: only the first message may carry `open`")
             live = self._open(request.open)
-            if not request.inputs and not request.steps:
+            if not (request.inputs or request.steps or request.HasField("generate")):
                 self._call.reply(self._reply([], 0, 0, request.tag))
                 return True
         elif live is None:
             raise NotOpen("the first message of a stream must carry `open`")
         output = output_mode(request.output_mode, self._output)
+        if request.HasField("stop_generation"):
+            return self._stop(live, request)
+        if request.HasField("generate"):
+            return self._generate(live, request, output)
         return self._submit(live, tuple(request.inputs), request.steps, output, request.tag)
 
     def _submit(self, live: Live, payloads: tuple[bytes, ...], steps: int, output: Output, tag: int) -> bool:
@@ -96,6 +105,26 @@ class StreamSession:
         work = make_work(live.model, self._service.limits, payloads, steps, output, tag)
         self._submitted += 1
         return live.model.batcher.submit(live.session, work)
+
+    def _generate(self, live: Live, request: pb.StreamRequest, output: Output) -> bool:
+        """Queue one generation; messages are read while it runs, for one may stop it."""
+        work = make_generation(
+            request, live.model, self._service.limits, self, output, fresh=not self._submitted
+        )
+        self._submitted += 1
+        self._generations.append(work)
+        self._call.read_on()
+        return live.model.batcher.submit(live.session, work)
+
+    def _stop(self, live: Live, request: pb.StreamRequest) -> bool:
+        if request.inputs or request.steps or request.HasField("generate") or request.HasField("open"):
+            raise MalformedMessage("stop_generation stands alone in a message")
+        self._call.skip()
+        for work in list(self._generations):
+            if work.tag == request.stop_generation:
+                work.stopped = True
+        live.model.batcher.notice(live.session)
+        return True
 
     def _open(self, request: pb.OpenSession) -> Live:
         service = self._service
@@ -133,6 +162,19 @@ class StreamSession:
         if self._half_closed:
             self._finish_if_done()
 
+    def generated(self, reply: bytes, *, last: bool) -> None:
+        """Send one of the replies to a generation."""
+        self._call.reply(self._greeted(reply), last=last)
+        if last:
+            self._generations.pop(0)
+            self._answered += 1
+            if self._half_closed:
+                self._finish_if_done()
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        """Whether the client has read enough for a generation to go on."""
+        return self._call.has_room(wake)
+
     def resume(self) -> None:
         """Read on: the queue has room."""
         self._call.resume()
@@ -149,7 +191,9 @@ class StreamSession:
             self._call.end(*as_status(error))
 
     def _reply(self, outputs: list[bytes], steps: int, step_index: int, tag: int) -> bytes:
-        reply = stream_response(outputs, steps, step_index, tag)
+        return self._greeted(stream_response(outputs, steps, step_index, tag))
+
+    def _greeted(self, reply: bytes) -> bytes:
         if self._greeting is None:
             return reply
         # Concatenated messages merge: protobuf's own rule.

@@ -14,6 +14,21 @@ class OutputMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_MODE_LAST: _ClassVar[OutputMode]
     OUTPUT_MODE_NONE: _ClassVar[OutputMode]
 
+class Feedback(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEEDBACK_UNSPECIFIED: _ClassVar[Feedback]
+    FEEDBACK_VALUE: _ClassVar[Feedback]
+    FEEDBACK_ARGMAX: _ClassVar[Feedback]
+    FEEDBACK_SAMPLE: _ClassVar[Feedback]
+
+class StopReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STOP_REASON_UNSPECIFIED: _ClassVar[StopReason]
+    STOP_REASON_STEPS: _ClassVar[StopReason]
+    STOP_REASON_CLASS: _ClassVar[StopReason]
+    STOP_REASON_REQUEST: _ClassVar[StopReason]
+    STOP_REASON_NON_FINITE: _ClassVar[StopReason]
+
 class FramePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FRAME_PART_UNSPECIFIED: _ClassVar[FramePart]
@@ -31,6 +46,15 @@ OUTPUT_MODE_UNSPECIFIED: OutputMode
 OUTPUT_MODE_ALL: OutputMode
 OUTPUT_MODE_LAST: OutputMode
 OUTPUT_MODE_NONE: OutputMode
+FEEDBACK_UNSPECIFIED: Feedback
+FEEDBACK_VALUE: Feedback
+FEEDBACK_ARGMAX: Feedback
+FEEDBACK_SAMPLE: Feedback
+STOP_REASON_UNSPECIFIED: StopReason
+STOP_REASON_STEPS: StopReason
+STOP_REASON_CLASS: StopReason
+STOP_REASON_REQUEST: StopReason
+STOP_REASON_NON_FINITE: StopReason
 FRAME_PART_UNSPECIFIED: FramePart
 FRAME_PART_ROW: FramePart
 FRAME_PART_CLOSE: FramePart
@@ -52,22 +76,82 @@ class OpenSession(_message.Message):
     dtypes: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Generate(_message.Message):
+    __slots__ = ("steps", "feedback", "temperature", "top_k", "seed", "stop", "no_stop", "from_output", "steps_per_reply")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    NO_STOP_FIELD_NUMBER: _ClassVar[int]
+    FROM_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_REPLY_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    feedback: Feedback
+    temperature: float
+    top_k: int
+    seed: int
+    stop: _containers.RepeatedScalarFieldContainer[int]
+    no_stop: bool
+    from_output: bool
+    steps_per_reply: int
+    def __init__(self, steps: _Optional[int] = ..., feedback: _Optional[_Union[Feedback, str]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[int]] = ..., no_stop: bool = ..., from_output: bool = ..., steps_per_reply: _Optional[int] = ...) -> None: ...
+
+class Generated(_message.Message):
+    __slots__ = ("steps", "chosen", "first", "stop_reason", "seed")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    STOP_REASON_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    chosen: bytes
+    first: bytes
+    stop_reason: StopReason
+    seed: int
+    def __init__(self, steps: _Optional[int] = ..., chosen: _Optional[bytes] = ..., first: _Optional[bytes] = ..., stop_reason: _Optional[_Union[StopReason, str]] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class GenerationSpec(_message.Message):
+    __slots__ = ("output", "input", "head", "encoding", "offset", "start", "stop", "max_steps")
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
+    output: str
+    input: str
+    head: str
+    encoding: str
+    offset: int
+    start: int
+    stop: int
+    max_steps: int
+    def __init__(self, output: _Optional[str] = ..., input: _Optional[str] = ..., head: _Optional[str] = ..., encoding: _Optional[str] = ..., offset: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., max_steps: _Optional[int] = ...) -> None: ...
+
 class StreamRequest(_message.Message):
-    __slots__ = ("open", "inputs", "steps", "output_mode", "tag")
+    __slots__ = ("open", "inputs", "steps", "output_mode", "tag", "generate", "stop_generation")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_MODE_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    STOP_GENERATION_FIELD_NUMBER: _ClassVar[int]
     open: OpenSession
     inputs: _containers.RepeatedScalarFieldContainer[bytes]
     steps: int
     output_mode: OutputMode
     tag: int
-    def __init__(self, open: _Optional[_Union[OpenSession, _Mapping]] = ..., inputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ...) -> None: ...
+    generate: Generate
+    stop_generation: int
+    def __init__(self, open: _Optional[_Union[OpenSession, _Mapping]] = ..., inputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., stop_generation: _Optional[int] = ...) -> None: ...
 
 class SessionOpened(_message.Message):
-    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s")
+    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +159,7 @@ class SessionOpened(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     version: str
@@ -82,21 +167,24 @@ class SessionOpened(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     max_steps_per_message: int
     idle_timeout_s: float
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ...) -> None: ...
+    generation: GenerationSpec
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("opened", "outputs", "steps", "step_index", "tag")
+    __slots__ = ("opened", "outputs", "steps", "step_index", "tag", "generated")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_INDEX_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_FIELD_NUMBER: _ClassVar[int]
     opened: SessionOpened
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
     steps: int
     step_index: int
     tag: int
-    def __init__(self, opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., step_index: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
+    generated: Generated
+    def __init__(self, opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., step_index: _Optional[int] = ..., tag: _Optional[int] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ...) -> None: ...
 
 class OpenFrames(_message.Message):
     __slots__ = ("model", "version", "output_mode", "dtypes")
@@ -238,7 +326,7 @@ class StateSpec(_message.Message):
     def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "kind", "inputs", "outputs", "states", "card_json", "live_sessions", "max_sessions")
+    __slots__ = ("name", "version", "kind", "inputs", "outputs", "states", "card_json", "live_sessions", "max_sessions", "generation")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +336,7 @@ class Model(_message.Message):
     CARD_JSON_FIELD_NUMBER: _ClassVar[int]
     LIVE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     kind: str
@@ -257,7 +346,8 @@ class Model(_message.Message):
     card_json: str
     live_sessions: int
     max_sessions: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., card_json: _Optional[str] = ..., live_sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ...) -> None: ...
+    generation: GenerationSpec
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., card_json: _Optional[str] = ..., live_sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -75,8 +75,8 @@ class StreamCellServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Stream(self, request_iterator, context):
-        """One session a call. The first message opens it, each message may carry steps, and each message is answered
-        by exactly one reply, in order. Messages may be pipelined; a full queue stops the server reading, so
+        """One session a call. The first message opens it, each message may carry steps, and each message is answered, in
+        order: by exactly one reply, a message with `generate` by one or more, one with `stop_generation` by none. Messages may be pipelined; a full queue stops the server reading, so
         HTTP/2's flow control is the back-pressure. Closing the sending side ends the session after the last reply.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,17 +21,29 @@ _DATA = (
 
 
 def command(
-    dataset: Annotated[str, typer.Argument(help="chorales, or csv with --data FILE.csv.")],
+    dataset: Annotated[
+        str, typer.Argument(help="chorales, harmony, vowels, digits, or csv with --data FILE.csv.")
+    ],
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
-    model: Annotated[str, typer.Option(help="mlp, rnn, lstm or gru.")] = "lstm",
-    hidden: Annotated[int | None, typer.Option(help="Units of a layer.")] = None,
-    layers: Annotated[int, typer.Option(min=1, help="Hidden layers.")] = 1,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="mlp, rnn, lstm, gru, cnn or tcn.  [mlp for digits, else lstm]", show_default=False
+        ),
+    ] = None,
+    hidden: Annotated[int | None, typer.Option(help="Units or channels of a layer.")] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Hidden layers, for a tcn blocks.  [1; 3 for cnn, 4 for tcn]", show_default=False
+        ),
+    ] = None,
     dropout: Annotated[float | None, typer.Option(help="Between layers and before the head.")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="A setting of the model's kind: reset_after=true, candidate=relu, nonlinearity=relu …",
+            help="A setting of the model's kind: reset_after=true, residual=true, kernel_size=5 …",
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help=_DATA)] = None,
@@ -103,9 +117,9 @@ def _configure(
     dataset: str,
     out: Path,
     given: dict[str, Any],
-    kind: str,
+    kind: str | None,
     hidden: int | None,
-    layers: int,
+    layers: int | None,
     dropout: float | None,
     settings: list[str],
 ) -> TrainConfig:
@@ -118,17 +132,24 @@ def _configure(
     return presets.config(dataset, out=out, model=model, **chosen)
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
+def _setting(given: str) -> tuple[str, Any]:
+    name, equals, value = given.partition("=")
     if not equals or not name:
-        raise typer.BadParameter(f"expected NAME=VALUE; got {text!r}", param_hint="--set")
-    words = {"true": True, "false": False}
-    return name.strip(), words.get(value.strip().lower(), value.strip())
+        raise typer.BadParameter(f"expected NAME=VALUE; got {given!r}", param_hint="--set")
+    text = value.strip()
+    if text.lower() in ("true", "false"):
+        return name.strip(), text.lower() == "true"
+    # Numbers and lists of numbers as JSON; a word stays a word.
+    with contextlib.suppress(ValueError):
+        return name.strip(), json.loads(text)
+    return name.strip(), text
 
 
 def _summary(result: TrainResult) -> Table:
     table = Table(show_header=False, box=None)
     table.add_row("test loss", f"{result.test_loss:.4f}")
+    if result.test_accuracy is not None:
+        table.add_row("test accuracy", f"{result.test_accuracy:.2%}")
     table.add_row(
         "validation loss", f"{result.valid_loss:.4f} (epoch {result.best_epoch} of {result.epochs})"
     )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .losses import counted
 from .piano import room, transpose
 from .sequences import SequenceData, Series
 
@@ -30,10 +31,9 @@ class Batch:
     y: Tensor
     lengths: Tensor
 
-    @property
-    def timesteps(self) -> int:
-        """Timesteps that count."""
-        return int(self.lengths.sum())
+    def counted(self, distribution: str) -> int:
+        """How many timesteps a loss of this distribution counts."""
+        return int(counted(self.y, self.lengths, distribution).sum())
 
     def windows(self, size: int) -> Iterator[Batch]:
         """The batch in stretches of `size` timesteps, each without the rows that have ended before it."""
@@ -78,7 +78,8 @@ def shuffled(
         return [_rows(data.train[0], batch_size, window, rng)]
     pieces = [data.train[index] for index in rng.permutation(len(data.train))]
     if semitones and data.transposable:
-        pieces = [_transposed(piece, semitones, rng) for piece in pieces]
+        moves_y = data.distribution == "bernoulli_logits"
+        pieces = [_transposed(piece, semitones, rng, moves_y=moves_y) for piece in pieces]
     batches: list[Batch] = []
     for start in range(0, len(pieces), batch_size * POOL):
         batches += in_order(pieces[start : start + batch_size * POOL], batch_size)
@@ -93,7 +94,8 @@ def _rows(series: Series, batch_size: int, window: int, rng: np.random.Generator
     return collate([Series(series.x[at : at + length], series.y[at : at + length]) for at in starts])
 
 
-def _transposed(piece: Series, semitones: int, rng: np.random.Generator) -> Series:
-    down, up = room(np.concatenate([piece.x, piece.y[-1:]]) > 0)
+def _transposed(piece: Series, semitones: int, rng: np.random.Generator, *, moves_y: bool) -> Series:
+    """x moved by up to `semitones`, and y with it where it is keys as well, and not classes."""
+    down, up = room((np.concatenate([piece.x, piece.y[-1:]]) if moves_y else piece.x) > 0)
     by = int(rng.integers(-min(semitones, down), min(semitones, up) + 1))
-    return Series(transpose(piece.x, by), transpose(piece.y, by))
+    return Series(transpose(piece.x, by), transpose(piece.y, by) if moves_y else piece.y)

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from .sequences import SequenceData, Series
 CACHE_NAME = "chorales.npz"
 # Told how many of how many files are parsed.
 OnParsed = Callable[[int, int], None]
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -156,13 +157,20 @@ def corpus_files() -> list[Path]:
 
 def parse_files(files: Sequence[Path], on_parsed: OnParsed | None = None) -> list[Parsed]:
     """Parse scores in one process a core; a file that cannot be read comes back as such."""
-    parsed: list[Parsed] = []
+    return in_parallel(parse_score, files, on_parsed)
+
+
+def in_parallel(
+    parse: Callable[[str], Result], files: Sequence[Path], on_parsed: OnParsed | None = None
+) -> list[Result]:
+    """`parse` of every file, in their order, in one process a core."""
+    results: list[Result] = []
     # Spawned, not forked: the caller may already run torch's threads.
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ProcessPoolExecutor(cores, mp_context=context) as pool:
-        for item in pool.map(parse_score, map(str, files), chunksize=4):
-            parsed.append(item)
+        for item in pool.map(parse, map(str, files), chunksize=4):
+            results.append(item)
             if on_parsed is not None:
-                on_parsed(len(parsed), len(files))
-    return parsed
+                on_parsed(len(results), len(files))
+    return results

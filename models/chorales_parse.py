@@ -75,6 +75,11 @@ def sounding(part: Any) -> list[tuple[float, float, int]]:
     return notes
 
 
+def quarters(onset: float, end: float) -> range:
+    """The quarters at which a note sounds: those from its onset to before its end."""
+    return range(math.ceil(onset - EPSILON), math.ceil(end - EPSILON))
+
+
 def piano_roll(voices: list[list[tuple[float, float, int]]]) -> NDArray[np.bool_]:
     """bool[time, 88]: the keys that sound at each quarter note; quarters without any are left out.
 
@@ -87,5 +92,5 @@ def piano_roll(voices: list[list[tuple[float, float, int]]]) -> NDArray[np.bool_
     for onset, end, pitch in notes:
         if not 0 <= pitch - LOWEST < KEYS:
             raise ValueError(f"MIDI pitch {pitch} is not on a piano of {KEYS} keys")
-        roll[math.ceil(onset - EPSILON) : math.ceil(end - EPSILON), pitch - LOWEST] = True
+        roll[quarters(onset, end), pitch - LOWEST] = True
     return roll[roll.any(axis=1)]

@@ -13,7 +13,7 @@ import torch
 from .activations import choose
 from .errors import ConfigError
 
-DATASETS = ("chorales", "csv")
+DATASETS = ("chorales", "harmony", "vowels", "digits", "csv")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -24,9 +24,9 @@ class TrainConfig:
     Attributes:
         model: settings of `build` but for the sizes of input and output, which the data gives.
         out: the run folder.
-        dataset: "chorales" or "csv".
+        dataset: "chorales", "harmony", "vowels", "digits" or "csv".
         data: the CSV file; for chorales a file of the standard JSON layout instead of music21's corpus.
-        data_folder: where the parsed corpus is cached.
+        data_folder: where parsed corpora are cached.
         targets: CSV columns to forecast; () for all.
         epochs: passes over the training part.
         minutes: stop after this long instead, and anneal the learning rate over it; not reproducible.
@@ -84,6 +84,8 @@ class TrainConfig:
             raise ConfigError(f"minutes must be above 0; got {self.minutes}")
         if self.dataset == "csv" and self.data is None:
             raise ConfigError("the csv data set needs a file: --data FILE.csv")
+        if self.data is not None and self.dataset not in ("chorales", "csv"):
+            raise ConfigError(f"a data file is for chorales or csv; the data set is {self.dataset}")
         if self.targets and self.dataset != "csv":
             raise ConfigError(f"targets are columns of a CSV file; the data set is {self.dataset}")
         self.torch_device()

@@ -1,39 +1,61 @@
-"""The loss of a model over whole sequences, each from the initial state."""
+"""The loss and accuracy of a model over whole sequences, each from the initial state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from .base import SequenceModel
 from .batches import in_order
-from .losses import masked_sum, step_losses
+from .losses import counted, masked_sum, step_losses
 from .sequences import SequenceData, Series
 
 BATCH = 64
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Score:
+    """How good a model is on a part of its data.
+
+    Attributes:
+        loss: mean over the timesteps that count.
+        accuracy: share of them whose most probable class is the true one; None where there are no classes.
+    """
+
+    loss: float
+    accuracy: float | None
+
+
 def evaluate(model: SequenceModel, data: SequenceData, split: str) -> float:
-    """Mean loss per timestep over "train", "valid" or "test" of `data`.
+    """The loss of `score`."""
+    return score(model, data, split).loss
+
+
+@torch.no_grad()
+def score(model: SequenceModel, data: SequenceData, split: str) -> Score:
+    """Loss per timestep and accuracy over "train", "valid" or "test" of `data`.
 
     Every sequence runs whole and untransposed from the initial state, without dropout. The losses of all
-    timesteps of all sequences are added and divided by their number: long sequences count for more.
+    timesteps of all sequences are added and divided by their number: long sequences count for more. Where there
+    are classes, the timesteps that have one count.
     """
     series: Sequence[Series] = data.part(split)
     device = model.head.weight.device
     std = None if data.output_standard is None else torch.from_numpy(data.output_standard.std).to(device)
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, right, count = 0.0, 0, 0
     for batch in in_order(series, BATCH):
         batch = batch.to(device)
         y, *_ = model(batch.x)
         total += float(masked_sum(step_losses(y, batch.y, data.distribution, std).double(), batch.lengths))
-        count += batch.timesteps
+        counts = counted(batch.y, batch.lengths, data.distribution)
+        right += int((counts & (y.argmax(-1) == batch.y.argmax(-1))).sum())
+        count += int(counts.sum())
     model.train(was_training)
-    return total / count
+    return Score(total / count, right / count if data.distribution == "categorical_logits" else None)
 
 
 def persistence(data: SequenceData, split: str) -> float | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 # What a loss is called in run folders, by distribution.
 LOSS_NAMES = {
     "bernoulli_logits": "negative log-likelihood per timestep, summed over keys, in nats",
+    "categorical_logits": "cross-entropy per timestep that has a class, in nats",
     "real": "squared error per timestep, averaged over targets, in squared training deviations",
 }
 
@@ -20,9 +21,10 @@ def step_losses(y: Tensor, target: Tensor, distribution: str, std: Tensor | None
 
     Args:
         y: float32[batch, time, output_size], as the model gives it.
-        target: float32[batch, time, output_size].
-        distribution: "bernoulli_logits": negative log-likelihood in nats, summed over features. "real":
-            squared error, averaged over features.
+        target: float32[batch, time, output_size]; for "categorical_logits" one-hot, or zeros for a timestep
+            that has no class and so no loss.
+        distribution: "bernoulli_logits": negative log-likelihood in nats, summed over features.
+            "categorical_logits": cross-entropy in nats. "real": squared error, averaged over features.
         std: float32[output_size]; errors of "real" are counted in these units.
 
     Returns:
@@ -30,6 +32,8 @@ def step_losses(y: Tensor, target: Tensor, distribution: str, std: Tensor | None
     """
     if distribution == "bernoulli_logits":
         return F.binary_cross_entropy_with_logits(y, target, reduction="none").sum(-1)
+    if distribution == "categorical_logits":
+        return -(target * F.log_softmax(y, dim=-1)).sum(-1)
     error = y - target
     return (error if std is None else error / std).square().mean(-1)
 
@@ -39,6 +43,15 @@ def bernoulli_nll(logits: NDArray[np.floating], target: NDArray[np.generic]) -> 
     wide = logits.astype(np.float64)
     nats: NDArray[np.float64] = (np.logaddexp(0.0, wide) - wide * target.astype(np.float64)).sum(-1)
     return nats
+
+
+def counted(target: Tensor, lengths: Tensor, distribution: str) -> Tensor:
+    """Which timesteps a loss counts: those within a row's length and, where there are classes, that have one.
+
+    target: float32[batch, time, output_size]; lengths: int64[batch]. Returns bool[batch, time].
+    """
+    within = torch.arange(target.shape[1], device=target.device) < lengths[:, None]
+    return within & target.any(-1) if distribution == "categorical_logits" else within
 
 
 def masked_sum(losses: Tensor, lengths: Tensor) -> Tensor:

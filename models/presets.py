@@ -37,7 +37,49 @@ CSV = TrainConfig(
     threads=2,
 )
 
-_PRESETS = {"chorales": CHORALES_DEMO, "csv": CSV}
+# One image is one timestep: nothing to carry, so windows do not matter.
+DIGITS = TrainConfig(
+    model={"kind": "mlp", "hidden_sizes": [128, 128], "dropout": 0.3, "batch_norm": True},
+    out=Path("runs/digits"),
+    dataset="digits",
+    epochs=40,
+    batch_size=32,
+    window=1,
+    learning_rate=3e-3,
+    weight_decay=0.05,
+    threads=1,
+)
+
+# An utterance is at most 29 timesteps long: the whole of it is one window.
+VOWELS = TrainConfig(
+    model={"kind": "lstm", "hidden_size": 64, "num_layers": 1, "dropout": 0.3},
+    out=Path("runs/vowels"),
+    dataset="vowels",
+    epochs=60,
+    batch_size=16,
+    window=32,
+    learning_rate=5e-3,
+    weight_decay=0.01,
+    threads=1,
+)
+
+HARMONY = TrainConfig(
+    model={"kind": "lstm", "hidden_size": 128, "num_layers": 1, "dropout": 0.3},
+    out=Path("runs/harmony"),
+    dataset="harmony",
+    epochs=40,
+    batch_size=8,
+    window=32,
+    learning_rate=5e-3,
+    weight_decay=0.01,
+    transpose=6,
+    threads=1,
+)
+
+_PRESETS = {"chorales": CHORALES_DEMO, "csv": CSV, "digits": DIGITS, "vowels": VOWELS, "harmony": HARMONY}
+# What a kind has where nothing is said.
+_LAYERS = {"cnn": 3, "tcn": 4}
+_CHANNELS = 64
 
 
 def config(dataset: str, **given: Any) -> TrainConfig:
@@ -50,16 +92,29 @@ def config(dataset: str, **given: Any) -> TrainConfig:
 
 
 def model(
-    dataset: str, kind: str, *, hidden: int | None = None, layers: int = 1, dropout: float | None = None
+    dataset: str,
+    kind: str | None = None,
+    *,
+    hidden: int | None = None,
+    layers: int | None = None,
+    dropout: float | None = None,
 ) -> dict[str, Any]:
-    """Settings of a model of any kind: the preset's sizes where none are given.
+    """Settings of a model of any kind, or of the preset's: the preset's sizes where none are given.
 
     Raises:
         ConfigError: there is no such data set.
     """
     preset = _PRESETS[choose("dataset", dataset, DATASETS)].model
-    size = preset["hidden_size"] if hidden is None else hidden
-    sizes = (
-        {"hidden_sizes": [size] * layers} if kind == "mlp" else {"hidden_size": size, "num_layers": layers}
-    )
-    return {"kind": kind, **sizes, "dropout": preset["dropout"] if dropout is None else dropout}
+    kind = kind or preset["kind"]
+    settings = dict(preset) if kind == preset["kind"] else {"kind": kind, "dropout": preset["dropout"]}
+    if dropout is not None:
+        settings["dropout"] = dropout
+    if kind == preset["kind"] and hidden is None and layers is None:
+        return settings
+    size = hidden or preset.get("hidden_size") or preset["hidden_sizes"][0]
+    count = layers or _LAYERS.get(kind, 1)
+    if kind == "mlp":
+        return {**settings, "hidden_sizes": [size] * count}
+    if kind in ("cnn", "tcn"):
+        return {**settings, "channels": [hidden or _CHANNELS] * count}
+    return {**settings, "hidden_size": size, "num_layers": count}

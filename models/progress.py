@@ -49,4 +49,6 @@ class RichProgress:
             f"epoch {row.epoch}  train {row.train_loss:.3f}  valid {row.valid_loss:.3f} "
             f"(best {report.best_loss:.3f})  |g| {row.grad_norm:.2f}"
         )
+        if row.valid_accuracy is not None:
+            told += f"  right {row.valid_accuracy:.1%}"
         self._bars.update(self._training, completed=report.fraction, told=told)

@@ -31,7 +31,10 @@ WEIGHTS, CONFIG, METRICS, PLOT, RESUME = (
 
 @dataclass(frozen=True)
 class Row:
-    """One epoch in metrics.csv. Losses are per timestep; the gradient's norm is the mean before clipping."""
+    """One epoch in metrics.csv. Losses are per timestep; the gradient's norm is the mean before clipping.
+
+    `valid_accuracy` is None, in the file nothing, where there are no classes.
+    """
 
     epoch: int
     train_loss: float
@@ -39,6 +42,7 @@ class Row:
     grad_norm: float
     learning_rate: float
     elapsed_s: float
+    valid_accuracy: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Series:
-    """One sequence for next-step prediction.
+    """One sequence.
 
     Attributes:
         x: float32[time, input_size].
-        y: float32[time, output_size], what the model should say after each timestep of x.
+        y: float32[time, output_size], what the model should say after each timestep of x; of classes one-hot, and
+            zeros where nothing is asked (a class of the whole sequence stands at its last timestep).
     """
 
     x: Floats
@@ -44,9 +45,10 @@ class SequenceData:
     Attributes:
         name: what it is called in configurations.
         train, valid, test: the sequences of each part.
-        distribution: what a model's y should parametrise, "bernoulli_logits" or "real"; it decides the loss.
+        distribution: what a model's y should parametrise, "bernoulli_logits", "categorical_logits" or "real"; it
+            decides the loss.
         input_standard, output_standard: what to bake into the model; None: the values are fit as they are.
-        transposable: whether the features are piano keys, so that a sequence may be moved up and down.
+        transposable: whether x is piano keys, so that a sequence may be moved up and down (y with it if it is keys).
         continuous: whether `train` is one long series, to be cut into rows, rather than many pieces.
         about: provenance as JSON values, for config.json and the model card.
     """

@@ -8,10 +8,13 @@ from .base import SequenceModel
 from .build import build
 from .chorales import chorales_data, load_chorales
 from .config import TrainConfig
+from .digits import load_digits
 from .errors import ConfigError
+from .harmony import load_harmony
 from .jsb import load_jsb
 from .sequences import SequenceData
 from .table import load_table
+from .vowels import load_vowels
 from .watch import Progress
 
 
@@ -21,13 +24,20 @@ def load_data(config: TrainConfig, progress: Progress | None = None) -> Sequence
     Raises:
         DataError: it cannot be read.
     """
+    parsed = progress.parsed if progress else None
     if config.dataset == "csv":
         if config.data is None:
             raise ConfigError("the csv data set needs a file: --data FILE.csv")
         return load_table(config.data, config.targets)
+    if config.dataset == "vowels":
+        return load_vowels()
+    if config.dataset == "digits":
+        return load_digits()
+    if config.dataset == "harmony":
+        return load_harmony(config.data_folder, parsed)
     if config.data is not None:
         return load_jsb(config.data)
-    return chorales_data(load_chorales(config.data_folder, progress.parsed if progress else None))
+    return chorales_data(load_chorales(config.data_folder, parsed))
 
 
 def make_model(config: TrainConfig, data: SequenceData) -> SequenceModel:

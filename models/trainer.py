@@ -79,19 +79,23 @@ class Trainer:
             self.data, batch_size=config.batch_size, window=config.window, semitones=config.transpose, rng=rng
         )
         self.model.train()
-        total, norms, rate = 0.0, [], 0.0
+        total, timesteps, norms, rate = 0.0, 0, [], 0.0
         for number, batch in enumerate(batches):
             # The loss of a window is divided by the batch's mean window, so that every timestep weighs the same.
             windows = list(batch.to(self._device).windows(config.window))
-            mean_window = batch.timesteps / len(windows)
+            counts = [window.counted(self.data.distribution) for window in windows]
+            mean_window = max(sum(counts), 1) / len(windows)
+            timesteps += sum(counts)
             state: tuple[Tensor, ...] = ()
             for position, window in enumerate(windows):
                 done = (number + position / len(windows)) / len(batches)
                 rate = self._set_rate(self._fraction(index, done))
                 loss, state = self._forward(window, state)
-                norms.append(self._update(loss / mean_window, index))
-                total += float(loss.detach())
-        return Epoch(total / sum(batch.timesteps for batch in batches), float(np.mean(norms)), rate)
+                # Without a target in the window there is nothing to learn from it but the state it leaves.
+                if counts[position]:
+                    norms.append(self._update(loss / mean_window, index))
+                    total += float(loss.detach())
+        return Epoch(total / timesteps, float(np.mean(norms)), rate)
 
     def _forward(self, window: Batch, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         rows = window.x.shape[0]

@@ -14,7 +14,7 @@ import torch
 from . import cache, runs
 from .config import TrainConfig
 from .errors import RunError
-from .evaluation import evaluate, persistence
+from .evaluation import persistence, score
 from .losses import LOSS_NAMES
 from .plot import loss_plot
 from .runs import Progressed, Row
@@ -37,6 +37,7 @@ class TrainResult:
         epochs: that were run; best_epoch: the one whose weights were kept, counted from 1.
         stopped: "epochs", "minutes" or "patience".
         elapsed_s: seconds of training and validation, over all sittings.
+        test_accuracy, valid_accuracy: of the weights kept; None where there are no classes.
     """
 
     folder: Path
@@ -46,6 +47,8 @@ class TrainResult:
     best_epoch: int
     stopped: str
     elapsed_s: float
+    test_accuracy: float | None = None
+    valid_accuracy: float | None = None
 
 
 def train(
@@ -142,10 +145,18 @@ class _Run:
     def _epoch(self) -> None:
         rows, best = self.progressed.rows, self.progressed.best_epoch
         done = self.trainer.epoch(len(rows))
-        valid = evaluate(self.model, self.data, "valid")
+        valid = score(self.model, self.data, "valid")
         elapsed_s = time.monotonic() - self._started
-        row = Row(len(rows) + 1, done.train_loss, valid, done.grad_norm, done.learning_rate, elapsed_s)
-        if valid < self.progressed.best_loss:
+        row = Row(
+            epoch=len(rows) + 1,
+            train_loss=done.train_loss,
+            valid_loss=valid.loss,
+            grad_norm=done.grad_norm,
+            learning_rate=done.learning_rate,
+            elapsed_s=elapsed_s,
+            valid_accuracy=valid.accuracy,
+        )
+        if valid.loss < self.progressed.best_loss:
             best = row.epoch
             runs.save_weights(self.config.out, self.model.state_dict())
         self.progressed = Progressed((*rows, row), best, elapsed_s)
@@ -174,17 +185,22 @@ class _Run:
     def _result(self, stopped: str) -> TrainResult:
         folder, rows = self.config.out, self.progressed.rows
         model, _ = runs.load_run(folder)
+        test = score(model.to(self.config.torch_device()), self.data, "test")
         result = TrainResult(
             folder=folder,
-            test_loss=evaluate(model.to(self.config.torch_device()), self.data, "test"),
+            test_loss=test.loss,
             valid_loss=self.progressed.best_loss,
             epochs=len(rows),
             best_epoch=self.progressed.best_epoch,
             stopped=stopped,
             elapsed_s=self.progressed.elapsed_s,
+            test_accuracy=test.accuracy,
+            valid_accuracy=rows[self.progressed.best_epoch - 1].valid_accuracy,
         )
         told = {
-            name: value for name, value in asdict(replace(result, folder=Path())).items() if name != "folder"
+            name: value
+            for name, value in asdict(replace(result, folder=Path())).items()
+            if name != "folder" and value is not None
         }
         naive = persistence(self.data, "test")
         told |= {} if naive is None else {"persistence_test_loss": naive}

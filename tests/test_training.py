@@ -225,8 +225,9 @@ def test_settings_out_of_range_are_refused_by_name(config: TrainConfig) -> None:
         ({"warmup": 1.0}, r"warmup must be in \[0, 1\)"),
         ({"minutes": 0.0}, "minutes must be above 0"),
         ({"schedule": "steps"}, "schedule must be one of cosine, linear, constant"),
-        ({"dataset": "jazz"}, "dataset must be one of chorales, csv"),
+        ({"dataset": "jazz"}, "dataset must be one of chorales, harmony, vowels, digits, csv"),
         ({"dataset": "csv", "data": None}, "needs a file"),
+        ({"dataset": "vowels"}, "a data file is for chorales or csv; the data set is vowels"),
         ({"targets": ("a",)}, "targets are columns of a CSV file"),
         ({"device": "tpu"}, "device must be cpu, cuda or cuda:N; got 'tpu'"),
         ({"device": "cuda:99"}, "device cuda:99 is not there"),
@@ -290,7 +291,7 @@ def test_windows_carry_the_state_and_leave_ended_rows() -> None:
     assert batch.lengths.tolist() == [17, 9, 5, 3]
     windows = list(batch.windows(4))
     assert [w.x.shape[0] for w in windows] == [4, 3, 2, 1, 1]
-    assert [w.timesteps for w in windows] == [15, 9, 5, 4, 1]
+    assert [w.counted("bernoulli_logits") for w in windows] == [15, 9, 5, 4, 1]
     # Without learning, windows with the state carried give the loss of the whole pieces.
     config = TrainConfig(
         model={"kind": "lstm", "hidden_size": 8},

@@ -9,7 +9,7 @@ from .config import TrainConfig
 from .convolution import CausalConv
 from .convolutional import CNN, TCN, Convolutional
 from .errors import ConfigError, DataError, ModelError, RunError, ShapeError
-from .evaluation import evaluate
+from .evaluation import Score, evaluate, score
 from .jsb import load_jsb
 from .layers import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
 from .losses import bernoulli_nll
@@ -52,6 +52,7 @@ __all__ = [
     "Report",
     "RichProgress",
     "RunError",
+    "Score",
     "Seq2Seq",
     "SequenceData",
     "SequenceModel",
@@ -70,5 +71,6 @@ __all__ = [
     "load_run",
     "load_table",
     "presets",
+    "score",
     "train",
 ]

@@ -28,7 +28,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def arguments(table: Path, out: Path, *more: str) -> list[str]:
-    fixed = "train csv --target wave --model gru --set reset_after=true --hidden 8 --patience 0 --epochs"
+    fixed = "train csv --target wave --model gru --set reset_after=true --hidden 8 --threads 1 --patience 0 --epochs"
     return [*fixed.split(), "150", "--data", str(table), "--out", str(out), *more]
 
 

@@ -21,7 +21,7 @@ from .errors import (
 )
 from .frame import Fits, Frame, Part, Refusal
 from .members import EXPIRED, FREE, LIVE, Members, Statuses
-from .metrics import ModelMetrics
+from .model_metrics import ModelMetrics
 
 
 def begin(members: Members, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> bool:

@@ -16,7 +16,7 @@ from .frame import Bytes, Frame, Piece
 from .frame_rows import begin
 from .frame_turns import Turn
 from .members import EXPIRED, FAILED, Members
-from .metrics import ModelMetrics
+from .model_metrics import ModelMetrics
 from .pool import INITIAL_ROW
 
 _log = structlog.get_logger(__name__)

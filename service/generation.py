@@ -14,7 +14,7 @@ from .batch import Batch, Row
 from .batcher import Batcher
 from .choice import Array, Chooser, Feedback
 from .generating import CLASS, NON_FINITE, REQUEST, STEPS, Generating
-from .metrics import ModelMetrics
+from .model_metrics import ModelMetrics
 from .session import Output
 
 

@@ -12,7 +12,7 @@ from .batcher import Batcher
 from .device import Device
 from .engine import Engine
 from .errors import ModelNotFound, ModelUnloading, VersionNotFound
-from .metrics import ModelMetrics, Pool
+from .model_metrics import ModelMetrics, Pool
 from .pool import SlotAllocator
 from .repository import ModelFile
 from .rewrite import pool_states

@@ -21,7 +21,7 @@ from .errors import (
 from .frame_runner import FrameRunner
 from .frame_turns import Turn
 from .generation import GenerationLoop
-from .metrics import ModelMetrics
+from .model_metrics import ModelMetrics
 from .pool import INITIAL_ROW
 from .session import Output, Session, Work
 from .values import check_values

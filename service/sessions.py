@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound
 from .loaded import LoadedModel
 from .members import FrameOwner, Members
-from .metrics import ModelMetrics
+from .model_metrics import ModelMetrics
 from .session import Owner, Session
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
+
+from streamcell.service.polling import CHOICE, VARIABLE
 
 from .load import Load, LoadError, as_line
 
@@ -18,12 +22,13 @@ _PATIENCE_S = 240.0
 class _Child:
     """A Python module run as a process; ended with the `with`."""
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"streamcell.benchmarks.{module}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=environment,
         )
 
     def _line(self) -> str:
@@ -82,5 +87,9 @@ class EchoServer(_Child):
     """A yardstick server; `kind` is "aio" or "lane"."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__("echo", kind)
+        # `grpc.aio` as everybody gets it, the lane as the server has it.
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        super().__init__(
+            "echo", kind, environment=environment | ({VARIABLE: CHOICE} if kind == "lane" else {})
+        )
         self.target = f"127.0.0.1:{int(self._line())}"

@@ -2,6 +2,7 @@
 
 import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
 
+from . import polling  # noqa: F401  # before grpcio is imported
 from .device import DeviceError
 from .lane_choice import LaneError
 from .load_errors import ModelLoadError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from .batch import Batch, BatchQueue
 from .capacity import Capacity
@@ -14,6 +15,9 @@ from .frame_turns import FrameTurns, Turn
 from .members import FrameOwner, Members
 from .pool import SlotAllocator
 from .session import Owner, Session, Work
+
+# Has a function called on the thread that reads messages, after those that have arrived; False where it cannot.
+Soon: TypeAlias = Callable[[Callable[[], None]], bool]
 
 
 class Batcher:
@@ -57,8 +61,11 @@ class Batcher:
         self._wake = threading.Lock()  # held while the engine has nothing to wake up for
         self._wake.acquire()
         self._sleeping = False
+        self._booked = False  # a batch is to be run, or is being run, while the engine's thread sleeps
         self._stopped = False
         self._streams = 0  # of frames, live
+        # Runs what is ready on the calling thread, where that is better just now.
+        self.inline: Callable[[Soon], None] | None = None
 
     # Sessions
 
@@ -145,8 +152,15 @@ class Batcher:
 
     # Work
 
-    def submit(self, session: Session, work: Work | Frame) -> bool:
+    def submit(self, session: Session, work: Work | Frame, soon: Soon | None = None) -> bool:
         """Queue one message of `session`. Work of a session that has ended is dropped.
+
+        Args:
+            session: whose it is.
+            work: what to do.
+            soon: has a function called on the thread that reads messages, after those that have arrived; given
+                where this is that thread. The next batch is run there, not on the engine's thread, where `inline`
+                says so.
 
         Returns:
             Whether there is room for another message. Where there is not, `owner.resume` is called once there is.
@@ -158,8 +172,41 @@ class Batcher:
             session.queue.append(work)
             room = len(session.queue) < self._queue_messages
             session.paused = not room
+            book = soon is not None and self._sleeping and not self._booked and self.inline is not None
+            self._booked = self._booked or book
             self._make_ready(session)
+        if book and soon is not None:
+            self._book(soon)
         return room
+
+    def _book(self, soon: Soon) -> None:
+        run = self.inline
+        if run is None or not soon(lambda: run(soon)):
+            self.unbook()
+
+    def take_booked(self) -> Batch | None:
+        """Take a batch of sessions in the engine's thread's place, which sleeps until `unbook`; None for none."""
+        with self._lock:
+            batch = None if self._stopped else self._batches.form()
+        if batch is not None:
+            self._resume(batch)
+        return batch
+
+    def unbook(self, soon: Soon | None = None) -> None:
+        """The booked batch has run. More of it is booked with `soon`, if given; all else is the engine's thread's."""
+        with self._lock:
+            again = soon is not None and self.inline is not None and bool(self._batches.ready)
+            self._booked = again
+            if self._batches.ready or self._turns.ready or self._stopped:
+                self._rouse()
+        if again and soon is not None:
+            self._book(soon)
+
+    def _rouse(self) -> None:
+        """Wake the engine's thread, if it sleeps and nobody runs in its place."""
+        if self._sleeping and not self._booked:
+            self._sleeping = False
+            self._wake.release()
 
     def nudge(self, members: Members) -> None:
         """Give a stream of frames a turn though it may have no frame, to look for idle members."""
@@ -193,9 +240,7 @@ class Batcher:
             self._turns.ready.append(session)
         else:
             self._batches.ready.append(session)
-        if self._sleeping:
-            self._sleeping = False
-            self._wake.release()
+        self._rouse()
 
     def take(self) -> Batch | Turn | None:
         """Wait for work and take some: a batch of sessions, or frames' turn; None once stopped."""
@@ -273,6 +318,4 @@ class Batcher:
         """Make `take` return None. Sessions are not ended by this."""
         with self._lock:
             self._stopped = True
-            if self._sleeping:
-                self._sleeping = False
-                self._wake.release()
+            self._rouse()

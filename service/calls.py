@@ -44,6 +44,12 @@ class Call(Protocol):
     def resume(self) -> None:
         """Read on, after `on_message` has returned False. May come before it has returned."""
 
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called on the thread that brings messages, once those that have arrived are delivered.
+
+        Within `on_message`. False, and it is not called, where messages have a thread a call.
+        """
+
     def end(
         self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", trailing: Trailing = ()
     ) -> None:
@@ -84,6 +90,12 @@ class UnaryCall(Protocol):
         """Have `callback` called if the call ends before it is answered: cancelled, out of time, disconnected.
 
         At once where it has; never after an answer.
+        """
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called on the thread that brings messages, once those that have arrived are delivered.
+
+        Within the handler's own call. False, and it is not called, where messages have a thread a call.
         """
 
 

@@ -177,6 +177,10 @@ class StreamCall:
                 if self._may_read():
                     self._read()
 
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called on grpcio's serving thread, after what has arrived."""
+        return call_soon(self._call, callback)
+
     def end(
         self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", trailing: Trailing = ()
     ) -> None:
@@ -245,6 +249,20 @@ class StreamCall:
         assert self._status is not None
         code, details, trailing = self._status
         finish_call(self._context, self._finish, code, details, trailing)
+
+
+def call_soon(call: Any, callback: Callable[[], None]) -> bool:
+    """Put `callback` at the end of the completion queue: a batch of no operations completes there at once."""
+
+    def tag(event: Any) -> Any:
+        try:
+            callback()
+        except Exception as error:
+            _log.error("what was put off has failed", exc_info=error)
+        return AGAIN
+
+    started: bool = call.start_server_batch((), tag) == cygrpc.CallError.ok
+    return started
 
 
 def finish_call(

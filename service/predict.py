@@ -44,7 +44,7 @@ class PredictCall:
         sessions = self._sessions
         self._call.on_cancel(self.cancel)
         for session, row in zip(sessions, work, strict=True):
-            batcher.submit(session, row)
+            batcher.submit(session, row, self._call.soon)
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
         """Keep one row's outputs; answer once all rows are there."""

@@ -11,7 +11,7 @@ import structlog
 from streamcell.card import Generation, Signature
 
 from .batch import Batch
-from .batcher import Batcher
+from .batcher import Batcher, Soon
 from .engine import Engine, Staged
 from .errors import (
     EngineFailed,
@@ -24,6 +24,7 @@ from .generation import GenerationLoop
 from .model_metrics import ModelMetrics
 from .pool import INITIAL_ROW
 from .session import Output, Session, Work
+from .shortness import Shortness
 from .values import check_values
 
 _log = structlog.get_logger(__name__)
@@ -51,6 +52,9 @@ class Runner:
         self._input_bytes = [tensor.step_bytes for tensor in self._signature.inputs]
         self._output_bytes = [tensor.step_bytes for tensor in self._signature.outputs]
         self._stateful = bool(self._signature.states)
+        # What runs on a card may be bound to the thread that captured it.
+        self._may_inline = engine.device.on_host
+        self._shortness = Shortness()
         self._frames = FrameRunner(engine, batcher, metrics, ragged=ragged)
         self._warm: Future[None] = Future()
         self._generations = None
@@ -73,6 +77,7 @@ class Runner:
         """Finish the batch at hand and end the thread. Call after the sessions have been ended."""
         self._batcher.stop()
         self._thread.join()
+        self._may_inline, self._batcher.inline = False, None
 
     def _loop(self) -> None:
         try:
@@ -84,19 +89,34 @@ class Runner:
         while (batch := self._batcher.take()) is not None:
             if isinstance(batch, Turn):
                 self._frames.turn(batch)
-                continue
-            refused: list[tuple[Session, ServiceError]] = []
-            try:
-                staged = self._step(batch, refused)
-            except Exception as error:  # ONNX Runtime's errors share no base class
-                if self._engine.commits_last:
-                    self._run_alone(batch, refused)
-                else:
-                    self._fail(batch, error)
             else:
-                self._deliver(batch, staged)
-            for session, refusal in refused:
-                session.owner.fail(refusal)
+                self._batch(batch)
+
+    def _inline(self, soon: Soon) -> None:
+        """Run a batch on the thread that read its messages, while the engine's thread sleeps."""
+        batch = self._batcher.take_booked()
+        if batch is None:
+            self._batcher.unbook()
+            return
+        try:
+            self._batch(batch)
+        finally:
+            # Generations go on by themselves: that is for the engine's thread.
+            self._batcher.unbook(None if batch.generates else soon)
+
+    def _batch(self, batch: Batch) -> None:
+        refused: list[tuple[Session, ServiceError]] = []
+        try:
+            staged = self._step(batch, refused)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            if self._engine.commits_last:
+                self._run_alone(batch, refused)
+            else:
+                self._fail(batch, error)
+        else:
+            self._deliver(batch, staged)
+        for session, refusal in refused:
+            session.owner.fail(refusal)
 
     # Step
 
@@ -121,7 +141,10 @@ class Runner:
         batch.began_s = time.perf_counter()
         self._engine.run(staged)
         batch.ended_s = time.perf_counter()
-        self._metrics.ran(len(batch.rows), staged.rows * staged.steps, batch.ended_s - batch.began_s)
+        took_s = batch.ended_s - batch.began_s
+        self._metrics.ran(len(batch.rows), staged.rows * staged.steps, took_s)
+        self._shortness.ran(len(batch.rows), took_s)
+        self._batcher.inline = self._inline if self._may_inline and self._shortness.short else None
 
     def _stage(self, batch: Batch) -> Staged:
         rows = batch.rows

@@ -104,7 +104,7 @@ class StreamSession:
         steps = count_steps(live.model.file.signature, payloads, steps)
         work = make_work(live.model, self._service.limits, payloads, steps, output, tag)
         self._submitted += 1
-        return live.model.batcher.submit(live.session, work)
+        return live.model.batcher.submit(live.session, work, self._call.soon)
 
     def _generate(self, live: Live, request: pb.StreamRequest, output: Output) -> bool:
         """Queue one generation; messages are read while it runs, for one may stop it."""

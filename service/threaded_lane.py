@@ -144,6 +144,10 @@ class StreamCall:
             self._wake = wake
             return False
 
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """Not here: each call's messages have a thread of their own."""
+        return False
+
     def resume(self) -> None:
         """Read on: the handler has room again."""
         with self._changed:
@@ -225,6 +229,10 @@ class UnaryCall:
                 self._data, self._status = data, status
                 self._callback = None
                 self._done.set()
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """Not here: each call's messages have a thread of their own."""
+        return False
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Have `callback` called if the call ends before it is answered."""

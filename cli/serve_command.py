@@ -34,6 +34,7 @@ def command(
     max_generate_steps: Annotated[
         int | None, _Option(help="Timesteps that a message may have generated.  [16384]")
     ] = None,
+    max_beam_width: Annotated[int | None, _Option(help="Hypotheses of a beam search.  [16]")] = None,
     max_message_bytes: Annotated[int | None, _Option(help="Bytes a message.  [4194304]")] = None,
     model_control: Annotated[
         str | None, _Option(help="Load and unload while serving: none, poll or explicit.  [none]")

@@ -31,7 +31,7 @@ from .errors import (
     StreamCellError,
     Unavailable,
 )
-from .generation import Generated, Step
+from .generation import Generated, Hypothesis, Step
 from .generations import AsyncSteps, Steps
 from .info import GenerationInfo, LiveSession, Model, State, Tensor
 from .pool import Pool
@@ -48,6 +48,7 @@ __all__ = [
     "DeadlineExceeded",
     "Generated",
     "GenerationInfo",
+    "Hypothesis",
     "InvalidInput",
     "LimitReached",
     "LiveSession",

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from streamcell.proto import pb
 
 from .errors import InvalidInput, ProtocolMisuse, ServerFault, SessionClosed, StreamCellError
-from .generation import Generation, ask, encode_token
+from .generation import Generation, ask, ask_beam, encode_token
 from .info import GenerationInfo, Tensor, tensors
 from .info import generation as generation_info
 from .signature import SignatureCodec, output_mode
@@ -158,8 +158,16 @@ class SessionExchange(Exchange["bool | Generation"]):
 
         An InvalidInput or ProtocolMisuse raised here leaves the session as it was.
         """
+        self._ready()
+        return self._generating(ask(self.info(), steps, **asked), first, output)
+
+    def beam_search(self, steps: int, first: Any, **asked: Any) -> pb.StreamRequest:
+        """The message that asks for a beam search; `asked` as for `generation.ask_beam`. Raises as `generate`."""
+        self._ready()
+        return self._generating(ask_beam(self.info(), steps, **asked), first, None)
+
+    def _generating(self, wanted: pb.Generate, first: Any, output: str | None) -> pb.StreamRequest:
         codec, info = self._ready(), self.info()
-        wanted = ask(info, steps, **asked)
         assert info is not None
         payloads: list[bytes] = []
         if first is not None:

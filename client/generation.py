@@ -62,6 +62,23 @@ class Generated:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """What a beam search found.
+
+    Attributes:
+        classes: what the outputs gave, a stop class included.
+        log_probability: of all of them, in nats.
+        score: that over the length to the power that was asked for.
+        stopped: whether it ends with a stop class, and not for want of steps.
+    """
+
+    classes: tuple[int, ...]
+    log_probability: float
+    score: float
+    stopped: bool
+
+
 def ask(
     info: GenerationInfo | None,
     steps: int,
@@ -73,6 +90,7 @@ def ask(
     stop: int | Iterable[int] | None,
     from_output: bool,
     steps_per_reply: int,
+    beam: pb.BeamSearch | None = None,
 ) -> pb.Generate:
     """What goes on the wire; with a temperature, a top-k or a seed, samples are meant.
 
@@ -104,9 +122,39 @@ def ask(
             no_stop=classes == [],
             from_output=from_output,
             steps_per_reply=steps_per_reply,
+            beam=beam,
         )
     except (TypeError, ValueError) as error:  # protobuf's word on numbers out of range
         raise _bad(str(error)) from None
+
+
+def ask_beam(
+    info: GenerationInfo | None,
+    steps: int,
+    *,
+    width: int,
+    results: int | None,
+    length_power: float,
+    stop: int | Iterable[int] | None,
+    from_output: bool,
+) -> pb.Generate:
+    """What goes on the wire for a beam search. Raises as `ask`."""
+    if info is not None and info.head != "categorical":
+        raise _bad(f"a beam search needs a categorical head, this model's is {info.head}")
+    if width < 1 or not 0 <= (results or 0) <= width:
+        raise _bad(f"width, results: expected 1 or more, and at most so many results; got {width}, {results}")
+    return ask(
+        info,
+        steps,
+        feedback=None,
+        temperature=None,
+        top_k=None,
+        seed=None,
+        stop=stop,
+        from_output=from_output,
+        steps_per_reply=0,
+        beam=pb.BeamSearch(width=width, results=results or 0, length_power=length_power),
+    )
 
 
 def _bad(text: str) -> InvalidInput:
@@ -121,6 +169,7 @@ class Generation:
         stop_reason: "" until its last reply is there.
         seed: what samples are drawn with, once the first reply is there.
         stopping: whether it was asked to stop.
+        hypotheses: what a beam search found.
     """
 
     def __init__(
@@ -137,6 +186,7 @@ class Generation:
         self._fed = first
         self._value = value
         self._steps: deque[Step] = deque()
+        self.hypotheses: list[Hypothesis] = []
 
     @property
     def finished(self) -> bool:
@@ -170,6 +220,10 @@ class Generation:
                 choice = None if output is None else self._fed_back(output)
             self._steps.append(Step(self._fed, output, _plain(choice)))
             self._fed = None if choice is None else self.encode(choice)
+        self.hypotheses += [
+            Hypothesis(tuple(each.classes), each.log_probability, each.score, each.stopped)
+            for each in generated.hypotheses
+        ]
         if generated.stop_reason:
             name = pb.StopReason.Name(generated.stop_reason)
             self.stop_reason = name.removeprefix("STOP_REASON_").lower()

@@ -7,7 +7,7 @@ from typing import Any
 
 from .conversation import Conversation
 from .exchange import CHUNK, EITHER, STEP, SessionExchange
-from .generation import Feedback, Generation
+from .generation import Feedback, Generation, Hypothesis
 from .generations import Steps
 from .info import GenerationInfo
 from .signature import OutputMode
@@ -92,6 +92,51 @@ class Session(Conversation[SessionExchange]):
         assert generation is not None
         self._requests.put(request)
         return Steps(self, generation)
+
+    def beam_search(
+        self,
+        steps: int,
+        *,
+        width: int = 4,
+        results: int | None = None,
+        first: Any = None,
+        length_power: float = 1.0,
+        stop: int | Iterable[int] | None = None,
+        from_output: bool = False,
+    ) -> list[Hypothesis]:
+        """Look for the likeliest sequences of up to `steps` classes, the best first.
+
+        The session's own state and step index stay as they are: to go on from a sequence, `run` it. It begins as
+        `generate` does. While it runs it takes `width` of the model's sessions.
+
+        Args:
+            width: hypotheses that are followed; 1 is the greedy choice.
+            results: how many to give; all if not given.
+            length_power: the score is the log-probability over the length to this power.
+            stop: as for `generate`.
+
+        Raises:
+            SessionLimit: the server has no room for so many hypotheses; the session has ended.
+            ProtocolMisuse, InvalidInput: as `generate`.
+        """
+        self._ensure_open()
+        self._settle()
+        self._exchange.expect_idle()
+        request = self._exchange.beam_search(
+            steps,
+            first,
+            width=width,
+            results=results,
+            length_power=length_power,
+            stop=stop,
+            from_output=from_output,
+        )
+        search = self._exchange.generation
+        assert search is not None
+        self._requests.put(request)
+        while not search.finished:
+            self._generation_reply(search)
+        return search.hypotheses
 
     @property
     def generation(self) -> GenerationInfo | None:

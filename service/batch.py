@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
+from .beams import BeamStep, Search
 from .session import Session, Work
 
 
@@ -34,6 +36,8 @@ class Batch:
     uniform: bool
     # Whether there may be a row of a generation; such a row is one timestep.
     generates: bool = False
+    # Whose hypotheses are among the rows, all of them, as `Beam`s.
+    searches: Sequence[Search] = ()
     taken_s: float = field(default_factory=time.perf_counter)
     began_s: float = 0.0  # the run
     ended_s: float = 0.0
@@ -41,7 +45,20 @@ class Batch:
     @property
     def sessions(self) -> Iterator[Session]:
         """Whose rows they are."""
-        return (row.session for row in self.rows)
+        return chain((row.session for row in self.rows), (search.session for search in self.searches))
+
+    def apart(self) -> Iterator[Batch]:
+        """The rows one by one, but a search's together."""
+        for row in self.rows:
+            if not isinstance(row.parts[0][0], BeamStep):
+                yield Batch([row], row.steps, uniform=False, generates=self.generates)
+        for search in self.searches:
+            rows = [
+                row
+                for row in self.rows
+                if isinstance(step := row.parts[0][0], BeamStep) and step.search is search
+            ]
+            yield Batch(rows, 1, uniform=False, generates=True, searches=[search])
 
 
 class BatchQueue:
@@ -61,6 +78,7 @@ class BatchQueue:
         So less than half of a run is padding, and one long chunk never drags single steps along.
         """
         rows: list[Row] = []
+        searches: list[Search] = []
         passed_over: list[Session] = []
         shortest = longest = 0
         whole = True
@@ -72,13 +90,25 @@ class BatchQueue:
                 session.ready = False
                 continue
             steps = self._chunk(session)
-            if rows and not self._fits(steps, shortest, longest):
+            search = work if (work := session.queue[0]).generates and isinstance(work, Search) else None
+            if rows and not (
+                self._fits(steps, shortest, longest)
+                and (search is None or len(rows) + search.rows <= self._max_batch)
+            ):
                 passed_over.append(session)
                 continue
             shortest = min(shortest or steps, steps)
             longest = max(longest, steps)
             session.ready = False
             session.in_flight = True
+            if search is not None:
+                session.queue.popleft()
+                rows += [Row(beam, 1, [(beam.step, 0, 1)]) for beam in search.take()]
+                searches.append(search)
+                generates = True
+                if len(rows) == self._max_batch:
+                    break
+                continue
             parts = self._cut(session, steps)
             whole = whole and len(parts) == 1 and parts[0][2] == parts[0][0].steps
             generates = generates or parts[0][0].generates
@@ -86,7 +116,9 @@ class BatchQueue:
             if len(rows) == self._max_batch:
                 break
         ready.extendleft(reversed(passed_over))
-        return Batch(rows, longest, whole and shortest == longest, generates) if rows else None
+        if not rows:
+            return None
+        return Batch(rows, longest, whole and shortest == longest, generates, searches)
 
     def _chunk(self, session: Session) -> int:
         """How many timesteps the session runs next: whole messages up to `max_chunk`, or a part of a longer one.

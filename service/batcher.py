@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from .batch import Batch, BatchQueue
+from .beams import Search
 from .capacity import Capacity
 from .errors import ServerDraining
 from .frame import Frame
@@ -111,6 +112,9 @@ class Batcher:
             session.ended = True
             self._streams -= isinstance(session, Members)
             dropped = len(session.queue)
+            for work in session.queue:
+                if isinstance(work, Work):
+                    work.drop(self.capacity)
             session.queue.clear()
             if not session.in_flight:
                 session.free(self.capacity)
@@ -167,6 +171,8 @@ class Batcher:
         """
         with self._lock:
             if session.ended:
+                if isinstance(work, Work):
+                    work.drop(self.capacity)
                 return False
             session.last_used_s = time.monotonic()
             session.queue.append(work)
@@ -286,7 +292,9 @@ class Batcher:
                 session = row.session
                 session.in_flight = False
                 if applied:
-                    session.fresh = False
+                    if session.fresh:
+                        session.fresh = False
+                        session.reads = session.slot
                     session.step_index += row.steps
                 if session.ended:
                     session.free(self.capacity)
@@ -296,6 +304,21 @@ class Batcher:
                     session.held = row.hold if row.hold != session.released else 0
                 if session.queue:
                     self._make_ready(session)
+            for search in batch.searches:
+                self._search_landed(search)
+
+    def _search_landed(self, search: Search) -> None:
+        session = search.session
+        session.in_flight = False
+        if session.ended or search.reason:
+            search.drop(self.capacity)
+        if session.ended:
+            session.free(self.capacity)
+            return
+        if not search.reason:
+            session.queue.appendleft(search)
+        if session.queue:
+            self._make_ready(session)
 
     def turned(self, turn: Turn) -> None:
         """The engine is done with `turn`. Streams with more to do are ready again, ended ones free their slots."""

@@ -127,6 +127,13 @@ class Generating(Work):
             self._outputs.clear()
         self._chosen.clear()
         self._steps = 0
-        data = generated.SerializeToString()
-        response = stream_response(outputs, told, step_index, self.tag)
-        return b"".join((response, _GENERATED_TAG, varint(len(data)), data))
+        return generated_response(generated, outputs, told, step_index, self.tag)
+
+
+def generated_response(
+    generated: pb.Generated, outputs: Sequence[bytes], steps: int, step_index: int, tag: int
+) -> bytes:
+    """A serialised StreamResponse with `generated` and outputs of `steps` timesteps."""
+    data = generated.SerializeToString()
+    response = stream_response(outputs, steps, step_index, tag)
+    return b"".join((response, _GENERATED_TAG, varint(len(data)), data))

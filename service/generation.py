@@ -15,6 +15,7 @@ from .batcher import Batcher
 from .choice import Array, Chooser, Feedback
 from .generating import CLASS, NON_FINITE, REQUEST, STEPS, Generating
 from .model_metrics import ModelMetrics
+from .searches import SearchLoop
 from .session import Output
 
 
@@ -34,20 +35,22 @@ class GenerationLoop:
         self._metrics = metrics
         self._allow_non_finite = allow_non_finite
         self._chooser = Chooser(signature, generation)
+        self.searches = SearchLoop(self._chooser, batcher, metrics)
         self._sizes = [tensor.step_bytes for tensor in signature.outputs]
 
     def prepare(self, batch: Batch) -> None:
         """Before the run: take out of `batch` what was asked to stop, and make the first inputs that are due."""
+        if batch.searches:
+            self.searches.prepare(batch)
         kept: list[Row] = []
         starting: list[Row] = []
         for row in batch.rows:
             work = row.parts[0][0]
-            if work.generates:
-                generating = cast(Generating, work)
-                if generating.stopped:
-                    self._finish(row, generating, REQUEST)
+            if isinstance(work, Generating):
+                if work.stopped:
+                    self._finish(row, work, REQUEST)
                     continue
-                if not generating.payloads:
+                if not work.payloads:
                     starting.append(row)
             kept.append(row)
         for row in self._start(starting):
@@ -91,10 +94,14 @@ class GenerationLoop:
             row.session.last_output = data[end - size : end]
         if not batch.generates:
             return
+        if batch.searches:
+            self.searches.advance(batch)
         now_s = time.monotonic()
-        places = {id(row): index for index, row in enumerate(batch.rows) if row.parts[0][0].generates}
+        self._metrics.generated_steps += sum(row.parts[0][0].generates for row in batch.rows)
+        places = {
+            id(row): index for index, row in enumerate(batch.rows) if isinstance(row.parts[0][0], Generating)
+        }
         rows = [row for row in batch.rows if id(row) in places]
-        self._metrics.generated_steps += len(rows)
         for row, work, chosen, payload, reason in self._choose(rows, 1):
             session = row.session
             session.last_used_s = now_s
@@ -110,7 +117,9 @@ class GenerationLoop:
 
     def answer(self, row: Row, batch: Batch, waits: list[float], latencies: list[float]) -> int:
         """After `landed`: send the reply that is due; 1 where it is the first to its message."""
-        work = cast(Generating, row.parts[0][0])
+        work = row.parts[0][0]
+        if not isinstance(work, Generating):
+            return 0
         if work.applied == 1:
             waits.append(batch.taken_s - work.arrived_s)
         if not work.due:

@@ -9,12 +9,14 @@ import time
 from streamcell.card import Generation, Signature
 from streamcell.proto import pb
 
+from .beam_search import BeamSearch
+from .beams import Search
 from .choice import Chooser, Feedback, Recipe
 from .errors import BadGeneration, GenerationUnsupported
 from .generating import Generating, Listener
 from .loaded import LoadedModel
 from .requests import Limits, count_steps
-from .session import Output
+from .session import Output, Session
 
 _FEEDBACK = {
     pb.FEEDBACK_VALUE: Feedback.VALUE,
@@ -64,6 +66,54 @@ def make_generation(
         tag=request.tag,
         arrived_s=time.perf_counter(),
     )
+
+
+def make_search(
+    request: pb.StreamRequest,
+    model: LoadedModel,
+    limits: Limits,
+    listener: Listener,
+    session: Session,
+    *,
+    fresh: bool,
+) -> Search:
+    """Work for one `generate` message with `beam`; the arguments are those of `make_generation`.
+
+    Raises:
+        SessionLimit: the model has no room for so many hypotheses.
+        GenerationUnsupported, BadGeneration, WrongInputCount, WrongByteCount, NoSteps: as `make_generation`.
+    """
+    asked = request.generate
+    generation = expect_generation(model)
+    signature = model.file.signature
+    _check_counts(asked, limits)
+    if generation.head != "categorical":
+        raise BadGeneration(f"generate.beam: a {generation.head} head has no classes", field="beam")
+    if _recipe(asked, generation).feedback is not Feedback.ARGMAX or asked.steps_per_reply:
+        raise BadGeneration("generate.beam goes with neither samples nor steps_per_reply", field="beam")
+    beam = asked.beam
+    widest = min(limits.max_beam_width, model.engine.max_batch)
+    if not 1 <= beam.width <= widest:
+        raise BadGeneration(
+            f"generate.beam.width: expected 1 to {widest}, got {beam.width}", limit=widest, got=beam.width
+        )
+    if beam.results > beam.width:
+        raise BadGeneration(
+            f"generate.beam.results: expected at most the width, {beam.width}, got {beam.results}"
+        )
+    power = beam.length_power if beam.HasField("length_power") else 1.0
+    if not 0 <= power < math.inf:
+        raise BadGeneration(f"generate.beam.length_power: expected a number of 0 or more, got {power:g}")
+    search = BeamSearch(
+        width=beam.width,
+        results=beam.results or beam.width,
+        steps=asked.steps,
+        length_power=power,
+        stop=stop_classes(asked, signature, generation),
+    )
+    first = _first_input(request, signature, generation, fresh=fresh)
+    capacity = model.batcher.capacity
+    return Search(session, listener, first, search, capacity, tag=request.tag, arrived_s=time.perf_counter())
 
 
 def expect_generation(model: LoadedModel) -> Generation:

@@ -37,6 +37,7 @@ class Limits:
     max_steps_per_message: int
     allow_non_finite: bool
     max_generate_steps: int
+    max_beam_width: int
 
 
 def output_mode(mode: int, default: Output) -> Output:

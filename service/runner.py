@@ -22,7 +22,6 @@ from .frame_runner import FrameRunner
 from .frame_turns import Turn
 from .generation import GenerationLoop
 from .model_metrics import ModelMetrics
-from .pool import INITIAL_ROW
 from .session import Output, Session, Work
 from .shortness import Shortness
 from .values import check_values
@@ -161,9 +160,7 @@ class Runner:
         if self._stateful:
             slots = [row.session.slot for row in rows]
             staged.write[:used, 0] = slots
-            staged.read[:used] = [
-                INITIAL_ROW if row.session.fresh else slot for row, slot in zip(rows, slots, strict=True)
-            ]
+            staged.read[:used] = [row.session.reads for row in rows]
         self._engine.pad(staged, used)
         return staged
 
@@ -192,6 +189,11 @@ class Runner:
                 kept.append(row)
             else:
                 self._batcher.landed(Batch([row], 0, uniform=False), applied=False)
+        if batch.searches:
+            left = {id(row.session) for row in kept}
+            gone = [search for search in batch.searches if id(search.active[0]) not in left]
+            batch.searches = [search for search in batch.searches if search not in gone]
+            self._batcher.landed(Batch([], 0, uniform=False, searches=gone), applied=False)
         batch.rows = kept
         batch.steps = max((row.steps for row in kept), default=0)
         batch.uniform = False
@@ -251,6 +253,10 @@ class Runner:
                 offsets = [
                     offset + count * size for offset, size in zip(offsets, self._output_bytes, strict=True)
                 ]
+        if batch.searches and self._generations is not None:
+            answered = self._generations.searches.answer(batch, latencies)
+            parts += answered
+            done += answered
         self._metrics.delivered(sum(row.steps for row in batch.rows), used, waits, latencies)
         self._metrics.requests.computed(
             parts,
@@ -292,8 +298,7 @@ class Runner:
 
     def _run_alone(self, batch: Batch, refused: list[tuple[Session, ServiceError]]) -> None:
         """The run failed and left every state as it was: run each row alone, to refuse only what fails again."""
-        for row in batch.rows:
-            alone = Batch([row], row.steps, uniform=False, generates=batch.generates)
+        for alone in batch.apart():
             try:
                 staged = self._stage(alone)
                 self._run(alone, staged)
@@ -302,7 +307,7 @@ class Runner:
                 text = str(error).rpartition("Status Message: ")[2]
                 refused.append(
                     (
-                        row.session,
+                        alone.rows[0].session,
                         RefusedByModel(f"the model cannot run this message: {text}", model_error=text),
                     )
                 )

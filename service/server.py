@@ -83,6 +83,7 @@ class Server:
                 settings.max_steps_per_message,
                 settings.non_finite == "allow",
                 settings.max_generate_steps,
+                settings.max_beam_width,
             ),
         )
         self._health = health.HealthServicer()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from .capacity import Capacity
 from .errors import ServiceError
+from .pool import INITIAL_ROW
 
 
 class Output(Enum):
@@ -34,7 +35,7 @@ class Owner(Protocol):
 class Work:
     """One message's timesteps: `payloads` holds one tensor an input, [steps, *step_shape] in C order."""
 
-    # Whether it is a `Generating`, which is put back into its session's queue after each of its steps.
+    # Whether the server makes its inputs, and puts it back into its session's queue after each of its steps.
     generates = False
 
     __slots__ = ("arrived_s", "counted", "done", "output", "payloads", "pieces", "started_s", "steps", "tag")
@@ -52,6 +53,9 @@ class Work:
         self.counted = True
         # Outputs of the chunks that have run, for a message cut into several: one list an output.
         self.pieces: list[list[bytes]] | None = None
+
+    def drop(self, capacity: Capacity) -> None:
+        """It will not run on: give back what it holds of the model's room."""
 
     @property
     def steps_given(self) -> int:
@@ -81,6 +85,7 @@ class Session:
         "paused",
         "peer",
         "queue",
+        "reads",
         "ready",
         "released",
         "session_id",
@@ -100,7 +105,10 @@ class Session:
         self.peer = peer
         self.queue: deque[Any] = deque()  # of `Work`, or of a stream's `Frame`s
         self.step_index = 0  # timesteps applied
-        self.fresh = True  # no step applied yet: the first reads the initial state
+        self.fresh = True  # no step applied yet
+        self.reads = (
+            INITIAL_ROW  # the row of the pool that its next step reads; its own once a step was applied
+        )
         self.ready = False  # stands in the batcher's ready queue
         self.in_flight = False  # a chunk is in the engine now
         self.paused = False  # its stream is not being read, since the queue is full

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     max_steps_per_message: _Positive = 4096
     # Timesteps that one message may have the server generate.
     max_generate_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] = 16_384
+    # Hypotheses that one beam search may follow.
+    max_beam_width: _Positive = 16
     max_message_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     # Whether models are loaded and unloaded while the server runs: by itself, as the folder changes, or by calls.
     model_control: Literal["none", "poll", "explicit"] = "none"

@@ -9,10 +9,11 @@ from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
 
+from .beams import Search
 from .calls import Call
 from .errors import AlreadyOpen, MalformedMessage, NotOpen, ServiceError, as_status
 from .generating import Generating
-from .generation_requests import make_generation
+from .generation_requests import make_generation, make_search
 from .loaded import Models
 from .metrics import ServerMetrics
 from .requests import Limits, check_dtypes, check_size, count_steps, make_work, output_mode
@@ -59,7 +60,7 @@ class StreamSession:
         self._live: Live | None = None
         self._greeting: pb.SessionOpened | None = None
         self._output = Output.ALL
-        self._generations: list[Generating] = []  # those that have not ended, oldest first
+        self._generations: list[Generating | Search] = []  # those that have not ended, oldest first
         self._submitted = self._answered = 0
         self._half_closed = self._finished = self._over = False
 
@@ -108,9 +109,12 @@ class StreamSession:
 
     def _generate(self, live: Live, request: pb.StreamRequest, output: Output) -> bool:
         """Queue one generation; messages are read while it runs, for one may stop it."""
-        work = make_generation(
-            request, live.model, self._service.limits, self, output, fresh=not self._submitted
-        )
+        limits, fresh = self._service.limits, not self._submitted
+        work: Generating | Search
+        if request.generate.HasField("beam"):
+            work = make_search(request, live.model, limits, self, live.session, fresh=fresh)
+        else:
+            work = make_generation(request, live.model, limits, self, output, fresh=fresh)
         self._submitted += 1
         self._generations.append(work)
         self._call.read_on()

@@ -77,7 +77,7 @@ class OpenSession(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Generate(_message.Message):
-    __slots__ = ("steps", "feedback", "temperature", "top_k", "seed", "stop", "no_stop", "from_output", "steps_per_reply")
+    __slots__ = ("steps", "feedback", "temperature", "top_k", "seed", "stop", "no_stop", "from_output", "steps_per_reply", "beam")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class Generate(_message.Message):
     NO_STOP_FIELD_NUMBER: _ClassVar[int]
     FROM_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_REPLY_FIELD_NUMBER: _ClassVar[int]
+    BEAM_FIELD_NUMBER: _ClassVar[int]
     steps: int
     feedback: Feedback
     temperature: float
@@ -96,21 +97,46 @@ class Generate(_message.Message):
     no_stop: bool
     from_output: bool
     steps_per_reply: int
-    def __init__(self, steps: _Optional[int] = ..., feedback: _Optional[_Union[Feedback, str]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[int]] = ..., no_stop: bool = ..., from_output: bool = ..., steps_per_reply: _Optional[int] = ...) -> None: ...
+    beam: BeamSearch
+    def __init__(self, steps: _Optional[int] = ..., feedback: _Optional[_Union[Feedback, str]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[int]] = ..., no_stop: bool = ..., from_output: bool = ..., steps_per_reply: _Optional[int] = ..., beam: _Optional[_Union[BeamSearch, _Mapping]] = ...) -> None: ...
+
+class BeamSearch(_message.Message):
+    __slots__ = ("width", "results", "length_power")
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_POWER_FIELD_NUMBER: _ClassVar[int]
+    width: int
+    results: int
+    length_power: float
+    def __init__(self, width: _Optional[int] = ..., results: _Optional[int] = ..., length_power: _Optional[float] = ...) -> None: ...
+
+class Hypothesis(_message.Message):
+    __slots__ = ("classes", "log_probability", "score", "stopped")
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    classes: _containers.RepeatedScalarFieldContainer[int]
+    log_probability: float
+    score: float
+    stopped: bool
+    def __init__(self, classes: _Optional[_Iterable[int]] = ..., log_probability: _Optional[float] = ..., score: _Optional[float] = ..., stopped: bool = ...) -> None: ...
 
 class Generated(_message.Message):
-    __slots__ = ("steps", "chosen", "first", "stop_reason", "seed")
+    __slots__ = ("steps", "chosen", "first", "stop_reason", "seed", "hypotheses")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     STOP_REASON_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
     steps: int
     chosen: bytes
     first: bytes
     stop_reason: StopReason
     seed: int
-    def __init__(self, steps: _Optional[int] = ..., chosen: _Optional[bytes] = ..., first: _Optional[bytes] = ..., stop_reason: _Optional[_Union[StopReason, str]] = ..., seed: _Optional[int] = ...) -> None: ...
+    hypotheses: _containers.RepeatedCompositeFieldContainer[Hypothesis]
+    def __init__(self, steps: _Optional[int] = ..., chosen: _Optional[bytes] = ..., first: _Optional[bytes] = ..., stop_reason: _Optional[_Union[StopReason, str]] = ..., seed: _Optional[int] = ..., hypotheses: _Optional[_Iterable[_Union[Hypothesis, _Mapping]]] = ...) -> None: ...
 
 class GenerationSpec(_message.Message):
     __slots__ = ("output", "input", "head", "encoding", "offset", "start", "stop", "max_steps")

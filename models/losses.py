@@ -22,7 +22,7 @@ def step_losses(y: Tensor, target: Tensor, distribution: str, std: Tensor | None
     Args:
         y: float32[batch, time, output_size], as the model gives it.
         target: float32[batch, time, output_size]; for "categorical_logits" one-hot, or zeros for a timestep
-            that has no class and so no loss.
+            that has no class and so no loss; or the class's number, int64[batch, time], −1 where there is none.
         distribution: "bernoulli_logits": negative log-likelihood in nats, summed over features.
             "categorical_logits": cross-entropy in nats. "real": squared error, averaged over features.
         std: float32[output_size]; errors of "real" are counted in these units.
@@ -33,6 +33,9 @@ def step_losses(y: Tensor, target: Tensor, distribution: str, std: Tensor | None
     if distribution == "bernoulli_logits":
         return F.binary_cross_entropy_with_logits(y, target, reduction="none").sum(-1)
     if distribution == "categorical_logits":
+        if target.dim() == 2:
+            losses = F.cross_entropy(y.flatten(0, 1), target.flatten(), ignore_index=-1, reduction="none")
+            return losses.view_as(target)
         return -(target * F.log_softmax(y, dim=-1)).sum(-1)
     error = y - target
     return (error if std is None else error / std).square().mean(-1)
@@ -48,10 +51,12 @@ def bernoulli_nll(logits: NDArray[np.floating], target: NDArray[np.generic]) -> 
 def counted(target: Tensor, lengths: Tensor, distribution: str) -> Tensor:
     """Which timesteps a loss counts: those within a row's length and, where there are classes, that have one.
 
-    target: float32[batch, time, output_size]; lengths: int64[batch]. Returns bool[batch, time].
+    target: as for `step_losses`; lengths: int64[batch]. Returns bool[batch, time].
     """
     within = torch.arange(target.shape[1], device=target.device) < lengths[:, None]
-    return within & target.any(-1) if distribution == "categorical_logits" else within
+    if distribution != "categorical_logits":
+        return within
+    return within & (target >= 0 if target.dim() == 2 else target.any(-1))
 
 
 def masked_sum(losses: Tensor, lengths: Tensor) -> Tensor:

@@ -76,7 +76,36 @@ HARMONY = TrainConfig(
     threads=1,
 )
 
-_PRESETS = {"chorales": CHORALES_DEMO, "csv": CSV, "digits": DIGITS, "vowels": VOWELS, "harmony": HARMONY}
+# A small encoder–decoder that trains in about ten minutes on one core; docs/g2p.md says what it reaches.
+G2P = TrainConfig(
+    model={"kind": "seq2seq", "hidden_size": 256, "num_layers": 1, "embedding_size": 64, "dropout": 0.4},
+    out=Path("runs/g2p"),
+    dataset="g2p",
+    epochs=20,
+    batch_size=128,
+    window=64,
+    learning_rate=3e-3,
+    weight_decay=0.01,
+    reverse=True,
+    threads=1,
+)
+
+# The size of the literature's encoder–decoder (Yao & Zweig 2015: two layers of 500 units); for a GPU.
+G2P_LARGE = replace(
+    G2P,
+    model={**G2P.model, "hidden_size": 512, "num_layers": 2, "embedding_size": 128, "dropout": 0.5},
+    epochs=40,
+    learning_rate=2e-3,
+)
+
+_PRESETS = {
+    "chorales": CHORALES_DEMO,
+    "csv": CSV,
+    "digits": DIGITS,
+    "vowels": VOWELS,
+    "harmony": HARMONY,
+    "g2p": G2P,
+}
 # What a kind has where nothing is said.
 _LAYERS = {"cnn": 3, "tcn": 4}
 _CHANNELS = 64

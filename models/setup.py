@@ -10,8 +10,11 @@ from .chorales import chorales_data, load_chorales
 from .config import TrainConfig
 from .digits import load_digits
 from .errors import ConfigError
+from .g2p import Symbols, load_dictionary
+from .g2p_data import g2p_data
 from .harmony import load_harmony
 from .jsb import load_jsb
+from .seq2seq import Seq2Seq
 from .sequences import SequenceData
 from .table import load_table
 from .vowels import load_vowels
@@ -33,6 +36,9 @@ def load_data(config: TrainConfig, progress: Progress | None = None) -> Sequence
         return load_vowels()
     if config.dataset == "digits":
         return load_digits()
+    if config.dataset == "g2p":
+        symbols = Symbols(stress=config.stress, reverse=config.reverse)
+        return g2p_data(load_dictionary(stress=config.stress), symbols)
     if config.dataset == "harmony":
         return load_harmony(config.data_folder, parsed)
     if config.data is not None:
@@ -57,6 +63,10 @@ def make_model(config: TrainConfig, data: SequenceData) -> SequenceModel:
             "output_affine": data.output_standard is not None,
         }
     )
+    if isinstance(model, Seq2Seq) != (data.tokens is not None):
+        takes = "tokens" if isinstance(model, Seq2Seq) else "vectors"
+        gives = "vectors" if data.tokens is None else "tokens"
+        raise ConfigError(f"a model of kind {model.kind} takes {takes}; {data.name} gives {gives}")
     if model.input_affine is not None and data.input_standard is not None:
         model.input_affine.standardise(
             *map(torch.from_numpy, (data.input_standard.mean, data.input_standard.std))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class TrainResult:
         stopped: "epochs", "minutes" or "patience".
         elapsed_s: seconds of training and validation, over all sittings.
         test_accuracy, valid_accuracy: of the weights kept; None where there are no classes.
+        measured: what the data set measures beside the loss, on its test part.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class TrainResult:
     elapsed_s: float
     test_accuracy: float | None = None
     valid_accuracy: float | None = None
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -196,12 +198,14 @@ class _Run:
             elapsed_s=self.progressed.elapsed_s,
             test_accuracy=test.accuracy,
             valid_accuracy=rows[self.progressed.best_epoch - 1].valid_accuracy,
+            measured=self.data.measure(model, "test") if self.data.measure else {},
         )
         told = {
             name: value
             for name, value in asdict(replace(result, folder=Path())).items()
-            if name != "folder" and value is not None
+            if name not in ("folder", "measured") and value is not None
         }
+        told |= {f"test_{name}": value for name, value in result.measured.items()}
         naive = persistence(self.data, "test")
         told |= {} if naive is None else {"persistence_test_loss": naive}
         self._document["training"]["result"] = told

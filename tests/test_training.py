@@ -252,7 +252,7 @@ def test_settings_out_of_range_are_refused_by_name(config: TrainConfig) -> None:
         ({"warmup": 1.0}, r"warmup must be in \[0, 1\)"),
         ({"minutes": 0.0}, "minutes must be above 0"),
         ({"schedule": "steps"}, "schedule must be one of cosine, linear, constant"),
-        ({"dataset": "jazz"}, "dataset must be one of chorales, harmony, vowels, digits, csv"),
+        ({"dataset": "jazz"}, "dataset must be one of chorales, harmony, vowels, digits, g2p, csv"),
         ({"dataset": "csv", "data": None}, "needs a file"),
         ({"dataset": "vowels"}, "a data file is for chorales or csv; the data set is vowels"),
         ({"targets": ("a",)}, "targets are columns of a CSV file"),

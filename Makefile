@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := benchmarks card cli client export models proto service study
 
-.PHONY: demo test bench lint typecheck stubs install clean
+.PHONY: demo study test bench lint typecheck stubs install clean
 
 demo: $(VENV)/installed
 	$(BIN)/streamcell demo
@@ -15,6 +15,10 @@ test: $(VENV)/installed
 # Measures everything and writes docs/benchmarks.md and benchmarks/results/latest.json; BENCH=--quick for a short one.
 bench: $(VENV)/installed
 	$(BIN)/python -m streamcell.benchmarks $(BENCH)
+
+# Measures what recurrence and depth do to gradients and writes docs/gradients.md: about ten minutes on two cores.
+study: $(VENV)/installed
+	$(BIN)/python -m streamcell.study
 
 install: $(VENV)/installed
 

@@ -20,6 +20,8 @@ LEARNED = 0.01
 DONE = 0.002
 CLIP = 1.0
 WINDOW = 20
+# Rates that served in short probes; a plain recurrent network wants small steps.
+RATES = {"RNN": 0.001, "IRNN": 0.001, "LSTM": 0.01, "GRU": 0.01}
 MODELS: dict[str, dict[str, object]] = {
     "RNN": {"kind": "rnn"},
     "IRNN": {"kind": "rnn", "nonlinearity": "relu", "recurrent_init": "identity"},
@@ -101,13 +103,13 @@ def run(setting: Setting, settings: Settings) -> Run:
     torch.manual_seed(setting.seed)
     model = build(
         {
-            **MODELS[setting.model],
             "input_size": 2,
             "hidden_size": settings.adding_units,
             "output_size": 1,
+            **MODELS[setting.model],
         }
     )
-    optimiser = torch.optim.Adam(model.parameters(), settings.adding_rate)
+    optimiser = torch.optim.Adam(model.parameters(), RATES[setting.model])
     losses: list[float] = []
     norms: list[float] = []
     for _ in range(settings.adding_updates):

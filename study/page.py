@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from .adding import CHANCE, CLIP, DONE, LEARNED, MODELS, Run
+from .adding import CHANCE, CLIP, DONE, LEARNED, MODELS, RATES, Run
 from .depth import Deep
 from .settings import Settings
 from .through_time import Followed
@@ -84,7 +84,7 @@ say when it does which. The LSTM (Hochreiter & Schmidhuber 1997; forget gate of 
 sum, weighted by the forget gate.
 
 One layer of {settings.time_units} units as it begins, before any training, on {settings.time_rows} sequences of normal numbers,
-{len(settings.time_seeds)} initialisations. The loss is a random projection of the last output. The table says how large
+{_seeds(settings.time_seeds)}. The loss is a random projection of the last output. The table says how large
 the gradient with respect to the *first* state (all of it: h and c) is, in units of that with respect to the last.
 Recurrent weights begin orthogonal where nothing else is said; "uniform ±1/√H" is how torch's own modules begin.
 
@@ -120,7 +120,7 @@ network is to say the sum of the two marked numbers (Hochreiter & Schmidhuber 19
 {CHANCE:.3f}; a run counts as learned where the error on {settings.adding_test} fresh sequences is below {LEARNED}.
 
 One layer of {settings.adding_units} units, {settings.adding_rows} fresh sequences an update, {settings.adding_updates}
-updates of Adam at {settings.adding_rate} (fewer once the training error is below {DONE}), {_seeds(settings.adding_seeds)}. "Clipped": the gradient's global norm is bounded by
+updates of Adam (fewer once the training error is below {DONE}), {_seeds(settings.adding_seeds)}; learning rates {_rates()}. "Clipped": the gradient's global norm is bounded by
 {CLIP:g} (Pascanu et al. 2013). {_kinds()} Each cell: runs that learned it; median test error; median updates until the training
 error, averaged over 20 updates, first fell below {LEARNED}.
 
@@ -162,7 +162,7 @@ def _depth(settings: Settings, deep: Sequence[Deep]) -> str:
         if len(solved) == len(depths):
             told = "parts the spirals (99 % right or more) at every depth"
         elif solved:
-            told = f"parts them at {_list([str(depth) for depth in solved])} blocks and at no other depth"
+            told = f"parts them with {_list([str(depth) for depth in solved])} blocks and at no other depth"
         else:
             told = "parts them at no depth"
         said.append(f"{kind[0].upper()}{kind[1:]} {told}.")
@@ -208,6 +208,10 @@ def _cell(runs: Sequence[Run]) -> str:
     told = f"{learned}/{len(runs)}; {_number(median(run.test for run in runs))}"
     firsts = [first for run in runs if (first := run.first_below) is not None]
     return told + (f"; {median(firsts):.0f}" if firsts else "")
+
+
+def _rates() -> str:
+    return _list([f"{rate:g} for {model}" for model, rate in RATES.items()])
 
 
 def _kinds() -> str:

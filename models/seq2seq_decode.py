@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -42,6 +43,79 @@ def greedy(model: Seq2Seq, sources: Sequence[Sequence[int]], *, limit: int) -> l
             token = best[going] + model.source_size
             state = tuple(tensor[:, going] for tensor in state_after)
     return answers
+
+
+@dataclass(frozen=True)
+class Found:
+    """One answer of a beam search.
+
+    Attributes:
+        classes: without the boundary.
+        log_probability: of all of it, the boundary included.
+        score: that over the length (boundary included) to the power `length_power`.
+        stopped: whether it ends with the boundary, and not for want of steps.
+    """
+
+    classes: tuple[int, ...]
+    log_probability: float
+    score: float
+    stopped: bool
+
+
+@torch.no_grad()
+def beam(
+    model: Seq2Seq,
+    source: Sequence[int],
+    *,
+    width: int,
+    limit: int,
+    results: int = 1,
+    length_power: float = 1.0,
+) -> list[Found]:
+    """The best answers that a beam of `width` finds, the best first.
+
+    At each step every live answer grows by every class. Of what comes of it the `width` likeliest that do not end live
+    on; those that end, and are among the `width` likeliest of all, are found. The search is over after `limit`
+    classes, or once `results` are found whose scores no live answer has.
+
+    Args:
+        model: in eval mode.
+        source: source tokens.
+    """
+
+    def score(log_probability: float, length: int) -> float:
+        return log_probability / float(length**length_power)
+
+    state = encode(model, [source])
+    tokens = torch.tensor([model.source_size + BOUNDARY], device=model.head.weight.device)
+    live: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    found: list[Found] = []
+    for length in range(1, limit + 1):
+        logits, *after = model(tokens[:, None], *state)
+        totals = torch.log_softmax(logits[:, 0].double(), dim=1)
+        totals += torch.tensor([each for _, each in live], dtype=torch.float64, device=totals.device)[:, None]
+        order = torch.sort(totals.flatten(), descending=True, stable=True)
+        grown: list[tuple[int, int, float]] = []
+        for rank, (total, place) in enumerate(
+            zip(order.values.tolist(), order.indices.tolist(), strict=True)
+        ):
+            parent, last = divmod(place, totals.shape[1])
+            if last != BOUNDARY:
+                grown.append((parent, last, total))
+            elif rank < width:
+                found.append(Found(live[parent][0], total, score(total, length), stopped=True))
+            if len(grown) == width:
+                break
+        live = [((*live[parent][0], last), total) for parent, last, total in grown]
+        if length == limit:
+            found += [Found(classes, total, score(total, length), stopped=False) for classes, total in live]
+        found = sorted(found, key=lambda each: each.score, reverse=True)[:results]
+        if len(found) == results and found[-1].score >= score(live[0][1], length):
+            break
+        parents = torch.tensor([parent for parent, _, _ in grown], device=tokens.device)
+        state = tuple(tensor[:, parents] for tensor in after)
+        tokens = torch.tensor([model.source_size + last for _, last, _ in grown], device=tokens.device)
+    return found
 
 
 def encode(model: Seq2Seq, sources: Sequence[Sequence[int]]) -> States:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from streamcell.card import Generation
 from streamcell.export import ExportError, export_model
 from streamcell.models import ConfigError, Seq2Seq, ShapeError, build
-from streamcell.models.seq2seq_decode import greedy
+from streamcell.models.seq2seq_decode import beam, greedy
 
 SOURCES, CLASSES = 7, 5
 TOKENS = SOURCES + CLASSES
@@ -193,8 +193,8 @@ def test_a_step_multiplies_each_row_by_one_stack_only(tmp_path: Path) -> None:
     made_by = {output: node for node in body.node for output in node.output}
     products = [node for node in body.node if node.op_type in ("MatMul", "Gemm")]
     assert len(products) == 4  # two layers, two stacks
-    for product in products:
-        rows = made_by[product.input[0]]
+    for node in products:
+        rows = made_by[node.input[0]]
         assert rows.op_type == "Gather"
         assert rows.input[1] in ("rows.encoder", "rows.decoder")
 
@@ -241,11 +241,18 @@ def test_an_output_that_is_no_logits_is_not_exported(tmp_path: Path) -> None:
         export_model(make(output_activation="softmax"), tmp_path / "m.onnx")
 
 
-def test_greedy_decoding_is_arg_max_step_by_step() -> None:
-    model = make("lstm", 2)
+def lively(layers: int = 1) -> Seq2Seq:
+    """A model whose answers differ from source to source."""
+    model = make("lstm", layers)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
+        model.head.bias[0] += 4
+    return model
+
+
+def test_greedy_decoding_is_arg_max_step_by_step() -> None:
+    model = lively(2)
     sources = [[int(t) for t in row] for row in torch.randint(0, SOURCES, (9, 4))] + [[1], [2, 3]]
     answers = greedy(model, sources, limit=8)
     assert len({tuple(answer) for answer in answers}) > 1
@@ -260,3 +267,53 @@ def test_greedy_decoding_is_arg_max_step_by_step() -> None:
             expected.append(symbol)
             token = SOURCES + symbol
         assert answer == expected
+
+
+def log_probability(model: Seq2Seq, source: list[int], classes: list[int]) -> float:
+    """Of an answer with its boundary, by teacher forcing."""
+    x = torch.tensor([[*source, SOURCES, *(SOURCES + symbol for symbol in classes)]])
+    with torch.no_grad():
+        y, *_ = model(x)
+    steps = torch.log_softmax(y[0, len(source) :].double(), dim=1)
+    return float(steps[torch.arange(len(classes) + 1), torch.tensor([*classes, 0])].sum())
+
+
+def test_a_beam_wide_enough_finds_the_likeliest_answer_of_all() -> None:
+    model = lively()
+    longest = 3
+    for source in ([0], [1, 2], [6, 5, 4]):
+        every = [
+            list(classes)
+            for length in range(longest)
+            for classes in product(range(1, CLASSES), repeat=length)
+        ]
+        scores = {tuple(classes): log_probability(model, source, classes) for classes in every}
+        found = beam(model, source, width=64, limit=longest, results=3, length_power=0.0)
+        ended = [each for each in found if each.stopped]
+        assert ended
+        for each in ended:
+            assert each.log_probability == pytest.approx(scores[each.classes], abs=1e-5)
+        best = max(scores, key=lambda classes: scores[classes])
+        assert ended[0].classes == best
+
+
+def test_a_beam_of_one_without_length_norm_is_greedy_where_greedy_ends() -> None:
+    model = lively(2)
+    sources = [[int(t) for t in row] for row in torch.randint(0, SOURCES, (20, 4))]
+    answers = greedy(model, sources, limit=12)
+    ended = [(source, answer) for source, answer in zip(sources, answers, strict=True) if len(answer) < 12]
+    assert ended
+    for source, answer in ended:
+        (found,) = beam(model, source, width=1, limit=12, length_power=0.0)
+        assert found.stopped
+        assert list(found.classes) == answer
+        assert found.log_probability == pytest.approx(log_probability(model, source, answer), abs=1e-5)
+
+
+def test_a_longer_answer_wins_by_its_score_per_symbol() -> None:
+    model = lively()
+    for source in ([0], [3, 1], [2, 2, 5]):
+        for power in (0.0, 1.0):
+            for each in beam(model, source, width=8, limit=6, results=4, length_power=power):
+                length = len(each.classes) + each.stopped
+                assert each.score == pytest.approx(each.log_probability / length**power)

@@ -101,15 +101,3 @@ def test_the_whole_study_writes_the_page_and_its_pictures(tmp_path: Path) -> Non
     assert len(pictures) == 3
     for picture in pictures:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_committed_page_is_of_the_full_study_and_its_pictures_are_small() -> None:
-    docs = Path(__file__).parent.parent / "docs"
-    text = (docs / "gradients.md").read_text()
-    for model in adding.MODELS:
-        assert f"| {model} | yes |" in text
-    assert "T = 200" in text
-    assert f"{FULL.adding_updates}\nupdates of Adam" in text
-    pictures = [docs / name for name in re.findall(r"\]\((.*\.png)\)", text)]
-    assert len(pictures) == 3
-    assert sum(picture.stat().st_size for picture in pictures) < 300_000

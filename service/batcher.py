@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from .batch import Batch, BatchQueue
-from .beams import Search
 from .capacity import Capacity
 from .errors import ServerDraining
 from .frame import Frame
 from .frame_turns import FrameTurns, Turn
+from .landing import land, land_turn
 from .members import FrameOwner, Members
 from .pool import SlotAllocator
 from .session import Owner, Session, Work
@@ -112,10 +112,7 @@ class Batcher:
             session.ended = True
             self._streams -= isinstance(session, Members)
             dropped = len(session.queue)
-            for work in session.queue:
-                if isinstance(work, Work):
-                    work.drop(self.capacity)
-            session.queue.clear()
+            session.drop_queue(self.capacity)
             if not session.in_flight:
                 session.free(self.capacity)
         if dropped:
@@ -220,23 +217,14 @@ class Batcher:
             if not members.ended:
                 self._make_ready(members)
 
-    def release(self, session: Session, hold: int) -> None:
-        """Let a generation go on that is held under the number `hold`, or is about to be."""
+    def release(self, session: Session, hold: int | None = None) -> None:
+        """Let a generation go on that is held under the number `hold`, or is about to be; None: under any."""
         with self._lock:
-            session.released = hold
-            if session.held == hold:
-                self._unhold(session)
-
-    def notice(self, session: Session) -> None:
-        """Let the engine look at the session's generation, which has been told to stop, even where it is held."""
-        with self._lock:
-            if session.held:
-                self._unhold(session)
-
-    def _unhold(self, session: Session) -> None:
-        session.held = 0
-        if session.queue and not session.ended:
-            self._make_ready(session)
+            session.released = session.released if hold is None else hold
+            if session.held and hold in (None, session.held):
+                session.held = 0
+                if session.queue and not session.ended:
+                    self._make_ready(session)
 
     def _make_ready(self, session: Session) -> None:
         if session.ready or session.in_flight or session.held:
@@ -288,47 +276,12 @@ class Batcher:
             applied: whether the states were advanced.
         """
         with self._lock:
-            for row in batch.rows:
-                session = row.session
-                session.in_flight = False
-                if applied:
-                    if session.fresh:
-                        session.fresh = False
-                        session.reads = session.slot
-                    session.step_index += row.steps
-                if session.ended:
-                    session.free(self.capacity)
-                    continue
-                if row.again is not None:
-                    session.queue.appendleft(row.again)
-                    session.held = row.hold if row.hold != session.released else 0
-                if session.queue:
-                    self._make_ready(session)
-            for search in batch.searches:
-                self._search_landed(search)
-
-    def _search_landed(self, search: Search) -> None:
-        session = search.session
-        session.in_flight = False
-        if session.ended or search.reason:
-            search.drop(self.capacity)
-        if session.ended:
-            session.free(self.capacity)
-            return
-        if not search.reason:
-            session.queue.appendleft(search)
-        if session.queue:
-            self._make_ready(session)
+            land(batch, self.capacity, self._make_ready, applied=applied)
 
     def turned(self, turn: Turn) -> None:
         """The engine is done with `turn`. Streams with more to do are ready again, ended ones free their slots."""
         with self._lock:
-            for members in turn.sessions:
-                members.in_flight = False
-                if members.ended:
-                    members.free(self.capacity)
-                elif members.busy:
-                    self._make_ready(members)
+            land_turn(turn, self.capacity, self._make_ready)
 
     def change(self, members: Members, change: Callable[[], None]) -> bool:
         """Have `change` open or end members, on the engine's thread; False, and nothing done, where all have ended."""

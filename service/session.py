@@ -119,6 +119,13 @@ class Session:
         self.released = 0  # the latest such number that was released, perhaps before it held
         self.last_output = b""  # the last timestep of the output that generations feed back
 
+    def drop_queue(self, capacity: Capacity) -> None:
+        """Forget what is queued, and give back what that holds."""
+        for work in self.queue:
+            if isinstance(work, Work):
+                work.drop(capacity)
+        self.queue.clear()
+
     def free(self, capacity: Capacity) -> None:
         """Give back what it holds. It has ended and its work has landed."""
         capacity.give_back(self.slot, self.generation)

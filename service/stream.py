@@ -127,7 +127,7 @@ class StreamSession:
         for work in list(self._generations):
             if work.tag == request.stop_generation:
                 work.stopped = True
-        live.model.batcher.notice(live.session)
+        live.model.batcher.release(live.session)
         return True
 
     def _open(self, request: pb.OpenSession) -> Live:

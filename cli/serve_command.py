@@ -36,6 +36,9 @@ def command(
     ] = None,
     max_beam_width: Annotated[int | None, _Option(help="Hypotheses of a beam search.  [16]")] = None,
     max_message_bytes: Annotated[int | None, _Option(help="Bytes a message.  [4194304]")] = None,
+    max_infer_bytes: Annotated[
+        int | None, _Option(help="Bytes a request of the Open Inference Protocol.  [67108864]")
+    ] = None,
     model_control: Annotated[
         str | None, _Option(help="Load and unload while serving: none, poll or explicit.  [none]")
     ] = None,

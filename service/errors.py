@@ -48,6 +48,39 @@ class WrongByteCount(InvalidArgument):
     reason = "WRONG_BYTE_COUNT"
 
 
+class WrongShape(InvalidArgument):
+    reason = "WRONG_SHAPE"
+
+
+class WrongContents(InvalidArgument):
+    """Typed contents that cannot be taken for the tensor."""
+
+    reason = "WRONG_CONTENTS"
+
+
+class WrongParameter(InvalidArgument):
+    """A request's parameter is of a wrong type, unknown, or makes no sense."""
+
+    reason = "WRONG_PARAMETER"
+
+
+class UnknownOutput(InvalidArgument):
+    reason = "UNKNOWN_OUTPUT"
+
+
+class NotSupported(ServiceError):
+    """A part of the Open Inference Protocol that this server does not have."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+    reason = "NOT_SUPPORTED"
+
+
+class SequenceNotStarted(InvalidArgument):
+    """A request of a sequence that no request has started."""
+
+    reason = "SEQUENCE_NOT_STARTED"
+
+
 class NonFiniteInput(InvalidArgument):
     reason = "NON_FINITE_INPUT"
 
@@ -118,7 +151,7 @@ class DuplicateHandle(InvalidArgument):
 
 
 class SequenceGap(ServiceError):
-    """A row behind one that was refused, sent before the client knew of that."""
+    """A step behind one that was refused, which the client may have sent before it knew of that."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "SEQUENCE_GAP"

@@ -17,6 +17,7 @@ from .pool import SlotAllocator
 from .repository import ModelFile
 from .rewrite import pool_states
 from .runner import Runner
+from .session import Session
 from .settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -43,6 +44,10 @@ class LoadedModel:
     def kind(self) -> str:
         """The card's kind, or "onnx" for a file from elsewhere."""
         return self.file.card.kind if self.file.card else "onnx"
+
+    def read_states(self, session: Session) -> list[bytes]:
+        """A session's states after its last run, in the signature's order. For the engine's thread, in `deliver`."""
+        return [state.tobytes() for state in self.engine.pool.read(session.slot)]
 
 
 def load(

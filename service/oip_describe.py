@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from streamcell.card import Signature, Tensor
+from streamcell.card import Tensor
 from streamcell.proto.inference import oip
 
 from .device import Device
 from .loaded import LoadedModel
+from .oip_tensors import DATATYPES, dims
 
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
-
-# numpy's name → the protocol's.
-DATATYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-
-
-def dims(signature: Signature, tensor: Tensor) -> list[int]:
-    """A tensor's shape without the batch.
-
-    A model with state is described by one timestep, as Triton describes it: [*step_shape]. A stateless model that
-    takes several timesteps has a time axis of open size: [-1, *step_shape].
-    """
-    if signature.states or not signature.has_time:
-        return [*tensor.step_shape]
-    return [-1, *tensor.step_shape]
 
 
 def metadata(model: LoadedModel, versions: list[str]) -> oip.ModelMetadataResponse:

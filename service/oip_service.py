@@ -10,12 +10,15 @@ import grpc
 
 from streamcell.proto.inference import oip
 
+from .calls import Call, Lane
 from .control import unary
 from .device import Device
-from .errors import ModelUnloading, NotFound
+from .errors import ModelUnloading, NotFound, ServiceError
 from .loaded import LoadedModel
 from .oip_describe import config, metadata, statistics
-from .stream import Service
+from .oip_infer import Infer
+from .oip_stream import InferStream
+from .oip_unary import infer_once
 
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -26,14 +29,22 @@ EXTENSIONS = ("sequence", "model_configuration", "model_repository", "statistics
 class OipService:
     """The calls that run no model, and the handlers of those that do."""
 
-    def __init__(self, service: Service, device: Device) -> None:
-        self._service = service
+    def __init__(self, infer: Infer, device: Device) -> None:
+        self._infer = infer
+        self._streams: set[InferStream] = set()
+        self._service = infer.service
         self._device = device
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """The method handlers by name."""
+    def handlers(self, lane: Lane) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """The method handlers by name; `lane` drives those that run a model."""
         metrics = self._service.metrics
+
+        def open_(call: Call) -> InferStream:
+            return InferStream(call, self._infer, self._streams)
+
         return {
+            "ModelInfer": lane.unary(lambda call, data: infer_once(call, data, self._infer)),
+            "ModelStreamInfer": lane.stream(open_),
             "ServerLive": unary(self.server_live, oip.ServerLiveRequest, metrics),
             "ServerReady": unary(self.server_ready, oip.ServerReadyRequest, metrics),
             "ModelReady": unary(self.model_ready, oip.ModelReadyRequest, metrics),
@@ -86,3 +97,12 @@ class OipService:
 
     def _versions(self, name: str) -> list[LoadedModel]:
         return [model for model in self._service.models if model.file.name == name]
+
+    def end_abandoned(self) -> None:
+        """While the server shuts down: end the sequences that nobody can be waiting for."""
+        self._infer.sequences.end_abandoned()
+
+    def end_streams(self, error: ServiceError) -> None:
+        """The server has shut down: end the streams that are left, with `error`."""
+        for stream in list(self._streams):
+            stream.end(error)

@@ -31,6 +31,7 @@ from .loaded import Models, load
 from .metrics import ServerMetrics
 from .model_choice import at_start
 from .model_control import ModelControl
+from .oip_infer import Infer
 from .oip_repository import OipRepository
 from .oip_service import SERVICE as OIP_SERVICE
 from .oip_service import OipService
@@ -104,14 +105,19 @@ class Server:
             futures.ThreadPoolExecutor(lane.workers, thread_name_prefix="calls"),
             options=(
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", settings.max_message_bytes + _HEADROOM_BYTES),
+                (
+                    "grpc.max_receive_message_length",
+                    max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES,
+                ),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
+        infer = Infer(service, settings.max_infer_bytes, settings.queue_messages)
+        self._oip = OipService(infer, device)
         oip_handlers = {
-            **OipService(service, device).handlers(),
+            **self._oip.handlers(lane),
             **OipRepository(self.control, self.metrics).handlers(lane),
         }
         self._grpc.add_generic_rpc_handlers(
@@ -190,9 +196,11 @@ class Server:
         deadline_s = time.monotonic() + self.settings.grace_s
         while len(self.sessions) and time.monotonic() < deadline_s:
             time.sleep(0.02)
+            self._oip.end_abandoned()
         self.sessions.fail_all(
             lambda: ServerDraining("the server has shut down; the session's state is gone")
         )
+        self._oip.end_streams(ServerDraining("the server has shut down"))
         self._stopping.set()
         self.control.halt()
         self._grpc.stop(1.0).wait()

@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     # Hypotheses that one beam search may follow.
     max_beam_width: _Positive = 16
     max_message_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    # The same for a request of the Open Inference Protocol, whose clients expect no limit of 4 MiB.
+    max_infer_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
     # Whether models are loaded and unloaded while the server runs: by itself, as the folder changes, or by calls.
     model_control: Literal["none", "poll", "explicit"] = "none"
     # Which versions of a model are served; None: the latest under model control, all without.

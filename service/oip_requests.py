@@ -1,0 +1,234 @@
+"""Requests of the Open Inference Protocol: what each asks for, and how the usual ones are read at low cost.
+
+The messages of a sequence differ in their id and their payload; the rest are the same bytes each time. So what a
+message asks for is kept by those bytes, as a `Plan`, and the next one like it is not parsed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from streamcell.proto.inference import oip
+
+from .errors import MalformedMessage, NotSupported, UnknownOutput, WrongParameter, WrongShape
+from .oip_reply import Answer
+from .oip_tensors import Form, check_bytes, form, payloads
+from .repository import ModelFile
+from .wire import varint
+
+if TYPE_CHECKING:
+    from .oip_sequence import Sequence
+
+# Who a request is from: the model's name, and the sequence's id as the client chose it.
+Key = tuple[str, int | str]
+
+_NAME, _VERSION, _ID, _RAW = 0x0A, 0x12, 0x1A, 0x3A  # ModelInferRequest's fields 1, 2, 3 and 7
+_PLANS = 32_768  # kept at a time
+_TAILS = 4  # payload sizes that are tried for a model
+
+_TYPES = {
+    "sequence_id": ("int64_param", "string_param"),
+    "sequence_start": ("bool_param",),
+    "sequence_end": ("bool_param",),
+    "priority": ("int64_param", "uint64_param"),
+    "timeout": ("int64_param",),
+    "triton_enable_empty_final_response": ("bool_param",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """A request's part in a sequence; `key` is None where it has none."""
+
+    key: Key | None
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """What a request asks for, its id and its payload left out.
+
+    Attributes:
+        file: the version of the model that it was checked against.
+        version: the one that it names; empty for none.
+        answer: its reply but for id and payload.
+        sequence: the live sequence that it is a step of, once known: where set, it needs no other look.
+    """
+
+    file: ModelFile
+    version: str
+    flags: Flags
+    form: Form
+    answer: Answer
+    sequence: Sequence | None = None
+
+
+def parse(data: bytes) -> oip.ModelInferRequest:
+    """The message as protobuf reads it.
+
+    Raises:
+        MalformedMessage: it is none.
+    """
+    try:
+        return oip.ModelInferRequest.FromString(data)
+    except DecodeError as error:
+        raise MalformedMessage("the message is not an inference.ModelInferRequest") from error
+
+
+def flags(request: Any) -> Flags:
+    """A request's part in a sequence, as far as its parameters can be read: see `check_parameters`."""
+    values = {
+        name: getattr(parameter, kind)
+        for name, parameter in request.parameters.items()
+        if (kind := parameter.WhichOneof("parameter_choice")) in _TYPES.get(name, ())
+    }
+    sequence = values.get("sequence_id")
+    key = (request.model_name, sequence) if sequence else None
+    return Flags(key, values.get("sequence_start", False), values.get("sequence_end", False))
+
+
+def check_parameters(request: Any, found: Flags) -> None:
+    """Raise WrongParameter for a parameter of a wrong type, one in Triton's name that it does not have, or a start or
+    an end without an id.
+    """
+    for name, parameter in request.parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if name in _TYPES and kind not in _TYPES[name]:
+            raise WrongParameter(
+                f"invalid value type for {name!r} parameter, expected {' or '.join(_TYPES[name])}, got {kind}",
+                parameter=name,
+            )
+        if name.startswith("triton_") and name not in _TYPES:
+            raise WrongParameter(
+                f"parameter keys starting with 'triton_' are reserved, and {name!r} is none", parameter=name
+            )
+    if found.key is None and (found.start or found.end):
+        raise WrongParameter(
+            f"inference request to model {request.model_name!r} must specify a non-zero or non-empty correlation ID "
+            "(sequence_id) where it starts or ends a sequence"
+        )
+
+
+def plan(request: Any, found: Flags, file: ModelFile, answers: Answers) -> tuple[Plan, tuple[bytes, ...]]:
+    """What `request` asks of the model, and the bytes of its inputs in the signature's order.
+
+    Raises:
+        InvalidArgument: it does not fit the model, or has a parameter that makes no sense.
+        NotSupported: it asks for shared memory or for classification.
+    """
+    signature = file.signature
+    check_parameters(request, found)
+    for tensor in (*request.inputs, *request.outputs):
+        for name in tensor.parameters:
+            if name.startswith("shared_memory") or name == "classification":
+                raise NotSupported(
+                    f"tensor {tensor.name!r}: this server does not have {name!r}", parameter=name
+                )
+    inputs, data = payloads(signature, request)
+    asked = form(signature, inputs)
+    if found.key is not None and signature.states and asked.rows > 1:
+        raise WrongShape(
+            f"a request of a sequence carries one row, this one carries {asked.rows}", got=asked.rows
+        )
+    check_bytes(signature, data, asked)
+    names = tuple(output.name for output in request.outputs) or tuple(t.name for t in signature.outputs)
+    known = {t.name for t in signature.outputs} | {state.output for state in signature.states}
+    for at, name in enumerate(names):
+        if name not in known or name in names[:at]:
+            raise UnknownOutput(
+                f"unexpected inference output {name!r} for model {file.name!r}; it has: {', '.join(sorted(known))}, "
+                "each of which may be asked for once",
+                output=name,
+            )
+    answer = answers.get(file, names, asked)
+    return Plan(file, request.model_version, found, asked, answer), data
+
+
+class Answers:
+    """The replies' fixed parts, made once for each form of request."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[ModelFile, tuple[str, ...], Form], Answer] = {}
+
+    def get(self, file: ModelFile, names: tuple[str, ...], asked: Form) -> Answer:
+        """The reply to such a request."""
+        key = (file, names, asked)
+        found = self._answers.get(key)
+        if found is None:
+            if len(self._answers) >= 1024:
+                self._answers.clear()
+            found = self._answers[key] = Answer(file, names, asked)
+        return found
+
+
+@dataclass(slots=True)
+class _Family:
+    """Plans of messages with the same model and version, by what stands between id and payload."""
+
+    plans: dict[bytes, Plan] = field(default_factory=dict)
+    tails: tuple[int, ...] = ()
+
+
+class Plans:
+    """Plans by the bytes of the messages that they were made from. Thread-safe.
+
+    A message is model name, version, id, the rest and the payload, in this order, as protobuf's libraries write it;
+    others, and those with more inputs than one, are parsed each time.
+    """
+
+    def __init__(self) -> None:
+        self._families: dict[bytes, _Family] = {}
+        self._count = 0
+
+    def find(self, data: bytes) -> tuple[Plan, bytes, bytes] | None:
+        """(plan, id, payload) of a message like an earlier one; None for others."""
+        try:
+            at = 2 + data[1]
+            if data[at] == _VERSION:
+                at += 2 + data[at + 1]
+            family = self._families.get(data[:at])
+            if family is None:
+                return None
+            id_ = b""
+            if data[at] == _ID:
+                size = data[at + 1]
+                if size >= 0x80:
+                    return None
+                begin = at + 2
+                at = begin + size
+                id_ = data[begin:at]
+        except IndexError:
+            return None
+        for tail in family.tails:
+            plan = family.plans.get(data[at:-tail])
+            if plan is not None:
+                return plan, id_, data[-tail:]
+        return None
+
+    def keep(self, data: bytes, request: Any, plan: Plan) -> None:
+        """Remember what `data` asks for, if it is written as most are and more like it are to be expected."""
+        if len(request.raw_input_contents) != 1 or plan.flags.start or plan.flags.end:
+            return
+        name, payload = request.model_name.encode(), request.raw_input_contents[0]
+        version, id_ = request.model_version.encode(), request.id.encode()
+        if not name or max(len(name), len(version), len(id_)) >= 0x80:
+            return
+        front = bytes((_NAME, len(name))) + name
+        if version:
+            front += bytes((_VERSION, len(version))) + version
+        named = front + (bytes((_ID, len(id_))) + id_ if id_ else b"")
+        end = bytes((_RAW,)) + varint(len(payload)) + payload
+        if not data.startswith(named) or not data.endswith(end):
+            return
+        if self._count >= _PLANS:
+            self._families = {}
+            self._count = 0
+        family = self._families.setdefault(front, _Family())
+        family.plans[data[len(named) : -len(payload)]] = plan
+        self._count += 1
+        if len(payload) not in family.tails:
+            family.tails = (len(payload), *family.tails)[:_TAILS]

@@ -1,0 +1,104 @@
+"""The sequences of the Open Inference Protocol by model and id, and why those that are gone have ended."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from .errors import InvalidArgument, SequenceGap, SequenceNotStarted, ServerDraining, ServiceError
+from .loaded import LoadedModel
+from .oip_requests import Key
+from .oip_sequence import Sequence
+from .sessions import SessionTable
+
+_ABANDONED_S = 1.0
+_ENDED = 16_384  # sequences whose end is remembered
+
+# An error's class, text and facts; the error itself would keep the frames that it passed through.
+_Ending = tuple[type[ServiceError], str, dict[str, str]]
+
+
+class Sequences:
+    """Starts and finds sequences. An id is a model's own, and leads to sequences only. Thread-safe."""
+
+    def __init__(self, sessions: SessionTable, queue_messages: int) -> None:
+        self._sessions = sessions
+        self._queue_messages = queue_messages
+        self._live: dict[Key, Sequence] = {}
+        # What a request without a START is told of how its sequence ended, oldest first.
+        self._errors: OrderedDict[Key, _Ending] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, key: Key) -> Sequence | None:
+        """The sequence that takes requests under that id."""
+        sequence = self._live.get(key)
+        return None if sequence is None or sequence.closing else sequence
+
+    def start(self, key: Key, model: LoadedModel, peer: str) -> Sequence:
+        """A new sequence; one that is live under that id ends first, after what it has accepted.
+
+        Raises:
+            ServerDraining: the server is shutting down; what is live goes on.
+            SessionLimit: the model has as many sessions as it may.
+        """
+        self._sessions.check_not_draining()
+        sequence = Sequence(key, model, self._sessions, self._on_ended, peer, self._queue_messages)
+        with self._lock:
+            before = self._live.get(key)
+            self._live[key] = sequence
+            self._errors.pop(key, None)
+        if before is None or not before.close("restarted", sequence):
+            sequence.begin()
+        return sequence
+
+    def refuse(self, key: Key, error: ServiceError, start: bool) -> None:
+        """A request was refused, so that those behind it must not be applied: end the sequence, after what it has.
+
+        Where the request would have started one, those behind it are told of it too.
+        """
+        with self._lock:
+            sequence = self._live.get(key)
+            if start or (sequence is not None and not sequence.closing):
+                self._remember(key, error)
+        if sequence is not None:
+            sequence.close(error.reason.lower())
+
+    def not_started(self, key: Key) -> ServiceError:
+        """What a request without a START is told where no sequence takes it."""
+        model, sequence = key
+        text = (
+            f"inference request for sequence {sequence} to model {model!r} must specify the START flag on the first "
+            "request of the sequence"
+        )
+        ending = self._errors.get(key)
+        if ending is None:
+            return SequenceNotStarted(text, model=model, sequence=sequence)
+        kind, why, facts = ending
+        if issubclass(kind, InvalidArgument):
+            kind, why = SequenceGap, f"an earlier request of the sequence was refused: {why}"
+        return kind(f"{why}; {text}", **{**facts, "model": model, "sequence": sequence})
+
+    def end_abandoned(self) -> None:
+        """End the sequences that have had nothing to do for a second and whose streams are gone."""
+        with self._lock:
+            sequences = list(self._live.values())
+        for sequence in sequences:
+            if sequence.abandoned(_ABANDONED_S):
+                sequence.fail(ServerDraining("the server has shut down; the sequence's state is gone"))
+
+    def _on_ended(self, sequence: Sequence, error: ServiceError | None) -> None:
+        with self._lock:
+            if self._live.get(sequence.key) is not sequence:
+                return
+            del self._live[sequence.key]
+            if error is not None:
+                self._remember(sequence.key, error)
+
+    def _remember(self, key: Key, error: ServiceError) -> None:
+        self._errors[key] = (type(error), str(error), error.facts)
+        self._errors.move_to_end(key)
+        if len(self._errors) > _ENDED:
+            self._errors.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._live)

@@ -164,6 +164,7 @@ _BY_REASON: dict[str, type[StreamCellError]] = {
     "VERSION_NOT_FOUND": ModelNotFound,
     "SESSION_NOT_FOUND": SessionNotFound,
     "UNKNOWN_HANDLE": SessionNotFound,
+    "NOT_SUPPORTED": ProtocolMisuse,
     "SESSION_LIMIT": SessionLimit,
     "MESSAGE_TOO_LARGE": MessageTooLarge,
     "SESSION_EXPIRED": SessionExpired,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from .errors import (
@@ -31,6 +32,9 @@ class Incoming(Entry, Protocol):
     @property
     def peer(self) -> str:
         """The client's address."""
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """As in `calls.Call`, while the request is being taken."""
 
     def on_cancel(self, rows: Rows) -> None:
         """Have `rows` cancelled if the caller goes before the answer."""
@@ -110,7 +114,7 @@ class Infer:
                         return self.read(entry, data)
                     work = self._work(model, asked, payloads)
                     sequence = found
-                room = sequence.add(entry, work)
+                room = sequence.add(entry, work, entry.soon)
                 if room is None:  # another call has ended or restarted it meanwhile
                     continue
                 if not (asked.flags.start or asked.flags.end) and work.steps <= model.engine.max_chunk:

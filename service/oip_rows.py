@@ -58,7 +58,7 @@ class Rows:
         sessions = list(self._sessions)
         self._entry.on_cancel(self)
         for session, one in zip(sessions, work, strict=True):
-            batcher.submit(session, one)
+            batcher.submit(session, one, self._entry.soon)
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
         """Keep one row's outputs; answer once all rows are there."""

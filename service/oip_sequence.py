@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from .batcher import Soon
 from .errors import InvalidArgument, SequenceGap, ServiceError
 from .loaded import LoadedModel
 from .session import Work
@@ -109,10 +110,10 @@ class Sequence:
         except ServiceError:
             return
 
-    def add(self, entry: Entry, work: Work) -> bool | None:
+    def add(self, entry: Entry, work: Work, soon: Soon | None = None) -> bool | None:
         """Take one request; whether there is room for more, or None where the sequence takes none.
 
-        Where there is no room, `entry.resume` is called once there is.
+        Where there is no room, `entry.resume` is called once there is. `soon` is as in `Batcher.submit`.
         """
         flags = entry.plan.flags
         with self._lock:
@@ -121,7 +122,7 @@ class Sequence:
             self.closing = flags.end
             self._last = entry
             if self._held is None:
-                room = self._submit(entry, work)
+                room = self._submit(entry, work, soon)
             else:
                 self._held.append((entry, work))
                 room = len(self._held) < self._queue
@@ -184,14 +185,14 @@ class Sequence:
 
     # Inside
 
-    def _submit(self, entry: Entry, work: Work) -> bool:
+    def _submit(self, entry: Entry, work: Work, soon: Soon | None = None) -> bool:
         """Queue one request, and hold those behind it where it asks for states. With the lock."""
         live = self._live
         assert live is not None
         if entry.plan.answer.states:
             self._held = deque()
         self._pending.append(entry)
-        return live.model.batcher.submit(live.session, work)
+        return live.model.batcher.submit(live.session, work, soon)
 
     def _release(self) -> None:
         """Submit what was held, up to the first request that asks for states."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .calls import Call
@@ -54,6 +55,10 @@ class StreamEntry:
         """Read the stream on."""
         self.stream.resume()
 
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """As in `calls.Call`."""
+        return self.stream.soon(callback)
+
     def on_cancel(self, rows: Rows) -> None:
         """Have `rows` cancelled if the stream ends first."""
         self.rows = rows
@@ -70,6 +75,7 @@ class InferStream:
     def __init__(self, call: Call, infer: Infer, over: set[InferStream]) -> None:
         """Answer `call`; the stream is in `over`, the streams that run, while it does."""
         self.peer = call.peer
+        self.soon = call.soon
         self.over = False
         self._call = call
         self._infer = infer
@@ -97,7 +103,7 @@ class InferStream:
         sequence = plan.sequence
         if sequence is not None:
             # What nearly every message is: a step of a live sequence.
-            room = sequence.add(entry, arrived((payload,), plan.form.steps))
+            room = sequence.add(entry, arrived((payload,), plan.form.steps), self.soon)
             if room is not None:
                 return room and self._has_room()
         return self._infer.run(entry, (payload,), data) and self._has_room()

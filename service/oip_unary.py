@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .calls import UnaryCall
@@ -38,6 +39,10 @@ class UnaryEntry:
 
     def resume(self) -> None:
         """A unary call has nothing more to read."""
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """As in `calls.UnaryCall`."""
+        return self._call.soon(callback)
 
     def on_cancel(self, rows: Rows) -> None:
         """Have `rows` cancelled if the caller goes first."""

@@ -12,9 +12,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/pytest
 
-# Measures everything and writes docs/benchmarks.md and benchmarks/results/latest.json; BENCH=--quick for a short one.
+# Measures everything and writes docs/benchmarks.md and benchmarks/results/latest.json. BENCH=--quick for a short one,
+# PEER=pytriton for Triton beside it.
 bench: $(VENV)/installed
-	$(BIN)/python -m streamcell.benchmarks $(BENCH)
+	$(BIN)/python -m streamcell.benchmarks $(if $(PEER),--peer $(PEER)) $(BENCH)
 
 # Measures what recurrence and depth do to gradients and writes docs/gradients.md: about ten minutes on two cores.
 study: $(VENV)/installed

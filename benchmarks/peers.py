@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .cases import Target
+from .pytriton import pytriton
 
 Peer: TypeAlias = Callable[[Path], AbstractContextManager[Target]]
 
-PEERS: dict[str, Peer] = {}
+PEERS: dict[str, Peer] = {"pytriton": pytriton}

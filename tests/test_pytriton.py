@@ -1,4 +1,4 @@
-"""The peer's model file against the ONNX file it runs. Triton itself is stood in for: `make bench PEER=pytriton` runs it."""
+"""The peer's model file against the ONNX file it runs. Triton is stood in for; `make bench PEER=pytriton` runs it."""
 
 from __future__ import annotations
 

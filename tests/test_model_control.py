@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -401,6 +402,66 @@ def test_sessions_left_after_the_grace_end_with_a_typed_error(
     assert reason(lambda: pool.step(X[:2])) == "MODEL_UNLOADED"
     assert eventually(served.let_go())
     assert list(served.client.sessions()) == []
+
+
+class Sequences:
+    """Sequences of Triton's client over one stream, a step at a time."""
+
+    def __init__(self, served: Served) -> None:
+        self.answers: queue.Queue[Any] = queue.Queue()
+        self.triton = tritonclient.grpc.InferenceServerClient(served.server.target)
+        self.triton.start_stream(lambda result, error: self.answers.put(error or result))
+
+    def step(self, sequence: int, at: int, *, end: bool = False) -> tuple[str, np.ndarray]:
+        """Version and output of one step; raises the error that came instead."""
+        tensor = tritonclient.grpc.InferInput("x", [1, 3], "FP32")
+        tensor.set_data_from_numpy(X[at : at + 1])
+        self.triton.async_stream_infer(
+            "lstm", [tensor], sequence_id=sequence, sequence_start=at == 0, sequence_end=end
+        )
+        answer = self.answers.get(timeout=PATIENCE_S)
+        if isinstance(answer, InferenceServerException):
+            raise answer
+        (output,) = answer.get_response().outputs
+        return answer.get_response().model_version, answer.as_numpy(output.name)[0]
+
+    def error(self, sequence: int, at: int) -> str:
+        with pytest.raises(InferenceServerException) as caught:
+            self.step(sequence, at)
+        return str(caught.value.message())
+
+    def close(self) -> None:
+        self.triton.stop_stream()
+        self.triton.close()
+
+
+def test_sequences_of_triton_s_clients_stay_on_their_version_and_end_as_sessions_do(
+    start: Start, made: dict[str, Model], tmp_path: Path
+) -> None:
+    made["one"].put(tmp_path / "models" / "lstm" / "1" / "model.onnx")
+    served = start("--load-model", "lstm", "--unload-grace", "1")
+    sequences = Sequences(served)
+    old = [sequences.step(1, at) for at in range(7)]
+    made["two"].put(served.folder / "lstm" / "2" / "model.onnx")
+    served.triton.load_model("lstm")
+    new = []
+    for at in range(13):
+        old.append(sequences.step(1, at + 7, end=at == 12))
+        new.append(sequences.step(2, at))
+    assert {version for version, _ in old} == {"1"}
+    assert {version for version, _ in new} == {"2"}
+    assert made["one"].gave(np.stack([y for _, y in old]))
+    assert made["two"].gave(np.stack([y for _, y in new]))
+    assert eventually(served.let_go())
+    unloading = served.triton._client_stub.RepositoryModelUnload.future(unload_of("lstm"))
+    assert eventually(lambda: served.index()["lstm", "2"] == "UNLOADING")
+    assert "MODEL_UNLOADING" in sequences.error(3, 0)
+    new.append(sequences.step(2, 13))  # within the grace
+    assert made["two"].gave(np.stack([y for _, y in new]))
+    unloading.result(PATIENCE_S)
+    lost = sequences.error(2, 14)
+    assert "MODEL_UNLOADED" in lost or "MODEL_NOT_FOUND" in lost
+    sequences.close()
 
 
 def test_unloading_a_model_in_use_is_refused_where_so_configured(

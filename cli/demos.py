@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import demo_chorales
+from . import demo_chorales, demo_g2p
 from .demo_base import SHAPES, Demo, Shape
 
-DEMOS: tuple[Demo, ...] = (demo_chorales.DEMO,)
+DEMOS: tuple[Demo, ...] = (demo_chorales.DEMO, demo_g2p.DEMO)
 
 # What `streamcell demo` runs where it is given no name, in `runs/demo`.
 DEFAULT = demo_chorales.DEMO

@@ -10,6 +10,9 @@ from .convolution import CausalConv
 from .convolutional import CNN, TCN, Convolutional
 from .errors import ConfigError, DataError, ModelError, RunError, ShapeError
 from .evaluation import Score, evaluate, score
+from .g2p import Dictionary, Pronunciation, Symbols, load_dictionary
+from .g2p_data import pronounce
+from .g2p_metrics import count_errors
 from .jsb import load_jsb
 from .layers import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
 from .losses import bernoulli_nll
@@ -40,12 +43,14 @@ __all__ = [
     "ConfigError",
     "Convolutional",
     "DataError",
+    "Dictionary",
     "DivergedError",
     "GRULayer",
     "LSTMLayer",
     "MLPBlock",
     "ModelError",
     "Progress",
+    "Pronunciation",
     "RNNLayer",
     "Recurrent",
     "RecurrentLayer",
@@ -59,18 +64,22 @@ __all__ = [
     "Series",
     "ShapeError",
     "Standard",
+    "Symbols",
     "TrainConfig",
     "TrainResult",
     "bernoulli_nll",
     "build",
     "chorales_data",
+    "count_errors",
     "evaluate",
     "load_chorales",
     "load_data",
+    "load_dictionary",
     "load_jsb",
     "load_run",
     "load_table",
     "presets",
+    "pronounce",
     "score",
     "train",
 ]

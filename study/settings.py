@@ -24,7 +24,7 @@ class Settings:
     adding_units: int = 48
     adding_lengths: tuple[int, ...] = (50, 100, 200)
     adding_rows: int = 32
-    adding_updates: int = 3000
+    adding_updates: int = 2000
     adding_test: int = 1000
     adding_seeds: tuple[int, ...] = (1, 2)
     depth_units: int = 32

@@ -45,6 +45,11 @@ class LoadedModel:
         """The card's kind, or "onnx" for a file from elsewhere."""
         return self.file.card.kind if self.file.card else "onnx"
 
+    @property
+    def max_chunk(self) -> int:
+        """The most timesteps of a session in one run."""
+        return self.engine.max_chunk
+
     def read_states(self, session: Session) -> list[bytes]:
         """A session's states after its last run, in the signature's order. For the engine's thread, in `deliver`."""
         return [state.tobytes() for state in self.engine.pool.read(session.slot)]

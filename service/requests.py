@@ -124,7 +124,7 @@ def make_work(
             got=steps,
         )
     work = Work(tuple(payloads), steps, output, tag, time.perf_counter())
-    if steps > model.engine.max_chunk:
+    if steps > model.max_chunk:
         error: InvalidArgument | None = check_values(model.file.signature, work, limits.allow_non_finite)
         if error is not None:
             raise error

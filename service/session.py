@@ -131,6 +131,11 @@ class Session:
         capacity.give_back(self.slot, self.generation)
 
     @property
+    def queued(self) -> int:
+        """Messages that wait to be run."""
+        return len(self.queue)
+
+    @property
     def unused(self) -> int:
         """How many of its members have applied no step."""
         return int(self.fresh)

@@ -135,7 +135,7 @@ class SessionTable:
         for live in self.all():
             session = live.session
             # A generation that its client does not read is nothing to do.
-            busy = session.in_flight or (session.queue and not session.held)
+            busy = session.in_flight or (session.queued and not session.held)
             if session.last_used_s < oldest_s and not busy:
                 session.owner.fail(
                     SessionExpired(

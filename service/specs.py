@@ -74,7 +74,7 @@ def session_message(live: Live) -> pb.Session:
         version=live.model.file.version,
         state=pb.SESSION_STATE_OPEN if session.fresh else pb.SESSION_STATE_ACTIVE,
         step_index=session.step_index,
-        queued_messages=len(session.queue),
+        queued_messages=session.queued,
         age_s=now_s - session.opened_s,
         idle_s=now_s - session.last_used_s,
         peer=session.peer,

@@ -1,0 +1,134 @@
+"""What stands behind the calls: the models, their sessions and their figures, and a handler a method."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from streamcell.proto import pb
+
+from .calls import Call, Handler, Lane
+from .control import Control
+from .device import Device
+from .errors import ServerDraining
+from .frames import FrameStream
+from .loaded import Models, load
+from .metrics import ServerMetrics
+from .model_choice import at_start
+from .model_control import ModelControl
+from .oip_infer import Infer
+from .oip_repository import OipRepository
+from .oip_service import SERVICE as OIP_SERVICE
+from .oip_service import OipService
+from .predict import predict
+from .requests import Limits
+from .sessions import SessionTable
+from .settings import Settings
+from .stream import Service, StreamSession
+from .triton_metrics import TritonMetrics
+
+_log = structlog.get_logger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["StreamCell"].full_name
+_HOUSEKEEPING_S = 0.5
+
+
+class Host:
+    """The models at work, and what every call needs of them. Nothing in here knows how calls come in."""
+
+    def __init__(self, settings: Settings, served: Callable[[str, bool], None]) -> None:
+        """Load the models and start their engines.
+
+        Args:
+            settings: the server's.
+            served: told when a model begins or ceases to be served.
+
+        Raises:
+            ModelLoadError: there is no model, or one cannot be served; the text says which and why.
+            DeviceError: the device cannot be had.
+        """
+        self.settings = settings
+        device = Device.parse(settings.device, tf32=settings.tf32)
+        device.check()
+        self.metrics = ServerMetrics()
+        self.models = Models([load(file, settings, device) for file in at_start(settings)])
+        self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
+        self.service = Service(self.models, self.sessions, self.metrics, limits(settings))
+        self._control = ModelControl(settings, device, self.models, self.sessions, self.metrics, served)
+        self._oip = OipService(Infer(self.service, settings.max_infer_bytes, settings.queue_messages), device)
+        self._stopping = threading.Event()
+        self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
+
+    def services(self, lane: Lane) -> dict[str, dict[str, Handler]]:
+        """A handler a method, by the service's full name; `lane` drives those that run a model."""
+        service = self.service
+
+        def open_(call: Call) -> StreamSession:
+            return StreamSession(call, service)
+
+        return {
+            SERVICE: {
+                "Stream": lane.stream(open_),
+                "StreamFrames": lane.stream(lambda call: FrameStream(call, service)),
+                "Predict": lane.unary(lambda call, data: predict(call, data, service)),
+                **Control(service).handlers(),
+            },
+            OIP_SERVICE: {
+                **self._oip.handlers(lane),
+                **OipRepository(self._control, self.metrics).handlers(lane),
+            },
+        }
+
+    def report_to(self, registry: CollectorRegistry) -> None:
+        """Have `registry` collect the figures."""
+        registry.register(self.metrics)
+        if self.settings.triton_metrics:
+            registry.register(TritonMetrics(self.metrics))
+
+    def start(self) -> None:
+        """Begin to look after the sessions and the folder of models."""
+        self._housekeeper.start()
+        self.metrics.ready = True
+        self._control.start()
+
+    def _keep_house(self) -> None:
+        while not self._stopping.wait(_HOUSEKEEPING_S):
+            self.sessions.expire_idle()
+
+    def drain(self) -> None:
+        """Take no new sessions, give live ones the grace period, and end what is left with a typed error.
+
+        Returns at once where no session is live.
+        """
+        self.metrics.ready = False
+        self.sessions.drain()
+        _log.info("draining", sessions=len(self.sessions), grace_s=self.settings.grace_s)
+        deadline_s = time.monotonic() + self.settings.grace_s
+        while len(self.sessions) and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+            self._oip.end_abandoned()
+        self.sessions.fail_all(
+            lambda: ServerDraining("the server has shut down; the session's state is gone")
+        )
+        self._oip.end_streams(ServerDraining("the server has shut down"))
+        self._stopping.set()
+        self._control.halt()
+
+    def stop(self) -> None:
+        """End the engines' threads. Call once the calls have ended."""
+        self._control.stop()
+
+
+def limits(settings: Settings) -> Limits:
+    """What one message may hold."""
+    return Limits(
+        settings.max_message_bytes,
+        settings.max_steps_per_message,
+        settings.non_finite == "allow",
+        settings.max_generate_steps,
+        settings.max_beam_width,
+    )

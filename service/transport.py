@@ -1,0 +1,97 @@
+"""The gRPC server itself: its port, its options, health and reflection around the services that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent import futures
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from streamcell.proto import pb
+from streamcell.proto.inference import oip
+
+from .calls import Handler
+from .reflected import serve_reflection
+from .settings import Settings
+
+# grpcio itself refuses messages this much over the limit; those below it get the typed error.
+_HEADROOM_BYTES = 1024 * 1024
+_STOP_S = 1.0
+
+Services = Mapping[str, Mapping[str, Handler]]
+
+
+class Transport:
+    """A bound port with health and reflection; `start` answers calls, `stop` ends them."""
+
+    def __init__(
+        self, settings: Settings, services: Services, *, workers: int, port: int | None = None
+    ) -> None:
+        """Bind the port.
+
+        Args:
+            settings: where to listen, with what certificates, and the bounds on a message.
+            services: method handlers by the service's full name and the method's.
+            workers: threads for the calls that no lane drives.
+            port: shared with other processes, in place of the settings'; None: the settings' and no sharing.
+
+        Raises:
+            OSError: the port cannot be bound.
+        """
+        self._names = tuple(services)
+        self._health = health.HealthServicer()
+        self._grpc = grpc.server(
+            futures.ThreadPoolExecutor(workers, thread_name_prefix="calls"),
+            options=(
+                ("grpc.so_reuseport", int(port is not None)),
+                (
+                    "grpc.max_receive_message_length",
+                    max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES,
+                ),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ),
+        )
+        self._grpc.add_generic_rpc_handlers(
+            tuple(
+                grpc.method_handlers_generic_handler(name, dict(methods))
+                for name, methods in services.items()
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        serve_reflection(self._grpc, (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR))
+        self.port = self._bind(settings, settings.port if port is None else port)
+
+    def _bind(self, settings: Settings, port: int) -> int:
+        address = f"{settings.host}:{port}"
+        try:
+            if settings.tls_cert is not None and settings.tls_key is not None:
+                pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+                return self._grpc.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            return self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+
+    def start(self) -> None:
+        """Answer calls. Health says nothing yet: see `report`."""
+        self._grpc.start()
+
+    def report(self, models: Iterable[str], *, serving: bool) -> None:
+        """Have health say whether the server, its services and `models` are serving."""
+        for name in ("", *self._names, *set(models)):
+            self.report_model(name, serving)
+
+    def report_model(self, name: str, serving: bool) -> None:
+        """Have health say whether `name` is served."""
+        answer = health_pb2.HealthCheckResponse
+        self._health.set(name, answer.SERVING if serving else answer.NOT_SERVING)
+
+    def drain(self) -> None:
+        """Health says NOT_SERVING from now on, whatever is reported."""
+        self._health.enter_graceful_shutdown()
+
+    def stop(self) -> None:
+        """End what runs and close the port; returns once that is done."""
+        self._grpc.stop(_STOP_S).wait()

@@ -39,6 +39,9 @@ class Copies(Protocol):
     def wait(self) -> None:
         """Wait for all that is queued."""
 
+    def close(self) -> None:
+        """Give memory and stream back. Nothing may use them any more."""
+
 
 class HostCopies:
     """Both sides are the host's memory."""
@@ -60,12 +63,12 @@ class HostCopies:
     def wait(self) -> None:
         """See `Copies`."""
 
+    def close(self) -> None:
+        """See `Copies`."""
+
 
 class CudaCopies:
-    """Pinned host memory and copies on a stream of their own, for one card.
-
-    The stream and the memory live as long as the process: engines may end while ONNX Runtime still holds them.
-    """
+    """Pinned host memory and copies on a stream of their own, for one card."""
 
     def __init__(self, library: Any, index: int) -> None:
         """`library`: the CUDA runtime as ctypes loaded it; `index`: the card.
@@ -80,7 +83,9 @@ class CudaCopies:
             "cudaSetDevice": (ctypes.c_int,),
             "cudaStreamCreateWithFlags": (ctypes.POINTER(pointer), ctypes.c_uint),
             "cudaStreamSynchronize": (pointer,),
+            "cudaStreamDestroy": (pointer,),
             "cudaHostAlloc": (ctypes.POINTER(pointer), size, ctypes.c_uint),
+            "cudaFreeHost": (pointer,),
             "cudaMemcpyAsync": (pointer, pointer, size, ctypes.c_int, pointer),
         }.items():
             function = getattr(library, name)
@@ -89,6 +94,7 @@ class CudaCopies:
             (ctypes.c_int,),
             ctypes.c_char_p,
         )
+        self._buffers: list[int] = []
         self._copy = library.cudaMemcpyAsync
         self._synchronize = library.cudaStreamSynchronize
         made = pointer()
@@ -110,6 +116,7 @@ class CudaCopies:
         self._check("cudaSetDevice", self._library.cudaSetDevice(self._index))
         self._check("cudaHostAlloc", self._library.cudaHostAlloc(ctypes.byref(made), max(size, 1), 0))
         assert made.value is not None
+        self._buffers.append(made.value)
         buffer: Bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(made.value))
         buffer.fill(0)
         return buffer
@@ -129,6 +136,15 @@ class CudaCopies:
         """See `Copies`."""
         if code := self._synchronize(self.stream):
             self._check("cudaStreamSynchronize", code)
+
+    def close(self) -> None:
+        """See `Copies`."""
+        if self.stream:
+            self.wait()
+            while self._buffers:
+                self._check("cudaFreeHost", self._library.cudaFreeHost(self._buffers.pop()))
+            self._check("cudaStreamDestroy", self._library.cudaStreamDestroy(self.stream))
+            self.stream = 0
 
 
 def cuda_copies(index: int) -> CudaCopies:

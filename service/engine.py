@@ -192,6 +192,17 @@ class Engine:
             for rows, staged in self._programs.settle(self._scratch).items():
                 self._staged[rows, 1] = staged
 
+    def close(self) -> None:
+        """Give sessions, CUDA graphs and pinned memory back. Nothing may run any more.
+
+        On the CPU all of it goes with the last reference, so that a run on another thread ends in peace.
+        """
+        if self.device.on_host:
+            return
+        self._staged.clear()
+        self._programs.close()
+        self._staging.close()
+
     def _scratch(self, rows: int) -> Staged:
         staged = self._staging.buffers(rows, 1)
         self.pad(staged, 0)

@@ -136,6 +136,11 @@ class Programs:
         self._check_replays(settled)
         return settled
 
+    def close(self) -> None:
+        """End the sessions. Nothing may run any more."""
+        self._single = None
+        del self._operators
+
     def _check_replays(self, settled: dict[int, Staged]) -> None:
         captured = [rows for rows in settled if self.pick(rows, 1).graphs]
         wrong = []

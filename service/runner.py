@@ -75,11 +75,13 @@ class Runner:
         self._batcher.stop()
         self._thread.join()
         self._may_inline, self._batcher.inline = False, None
+        self._engine.close()
 
     def _loop(self) -> None:
         try:
             self._engine.warm_up()
         except BaseException as error:
+            self._engine.close()
             self._warm.set_exception(error)
             return
         self._warm.set_result(None)

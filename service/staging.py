@@ -16,7 +16,6 @@ from .rewrite import READ_SLOTS, WRITE_SLOTS
 Array = np.ndarray[Any, Any]
 # What the CUDA runtime aligns its own allocations to, bytes.
 _ALIGNMENT = 256
-_CPU = "Cpu"
 
 
 class Staged:
@@ -62,6 +61,9 @@ class Staging(Protocol):
     def clear(self) -> None:
         """Zero all inputs."""
 
+    def close(self) -> None:
+        """Give the memory back. No session that was bound to it may be left."""
+
 
 def staging(signature: Signature, device: Device, most_rows: int, most_steps: int) -> Staging:
     """Staging for runs of up to that size on `device`."""
@@ -71,6 +73,11 @@ def staging(signature: Signature, device: Device, most_rows: int, most_steps: in
 
 def _shape(signature: Signature, tensor: Tensor, rows: int, steps: int) -> tuple[int, ...]:
     return (rows, steps, *tensor.step_shape) if signature.has_time else (rows, *tensor.step_shape)
+
+
+def _is_host(memory: str) -> bool:
+    """Whether ONNX Runtime's name of a memory stands for the host's."""
+    return memory.lower().startswith("cpu") or "pinned" in memory.lower()
 
 
 def _view(array: Array) -> memoryview:
@@ -145,6 +152,9 @@ class HostStaging:
         for buffer in self._inputs:
             buffer.fill(0)
 
+    def close(self) -> None:
+        """See `Staging`."""
+
 
 class CardStaging:
     """Host buffers that are copied to fixed addresses on the device and back, one copy each way a run.
@@ -210,7 +220,7 @@ class CardStaging:
             for name, dtype, shape, start in self._packed(staged.rows, staged.steps, side)[0]:
                 if side == 0 and name not in wanted:
                     continue
-                if side == 0 and device.kind != "cpu" and wanted[name] == _CPU:
+                if side == 0 and device.kind != "cpu" and _is_host(wanted[name]):
                     bind(name, "cpu", 0, dtype, shape, self._host[0].ctypes.data + start)
                 else:
                     bind(name, device.kind, device.index, dtype, shape, base + start)
@@ -238,3 +248,8 @@ class CardStaging:
     def clear(self) -> None:
         """See `Staging`."""
         self._host[0].fill(0)
+
+    def close(self) -> None:
+        """See `Staging`."""
+        self._host.clear()
+        self.copies.close()

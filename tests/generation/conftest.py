@@ -50,6 +50,15 @@ def categorical(**more: Any) -> Generation:
     return Generation(output="y", input="x", head="categorical", **more)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """PyTorch's threads wait for each other more than they compute, on models of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def makers() -> dict[str, nn.Module]:
     """The models by name, in evaluation mode."""
@@ -62,6 +71,7 @@ def makers() -> dict[str, nn.Module]:
         "spell": Speller(),
         "markov": MLP(KEYS, [16], output_size=KEYS, distribution="bernoulli_logits"),
         "mute": GRU(3, 8, output_size=2),
+        "wide": GRU(1024, 2, output_size=1024, distribution="bernoulli_logits"),
     }
     with torch.no_grad():  # outputs far enough from each other that a choice is a choice
         for model in models.values():

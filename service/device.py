@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
+import structlog
 
 from .copies import Copies, CudaError, HostCopies, cuda_copies
 
@@ -15,6 +17,11 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # The first ONNX Runtime whose CUDA kernels no longer re-read freed host memory when a graph is replayed
 # (onnxruntime #32120, #32121).
 GRAPHS_SINCE = (1, 31)
+
+
+# The session's setting that makes it tell where each node runs.
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+_log = structlog.get_logger(__name__)
 
 
 class DeviceError(RuntimeError):
@@ -104,6 +111,7 @@ class Device:
         provider: Any = _PROVIDERS[self.kind]
         if self.kind == "cuda":
             provider = (provider, self._cuda_options(stream, graphs))
+            options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
         try:
             session = ort.InferenceSession(model, options, providers=[provider])
         except Exception as error:  # ONNX Runtime's errors share no base class
@@ -117,6 +125,10 @@ class Device:
             )
         # Else a later error would make it run on the CPU from then on.
         session.disable_fallback()
+        if self.kind == "cuda" and (elsewhere := operators_elsewhere(session, _PROVIDERS[self.kind])):
+            _log.warning(
+                "operators without a CUDA kernel run on the CPU", device=str(self), operators=elsewhere
+            )
         return session
 
     def _cuda_options(self, stream: int, graphs: bool) -> dict[str, str]:
@@ -151,3 +163,16 @@ class Device:
         if self.kind == "cpu":
             return ort.OrtValue.ortvalue_from_numpy(array.copy() if self.apart else array)
         return ort.OrtValue.ortvalue_from_numpy(array, self.kind, self.index)
+
+
+def operators_elsewhere(session: ort.InferenceSession, provider: str) -> dict[str, int]:
+    """Which operators, and how many nodes of each, `session` runs on another provider than `provider`.
+
+    Empty where the session was made without `RECORD_ASSIGNMENT`.
+    """
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except Exception:  # ONNX Runtime's errors share no base class
+        return {}
+    ops = Counter(node.op_type for part in parts if part.ep_name != provider for node in part.get_nodes())
+    return dict(sorted(ops.items()))

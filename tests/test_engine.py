@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
-from streamcell.service.device import Device, DeviceError
+from streamcell.service.device import RECORD_ASSIGNMENT, Device, DeviceError, operators_elsewhere
 from streamcell.service.engine import Engine, fixed_sizes
 from streamcell.service.repository import open_model
 from streamcell.service.rewrite import pool_states
@@ -106,6 +107,31 @@ def test_fixed_sizes_double_up_to_the_largest() -> None:
 def test_a_device_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(DeviceError, match="expected 'cpu', 'cuda' or 'cuda:N'"):
         Device.parse(text)
+
+
+def test_operators_that_run_elsewhere_are_named(models_dir: Path) -> None:
+    options = ort.SessionOptions()
+    path = models_dir / "lstm.onnx"
+    plain = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    assert operators_elsewhere(plain, "CUDAExecutionProvider") == {}, "it was not asked to record them"
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    assert operators_elsewhere(session, "CUDAExecutionProvider")["LSTM"] == 2
+    assert operators_elsewhere(session, "CPUExecutionProvider") == {}
+
+
+def test_cuda_graphs_are_refused_where_there_can_be_none(models_dir: Path) -> None:
+    file = open_model(models_dir / "lstm.onnx", "lstm")
+    with pytest.raises(DeviceError, match="CUDA graphs need a CUDA device and fixed shapes"):
+        Engine(
+            pool_states(file.load(), file.signature),
+            file.signature,
+            device=Device(),
+            max_sessions=SLOTS,
+            max_batch=MAX_BATCH,
+            max_chunk=MAX_CHUNK,
+            cuda_graphs=True,
+        )
 
 
 def test_devices_by_name() -> None:

@@ -1,0 +1,48 @@
+"""The benchmarks of the engine and of a card run without one, and say what they measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from streamcell.benchmarks import engine, gpu
+
+
+def test_the_gpu_script_walks_its_path_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(gpu, "TARGET", {"rows": 4, "hidden": 16, "us": 1e9})
+    flags = ["--device", "apart", "--hidden", "16", "--rows", "1", "4", "--seconds", "0.02", "--runs", "6"]
+    assert gpu.main(flags) == 0
+    report = json.loads((tmp_path / "out/gpu.json").read_text())
+    assert {(line["kind"], line["way"]) for line in report["parity"]} == {
+        (kind, way) for kind in gpu.KINDS for way in gpu.WAYS
+    }
+    assert all(line["error"] <= 1e-5 and line["steps"] > 6 for line in report["parity"])
+    assert [(tick["hidden"], tick["rows"]) for tick in report["ticks"]] == [(16, 1), (16, 4)]
+    for tick in report["ticks"]:
+        assert set(tick["us"]) == {"torch.nn.LSTM", *gpu.WAYS}
+        assert tick["best"] in gpu.WAYS
+        assert not tick["failed"]
+    assert [target["met"] for target in report["target"]] == [True]
+    assert "parity  gru, reset before" in capsys.readouterr().out
+
+
+def test_a_card_that_cannot_be_had_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--device", "cuda:7", "--out", str(tmp_path)]) == 2
+    assert "device cuda:7: this ONNX Runtime" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_engine_is_measured_every_way() -> None:
+    lines = engine.measure(["lstm", "mlp"], [16], [(1, 1), (4, 3)], seconds=0.02)
+    assert [(line["kind"], line["rows"], line["steps"]) for line in lines] == [
+        (kind, rows, steps) for kind in ("lstm", "mlp") for rows, steps in ((1, 1), (4, 3))
+    ]
+    for line in lines:
+        assert line["engine_us"] > 0
+        assert line["by_hand_us"] > 0
+        assert (line["decomposed_us"] is not None) == (line["kind"] == "lstm" and line["steps"] == 1)

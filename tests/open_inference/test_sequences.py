@@ -1,0 +1,433 @@
+"""Sequences by Triton's clients: their ids, their ends, their order, their errors, against PyTorch's answers."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from streamcell.proto import pb, rpc
+from streamcell.proto.inference import oip
+from streamcell.proto.inference import rpc as oip_rpc
+
+Steps = np.ndarray[Any, Any]
+Expected = Callable[[str, Steps], Steps]
+ids = itertools.count(1000)
+NAN = np.full((1, 3), np.nan, np.float32)
+
+
+def noise(*shape: int, seed: int = 3) -> Steps:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def close(y: Steps, expected: Steps) -> None:
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def request(x: Steps, model: str = "lstm", name: str = "", **flags: Any) -> oip.ModelInferRequest:
+    message = oip.ModelInferRequest(model_name=model, id=name, raw_input_contents=[x.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    for key, value in flags.items():
+        parameter = message.parameters[key]
+        kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
+        setattr(parameter, kind, value)
+    return message
+
+
+def stub(target: str) -> Any:
+    return oip_rpc.GRPCInferenceServiceStub(grpc.insecure_channel(target))
+
+
+@pytest.mark.parametrize("sequence", [2**40 + 7, "a name, ünusual"])
+@pytest.mark.parametrize("shape", [(1, 3), (1, 1, 3), (3,)])
+def test_a_sequences_steps_are_pytorchs_whatever_its_id_and_shape(
+    talk: Any, expected: Expected, sequence: int | str, shape: tuple[int, ...]
+) -> None:
+    x = noise(6, 3)
+    for t in range(6):
+        flags = {"sequence_start": t == 0, "sequence_end": t == 5}
+        talk.send("lstm", x[t].reshape(shape), request_id=f"r{t}", sequence_id=sequence, **flags)
+    for t in range(6):
+        answer = talk.get()
+        assert answer.get_response().id == f"r{t}"
+        assert answer.get_response().parameters["triton_final_response"].bool_param
+        y = answer.as_numpy("y")
+        assert y.shape == (*shape[:-1], 2)
+        close(y.reshape(2), expected("lstm", x[None])[0, t])
+
+
+def test_a_request_may_carry_several_steps(talk: Any, expected: Expected) -> None:
+    x, sequence = noise(300, 3), next(ids)
+    talk.send("gru", x[:200], sequence_id=sequence, sequence_start=True)
+    talk.send("gru", x[None, 200:], sequence_id=sequence, sequence_end=True)
+    first, then = talk.y(), talk.y()
+    assert (first.shape, then.shape) == ((200, 2), (1, 100, 2))
+    close(np.concatenate([first, then[0]]), expected("gru", x[None])[0])
+
+
+def test_many_sequences_share_a_stream_and_batches_and_are_answered_in_order(
+    served: Any, expected: Expected
+) -> None:
+    x, long = noise(64, 10, 3), noise(1, 6 * 4096, 3)
+    base = next(ids) << 20
+    rows, runs = (served.metric(f"streamcell_batch_rows_{each}", model="lstm") for each in ("sum", "count"))
+    order = np.random.default_rng(1).permutation(np.repeat(np.arange(64), 10))
+    at = np.zeros(64, int)
+    # Long requests go first, which run alone: the others are run meanwhile and answered behind them.
+    requests = [
+        request(row, name="long", sequence_id=base - 1, sequence_start=at == 0, sequence_end=at == 5)
+        for at, row in enumerate(np.split(long[0], 6))
+    ]
+    for sequence in order:
+        t = at[sequence]
+        at[sequence] += 1
+        flags = {"sequence_start": bool(t == 0), "sequence_end": bool(t == 9)}
+        row = x[sequence, t : t + 1]
+        requests.append(request(row, name=f"{sequence}/{t}", sequence_id=int(base + sequence), **flags))
+    replies = list(stub(served.target).ModelStreamInfer(iter(requests)))
+    assert [reply.infer_response.id for reply in replies] == [each.id for each in requests]
+    y = np.zeros((64, 10, 2), np.float32)
+    for reply in replies[6:]:
+        sequence, _, t = reply.infer_response.id.partition("/")
+        y[int(sequence), int(t)] = np.frombuffer(reply.infer_response.raw_output_contents[0], "<f4")
+    close(y, expected("lstm", x))
+    longs = [np.frombuffer(reply.infer_response.raw_output_contents[0], "<f4") for reply in replies[:6]]
+    close(np.concatenate(longs).reshape(1, -1, 2), expected("lstm", long))
+    rows = served.metric("streamcell_batch_rows_sum", model="lstm") - rows
+    runs = served.metric("streamcell_batch_rows_count", model="lstm") - runs
+    assert rows > runs
+
+
+def test_ids_are_a_models_own_and_int_and_string_differ(talk: Any, expected: Expected) -> None:
+    x, sequence = noise(4, 2, 3), next(ids)
+    who = [("lstm", sequence), ("gru", sequence), ("lstm", str(sequence)), ("rnn", str(sequence))]
+    for t in range(2):
+        for at, (model, key) in enumerate(who):
+            talk.send(model, x[at, t : t + 1], sequence_id=key, sequence_start=t == 0, sequence_end=t == 1)
+    for t in range(2):
+        for at, (model, _) in enumerate(who):
+            close(talk.y()[0], expected(model, x[at : at + 1])[0, t])
+
+
+def test_an_id_never_reaches_a_native_session(served: Any, talk: Any) -> None:
+    done = threading.Event()
+
+    def opening() -> Any:
+        yield pb.StreamRequest(open=pb.OpenSession(model="lstm"))
+        done.wait(20)
+
+    with grpc.insecure_channel(served.target) as channel:
+        native = rpc.StreamCellStub(channel).Stream(opening())  # type: ignore[no-untyped-call]
+        session = next(native).opened.session_id
+        for key in (session, int(session, 16) % 2**63):
+            talk.send("lstm", noise(1, 3), sequence_id=key)
+            with pytest.raises(InferenceServerException, match="SEQUENCE_NOT_STARTED"):
+                talk.get()
+        listed = rpc.StreamCellStub(channel).ListSessions(pb.ListSessionsRequest())  # type: ignore[no-untyped-call]
+        assert [each.step_index for each in listed.sessions if each.session_id == session] == [0]
+        done.set()
+        assert list(native) == []
+
+
+def test_a_start_on_a_live_id_begins_again_after_what_came_before(talk: Any, expected: Expected) -> None:
+    x, sequence = noise(2, 5, 3), next(ids)
+    for turn in range(2):
+        for t in range(5):
+            talk.send("lstm", x[turn, t : t + 1], sequence_id=sequence, sequence_start=t == 0)
+    y = np.concatenate([talk.y() for _ in range(10)]).reshape(2, 5, 2)
+    close(y, expected("lstm", x))
+    talk.send("lstm", x[0, :1], sequence_id=sequence, sequence_start=True, sequence_end=True)
+    close(talk.y()[0], expected("lstm", x[:1])[0, 0])
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_step_that_no_start_came_before_gets_the_text_that_clients_know(talk: Any, ended: bool) -> None:
+    sequence = next(ids)
+    if ended:
+        talk.send("lstm", noise(1, 3), sequence_id=sequence, sequence_start=True, sequence_end=True)
+        talk.get()
+    talk.send("lstm", noise(1, 3), request_id="early", sequence_id=sequence)
+    with pytest.raises(InferenceServerException) as caught:
+        talk.get()
+    assert caught.value.message() == (
+        f"[request id: early] [sequence: {sequence}] INVALID_ARGUMENT SEQUENCE_NOT_STARTED: inference request for "
+        f"sequence {sequence} to model 'lstm' must specify the START flag on the first request of the sequence"
+    )
+
+
+def test_a_sequence_goes_on_over_other_streams_and_unary_calls(
+    served: Any, open_talk: Any, triton: Any, expected: Expected
+) -> None:
+    x, sequence = noise(4, 3), next(ids)
+    y = [triton.infer("lstm", [_input(x[:1])], sequence_id=sequence, sequence_start=True).as_numpy("y")]
+    for t in (1, 2):
+        talk = open_talk(served.target)
+        talk.send("lstm", x[t : t + 1], sequence_id=sequence)
+        y.append(talk.y())
+        talk.client.stop_stream(cancel_requests=True)
+    y.append(triton.infer("lstm", [_input(x[3:])], sequence_id=sequence, sequence_end=True).as_numpy("y"))
+    close(np.concatenate(y), expected("lstm", x[None])[0])
+    with pytest.raises(InferenceServerException, match="must specify the START flag") as caught:
+        triton.infer("lstm", [_input(x[:1])], sequence_id=sequence)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def _input(x: Steps) -> Any:
+    given = tritonclient.grpc.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    return given
+
+
+def test_one_id_over_several_streams_at_once_loses_no_step(served: Any, triton: Any) -> None:
+    sequence, peer = next(ids), stub(served.target)
+    triton.infer("lstm", [_input(noise(1, 3))], sequence_id=sequence, sequence_start=True)
+    before = served.metric("streamcell_steps_total", model="lstm")
+    errors: list[str] = []
+
+    def run() -> None:
+        replies = peer.ModelStreamInfer(request(noise(1, 3), sequence_id=sequence) for _ in range(100))
+        errors.extend(reply.error_message for reply in replies if reply.error_message)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not errors
+    assert served.metric("streamcell_steps_total", model="lstm") == before + 400
+    triton.infer("lstm", [_input(noise(1, 3))], sequence_id=sequence, sequence_end=True)
+
+
+def test_starts_and_ends_of_one_id_over_several_streams_leave_nothing_behind(served: Any) -> None:
+    sequence, peer = next(ids), stub(served.target)
+    answered: list[Any] = []
+
+    def run() -> None:
+        steps = (
+            request(noise(1, 3), sequence_id=sequence, sequence_start=t % 5 == 0, sequence_end=t % 5 == 4)
+            for t in range(60)
+        )
+        answered.extend(peer.ModelStreamInfer(steps))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(answered) == 240
+    assert {" ".join(reply.error_message.split()[5:7]) for reply in answered} <= {
+        "", "INVALID_ARGUMENT SEQUENCE_NOT_STARTED:",
+    }  # fmt: skip
+    final = peer.ModelInfer(
+        request(noise(1, 3), sequence_id=sequence, sequence_start=True, sequence_end=True)
+    )
+    assert final.raw_output_contents
+    assert served.metric("streamcell_slots_used", model="lstm") == 0
+
+
+def test_a_refused_step_ends_its_sequence_and_no_other(talk: Any, expected: Expected) -> None:
+    x, bad, good = noise(6, 3), next(ids), next(ids)
+    for sequence in (bad, good):
+        talk.send("lstm", x[:1], sequence_id=sequence, sequence_start=True)
+    for at, row in enumerate((x[1:2], NAN, x[2:3])):
+        talk.send("lstm", row, request_id=str(at), sequence_id=bad)
+    talk.send("lstm", x[1:2], sequence_id=good, sequence_end=True)
+    y = expected("lstm", x[None])[0]
+    close(talk.y()[0], y[0])
+    close(talk.y()[0], y[0])
+    close(talk.y()[0], y[1])
+    with pytest.raises(InferenceServerException, match=r"\[request id: 1\] .* NON_FINITE_INPUT: "):
+        talk.get()
+    with pytest.raises(InferenceServerException, match=r"\[request id: 2\] .* SEQUENCE_GAP: "):
+        talk.get()
+    close(talk.y()[0], y[1])
+    talk.send("lstm", x[2:3], sequence_id=bad)
+    with pytest.raises(InferenceServerException, match=r"SEQUENCE_GAP: .* must specify the START flag"):
+        talk.get()
+    talk.send("lstm", x[:1], sequence_id=bad, sequence_start=True, sequence_end=True)
+    close(talk.y()[0], y[0])
+
+
+def test_a_request_that_cannot_be_taken_ends_its_sequence_after_those_before_it(
+    talk: Any, expected: Expected
+) -> None:
+    x, sequence = noise(20, 3), next(ids)
+    for t in range(20):
+        talk.send("lstm", x[t : t + 1], sequence_id=sequence, sequence_start=t == 0)
+    talk.send("lstm", np.zeros((1, 4), np.float32), sequence_id=sequence)
+    talk.send("lstm", x[:1], sequence_id=sequence)
+    close(np.concatenate([talk.y() for _ in range(20)]), expected("lstm", x[None])[0])
+    for reason in ("WRONG_SHAPE", "SEQUENCE_GAP"):
+        with pytest.raises(InferenceServerException, match=reason):
+            talk.get()
+    # A START that is refused must not leave the sequence before it in its place.
+    talk.send("lstm", x[:1], sequence_id=sequence, sequence_start=True)
+    talk.send("lstm", NAN, sequence_id=sequence, sequence_start=True)
+    talk.send("lstm", x[1:2], sequence_id=sequence)
+    talk.get()
+    for reason in ("NON_FINITE_INPUT", "SEQUENCE_GAP"):
+        with pytest.raises(InferenceServerException, match=reason):
+            talk.get()
+
+
+def test_half_closing_answers_what_is_in_flight_and_ends_well(served: Any, expected: Expected) -> None:
+    x, sequence = noise(100, 3), next(ids)
+    requests = [
+        request(x[t : t + 1], sequence_id=sequence, sequence_start=t == 0, sequence_end=t == 99)
+        for t in range(100)
+    ]
+    call = stub(served.target).ModelStreamInfer(iter(requests))
+    y = [np.frombuffer(reply.infer_response.raw_output_contents[0], "<f4") for reply in call]
+    assert call.code() is grpc.StatusCode.OK
+    close(np.stack(y), expected("lstm", x[None])[0])
+    assert list(stub(served.target).ModelStreamInfer(iter(()))) == []
+
+
+def test_an_error_is_the_calls_status_where_the_client_asks_for_that(served: Any) -> None:
+    sequence = next(ids)
+    requests = [
+        request(noise(1, 3), sequence_id=sequence, sequence_start=True),
+        request(noise(1, 3), sequence_id=next(ids)),
+        request(noise(1, 3), sequence_id=sequence, sequence_end=True),
+    ]
+    call = stub(served.target).ModelStreamInfer(iter(requests), metadata=(("triton_grpc_error", "true"),))
+    replies = []
+    with pytest.raises(grpc.RpcError) as caught:
+        replies.extend(iter(call))
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "must specify the START flag" in error.details()
+    assert "grpc-status-details-bin" in dict(error.trailing_metadata())
+    stub(served.target).ModelInfer(
+        request(noise(1, 3), sequence_id=sequence, sequence_start=True, sequence_end=True)
+    )
+
+
+def test_an_error_holds_only_the_id_of_the_reply(served: Any) -> None:
+    (reply,) = stub(served.target).ModelStreamInfer(iter([request(noise(1, 3), "nope", name="me")]))
+    assert reply.infer_response == oip.ModelInferResponse(id="me")
+    assert reply.error_message.startswith("[request id: me] NOT_FOUND MODEL_NOT_FOUND: ")
+    raw = grpc.insecure_channel(served.target).stream_stream(
+        "/inference.GRPCInferenceService/ModelStreamInfer"
+    )
+    (bytes_,) = raw(iter([b"\xff\xff"]))
+    reply = oip.ModelStreamInferResponse.FromString(bytes_)
+    assert reply.HasField("infer_response")
+    assert "MALFORMED_MESSAGE" in reply.error_message
+
+
+def test_a_broken_stream_leaves_its_sequences_alone(served: Any, triton: Any, expected: Expected) -> None:
+    x, sequence = noise(2, 3), next(ids)
+    done = threading.Event()
+
+    def requests() -> Any:
+        yield request(x[:1], sequence_id=sequence, sequence_start=True)
+        done.wait(20)
+
+    call = stub(served.target).ModelStreamInfer(requests())
+    next(call)
+    call.cancel()
+    done.set()
+    y = triton.infer("lstm", [_input(x[1:])], sequence_id=sequence, sequence_end=True).as_numpy("y")
+    close(y[0], expected("lstm", x[None])[0, 1])
+
+
+def test_states_are_answered_by_name_as_they_are_after_the_step(
+    talk: Any, modules: dict[str, torch.nn.Module], expected: Expected
+) -> None:
+    x, sequence = noise(8, 3), next(ids)
+    names = ("h_next", "y", "c_next")
+    outputs = [tritonclient.grpc.InferRequestedOutput(name) for name in names]
+    # All at once: the steps are queued together, and each must show its own state.
+    for t in range(8):
+        more = {"outputs": outputs} if t % 2 else {}
+        talk.send(
+            "lstm", x[t : t + 1], sequence_id=sequence, sequence_start=t == 0, sequence_end=t == 7, **more
+        )
+    for t in range(8):
+        answer = talk.get()
+        close(answer.as_numpy("y")[0], expected("lstm", x[None])[0, t])
+        if t % 2:
+            with torch.no_grad():
+                _, h, c = modules["lstm"](torch.from_numpy(x[None, : t + 1]))
+            assert [output.name for output in answer.get_response().outputs] == list(names)
+            close(answer.as_numpy("h_next").ravel(), h.numpy().ravel())
+            close(answer.as_numpy("c_next").ravel(), c.numpy().ravel())
+
+
+def test_an_idle_sequence_expires_and_its_client_is_told_so(
+    start_server: Any, models_dir: Any, open_talk: Any
+) -> None:
+    server = start_server(models_dir, "--idle-timeout-s", "0.5", "--max-sessions", "3")
+    talk = open_talk(server.target)
+    for sequence in (1, 2, 3, 4):
+        talk.send("lstm", noise(1, 3), sequence_id=sequence, sequence_start=True)
+    for _ in range(3):
+        talk.get()
+    # A full server says so at once.
+    with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED SESSION_LIMIT"):
+        talk.get()
+    talk.send("lstm", noise(1, 3), sequence_id=4)
+    with pytest.raises(InferenceServerException, match=r"SESSION_LIMIT: .* must specify the START flag"):
+        talk.get()
+    # An end makes room for the start behind it, and so does the sequence that a start replaces.
+    for sequence in (1, 2, 3) * 5:
+        for end in (False, True):
+            talk.send("lstm", noise(1, 3), sequence_id=sequence, sequence_start=not end, sequence_end=end)
+    for _ in range(30):
+        talk.get()
+    talk.send("lstm", noise(1, 3), sequence_id=1, sequence_start=True)
+    talk.get()
+    deadline_s = time.monotonic() + 20
+    while server.metric("streamcell_sessions_ended_total", model="lstm", reason="session_expired") < 1:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    talk.send("lstm", noise(1, 3), request_id="late", sequence_id=1)
+    with pytest.raises(
+        InferenceServerException, match=r"late\].* ABORTED SESSION_EXPIRED: .* must specify the START"
+    ):
+        talk.get()
+    talk.send("lstm", noise(1, 3), sequence_id=1, sequence_start=True)
+    talk.get()
+
+
+def test_a_server_that_shuts_down_does_not_wait_for_sequences_that_nobody_holds(
+    start_server: Any, models_dir: Any
+) -> None:
+    server = start_server(models_dir, "--grace-s", "30")
+    with tritonclient.grpc.InferenceServerClient(server.target) as client:
+        client.infer("lstm", [_input(noise(1, 3))], sequence_id=1, sequence_start=True)
+        open_ = stub(server.target).ModelStreamInfer(iter(()), wait_for_ready=True)
+        assert list(open_) == []
+    began_s = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began_s < 15
+
+
+def test_the_lane_of_threads_behaves_alike(start_server: Any, models_dir: Any, expected: Expected) -> None:
+    server = start_server(models_dir, "--lane", "threaded")
+    x, peer = noise(16, 8, 3), stub(server.target)
+    requests = [
+        request(
+            x[s, t : t + 1], name=f"{s}/{t}", sequence_id=s + 1, sequence_start=t == 0, sequence_end=t == 7
+        )
+        for t in range(8)
+        for s in range(16)
+    ]
+    requests.insert(40, request(x[0, :1], name="bad", sequence_id=99))
+    replies = list(peer.ModelStreamInfer(iter(requests)))
+    assert [reply.infer_response.id for reply in replies] == [each.id for each in requests]
+    assert "must specify the START flag" in replies.pop(40).error_message
+    y = np.stack([np.frombuffer(reply.infer_response.raw_output_contents[0], "<f4") for reply in replies])
+    close(y.reshape(8, 16, 2).swapaxes(0, 1), expected("lstm", x))
+    whole = peer.ModelInfer(request(x[0]))
+    close(np.frombuffer(whole.raw_output_contents[0], "<f4").reshape(8, 2), expected("lstm", x[:1])[0])

@@ -31,10 +31,8 @@ class Capacity:
 
         Raises:
             SessionLimit: as many sessions are live as there may be.
-            ModelUnloading: the model is being unloaded.
         """
         with self._lock:
-            self.check_open()
             if limited or self._slots is not None:
                 self._check(1)
             taken = self._slots.take() if self._slots is not None else (0, 0)
@@ -46,10 +44,8 @@ class Capacity:
 
         Raises:
             SessionLimit: so many more may not be live.
-            ModelUnloading: the model is being unloaded.
         """
         with self._lock:
-            self.check_open()
             self._check(count)
             self._live += count
             if self._slots is None:
@@ -57,7 +53,7 @@ class Capacity:
             return self._slots.take_many(count)
 
     def check_open(self) -> None:
-        """Raise ModelUnloading where the model is being unloaded."""
+        """Raise ModelUnloading where the model is being unloaded: for new sessions; live ones may take more room."""
         if self.closed:
             raise ModelUnloading("this model is being unloaded and takes no new sessions")
 

@@ -71,6 +71,7 @@ class Members(Session):
             SessionLimit: so many more may not be live; none was opened.
             ModelUnloading: the model is being unloaded.
         """
+        capacity.check_open()
         slots, generations = capacity.take_many(count)
         free = np.flatnonzero(self.status == FREE)
         if len(free) < count:

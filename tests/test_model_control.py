@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from tritonclient.utils import InferenceServerException
 from streamcell.client import Client, NotFound, StreamCellError, connect
 from streamcell.export import export_model
 from streamcell.models import build
+from streamcell.service import Settings
+from streamcell.service.device import Device
+from streamcell.service.loaded import load
+from streamcell.service.repository import discover
 
 PATIENCE_S = 30
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -316,7 +322,7 @@ def test_loads_by_request_need_explicit_control(
 # Unloading
 
 
-class Load(threading.Thread):
+class Traffic(threading.Thread):
     """A client that runs sequence after sequence and checks every output, until it is told to stop or is refused."""
 
     def __init__(self, served: Served, model: Model, stateless: bool = False) -> None:
@@ -352,15 +358,15 @@ def test_unloading_waits_for_live_sessions_and_takes_no_new_ones(
     held, pool = served.client.session("lstm"), served.client.pool("lstm", 2)
     first = held.run(X[:5])
     pool.step(X[:2])
-    loads = [Load(served, made["one"]) for _ in range(4)]
-    assert eventually(lambda: min(load.sequences for load in loads) > 2)
+    loads = [Traffic(served, made["one"]) for _ in range(4)]
+    assert eventually(lambda: min(thread.sequences for thread in loads) > 2)
     done = threading.Event()
     call = served.triton._client_stub.RepositoryModelUnload.future(unload_of("lstm"))
     call.add_done_callback(lambda _: done.set())
-    for load in loads:  # each ends with the sequence at hand done, and the next one refused
-        load.join(PATIENCE_S)
-    assert {load.reason for load in loads} <= {"MODEL_UNLOADING", "MODEL_NOT_FOUND"}
-    assert sum(load.wrong for load in loads) == 0
+    for thread in loads:  # each ends with the sequence at hand done, and the next one refused
+        thread.join(PATIENCE_S)
+    assert {thread.reason for thread in loads} <= {"MODEL_UNLOADING", "MODEL_NOT_FOUND"}
+    assert sum(thread.wrong for thread in loads) == 0
     assert reason(lambda: served.client.session("lstm")) == "MODEL_UNLOADING"
     assert reason(lambda: pool.open_members(1)) == "MODEL_UNLOADING"
     assert served.index() == {("lstm", "1"): "UNLOADING"}
@@ -540,15 +546,33 @@ def test_a_shutdown_does_not_wait_for_an_unload(start: Start, made: dict[str, Mo
     assert call.exception(PATIENCE_S).code().name == "UNAVAILABLE"
 
 
+def test_a_model_that_is_let_go_leaves_nothing_to_the_garbage_collector(
+    made: dict[str, Model], tmp_path: Path
+) -> None:
+    made["one"].put(tmp_path / "lstm.onnx")
+    (file,) = discover(tmp_path)
+    gc.disable()
+    try:
+        model = load(file, Settings(models=tmp_path), Device())
+        model.metrics.attach(model.pool)
+        kept = [weakref.ref(part) for part in (model.engine, model.batcher, model.runner)]
+        model.let_go()
+        del model
+        assert [part() for part in kept] == [None, None, None]
+    finally:
+        gc.enable()
+
+
 def test_fifty_loads_and_unloads_give_memory_and_threads_back(start: Start, made: dict[str, Model]) -> None:
-    served = start("--max-sessions", "1000")
+    slots = 10_000
+    served = start("--max-sessions", str(slots))
     made["one"].put(served.folder / "lstm.onnx")
     process = psutil.Process(served.server.pid)
 
     def cycle() -> None:
         served.triton.load_model("lstm")
-        with served.client.pool("lstm", 1000) as pool:  # every slot's memory is touched
-            pool.step(np.ones((1000, 3), np.float32))
+        with served.client.pool("lstm", slots) as pool:  # every slot's memory is touched
+            pool.step(np.ones((slots, 3), np.float32))
         served.triton.unload_model("lstm")
 
     for _ in range(10):
@@ -557,7 +581,7 @@ def test_fifty_loads_and_unloads_give_memory_and_threads_back(start: Start, made
     for _ in range(50):
         cycle()
     assert process.num_threads() <= threads + 1
-    # A generation holds over 0.5 MiB of states and 1 MiB of staging; kept, fifty would be 75 MiB and more.
+    # The states of 10,000 sessions alone are 2.4 MiB: kept, fifty times that would be 122 MiB.
     assert process.memory_info().rss - memory < 16 * 1024 * 1024
     assert eventually(lambda: sum(entry["event"] == "model let go" for entry in served.server.log) == 60)
 

@@ -43,11 +43,35 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         ({"models": "m", "non_finite": "maybe"}, "non_finite"),
         ({"models": "m", "max_batch": 0}, "max_batch"),
         ({"models": "m", "tls_cert": "a.pem"}, "tls_cert and tls_key go together"),
+        ({"models": "m", "load_model": ["a"]}, "load_model is for model_control = explicit"),
     ],
 )
 def test_what_is_wrong_is_named(flags: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         Settings.load(**flags)
+
+
+def test_models_to_load_are_named_one_by_one_or_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    explicit = {"models": "m", "model_control": "explicit"}
+    assert Settings.load(**explicit).load_model == ()
+    assert Settings.load(**explicit, load_model=["a", "b"]).load_model == ("a", "b")
+    monkeypatch.setenv("STREAMCELL_LOAD_MODEL", "a, b,*")
+    assert Settings.load(**explicit).load_model == ("a", "b", "*")
+
+
+@pytest.mark.parametrize(
+    ("settings", "latest"),
+    [
+        ({}, False),
+        ({"versions": "latest"}, True),
+        ({"model_control": "poll"}, True),
+        ({"model_control": "poll", "versions": "all"}, False),
+    ],
+)
+def test_model_control_serves_the_latest_version_unless_told_otherwise(
+    settings: dict[str, Any], latest: bool
+) -> None:
+    assert Settings.load(models="m", **settings).latest_only is latest
 
 
 def test_an_unknown_key_in_the_file_is_an_error(tmp_path: Path) -> None:

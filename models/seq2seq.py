@@ -108,7 +108,7 @@ class Seq2Seq(SequenceModel):
 
     def _in_two(self, x: Tensor, state: States, sources: Tensor, lengths: Tensor) -> tuple[Tensor, States]:
         """Rows of `sources` int64[batch] source tokens and target tokens up to `lengths` int64[batch]."""
-        if x.numel() == 0:
+        if x.numel() == 0 or not bool(lengths.any()):
             return x.new_zeros(*x.shape, self.hidden_size, dtype=self.head.weight.dtype), state
         longest = int(sources.max())
         targets = lengths - sources

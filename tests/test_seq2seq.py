@@ -87,6 +87,15 @@ def test_each_token_takes_its_own_stack_from_the_shared_state(cell: str, layers:
             torch.testing.assert_close(tensor, torch.stack([states[number] for states in after]))
 
 
+@pytest.mark.parametrize(("batch", "time"), [(0, 4), (3, 0), (3, 4)])
+def test_no_timestep_leaves_the_state_as_it_is(batch: int, time: int) -> None:
+    model = make()
+    first = start(model, batch)
+    y, *last = model(mixed(batch, time), *first, lengths=torch.zeros(batch, dtype=torch.int64))
+    assert y.shape == (batch, time, CLASSES)
+    torch.testing.assert_close(last, list(first))
+
+
 def test_chunks_of_any_mix_equal_the_whole() -> None:
     model = make("lstm", 2)
     x, state = mixed(4, 11), start(model, 4)

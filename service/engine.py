@@ -135,7 +135,9 @@ class Engine:
             staged = self._staged[rows, steps] = self._staging.buffers(rows, steps)
             staged.go = self._programs.pick(rows, steps).runner(staged)
             if len(self._staged) > _BINDINGS_KEPT:
-                self._staged.popitem(last=False)
+                # Where there are others, those of single steps stay: they may be captured.
+                longer = (shape for shape in self._staged if shape[1] != 1)
+                del self._staged[next(longer, next(iter(self._staged)))]
         return staged
 
     def pad(self, staged: Staged, used: int) -> None:

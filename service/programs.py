@@ -64,9 +64,19 @@ class Programs:
         # What runs one timestep alone is captured; with both forms that is the written-out one.
         self._operators = self._make("operator", pooled)
         if written_out is not None:
-            self._single = self._make("decomposed", written_out)
+            self._single = self._make_single(written_out)
         # The batch sizes at which runs of one timestep take the written-out cell.
         self.single_sizes = set(sizes) if self._single else set[int]()
+
+    def _make_single(self, written_out: Pooled) -> Program | None:
+        try:
+            return self._make("decomposed", written_out)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            if self._forced or not self._measured:
+                raise
+            # As where it has no kernel for an activation in this dtype.
+            _log.warning("no single steps with the cell written out", error=str(error))
+            return None
 
     def _make(self, name: str, pooled: Pooled) -> Program:
         stream = self._staging.copies.stream if isinstance(self._staging, CardStaging) else 0

@@ -84,8 +84,11 @@ def _ones(graph: onnx.GraphProto, lengths: str | None) -> set[str]:
 
 def _leading_sizes(model: onnx.ModelProto) -> dict[str, int]:
     """The size of the first axis of every value for which it is known."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    sizes = {}
+    sizes: dict[str, int] = {}
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return sizes  # ONNX Runtime decides whether the graph is sound
     for value in (*inferred.input, *inferred.value_info):
         dims = value.type.tensor_type.shape.dim
         if len(dims) and dims[0].HasField("dim_value"):

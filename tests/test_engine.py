@@ -97,6 +97,20 @@ def test_a_shape_is_bound_once_and_shapes_share_memory(models_dir: Path) -> None
     assert np.shares_memory(small.values[0], large.values[0])
 
 
+def test_bindings_are_bounded_and_single_steps_stay(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamcell.service.engine._BINDINGS_KEPT", 3)
+    on = engine(models_dir, fixed=False)
+    single = on.stage(2, 1)
+    for steps in (2, 3, 4, 2):
+        on.stage(2, steps)
+    assert on.stage(2, 1) is single
+    for rows in (1, 3, 4, 5):
+        on.stage(rows, 1)
+    assert len(on._staged) == 3
+
+
 def test_fixed_sizes_double_up_to_the_largest() -> None:
     assert fixed_sizes(1) == (1,)
     assert fixed_sizes(8) == (1, 2, 4, 8)

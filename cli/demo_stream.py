@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .demo_sessions import counters
 from .demo_train import Trained
 from .server_process import ServerProcess
 
@@ -66,15 +67,6 @@ def measure(trained: Trained, *, sessions: int, passes: int) -> Measured:
     return Measured(served, figures)
 
 
-def _counters(server: ServerProcess) -> dict[str, float]:
-    return {
-        "rows": server.metric("streamcell_batch_rows_sum"),
-        "runs": server.metric("streamcell_batch_rows_count"),
-        "steps": server.metric("streamcell_steps_total"),
-        "cpu_s": server.metric("process_cpu_seconds_total"),
-    }
-
-
 @dataclass
 class _Streamed:
     logits: list[Floats | None]
@@ -91,14 +83,14 @@ async def _measure(server: ServerProcess, trained: Trained, sessions: int, passe
     async with connect_async(server.target) as client:
         # The client's and the server's first use is not what is measured.
         await _player(client, trained.name, iter([0]), pieces, _Streamed([None]))
-        before = _counters(server)
+        before = counters(server)
         began_s = time.perf_counter()
         waiting = (index for _ in range(passes) for index in range(len(pieces)))
         await asyncio.gather(
             *(_player(client, trained.name, waiting, pieces, streamed) for _ in range(sessions))
         )
         streamed.elapsed_s = time.perf_counter() - began_s
-        streamed.counted = {name: value - before[name] for name, value in _counters(server).items()}
+        streamed.counted = {name: value - before[name] for name, value in counters(server).items()}
     return streamed
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import demo_chorales, demo_g2p
+from . import demo_chorales, demo_digits, demo_g2p, demo_harmony, demo_vowels
 from .demo_base import SHAPES, Demo, Shape
 
-DEMOS: tuple[Demo, ...] = (demo_chorales.DEMO, demo_g2p.DEMO)
+DEMOS: tuple[Demo, ...] = (
+    demo_digits.DEMO,
+    demo_vowels.DEMO,
+    demo_chorales.DEMO,
+    demo_harmony.DEMO,
+    demo_g2p.DEMO,
+)
 
 # What `streamcell demo` runs where it is given no name, in `runs/demo`.
 DEFAULT = demo_chorales.DEMO

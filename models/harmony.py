@@ -7,7 +7,7 @@ chord is I in one piece and IV in another, so a model has to remember what it ha
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,12 @@ def load_harmony(folder: Path = Path("data"), on_parsed: OnParsed | None = None)
     return harmony_data(load_chorales(folder, on_parsed), load_degrees(folder, on_parsed))
 
 
-def load_degrees(folder: Path, on_parsed: OnParsed | None = None) -> Degrees:
+def load_degrees(
+    folder: Path, on_parsed: OnParsed | None = None, *, files: Sequence[Path] | None = None
+) -> Degrees:
     """The degrees of every piece that music21 can analyse; a damaged cache is reported and made again.
+
+    `files` are the scores to analyse; None: Bach's of music21's corpus.
 
     Raises:
         DataError: music21 is missing.
@@ -53,7 +57,7 @@ def load_degrees(folder: Path, on_parsed: OnParsed | None = None) -> Degrees:
         except DataError as error:
             _log.warning("%s; analysing the corpus again", error)
     degrees: dict[str, NDArray[np.uint8]] = {}
-    for item in in_parallel(analyse_score, corpus_files(), on_parsed):
+    for item in in_parallel(analyse_score, corpus_files() if files is None else files, on_parsed):
         # The corpus has three pieces in two files; `chorales` keeps the first too.
         if item.degrees and item.name not in degrees:
             degrees[item.name] = np.array(item.degrees, np.uint8)

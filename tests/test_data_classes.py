@@ -138,18 +138,14 @@ def test_what_cannot_be_analysed_is_named(tmp_path: Path) -> None:
     assert analyse_score(str(five)).failed == "not in four voices"
 
 
-def test_degrees_are_analysed_once_and_joined_to_the_rolls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_degrees_are_analysed_once_and_joined_to_the_rolls(tmp_path: Path) -> None:
     # A piece of each part.
     files: dict[str, Path] = {}
     for path in corpus_files():
         files.setdefault(split_of(path.stem), path)
     chosen = sorted(files.values())
-    monkeypatch.setattr("streamcell.models.harmony.corpus_files", lambda: chosen)
-    degrees = load_degrees(tmp_path)
-    monkeypatch.setattr("streamcell.models.harmony.corpus_files", list)
-    again = load_degrees(tmp_path)
+    degrees = load_degrees(tmp_path, files=chosen)
+    again = load_degrees(tmp_path, files=[])
     assert degrees.keys() == again.keys() == {path.stem for path in chosen}
     for name in degrees:
         np.testing.assert_array_equal(degrees[name], again[name])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,9 @@ from typer.testing import CliRunner
 from streamcell.cli import app
 from streamcell.cli.demo_base import SHAPES, Report
 from streamcell.cli.demos import DEFAULT, DEMOS, by_name, by_shape, folder
+from streamcell.models import load_chorales
+from streamcell.models.chorales import corpus_files, split_of
+from streamcell.models.harmony import load_degrees
 
 PLAIN = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 
@@ -26,8 +30,8 @@ def test_the_list_names_every_demo_under_its_shape() -> None:
     shapes = [shape for shape, _ in by_shape()]
     assert shapes == [shape for shape in SHAPES if shape in shapes]
     for demo in DEMOS:
-        (line,) = (line for line in lines if demo.summary[:20] in line)
-        assert demo.name in line
+        (line,) = (line for line in lines if demo.summary in line)
+        assert demo.name in line.removesuffix(demo.summary).split()
     for shape in shapes:
         assert sum(line.startswith(shape) for line in lines) == 1
 
@@ -49,6 +53,76 @@ def test_a_report_is_saved_with_the_files_it_names(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "report.json").read_text())
     assert document == {"loss": 1.5, "files": {what: str(path) for what, path in report.files.items()}}
     assert report.files["report"] == tmp_path / "report.json"
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parsed corpora of a few chorales, so that no test waits for four hundred."""
+    chosen: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+    for path in corpus_files():
+        if len(chosen[split_of(path.stem)]) < 4:
+            chosen[split_of(path.stem)].append(path)
+    files = [path for part in chosen.values() for path in part]
+    folder = tmp_path_factory.mktemp("data")
+    load_chorales(folder, files=files)
+    load_degrees(folder, files=files)
+    return folder
+
+
+def run_demo(name: str, out: Path, data_folder: Path, *more: str) -> dict[str, Any]:
+    """What the demo's report says; its files are there and its pictures are pictures."""
+    asked = ["demo", name, "--out", str(out), "--data-folder", str(data_folder), "--sessions", "16", *more]
+    done = CliRunner().invoke(app, asked, env=PLAIN)
+    assert done.exit_code == 0, done.output
+    document: dict[str, Any] = json.loads((out / "report.json").read_text())
+    for path in map(Path, document["files"].values()):
+        assert path.is_relative_to(out)
+        assert path.exists()
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+    return document
+
+
+def test_digits_are_read_alike_in_batches_and_in_streams(tmp_path: Path, data_folder: Path) -> None:
+    report = run_demo("digits", tmp_path, data_folder)
+    assert report["accuracy_torch"] == report["accuracy_predict"] == report["accuracy_streamed"] > 0.9
+    assert report["largest_difference"] < 1e-4
+    assert report["steps"] == report["sequences"] == 540
+    assert report["mean_batch"] > 1
+
+
+def test_vowels_are_answered_once_at_the_end_of_each_utterance(tmp_path: Path, data_folder: Path) -> None:
+    report = run_demo("vowels", tmp_path, data_folder)
+    assert report["accuracy_torch"] == report["accuracy_served"] > 0.9
+    assert report["largest_difference"] < 1e-4
+    assert (report["answers"], report["steps"]) == (370, 5687)
+    assert report["mean_batch"] > 1
+
+
+def test_harmony_is_labelled_step_by_step_as_in_pytorch(tmp_path: Path, data_folder: Path) -> None:
+    report = run_demo("harmony", tmp_path, data_folder)
+    assert report["accuracy_torch"] == report["accuracy_served"]
+    assert report["accuracy_served"] > 1 / 7
+    assert report["sequences"] == 4
+    assert report["accuracy_without_memory"] > 0
+
+
+def test_chorales_are_the_default_and_their_report_says_what_it_did(
+    tmp_path: Path, data_folder: Path
+) -> None:
+    report = run_demo(DEFAULT.name, tmp_path, data_folder, "--minutes", "0.03", "--passes", "2")
+    assert list(report) == [
+        *("loss_torch", "loss_served", "sessions", "pieces", "steps", "steps_per_s", "p50_ms", "p99_ms"),
+        *("mean_batch", "server_cpu_us_per_step", "files"),
+    ]
+    assert report["loss_served"] == pytest.approx(report["loss_torch"], rel=1e-5)
+    assert report["pieces"] == 4
+    assert list(report["files"]) == ["loss curve", "piano roll", "exported model", "report"]
+    # Once more: nothing is trained again.
+    weights = (tmp_path / "weights.safetensors").read_bytes()
+    again = run_demo(DEFAULT.name, tmp_path, data_folder, "--passes", "1")
+    assert (tmp_path / "weights.safetensors").read_bytes() == weights
+    assert again["loss_torch"] == report["loss_torch"]
 
 
 @pytest.mark.parametrize("module", ["torch", "music21", "onnxruntime", "numpy"])

@@ -7,7 +7,7 @@ PACKAGES := benchmarks card cli client export models proto service study
 .PHONY: demo study test bench lint typecheck stubs install clean
 
 demo: $(VENV)/installed
-	$(BIN)/streamcell demo
+	$(BIN)/streamcell demo $(DEMO)
 
 test: $(VENV)/installed
 	$(BIN)/pytest

@@ -27,7 +27,7 @@ class ModelCard(BaseModel):
 
     format: Literal["streamcell.card/1"] = FORMAT
     name: str
-    # "lstm", "gru", "rnn", "mlp", or the class name of a user's own module.
+    # "lstm", "gru", "rnn", "mlp", "cnn", "tcn", "seq2seq", or the class name of a user's own module.
     kind: str
     description: str = ""
     signature: Signature

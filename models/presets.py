@@ -135,15 +135,15 @@ def model(
     """
     preset = _PRESETS[choose("dataset", dataset, DATASETS)].model
     kind = kind or preset["kind"]
-    settings = dict(preset) if kind == preset["kind"] else {"kind": kind, "dropout": preset["dropout"]}
+    own = kind == preset["kind"]
+    settings = dict(preset) if own else {"kind": kind, "dropout": preset["dropout"]}
     if dropout is not None:
         settings["dropout"] = dropout
-    if kind == preset["kind"] and hidden is None and layers is None:
-        return settings
-    size = hidden or preset.get("hidden_size") or preset["hidden_sizes"][0]
-    count = layers or _LAYERS.get(kind, 1)
-    if kind == "mlp":
-        return {**settings, "hidden_sizes": [size] * count}
+    sizes = preset.get("hidden_sizes") or [preset["hidden_size"]] * preset["num_layers"]
+    count = layers or (len(sizes) if own else _LAYERS.get(kind, 1))
     if kind in ("cnn", "tcn"):
         return {**settings, "channels": [hidden or _CHANNELS] * count}
+    size = hidden or sizes[0]
+    if kind == "mlp":
+        return {**settings, "hidden_sizes": [size] * count}
     return {**settings, "hidden_size": size, "num_layers": count}

@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lstm": {"hidden_size": 32, "num_layers": 2},
     "gru": {"hidden_size": 32, "num_layers": 2},
     "mlp": {"hidden_sizes": [64, 64]},
+    "tcn": {"channels": [32, 32], "batch_norm": True},
 }
 
 

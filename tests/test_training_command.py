@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from streamcell.cli import app
-from streamcell.models import load_run
+from streamcell.models import load_run, presets
 
 
 @pytest.fixture
@@ -43,6 +43,40 @@ def test_a_run_from_the_command_line(table: Path, tmp_path: Path) -> None:
     assert model.config["hidden_size"] == 8
     assert document["training"]["minutes"] == 0.01
     assert document["data"]["targets"] == ["wave"]
+
+
+def test_settings_of_a_kind_are_given_as_words_numbers_and_lists(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = arguments(table, out, "--model", "tcn", "--layers", "2", "--minutes", "0.005")
+    asked = [word for word in asked if word not in ("--set", "reset_after=true")]
+    asked += ["--set", "kernel_size=2", "--set", "batch_norm=true", "--set", "activation=gelu"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    config = load_run(out)[0].config
+    told = {"kind": "tcn", "channels": [8, 8], "kernel_size": 2, "batch_norm": True, "activation": "gelu"}
+    assert config | told == config
+    done = CliRunner().invoke(app, [*asked, "--set", "channels=[4, 6, 8]", "--overwrite"])
+    assert done.exit_code == 0, done.output
+    assert load_run(out)[0].config["channels"] == [4, 6, 8]
+    exported = CliRunner().invoke(app, ["export", str(out), "--out", str(tmp_path / "m.onnx")])
+    assert exported.exit_code == 0, exported.output
+
+
+def test_presets_give_what_is_not_said() -> None:
+    assert presets.model("digits") == presets.DIGITS.model
+    assert presets.model("digits", hidden=32) == {**presets.DIGITS.model, "hidden_sizes": [32, 32]}
+    assert presets.model("vowels", "gru", layers=2) == {
+        "kind": "gru",
+        "hidden_size": 64,
+        "num_layers": 2,
+        "dropout": 0.3,
+    }
+    assert presets.model("chorales", "tcn")["channels"] == [64] * 4
+    assert presets.model("chorales", "mlp", dropout=0.0) == {
+        "kind": "mlp",
+        "hidden_sizes": [320],
+        "dropout": 0.0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -107,7 +108,7 @@ class Infer:
                     found = self.sequences.find(key)
                     model = None if found is None else found.model
                     if found is None or model is None:
-                        return self._fail(entry, asked.flags, self.sequences.not_started(key))
+                        return self._not_started(entry, asked)
                     if asked.version not in ("", model.file.version):
                         return self._fail(entry, asked.flags, _other_version(key, asked.version, model))
                     if model.file is not asked.file:
@@ -146,14 +147,21 @@ class Infer:
 
     def _refuse(self, entry: Incoming, found: Flags, model: LoadedModel | None, error: ServiceError) -> None:
         """Answer a request with `error`. Its sequence, if it has one, ends: what is behind must not be applied."""
-        if model is not None:
-            if found.key is not None and model.file.signature.states and not isinstance(error, NotFound):
-                self.sequences.refuse(found.key, error, found.start)
-            if not (
-                found.start and isinstance(error, SessionLimit)
-            ):  # the table of sessions has counted that
-                model.metrics.request_failed(error)
+        stateful = model is None or bool(model.file.signature.states)
+        # A START that is refused ends what is live in any case: else the steps behind it would go there.
+        if found.key is not None and stateful and (found.start or not isinstance(error, NotFound)):
+            self.sequences.refuse(found.key, error, new=found.start and model is not None)
+        # The table of sessions has counted a START that it had no room for.
+        if model is not None and not (found.start and isinstance(error, SessionLimit)):
+            model.metrics.request_failed(error)
         self._fail(entry, found, error)
+
+    def _not_started(self, entry: Incoming, asked: Plan) -> bool:
+        assert asked.flags.key is not None
+        error = self.sequences.not_started(asked.flags.key)
+        with contextlib.suppress(ServiceError):  # the model may have been unloaded
+            self.service.models.find(asked.file.name).metrics.request_failed(error)
+        return self._fail(entry, asked.flags, error)
 
     def _fail(self, entry: Incoming, found: Flags, error: ServiceError) -> bool:
         entry.fail(error, found.key)

@@ -51,14 +51,14 @@ class Sequences:
             sequence.begin()
         return sequence
 
-    def refuse(self, key: Key, error: ServiceError, start: bool) -> None:
+    def refuse(self, key: Key, error: ServiceError, *, new: bool) -> None:
         """A request was refused, so that those behind it must not be applied: end the sequence, after what it has.
 
-        Where the request would have started one, those behind it are told of it too.
+        `new`: the request would have started one, so those behind it are told of the refusal where none is live too.
         """
         with self._lock:
             sequence = self._live.get(key)
-            if start or (sequence is not None and not sequence.closing):
+            if new or (sequence is not None and not sequence.closing):
                 self._remember(key, error)
         if sequence is not None:
             sequence.close(error.reason.lower())

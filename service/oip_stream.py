@@ -84,6 +84,7 @@ class InferStream:
         self._lock = threading.Lock()
         self._entries: deque[StreamEntry] = deque()
         self._half_closed = self._full = self._ended = False
+        self._ending: ServiceError | None = None  # what the call ends with once its requests are answered
         # As Triton's clients ask for it: an error is the call's status and ends it.
         asked = dict(call.metadata()).get("triton_grpc_error", "")
         self._grpc_errors = str(asked).lower() == "true"
@@ -146,8 +147,9 @@ class InferStream:
                     call.reply(reply)
                 else:
                     failed, self._ended = reply, True
-            if self._half_closed and not entries and not self._ended:
+            if (self._half_closed or self._ending is not None) and not entries and not self._ended:
                 done = self._ended = True
+                failed = None if self._half_closed else self._ending
             if self._full and len(entries) < _MOST_WAITING // 2:
                 self._full, resume = False, True
         if failed is not None:
@@ -170,9 +172,7 @@ class InferStream:
         self._call.resume()
 
     def end(self, error: ServiceError) -> None:
-        """End the call with an error, the server's own."""
+        """End the call with an error, the server's own, once the requests that have come are answered."""
         with self._lock:
-            if self._ended:
-                return
-            self._ended = True
-        self._call.end(*as_status(error))
+            self._ending = error
+        self.flush()

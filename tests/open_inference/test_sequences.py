@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import queue
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import torch
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from streamcell.export import export_model
 from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
@@ -431,3 +434,86 @@ def test_the_lane_of_threads_behaves_alike(start_server: Any, models_dir: Any, e
     close(y.reshape(8, 16, 2).swapaxes(0, 1), expected("lstm", x))
     whole = peer.ModelInfer(request(x[0]))
     close(np.frombuffer(whole.raw_output_contents[0], "<f4").reshape(8, 2), expected("lstm", x[:1])[0])
+
+
+def test_a_server_that_shuts_down_lets_sequences_end_and_then_ends_the_stream(
+    start_server: Any, models_dir: Any, expected: Expected
+) -> None:
+    server = start_server(models_dir, "--grace-s", "20")
+    x, asked = noise(2, 3), queue.Queue[Any]()
+    replies = stub(server.target).ModelStreamInfer(iter(asked.get, None))
+    asked.put(request(x[:1], sequence_id=1, sequence_start=True))
+    next(replies)
+    server.process.send_signal(signal.SIGTERM)
+    while "draining" not in [entry["event"] for entry in server.log]:
+        time.sleep(0.02)
+    asked.put(request(x[:1], sequence_id=2, sequence_start=True))
+    assert "UNAVAILABLE SERVER_DRAINING: " in next(replies).error_message
+    asked.put(request(x[1:], sequence_id=1, sequence_end=True))
+    y = np.frombuffer(next(replies).infer_response.raw_output_contents[0], "<f4")
+    close(y, expected("lstm", x[None])[0, 1])
+    with pytest.raises(grpc.RpcError) as caught:
+        next(replies)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+    asked.put(None)
+    assert server.stop() == 0
+
+
+def test_a_sequence_stays_on_its_version_and_is_told_of_its_end(
+    start_server: Any, modules: dict[str, torch.nn.Module], tmp_path: Any, expected: Expected
+) -> None:
+    for version, kind in enumerate(("gru", "lstm"), 1):
+        (tmp_path / "m" / str(version)).mkdir(parents=True)
+        export_model(modules[kind], tmp_path / "m" / str(version) / "model.onnx", name="m")
+    hidden = (tmp_path / "m" / "2").rename(tmp_path / "later")
+    flags = ("--model-control", "explicit", "--load-model", "m", "--unload-grace-s", "0.5")
+    server = start_server(tmp_path, *flags)
+    x = noise(3, 3)
+    with tritonclient.grpc.InferenceServerClient(server.target) as client:
+
+        def step(t: int, sequence: int, **more: Any) -> Steps:
+            y: Steps = client.infer("m", [_input(x[t : t + 1])], sequence_id=sequence, **more).as_numpy("y")
+            return y[0]
+
+        close(step(0, 1, sequence_start=True), expected("gru", x[None])[0, 0])
+        hidden.rename(tmp_path / "m" / "2")
+        client.load_model("m")
+        close(step(0, 2, sequence_start=True), expected("lstm", x[None])[0, 0])
+        close(step(1, 1), expected("gru", x[None])[0, 1])
+        with pytest.raises(InferenceServerException, match="has no version '1'"):
+            client.infer("m", [_input(x[1:2])], model_version="1", sequence_id=2)
+        close(step(1, 2), expected("lstm", x[None])[0, 1])
+        close(step(2, 1, sequence_end=True, model_version="1"), expected("gru", x[None])[0, 2])
+        client.unload_model("m")
+        with pytest.raises(
+            InferenceServerException, match=r"state is gone; .* must specify the START flag"
+        ) as caught:
+            step(2, 2)
+        assert caught.value.status() == "StatusCode.ABORTED"
+
+
+def test_versions_that_are_served_side_by_side_are_asked_for_by_number(
+    start_server: Any, modules: dict[str, torch.nn.Module], tmp_path: Any, expected: Expected
+) -> None:
+    for version, kind in enumerate(("gru", "lstm"), 1):
+        (tmp_path / "m" / str(version)).mkdir(parents=True)
+        export_model(modules[kind], tmp_path / "m" / str(version) / "model.onnx", name="m")
+    server = start_server(tmp_path)
+    x = noise(2, 3)
+    with tritonclient.grpc.InferenceServerClient(server.target) as client:
+        for sequence, (version, kind) in enumerate((("1", "gru"), ("2", "lstm"), ("", "lstm")), 1):
+            for t in range(2):
+                answer = client.infer(
+                    "m",
+                    [_input(x[t : t + 1])],
+                    model_version=version,
+                    sequence_id=sequence,
+                    sequence_start=t == 0,
+                )
+                assert answer.get_response().model_version == (version or "2")
+                close(answer.as_numpy("y")[0], expected(kind, x[None])[0, t])
+        with pytest.raises(
+            InferenceServerException, match="on version 1 it has not been started, on version 2 it is"
+        ):
+            client.infer("m", [_input(x[:1])], model_version="1", sequence_id=2)
+        assert client.infer("m", [_input(x[:1])], sequence_id=1).get_response().model_version == "1"

@@ -126,8 +126,10 @@ class ServerMetrics(Collector):
         with self._lock:
             for (code, reason), count in sorted(self._errors.items()):
                 errors.add_metric([code, reason], count)
-            for name, count in sorted(self._load_failures.items()):
-                failures.add_metric([name], count)
+            # 0 for what is served, so that the first failure is an increase.
+            names = {model.labels[0] for model in self.models} | self._load_failures.keys()
+            for name in sorted(names):
+                failures.add_metric([name], self._load_failures[name])
         yield from (opened, ended, cancelled, generations, errors, failures)
 
     def _gauges(self) -> Iterable[Metric]:

@@ -150,12 +150,9 @@ class ModelControl:
                 if job is None:
                     return
                 job()
-            self._changes.retired.tick()
+            _try(self._changes.retired.tick)
             if polls and time.monotonic() >= due_s:
-                try:
-                    self._poll.look()
-                except Exception as error:  # the next look may do better
-                    _log.error("looking at the folder of models failed", exc_info=error)
+                _try(self._poll.look)
                 due_s = time.monotonic() + self._settings.model_poll_s
 
     def _run(self, future: Future[None], job: Callable[[Future[None]], None]) -> None:
@@ -179,12 +176,18 @@ class ModelControl:
             located, errors = locate(self._settings.models)
         except ModelLoadError as error:
             raise ModelLoadFailed(str(error), model=name) from error
+        for misplaced in errors:
+            if misplaced.path is not None and self._settings.models / name in misplaced.path.parents:
+                raise ModelLoadFailed(str(misplaced), model=name)
         mine = [each for each in located if each.name == name]
         if not mine:
-            folder = self._settings.models / name
-            for misplaced in errors:
-                if misplaced.path is not None and folder in misplaced.path.parents:
-                    raise ModelLoadFailed(str(misplaced), model=name)
             raise ModelNotFound(f"no model named {name!r} in the folder of models", model=name)
         self._changes.agree(name, mine)
         self._settle(done)
+
+
+def _try(what: Callable[[], None]) -> None:
+    try:
+        what()
+    except Exception as error:  # a fault of ours: the next time may do better
+        _log.error("model control failed", exc_info=error)

@@ -32,7 +32,7 @@ class ModelPoll:
         except ModelLoadError as error:
             self._complain((str(error),))
             return
-        self._complain(tuple(str(error) for error in errors))
+        complaints = [str(error) for error in errors]
         groups = by_name(located)
         for name, files in groups.items():
             failed = self._changes.failed.get(name)
@@ -42,13 +42,18 @@ class ModelPoll:
         missing = {model.file.name for model in self._changes.models} - groups.keys()
         # A file that is replaced by removing it first is missing for a moment: look twice.
         for name in sorted(missing & self._missing):
-            with suppress(ModelInUse):  # asked again at the next look
+            try:
                 self._changes.unload(name)
+            except ModelInUse as error:  # asked again at the next look
+                complaints.append(f"its file is gone, but it stays: {error}")
         self._missing = missing
+        for name in self._changes.failed.keys() - groups.keys():
+            del self._changes.failed[name]
+        self._complain(tuple(complaints))
 
     def _complain(self, complaints: tuple[str, ...]) -> None:
         """Log what is wrong in the folder, once."""
         for complaint in complaints:
             if complaint not in self._complaints:
-                _log.warning("not a model", reason=complaint)
+                _log.warning("folder of models", reason=complaint)
         self._complaints = complaints

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from streamcell.proto.inference import oip
 
-from .calls import Lane, UnaryCall
+from .calls import FAULT, Lane, UnaryCall
 from .control import unary
 from .errors import LoadParameter, MalformedMessage, ServiceError, as_status
 from .metrics import ServerMetrics
@@ -88,7 +88,7 @@ class OipRepository:
                 elif isinstance(error, ServiceError):
                     refuse(error)
                 else:
-                    raise error
+                    call.fail(grpc.StatusCode.INTERNAL, FAULT)
 
             def refuse(error: ServiceError) -> None:
                 self._metrics.error(error)

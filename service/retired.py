@@ -16,11 +16,14 @@ from .sessions import SessionTable
 _log = structlog.get_logger(__name__)
 # Between two looks, growing while nothing happens.
 _LEAST_S, _MOST_S = 0.01, 0.5
+# A call may have found a model just before it was swapped out, and open its session a moment later.
+_SETTLE_S = 0.25
 
 
 @dataclass(slots=True)
 class _Entry:
     model: LoadedModel
+    idle_from_s: float
     deadline_s: float = math.inf
     gone: list[Callable[[], None]] = field(default_factory=list)
     ended: bool = False
@@ -41,7 +44,7 @@ class Retired:
 
     def add(self, model: LoadedModel) -> None:
         """Let `model` go once its sessions have ended by themselves."""
-        self._entries = (*self._entries, _Entry(model))
+        self._entries = (*self._entries, _Entry(model, time.monotonic() + _SETTLE_S))
         self._pause_s = _LEAST_S
 
     def unload(self, name: str, grace_s: float, gone: Callable[[], None]) -> None:
@@ -51,6 +54,7 @@ class Retired:
         """
         entries = [entry for entry in self._entries if entry.model.file.name == name]
         left = len(entries)
+        now_s = time.monotonic()
 
         def one_gone() -> None:
             nonlocal left
@@ -60,7 +64,8 @@ class Retired:
 
         for entry in entries:
             entry.model.batcher.close()
-            entry.deadline_s = min(entry.deadline_s, time.monotonic() + grace_s)
+            entry.idle_from_s = now_s
+            entry.deadline_s = min(entry.deadline_s, now_s + grace_s)
             entry.gone.append(one_gone)
         self._pause_s = _LEAST_S
 
@@ -71,17 +76,21 @@ class Retired:
 
     def tick(self) -> None:
         """Let go what is idle, and end sessions whose time is over."""
-        idle = [entry for entry in self._entries if entry.model.batcher.close_if_idle()]
+        now_s = time.monotonic()
+        idle = [
+            entry
+            for entry in self._entries
+            if now_s >= entry.idle_from_s and entry.model.batcher.close_if_idle()
+        ]
         self._entries = tuple(entry for entry in self._entries if entry not in idle)
         for entry in idle:
             self._let_go(entry.model)
             for gone in entry.gone:
                 gone()
         for entry in self._entries:
-            if not entry.ended and time.monotonic() >= entry.deadline_s:
+            if not entry.ended and now_s >= entry.deadline_s:
                 entry.ended = True
                 self._end(entry.model)
-                self._pause_s = _LEAST_S
         self._pause_s = _LEAST_S if idle else min(_MOST_S, self._pause_s * 1.3)
 
     def _end(self, model: LoadedModel) -> None:

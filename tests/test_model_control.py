@@ -294,6 +294,8 @@ def test_what_is_not_there_or_not_allowed_is_refused_and_told_apart(
     misplaced = served.folder / "lstm" / "model.onnx"
     made["one"].put(misplaced)
     assert "put it into lstm/1/model.onnx" in refused(lambda: served.triton.load_model("lstm"))[1]
+    made["one"].put(served.folder / "lstm" / "1" / "model.onnx")  # which is no reason to overlook the other
+    assert "put it into lstm/1/model.onnx" in refused(lambda: served.triton.load_model("lstm"))[1]
     made["one"].put(served.folder / "ok.onnx")
     for overrides in ({"config": "{}"}, {"config": "{}", "files": {"file:1/model.onnx": b"x"}}):
         status, text = refused(lambda overrides=overrides: served.triton.load_model("ok", **overrides))
@@ -633,7 +635,25 @@ def test_a_folder_that_vanishes_unloads_nothing(start: Start, made: dict[str, Mo
     served = start("--model-poll-s", "0.1", control="poll")
     away = tmp_path / "away"
     served.folder.rename(away)
-    assert eventually(lambda: any(entry["event"] == "not a model" for entry in served.server.log))
+    assert eventually(lambda: any(entry["event"] == "folder of models" for entry in served.server.log))
     with served.client.session("lstm") as session:
         assert made["one"].gave(session.run(X))
     away.rename(served.folder)
+
+
+def test_a_file_that_is_gone_stays_served_where_unloading_is_refused(
+    start: Start, made: dict[str, Model], tmp_path: Path
+) -> None:
+    made["one"].put(tmp_path / "models" / "lstm.onnx")
+    served = start("--model-poll-s", "0.05", "--unload", "refuse", control="poll")
+    with served.client.session("lstm") as session:
+        first = session.run(X[:10])
+        (served.folder / "lstm.onnx").unlink()
+        assert eventually(
+            lambda: any("its file is gone" in entry.get("reason", "") for entry in served.server.log)
+        )
+        with served.client.session("lstm") as other:
+            assert made["one"].gave(other.run(X))
+        assert made["one"].gave(np.concatenate([first, session.run(X[10:])]))
+    assert eventually(lambda: not served.ready())
+    assert eventually(served.let_go())

@@ -15,7 +15,7 @@ from . import info, predictions
 from .aio_pool import AsyncPool
 from .aio_session import AsyncSession
 from .channel import Metadata, Options
-from .errors import ProtocolMisuse, from_rpc
+from .errors import InvalidInput, ProtocolMisuse, from_rpc
 from .exchange import SessionExchange
 from .health import CHECK, ask, is_serving
 from .pool_exchange import PoolExchange
@@ -99,18 +99,28 @@ class AsyncClient:
     ) -> Any:
         """Run whole sequences from the initial state; see `Client.predict`."""
         key = (model, version)
-        codec = self._codecs.get(key)
-        if codec is None:
-            found = (await self._unary(self._stub.GetModel, predictions.get_model(*key), timeout_s)).model
-            codec = SignatureCodec(found.inputs, found.outputs)
-        request, batched = predictions.request(codec, model, version, x, output)
+        codec = known = self._codecs.get(key)
         try:
+            if codec is None:
+                codec = await self._signature(key, timeout_s)
+            try:
+                request, batched = predictions.request(codec, model, version, x, output)
+            except InvalidInput:
+                if known is None:
+                    raise
+                codec = await self._signature(key, timeout_s)  # the model may have changed
+                request, batched = predictions.request(codec, model, version, x, output)
             reply = await self._unary(self._stub.Predict, request, timeout_s)
+            outputs = predictions.outputs(codec, reply, batched)
         except Exception:
-            self._codecs.pop(key, None)  # the model may have changed: look again next time
+            self._codecs.pop(key, None)  # as above: look again next time
             raise
         self._codecs[key] = codec
-        return predictions.outputs(codec, reply, batched)
+        return outputs
+
+    async def _signature(self, key: tuple[str, str], timeout_s: float | None) -> SignatureCodec:
+        found = (await self._unary(self._stub.GetModel, predictions.get_model(*key), timeout_s)).model
+        return SignatureCodec(found.inputs, found.outputs)
 
     async def models(self) -> list[info.Model]:
         """Every model that can be opened."""

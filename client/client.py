@@ -15,7 +15,7 @@ from streamcell.proto import pb, rpc
 from . import info, predictions
 from .channel import Metadata, Options
 from .conversation import Requests
-from .errors import ProtocolMisuse, from_rpc
+from .errors import InvalidInput, ProtocolMisuse, from_rpc
 from .exchange import SessionExchange
 from .health import CHECK, ask, is_serving
 from .pool import Pool
@@ -132,18 +132,28 @@ class Client:
         otherwise as for a session.
         """
         key = (model, version)
-        codec = self._codecs.get(key)
-        if codec is None:
-            found = self._unary(self._stub.GetModel, predictions.get_model(*key), timeout_s).model
-            codec = SignatureCodec(found.inputs, found.outputs)
-        request, batched = predictions.request(codec, model, version, x, output)
+        codec = known = self._codecs.get(key)
         try:
+            if codec is None:
+                codec = self._signature(key, timeout_s)
+            try:
+                request, batched = predictions.request(codec, model, version, x, output)
+            except InvalidInput:
+                if known is None:
+                    raise
+                codec = self._signature(key, timeout_s)  # the model may have changed
+                request, batched = predictions.request(codec, model, version, x, output)
             reply = self._unary(self._stub.Predict, request, timeout_s)
+            outputs = predictions.outputs(codec, reply, batched)
         except Exception:
-            self._codecs.pop(key, None)  # the model may have changed: look again next time
+            self._codecs.pop(key, None)  # as above: look again next time
             raise
         self._codecs[key] = codec
-        return predictions.outputs(codec, reply, batched)
+        return outputs
+
+    def _signature(self, key: tuple[str, str], timeout_s: float | None) -> SignatureCodec:
+        found = (self._unary(self._stub.GetModel, predictions.get_model(*key), timeout_s)).model
+        return SignatureCodec(found.inputs, found.outputs)
 
     def models(self) -> list[info.Model]:
         """Every model that can be opened."""

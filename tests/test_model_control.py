@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import queue
@@ -19,7 +20,7 @@ import torch
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from streamcell.client import Client, NotFound, StreamCellError, connect
+from streamcell.client import Client, NotFound, StreamCellError, connect, connect_async
 from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.service import Settings
@@ -31,6 +32,7 @@ PATIENCE_S = 30
 CONFIGS: dict[str, dict[str, Any]] = {
     "lstm": {"kind": "lstm", "input_size": 3, "hidden_size": 16, "output_size": 2, "num_layers": 2},
     "mlp": {"kind": "mlp", "input_size": 3, "hidden_sizes": [16, 16], "output_size": 2},
+    "wider": {"kind": "mlp", "input_size": 5, "hidden_sizes": [16], "output_size": 4},
 }
 X = np.linspace(-1, 1, 60, dtype=np.float32).reshape(20, 3)
 
@@ -534,6 +536,31 @@ def test_stateless_models_swap_and_go_under_load(
     assert set.union(*seen) == {"one", "two"}
     assert len(errors) == 3
     assert set(errors) <= {"MODEL_UNLOADING", "MODEL_NOT_FOUND"}
+
+
+def test_a_client_that_knows_the_old_shape_learns_the_new_one(
+    start: Start, made: dict[str, Model], tmp_path: Path
+) -> None:
+    made["mlp"].put(tmp_path / "models" / "mlp.onnx")
+    served = start("--load-model", "mlp")
+    assert made["mlp"].gave(served.client.predict("mlp", X[None])[0])
+    wider = Model("wider", 3, tmp_path)
+    wider.put(served.folder / "mlp.onnx")
+    served.triton.load_model("mlp")
+    x = np.ones((1, 4, 5), np.float32)
+    assert wider.gave(served.client.predict("mlp", x)[0], x[0])
+    assert reason(lambda: served.client.predict("mlp", X[None])) == "WRONG_SHAPE"
+
+    async def predict() -> tuple[np.ndarray, np.ndarray]:
+        async with connect_async(served.server.target) as client:
+            first = await client.predict("mlp", x)
+            made["mlp"].put(served.folder / "mlp.onnx")
+            served.triton.load_model("mlp")
+            return first, await client.predict("mlp", X[None])
+
+    first, second = asyncio.run(predict())
+    assert wider.gave(first[0], x[0])
+    assert made["mlp"].gave(second[0])
 
 
 def test_a_shutdown_does_not_wait_for_an_unload(start: Start, made: dict[str, Model], tmp_path: Path) -> None:

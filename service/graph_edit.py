@@ -89,6 +89,22 @@ def remove_initializers(graph: onnx.GraphProto, names: set[str]) -> None:
         graph.sparse_initializer.remove(sparse)
 
 
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Drop the nodes of `graph`, in order, that no output of it depends on; ONNX Runtime would run them."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+            for body in subgraphs(node):
+                needed |= value_names(body)
+    if len(kept) < len(graph.node):
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
 def forget_shapes(graph: onnx.GraphProto, *, bodies_border: bool) -> None:
     """Drop inferred shapes, which need not hold in the edited graph; the runtime infers them again.
 

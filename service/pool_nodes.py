@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from streamcell.card import State
 
 from .graph_edit import surely_depends, value_names
+from .stacked import stack, unstack
 
 READ_SLOTS = "streamcell.read_slots"
 WRITE_SLOTS = "streamcell.write_slots"
@@ -76,6 +77,7 @@ def pool_state(nodes: Nodes, state: State, scatter: Scatter, gate: str | None = 
     # With nothing but ones before the batch axis, moving it moves no element.
     flat = math.prod(shape[:axis]) == 1
     rows, new = state.input, state.output
+    depends = surely_depends(nodes.graph, state.input, state.output)
     if axis == 0:
         nodes.add(nodes.head, "Gather", [pool, READ_SLOTS], rows, axis=0)
     else:
@@ -88,10 +90,14 @@ def pool_state(nodes: Nodes, state: State, scatter: Scatter, gate: str | None = 
             nodes.add(nodes.tail, "Reshape", [state.output, outer], new)
         else:
             later = range(axis + 1, len(shape) + 1)
-            nodes.add(nodes.head, "Transpose", [rows], state.input, perm=[*range(1, axis + 1), 0, *later])
-            nodes.add(nodes.tail, "Transpose", [state.output], new, perm=[axis, *range(axis), *later])
+            # Fewer kernels on a card; on the CPU a Reshape more costs what a Transpose less saves.
+            layered = axis == 1 and scatter == "elements"
+            if not layered or not stack(nodes, state.output, new, shape):
+                nodes.add(nodes.tail, "Transpose", [state.output], new, perm=[axis, *range(axis), *later])
+            if not layered or not unstack(nodes, rows, state.input, shape):
+                nodes.add(nodes.head, "Transpose", [rows], state.input, perm=[*range(1, axis + 1), 0, *later])
     write = WRITE_SLOTS
-    if not surely_depends(nodes.graph, state.input, state.output):
+    if not depends:
         write = _write_after(nodes, rows, state.input)
     if gate is not None:
         write = nodes.add(nodes.tail, "Add", [write, gate], nodes.name(f"streamcell.gated.{state.input}"))

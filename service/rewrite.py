@@ -24,6 +24,7 @@ from streamcell.card import Signature, State
 
 from .border import check_signature, initializer_names, read_border
 from .graph_edit import (
+    drop_unread,
     forget_shapes,
     produced_names,
     remove_initializers,
@@ -143,6 +144,7 @@ def pool_states(
         _put_batch_first(nodes, signature)
     forget_shapes(graph, bodies_border=signature.max_batch is None)
     _assemble(nodes, signature, pools, "batch" if fixed_batch is None else fixed_batch)
+    drop_unread(graph)
     return Pooled(model, pools, fixed_batch, commit_last or not pools)
 
 

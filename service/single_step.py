@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from .cells import ACTIVATIONS, DEFAULTS, GATES, Cell, Writer, step
 from .graph_edit import value_names
@@ -40,15 +41,16 @@ def single_step(pooled: Pooled, lengths: str | None) -> Pooled | None:
             if dim.dim_param == TIME:
                 dim.dim_value = 1
     ones = _ones(model.graph, lengths)
-    steps = _leading_sizes(model)
+    shapes = _shapes(model)
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     taken = value_names(model.graph)
     nodes: list[onnx.NodeProto] = []
     found = False
     for node in model.graph.node:
-        cell = _cell(node) if steps.get(node.input[0] if node.input else "") == 1 else None
+        shape = shapes.get(_input(node, 0), ())
+        cell = _cell(node) if shape[:1] == (1,) else None
         if cell is None or _input(node, 4) not in ones:
-            nodes.append(node)
+            nodes.append(_moved(node, shape, model.graph) or node)
             continue
         found = True
         write = Writer(f"streamcell.step.{node.name or node.output[0]}", opset, taken)
@@ -82,18 +84,33 @@ def _ones(graph: onnx.GraphProto, lengths: str | None) -> set[str]:
     return found
 
 
-def _leading_sizes(model: onnx.ModelProto) -> dict[str, int]:
-    """The size of the first axis of every value for which it is known."""
-    sizes: dict[str, int] = {}
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """The shape of every value for which it can be inferred; -1 for sizes that are not known."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return sizes  # ONNX Runtime decides whether the graph is sound
-    for value in (*inferred.input, *inferred.value_info):
-        dims = value.type.tensor_type.shape.dim
-        if len(dims) and dims[0].HasField("dim_value"):
-            sizes[value.name] = int(dims[0].dim_value)
-    return sizes
+        return {}  # ONNX Runtime decides whether the graph is sound
+    return {
+        value.name: tuple(
+            int(d.dim_value) if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim
+        )
+        for value in (*inferred.input, *inferred.value_info)
+    }
+
+
+def _moved(node: onnx.NodeProto, shape: tuple[int, ...], graph: onnx.GraphProto) -> onnx.NodeProto | None:
+    """A Transpose that moves only axes of size 1, as a Reshape, which moves nothing; None for any other node."""
+    perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+    if node.op_type != "Transpose" or perm is None or len(perm) != len(shape) or shape.count(-1) > 1:
+        return None
+    stays = [axis for axis in perm if shape[axis] != 1]
+    if stays != sorted(stays):
+        return None
+    name = f"streamcell.step.shape.{node.output[0]}"
+    graph.initializer.append(
+        numpy_helper.from_array(np.array([shape[axis] for axis in perm], np.int64), name)
+    )
+    return helper.make_node("Reshape", [node.input[0], name], list(node.output), name=node.name)
 
 
 def _cell(node: onnx.NodeProto) -> Cell | None:

@@ -49,6 +49,36 @@ def test_outputs_that_nobody_asked_for_are_not_computed() -> None:
     )
     pooled = pool_states(model, signature([X], [Y], [H]))
     assert [o.name for o in pooled.model.graph.output] == ["y", pooled.pools[0].output]
+    assert "Exp" not in [node.op_type for node in pooled.model.graph.node]
+
+
+LAYERS = "(float[b,4] x, float[2,b,4] h) => (float[b,4] y, float[2,b,4] h_next)"
+JOINED = "n1 = Add(first, x) n2 = Add(second, n1) h_next = Concat<axis=0>(n1, n2)"
+
+
+def layered(body: str) -> list[str]:
+    """The operators of a model whose state has two layers, in its pool as a card has it."""
+    described = signature([X], [Y], [state("h", "h_next", 2, 4, axis=1)])
+    pooled = pool_states(parse(f"{LAYERS} {{ {body} }}"), described, scatter="elements")
+    return [node.op_type for node in pooled.model.graph.node]
+
+
+def test_layers_of_a_state_are_cut_and_joined_without_a_transpose() -> None:
+    ops = layered(f"first, second = Split<axis=0>(h) {JOINED} y = Neg(x)")
+    assert "Transpose" not in ops
+    assert ops.count("Concat") == 1, "the joining that nobody reads any more is not run"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"first, second = Split<axis=0>(h) {JOINED} y = ReduceSum<keepdims=0>(h)",
+        f"g = Neg(h) first, second = Split<axis=0>(g) {JOINED} y = Neg(x)",
+        "first, second = Split<axis=0>(h) n = Add(first, second) h_next = Add(h, n) y = Neg(n)",
+    ],
+)
+def test_a_state_that_is_not_only_cut_or_not_joined_is_transposed(body: str) -> None:
+    assert "Transpose" in layered(body)
 
 
 def test_an_opset_that_cannot_be_converted_is_refused() -> None:

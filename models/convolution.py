@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .activations import ACTIVATIONS, choose
 from .base import positive
 from .errors import ConfigError
+from .norms import batch_normalised
 
 
 class CausalConv(nn.Module):
@@ -82,10 +83,9 @@ class CausalConv(nn.Module):
         if norm is None:
             return y
         if lengths is None or not self.training:
-            normal: Tensor = norm(y.flatten(0, 1))
-            return normal.reshape(y.shape)
+            return batch_normalised(norm, y.flatten(0, 1)).reshape(y.shape)
         real = torch.arange(y.shape[1], device=y.device) < lengths[:, None]
-        return torch.zeros_like(y).index_put((real,), norm(y[real]))
+        return torch.zeros_like(y).index_put((real,), batch_normalised(norm, y[real]))
 
     def extra_repr(self) -> str:
         return f"history={self.history}, activation={self.activation}"

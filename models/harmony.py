@@ -17,7 +17,7 @@ from . import cache
 from .chorales import Chorales, OnParsed, corpus_files, in_parallel, load_chorales
 from .errors import DataError
 from .harmony_parse import analyse_score
-from .packaged import one_hot, source
+from .packaged import one_hot
 from .sequences import SequenceData, Series
 
 CACHE_NAME = "harmony.npz"
@@ -46,7 +46,7 @@ def load_degrees(
     `files` are the scores to analyse; None: Bach's of music21's corpus.
 
     Raises:
-        DataError: music21 is missing.
+        DataError: music21 is missing, or no file could be analysed.
     """
     path = folder / CACHE_NAME
     if path.exists():
@@ -61,6 +61,8 @@ def load_degrees(
         # The corpus has three pieces in two files; `chorales` keeps the first too.
         if item.degrees and item.name not in degrees:
             degrees[item.name] = np.array(item.degrees, np.uint8)
+    if not degrees:
+        raise DataError("harmony: none of the scores could be analysed")
     cache.write_arrays(
         path,
         FORMAT,
@@ -97,7 +99,7 @@ def harmony_data(chorales: Chorales, degrees: Degrees) -> SequenceData:
         distribution="categorical_logits",
         transposable=True,
         about={
-            "source": f"{source('music21')} corpus, bach; keys and roots by music21",
+            "source": f"{chorales.report.get('source', 'scores')}; keys and roots by music21",
             "classes": list(DEGREES),
             "left_out": sorted(name for name in chorales.names if name not in degrees),
         },

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .activations import ACTIVATIONS, choose
 from .base import SequenceModel, positive
+from .norms import batch_normalised
 from .scan import States
 
 
@@ -45,7 +46,7 @@ class MLPBlock(nn.Module):
         """x: float32[rows, in_features] → float32[rows, out_features]."""
         y = self.linear(x)
         if self.norm is not None:
-            y = self.norm(y)
+            y = batch_normalised(self.norm, y)
         y = ACTIVATIONS[self.activation](y)
         return x + y if self.residual else y
 

@@ -158,6 +158,8 @@ def test_degrees_are_analysed_once_and_joined_to_the_rolls(tmp_path: Path) -> No
         (series,) = data.part(part)
         assert len(series) == len(degrees[path.stem])
         np.testing.assert_array_equal(series.y.argmax(1) + 1, degrees[path.stem])
+    with pytest.raises(DataError, match="none of the scores could be analysed"):
+        load_degrees(tmp_path / "none", files=[])
     short = {**degrees, names[0]: degrees[names[0]][:-1]}
     with pytest.raises(DataError, match=f"{names[0]} has .* timesteps and .* degrees"):
         harmony_data(chorales, short)

@@ -68,6 +68,20 @@ def test_convolutions_learn_their_statistics_from_real_timesteps_only() -> None:
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * rows.var(0))
 
 
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "tcn"])
+@pytest.mark.parametrize("real", [0, 1])
+def test_one_timestep_is_normalised_by_what_was_learned_before(kind: str, real: int) -> None:
+    torch.manual_seed(7)
+    sizes = {"hidden_sizes": [H]} if kind == "mlp" else {"channels": [H]}
+    model = build({"kind": kind, "input_size": I, "output_size": 2, "batch_norm": True, **sizes})
+    model(torch.randn(4, 9, I))
+    learned = {name: value.clone() for name, value in model.named_buffers()}
+    x = torch.randn(1, 2, I)
+    y, *_ = model(x, lengths=torch.tensor([real]))
+    assert all(torch.equal(value, learned[name]) for name, value in model.named_buffers())
+    torch.testing.assert_close(y, model.eval()(x, lengths=torch.tensor([real]))[0])
+
+
 def test_a_residual_stack_adds_what_went_in() -> None:
     torch.manual_seed(4)
     model = GRU(I, H, 2, num_layers=3, residual=True, layer_norm=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import structlog
 
 from streamcell.card import Signature
 
+from .copies import CudaError
 from .device import Device, DeviceError
 from .pool import INITIAL_ROW, StatePool
 from .programs import Cell, Programs
@@ -81,23 +85,29 @@ class Engine:
         self.fixed_shapes = (not device.on_host) if fixed_shapes is None else fixed_shapes
         self._batch_sizes = (self._fixed_batch,) if self._fixed_batch else fixed_sizes(self.max_batch)
         self._chunk_sizes = fixed_sizes(self.max_chunk) if signature.lengths else None
-        self._staging = staging(signature, device, self.max_batch, self.max_chunk)
         self.pool = StatePool(
             pooled.pools, slots=max_sessions if signature.states else 0, scratch=self.max_batch, device=device
         )
-        self._programs = Programs(
+        self._graphs, self._graphs_forced = self._wants_graphs(cuda_graphs), bool(cuda_graphs)
+        make: Callable[..., Programs] = partial(
+            Programs,
             pooled,
             signature,
             device=device,
-            staging=self._staging,
             pool=self.pool,
             sizes=self._measured_sizes(),
             intra_op_threads=intra_op_threads,
             cell=cell or self._default_cell(pooled),
-            graphs=self._wants_graphs(cuda_graphs),
-            graphs_forced=bool(cuda_graphs),
+            graphs_forced=self._graphs_forced,
         )
         self._staged: OrderedDict[tuple[int, int], Staged] = OrderedDict()
+        self._build(make)
+        # Until warm-up is over, for another attempt; it holds the graph with its weights.
+        self._make_programs: Callable[..., Programs] | None = make
+
+    def _build(self, make: Callable[..., Programs]) -> None:
+        self._staging = staging(self.signature, self.device, self.max_batch, self.max_chunk)
+        self._programs = make(staging=self._staging, graphs=self._graphs)
 
     def _measured_sizes(self) -> tuple[int, ...]:
         """Where shapes are fixed all batch sizes, else 1, 8, 64, … and the largest."""
@@ -181,7 +191,23 @@ class Engine:
 
         Raises:
             DeviceError: the CUDA graphs that were asked for give other results than the model.
+            onnxruntime errors: the model does not run, or not as the CUDA graphs that were asked for.
         """
+        try:
+            self._warm_up()
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            if not self._graphs or self._graphs_forced or self._make_programs is None:
+                raise
+            _log.warning("CUDA graphs are off: the model ran into an error with them", error=str(error))
+            # A capture that failed leaves its stream unusable.
+            with suppress(CudaError):
+                self.close()
+            self._graphs = False
+            self._build(self._make_programs)
+            self._warm_up()
+        self._make_programs = None
+
+    def _warm_up(self) -> None:
         chunks = self._chunk_sizes if self.fixed_shapes and self._chunk_sizes else (1,)
         batches = self._batch_sizes if self.fixed_shapes else (self._batch_sizes[0],)
         for steps in chunks:

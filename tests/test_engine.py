@@ -10,8 +10,10 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from streamcell.benchmarks import parity
 from streamcell.service.device import RECORD_ASSIGNMENT, Device, DeviceError, operators_elsewhere
-from streamcell.service.engine import Engine, fixed_sizes
+from streamcell.service.engine import Engine, Staged, fixed_sizes
+from streamcell.service.program import Program
 from streamcell.service.repository import open_model
 from streamcell.service.rewrite import pool_states
 
@@ -146,6 +148,55 @@ def test_cuda_graphs_are_refused_where_there_can_be_none(models_dir: Path) -> No
             max_chunk=MAX_CHUNK,
             cuda_graphs=True,
         )
+
+
+@pytest.mark.parametrize("forced", [None, True])
+def test_a_capture_that_fails_costs_the_graphs_only_unless_they_were_asked_for(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, forced: bool | None
+) -> None:
+    runner = Program.runner
+
+    def failing(self: Program, staged: Staged, *, capture: bool = False) -> Any:
+        if capture:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return runner(self, staged)
+
+    monkeypatch.setattr(Program, "runner", failing)
+    file = open_model(models_dir / "lstm.onnx", "lstm")
+    if forced:
+        with pytest.raises(RuntimeError, match="not permitted"):
+            parity.engine(file, Device(apart=True), cuda_graphs=True)
+        return
+    found = parity.compare(parity.engine(file, Device()), parity.engine(file, Device(apart=True)), runs=10)
+    assert found.output_error < 1e-5
+
+
+def test_a_graph_that_replays_something_else_is_not_used(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Program.runner
+
+    def stale(self: Program, staged: Staged, *, capture: bool = False) -> Any:
+        run = runner(self, staged, capture=capture)
+        if not capture:
+            return run
+
+        def replay() -> None:  # as if it read what was there when it was captured
+            staged.values[0][...] = 0
+            run()
+
+        return replay
+
+    monkeypatch.setattr(Program, "runner", stale)
+    file = open_model(models_dir / "lstm.onnx", "lstm")
+    with pytest.raises(
+        DeviceError, match=r"CUDA graphs give wrong results at batch sizes \[1, 2, 4, 8, 16\]"
+    ):
+        parity.engine(file, Device(apart=True), cell="decomposed", cuda_graphs=True)
+    found = parity.compare(
+        parity.engine(file, Device()), parity.engine(file, Device(apart=True), cell="decomposed"), runs=10
+    )
+    assert found.output_error < 1e-5
 
 
 def test_devices_by_name() -> None:

@@ -89,6 +89,10 @@ class TooManySteps(InvalidArgument):
     reason = "TOO_MANY_STEPS"
 
 
+class TooManyRows(InvalidArgument):
+    reason = "TOO_MANY_ROWS"
+
+
 class NoSteps(InvalidArgument):
     reason = "NO_STEPS"
 

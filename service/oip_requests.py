@@ -27,6 +27,7 @@ Key = tuple[str, int | str]
 
 _NAME, _VERSION, _ID, _RAW = 0x0A, 0x12, 0x1A, 0x3A  # ModelInferRequest's fields 1, 2, 3 and 7
 _PLANS = 32_768  # kept at a time
+_LONGEST_ID = 128  # characters of a sequence's, as in Triton
 _TAILS = 4  # payload sizes that are tried for a model
 
 _TYPES = {
@@ -86,8 +87,9 @@ def flags(request: Any) -> Flags:
         for name, parameter in request.parameters.items()
         if (kind := parameter.WhichOneof("parameter_choice")) in _TYPES.get(name, ())
     }
-    sequence = values.get("sequence_id")
-    key = (request.model_name, sequence) if sequence else None
+    sequence: int | str = values.get("sequence_id", 0)
+    known = bool(sequence) and (isinstance(sequence, int) or len(sequence) <= _LONGEST_ID)
+    key = (request.model_name, sequence) if known else None
     return Flags(key, values.get("sequence_start", False), values.get("sequence_end", False))
 
 
@@ -106,6 +108,9 @@ def check_parameters(request: Any, found: Flags) -> None:
             raise WrongParameter(
                 f"parameter keys starting with 'triton_' are reserved, and {name!r} is none", parameter=name
             )
+    given = request.parameters.get("sequence_id")
+    if given is not None and len(given.string_param) > _LONGEST_ID:
+        raise WrongParameter(f"a sequence_id may have {_LONGEST_ID} characters", limit=_LONGEST_ID)
     if found.key is None and (found.start or found.end):
         raise WrongParameter(
             f"inference request to model {request.model_name!r} must specify a non-zero or non-empty correlation ID "

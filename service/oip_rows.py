@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import ServiceError
+from .errors import ServiceError, TooManyRows
 from .loaded import LoadedModel
 from .oip_tensors import Form
 from .requests import Limits, make_work
@@ -33,9 +33,15 @@ class Rows:
             payloads: one an input, [rows, steps, *step_shape] each.
 
         Raises:
+            TooManyRows: there are more than the model may have sessions.
             SessionLimit: the model has too few free slots for all rows; none is left taken.
             InvalidArgument: as `make_work`.
         """
+        most = self._model.max_sessions
+        if form.rows > most:
+            raise TooManyRows(
+                f"a request may carry {most} rows, this one carries {form.rows}", limit=most, got=form.rows
+            )
         batcher = self._model.batcher
         inputs = self._model.file.signature.inputs
         sizes = [form.steps * tensor.step_bytes for tensor in inputs]

@@ -18,6 +18,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from streamcell.export import export_model
+from streamcell.models import build
 from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
@@ -77,15 +78,12 @@ def test_a_request_may_carry_several_steps(talk: Any, expected: Expected) -> Non
     close(np.concatenate([first, then[0]]), expected("gru", x[None])[0])
 
 
-def test_many_sequences_share_a_stream_and_batches_and_are_answered_in_order(
-    served: Any, expected: Expected
-) -> None:
-    x, long = noise(64, 10, 3), noise(1, 6 * 4096, 3)
+def test_replies_come_in_the_order_of_the_requests_across_sequences(served: Any, expected: Expected) -> None:
+    x, long = noise(64, 20, 3), noise(1, 6 * 1000, 3)
     base = next(ids) << 20
-    rows, runs = (served.metric(f"streamcell_batch_rows_{each}", model="lstm") for each in ("sum", "count"))
-    order = np.random.default_rng(1).permutation(np.repeat(np.arange(64), 10))
+    order = np.random.default_rng(1).permutation(np.repeat(np.arange(64), 20))
     at = np.zeros(64, int)
-    # Long requests go first, which run alone: the others are run meanwhile and answered behind them.
+    # Long requests go first: those of other sequences are run meanwhile and answered behind them.
     requests = [
         request(row, name="long", sequence_id=base - 1, sequence_start=at == 0, sequence_end=at == 5)
         for at, row in enumerate(np.split(long[0], 6))
@@ -93,21 +91,38 @@ def test_many_sequences_share_a_stream_and_batches_and_are_answered_in_order(
     for sequence in order:
         t = at[sequence]
         at[sequence] += 1
-        flags = {"sequence_start": bool(t == 0), "sequence_end": bool(t == 9)}
+        flags = {"sequence_start": bool(t == 0), "sequence_end": bool(t == 19)}
         row = x[sequence, t : t + 1]
         requests.append(request(row, name=f"{sequence}/{t}", sequence_id=int(base + sequence), **flags))
     replies = list(stub(served.target).ModelStreamInfer(iter(requests)))
     assert [reply.infer_response.id for reply in replies] == [each.id for each in requests]
-    y = np.zeros((64, 10, 2), np.float32)
+    y = np.zeros((64, 20, 2), np.float32)
     for reply in replies[6:]:
         sequence, _, t = reply.infer_response.id.partition("/")
         y[int(sequence), int(t)] = np.frombuffer(reply.infer_response.raw_output_contents[0], "<f4")
     close(y, expected("lstm", x))
     longs = [np.frombuffer(reply.infer_response.raw_output_contents[0], "<f4") for reply in replies[:6]]
     close(np.concatenate(longs).reshape(1, -1, 2), expected("lstm", long))
-    rows = served.metric("streamcell_batch_rows_sum", model="lstm") - rows
-    runs = served.metric("streamcell_batch_rows_count", model="lstm") - runs
-    assert rows > runs
+
+
+def test_steps_of_different_sequences_on_one_stream_run_as_one_batch(
+    start_server: Any, tmp_path: Any, open_talk: Any
+) -> None:
+    # Large enough that a step takes longer than a client takes for a request.
+    config = {"kind": "lstm", "input_size": 3, "hidden_size": 512, "num_layers": 2, "output_size": 2}
+    torch.manual_seed(1)
+    module = build(config).eval()
+    export_model(module, tmp_path / "large.onnx", name="large")
+    server = start_server(tmp_path, "--max-sessions", "64")
+    talk, x = open_talk(server.target), noise(32, 8, 3)
+    for t in range(8):
+        for sequence in range(32):
+            talk.send("large", x[sequence, t : t + 1], sequence_id=sequence + 1, sequence_start=t == 0)
+    y = np.concatenate([talk.y() for _ in range(8 * 32)]).reshape(8, 32, 2).swapaxes(0, 1)
+    with torch.no_grad():
+        close(y, module(torch.from_numpy(x))[0].numpy())
+    rows, runs = (server.metric(f"streamcell_batch_rows_{each}", model="large") for each in ("sum", "count"))
+    assert rows / runs > 2
 
 
 def test_ids_are_a_models_own_and_int_and_string_differ(talk: Any, expected: Expected) -> None:
@@ -517,3 +532,35 @@ def test_versions_that_are_served_side_by_side_are_asked_for_by_number(
         ):
             client.infer("m", [_input(x[:1])], model_version="1", sequence_id=2)
         assert client.infer("m", [_input(x[:1])], sequence_id=1).get_response().model_version == "1"
+
+
+def test_a_sequence_is_listed_and_closed_as_any_session_is(served: Any, talk: Any) -> None:
+    sequence = next(ids)
+    talk.send("rnn", noise(4, 3), sequence_id=sequence, sequence_start=True)
+    talk.get()
+    with grpc.insecure_channel(served.target) as channel:
+        native: Any = rpc.StreamCellStub(channel)  # type: ignore[no-untyped-call]
+        (session,) = native.ListSessions(pb.ListSessionsRequest(model="rnn")).sessions
+        assert session.step_index == 4
+        assert session.peer.startswith("ipv4:127.0.0.1:")
+        native.CloseSession(pb.CloseSessionRequest(session_id=session.session_id))
+    talk.send("rnn", noise(1, 3), sequence_id=sequence)
+    with pytest.raises(
+        InferenceServerException, match=r"ABORTED SESSION_CLOSED: .* must specify the START flag"
+    ):
+        talk.get()
+
+
+def test_what_a_request_may_hold_is_bounded(start_server: Any, models_dir: Any) -> None:
+    server = start_server(models_dir, "--max-sessions", "3", "--max-infer-bytes", "4096")
+    peer = stub(server.target)
+    for model in ("mlp", "lstm"):
+        assert peer.ModelInfer(request(noise(3, 2, 3), model)).raw_output_contents
+        with pytest.raises(grpc.RpcError, match="a request may carry 3 rows, this one carries 4"):
+            peer.ModelInfer(request(noise(4, 2, 3), model))
+    good, bad, then = peer.ModelStreamInfer(
+        iter([request(noise(300, 3)), request(noise(400, 3), name="big"), request(noise(1, 3))])
+    )
+    assert good.infer_response.raw_output_contents
+    assert "RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE: a request may have 4096 bytes" in bad.error_message
+    assert then.infer_response.raw_output_contents

@@ -257,6 +257,7 @@ MISTAKES: dict[str, tuple[oip.ModelInferRequest, str, str]] = {
     "an end of the id that is none": (
         _changed(_nothing, sequence_id=0, sequence_end=True), "INVALID_ARGUMENT", "WRONG_PARAMETER",
     ),
+    "an id that is too long": (_changed(_nothing, sequence_id="x" * 129), "INVALID_ARGUMENT", "WRONG_PARAMETER"),
     "a timeout of a wrong type": (_changed(_nothing, timeout="soon"), "INVALID_ARGUMENT", "WRONG_PARAMETER"),
     "an unknown parameter of Triton's": (_changed(_nothing, triton_new=True), "INVALID_ARGUMENT", "WRONG_PARAMETER"),
     "several rows in a sequence": (

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,8 @@ from .piano import Roll, versions
 from .sequences import SequenceData, Series
 
 CACHE_NAME = "chorales.npz"
+# So many files are parsed before processes for it have started.
+FEW = 8
 # Told how many of how many files are parsed.
 OnParsed = Callable[[int, int], None]
 Result = TypeVar("Result")
@@ -163,13 +166,17 @@ def parse_files(files: Sequence[Path], on_parsed: OnParsed | None = None) -> lis
 def in_parallel(
     parse: Callable[[str], Result], files: Sequence[Path], on_parsed: OnParsed | None = None
 ) -> list[Result]:
-    """`parse` of every file, in their order, in one process a core."""
+    """`parse` of every file, in their order, in one process a core; of a few files in this one."""
     results: list[Result] = []
-    # Spawned, not forked: the caller may already run torch's threads.
-    context = multiprocessing.get_context("spawn")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ProcessPoolExecutor(cores, mp_context=context) as pool:
-        for item in pool.map(parse, map(str, files), chunksize=4):
+    with ExitStack() as stack:
+        items: Iterable[Result] = map(parse, map(str, files))
+        if len(files) > FEW:
+            # Spawned, not forked: the caller may already run torch's threads.
+            context = multiprocessing.get_context("spawn")
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            pool = stack.enter_context(ProcessPoolExecutor(cores, mp_context=context))
+            items = pool.map(parse, map(str, files), chunksize=4)
+        for item in items:
             results.append(item)
             if on_parsed is not None:
                 on_parsed(len(results), len(files))

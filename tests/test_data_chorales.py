@@ -47,7 +47,11 @@ def test_a_score_becomes_four_voices_on_the_quarter_grid() -> None:
     assert parsed.roll.sum(axis=1).max() == 4
 
 
-def test_files_are_parsed_in_parallel_and_failures_are_named(some_files: list[Path]) -> None:
+@pytest.mark.parametrize("few", [0, 8], ids=["in processes", "here"])
+def test_files_are_parsed_in_parallel_and_failures_are_named(
+    some_files: list[Path], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamcell.models.chorales.FEW", few)
     told: list[tuple[int, int]] = []
     parsed = parse_files(some_files, lambda done, total: told.append((done, total)))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -28,7 +28,7 @@ def command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [g2p seq2seq, digits mlp, else lstm]",
+            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [mlp for digits, seq2seq for g2p, else lstm]",
             show_default=False,
         ),
     ] = None,

@@ -62,11 +62,11 @@ class Infer:
         found = Flags(None)
         model: LoadedModel | None = None
         try:
-            self._check_size(data)
             request = parse(data)
             entry.id = request.id.encode()
             found = flags(request)
             model = self._model(found, request.model_name, request.model_version)
+            self._check_size(data)
             entry.plan, payloads = plan(request, found, model.file, self._answers)
             self.plans.keep(data, request, entry.plan)
         except ServiceError as error:

@@ -43,11 +43,13 @@ class StreamEntry:
 
     def answer(self, tensors: list[bytes]) -> None:
         """Answer with these outputs, once those before are answered."""
+        self.rows = None  # it knows this entry: no cycle is left for the garbage collector
         self.reply = self.plan.answer.streamed(self.id, tensors)
         self.stream.flush()
 
     def fail(self, error: ServiceError, key: Key | None) -> None:
         """Answer with an error, once those before are answered."""
+        self.rows = None
         self.reply = self.stream.refusal(self, error, key)
         self.stream.flush()
 

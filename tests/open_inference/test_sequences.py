@@ -447,6 +447,9 @@ def test_the_lane_of_threads_behaves_alike(start_server: Any, models_dir: Any, e
     assert "must specify the START flag" in replies.pop(40).error_message
     y = np.stack([np.frombuffer(reply.infer_response.raw_output_contents[0], "<f4") for reply in replies])
     close(y.reshape(8, 16, 2).swapaxes(0, 1), expected("lstm", x))
+    asked = (("triton_grpc_error", "true"),)
+    with pytest.raises(grpc.RpcError, match="must specify the START flag"):
+        list(peer.ModelStreamInfer(iter([request(x[0, :1], sequence_id=99)]), metadata=asked))
     whole = peer.ModelInfer(request(x[0]))
     close(np.frombuffer(whole.raw_output_contents[0], "<f4").reshape(8, 2), expected("lstm", x[:1])[0])
 

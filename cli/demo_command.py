@@ -21,7 +21,10 @@ def command(
     list_: Annotated[bool, typer.Option("--list", help="Name the demos, by shape, and do nothing.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where everything goes.  [runs/demo; runs/demo-NAME for NAME]", show_default=False),
+        typer.Option(
+            help="Where everything goes.  [runs/demo; runs/demo-NAME for NAME]",
+            show_default=False,
+        ),
     ] = None,
     data_folder: Annotated[Path, typer.Option(help="Where parsed data is cached.")] = Path("data"),
     sessions: Annotated[int, typer.Option(min=1, help="Concurrent sessions.")] = 64,

@@ -15,6 +15,8 @@ app = typer.Typer(
     name="streamcell",
     help="Serve recurrent PyTorch models as live sessions.",
     no_args_is_help=True,
+    # Rich takes "[auto]" in a help text for markup of its own and shows nothing.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 

@@ -28,7 +28,7 @@ def command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [mlp for digits, seq2seq for g2p, else lstm]",
+            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [lstm; mlp for digits]",
             show_default=False,
         ),
     ] = None,

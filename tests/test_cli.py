@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -25,6 +26,26 @@ def test_every_command_is_listed() -> None:
     assert done.returncode == 0
     for command in ("train", "export", "serve", "stream", "demo"):
         assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("serve", ["[127.0.0.1]", "[auto]", "[10000]"]),
+        ("train", ["[lstm; mlp for digits]", "[1; 3 for cnn, 4 for tcn]"]),
+        ("demo", ["[runs/demo; runs/demo-NAME for NAME]", "[1 for chorales]"]),
+        ("stream", ["[newest]"]),
+    ],
+)
+def test_help_shows_the_defaults_that_stand_in_brackets(command: str, defaults: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streamcell.cli", command, "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+    )
+    for default in defaults:
+        assert default in done.stdout
 
 
 @pytest.mark.parametrize(

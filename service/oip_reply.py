@@ -1,6 +1,6 @@
 """Replies of the Open Inference Protocol, assembled from bytes that are the same each time, an id and a payload.
 
-`tests/test_oip_wire.py` holds what is written here against the generated classes.
+`tests/open_inference/test_wire.py` holds what is written here against the generated classes.
 """
 
 from __future__ import annotations

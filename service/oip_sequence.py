@@ -98,7 +98,12 @@ class Sequence:
             self._over(error)
             raise
         with self._lock:
-            self._live = live
+            over = self.model is None
+            if not over:
+                self._live = live
+        if over:  # ended between the two, by a shutdown for one
+            self._sessions.end(live, "cancelled")
+            return
         self._release()
         if self.closing:
             self._over_if_done()
@@ -143,7 +148,7 @@ class Sequence:
             if not self.closing:
                 self.closing, self.reason = True, reason
             if self._pending or self._held or self._live is None:
-                self._after = after
+                self._after = after or self._after
                 return True
         self._over(None)
         return False
@@ -162,11 +167,11 @@ class Sequence:
         with self._lock:
             if not self._pending:  # it has just been ended by another thread
                 return
-            entry = self._pending.popleft()
+            entry, live = self._pending.popleft(), self._live
         if entry.plan.answer.states:
-            live = self._live
-            if live is not None:
-                outputs = [*outputs, *live.model.read_states(live.session)]
+            assert live is not None
+            # Should it end right now, its row is still as it was: only the thread that runs batches writes rows.
+            outputs = [*outputs, *live.model.read_states(live.session)]
             self._release()
         if self.closing:
             self._over_if_done()

@@ -99,6 +99,3 @@ class Sequences:
         self._errors.move_to_end(key)
         if len(self._errors) > _ENDED:
             self._errors.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._live)

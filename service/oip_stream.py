@@ -74,15 +74,15 @@ class InferStream:
     Messages come on grpcio's thread, answers on those of the models' engines. A sequence outlives its stream.
     """
 
-    def __init__(self, call: Call, infer: Infer, over: set[InferStream]) -> None:
-        """Answer `call`; the stream is in `over`, the streams that run, while it does."""
+    def __init__(self, call: Call, infer: Infer, running: set[InferStream]) -> None:
+        """Answer `call`; the stream is one of `running` until it is over."""
         self.peer = call.peer
         self.soon = call.soon
         self.over = False
         self._call = call
         self._infer = infer
-        self._running = over
-        self._running.add(self)
+        self._running = running
+        running.add(self)
         self._lock = threading.Lock()
         self._entries: deque[StreamEntry] = deque()
         self._half_closed = self._full = self._ended = False

@@ -59,13 +59,15 @@ def _time(settings: Settings, followed: Sequence[Followed]) -> str:
     said = []
     if vanishing:
         said.append(
-            f"Over {longest - 1} steps it shrinks to less than a thousandth in {_list(vanishing)}: what happened that long "
+            f"Over {longest - 1} steps the gradient shrinks to less than a thousandth in {_list(vanishing)}: what happened that long "
             "ago has next to no say in how the weights change."
         )
     if growing:
-        said.append(f"It grows over a thousandfold in {_list(growing)}: a step along it would be a leap.")
+        said.append(
+            f"The gradient grows over a thousandfold in {_list(growing)}: a step along it would be a leap."
+        )
     if steady:
-        said.append(f"It stays within a factor of a thousand in {_list(steady)}.")
+        said.append(f"The gradient stays within a factor of a thousand in {_list(steady)}.")
     if best:
         said.append(f"Of those that do not grow, most is left in {best}: {_number(ends[best, longest])}.")
     biased = [name for name in names if name.startswith("LSTM")]

@@ -76,8 +76,8 @@ def test_the_text_follows_the_figures() -> None:
     ]
     deep = [Deep("sigmoid", 4, 1e-5, 0.69, 0.5), Deep("ReLU", 4, 1.0, 0.01, 1.0)]
     text = page.page(FULL, layers, runs, deep, "a test")
-    assert "shrinks to less than a thousandth in A:" in text
-    assert "grows over a thousandfold in C:" in text
+    assert "the gradient shrinks to less than a thousandth in A:" in text
+    assert "The gradient grows over a thousandfold in C:" in text
     assert "within a factor of a thousand in B." in text
     assert "most is left in B: 0.5" in text
     assert "The LSTM learns it up to T = 50." in text

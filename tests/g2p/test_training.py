@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from streamcell.cli import app
 from streamcell.export import export_run
-from streamcell.models import ConfigError, Seq2Seq, TrainConfig, load_run, train
+from streamcell.models import ConfigError, Seq2Seq, TrainConfig, load_run, presets, train
 from streamcell.models import setup as run_setup
 from streamcell.models.g2p import Dictionary, Symbols
 from streamcell.models.g2p_data import error_rates, pronounce
@@ -78,3 +78,9 @@ def test_bad_settings_are_told(
     done = CliRunner().invoke(app, ["train", *arguments, "--out", str(tmp_path / "run")])
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())
+
+
+def test_the_large_recipe_is_the_command_that_the_page_gives() -> None:
+    model = presets.model("g2p", hidden=512, layers=2, dropout=0.5) | {"embedding_size": 128}
+    command = presets.config("g2p", model=model, epochs=40, learning_rate=0.002)
+    assert command == presets.G2P_LARGE

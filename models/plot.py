@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from .runs import Row
 
 
-def loss_plot(rows: Sequence[Row], *, title: str, clip_norm: float) -> bytes:
-    """A PNG of training and validation loss above, gradient norm before clipping and its bound below."""
+def loss_plot(rows: Sequence[Row], best_epoch: int, *, title: str, clip_norm: float) -> bytes:
+    """A PNG of training and validation loss above, gradient norm before clipping and its bound below.
+
+    The epoch whose weights were kept is marked.
+    """
     from matplotlib.figure import Figure
 
     epochs = [row.epoch for row in rows]
@@ -17,7 +20,7 @@ def loss_plot(rows: Sequence[Row], *, title: str, clip_norm: float) -> bytes:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     above.plot(epochs, [row.train_loss for row in rows], label="training (with dropout)")
     above.plot(epochs, [row.valid_loss for row in rows], label="validation")
-    best = min(rows, key=lambda row: row.valid_loss)
+    best = rows[best_epoch - 1]
     above.plot([best.epoch], [best.valid_loss], "o", color="C1", label=f"best: {best.valid_loss:.3f}")
     above.set(ylabel="loss per timestep", title=title)
     above.legend()

@@ -51,7 +51,7 @@ class Progressed:
 
     Attributes:
         rows: the epochs done.
-        best_epoch: the one with the lowest validation loss, counted from 1; 0 before the first.
+        best_epoch: the one whose weights are kept, counted from 1; 0 before the first.
         elapsed_s: seconds of training, over all sittings.
     """
 
@@ -61,7 +61,7 @@ class Progressed:
 
     @property
     def best_loss(self) -> float:
-        """The lowest validation loss; infinite before the first epoch."""
+        """The validation loss of the best epoch; infinite before the first epoch."""
         return self.rows[self.best_epoch - 1].valid_loss if self.best_epoch else float("inf")
 
 

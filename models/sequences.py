@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,7 @@ class SequenceData:
         continuous: whether `train` is one long series, to be cut into rows, rather than many pieces.
         tokens: where x is tokens, how many there are.
         classes: where y is classes by number, how many there are.
+        judged_by: what says which epoch's weights are kept: the lowest "loss" or the highest "accuracy" on `valid`.
         about: provenance as JSON values, for config.json and the model card.
         measure: what else to say of a trained model on a part, by name; written beside the losses.
     """
@@ -77,6 +78,7 @@ class SequenceData:
     continuous: bool = False
     tokens: int | None = None
     classes: int | None = None
+    judged_by: Literal["loss", "accuracy"] = "loss"
     about: dict[str, Any] = field(default_factory=dict)
     measure: Callable[[SequenceModel, str], dict[str, float]] | None = None
 

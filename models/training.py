@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,7 +159,7 @@ class _Run:
             elapsed_s=elapsed_s,
             valid_accuracy=valid.accuracy,
         )
-        if valid.loss < self.progressed.best_loss:
+        if self._better(row, rows[best - 1] if best else None):
             best = row.epoch
             runs.save_weights(self.config.out, self.model.state_dict())
         self.progressed = Progressed((*rows, row), best, elapsed_s)
@@ -166,6 +167,12 @@ class _Run:
         if self.progress is not None:
             fraction = self._fraction(row.epoch, 0.0)
             self.progress.epoch(Report(row, self.progressed.best_loss, fraction))
+
+    def _better(self, row: Row, held: Row | None) -> bool:
+        """Whether the weights of `row`'s epoch are to be kept in the place of `held`'s."""
+        if held is None or self.data.judged_by == "loss":
+            return row.valid_loss < (math.inf if held is None else held.valid_loss)
+        return (row.valid_accuracy or 0.0) > (held.valid_accuracy or 0.0)
 
     def _checkpoint(self) -> None:
         runs.save_resume(self.config.out, self.trainer.tensors(), self.progressed, self.config.to_json())
@@ -211,6 +218,9 @@ class _Run:
         self._document["training"]["result"] = told
         runs.save_config(folder, self._document)
         title = f"{model.kind} on {self.data.name}: test {result.test_loss:.3f}"
-        cache.replace(folder / runs.PLOT, loss_plot(rows, title=title, clip_norm=self.config.clip_norm))
+        cache.replace(
+            folder / runs.PLOT,
+            loss_plot(rows, result.best_epoch, title=title, clip_norm=self.config.clip_norm),
+        )
         (folder / runs.RESUME).unlink()
         return result

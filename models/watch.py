@@ -10,7 +10,7 @@ from .runs import Row
 
 @dataclass(frozen=True)
 class Report:
-    """One epoch, for whoever watches: its row, the best validation loss so far, the share of the run done."""
+    """One epoch, for whoever watches: its row, the validation loss of the best, the share of the run done."""
 
     row: Row
     best_loss: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from statistics import median
 
@@ -12,6 +14,9 @@ from .through_time import Followed
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 TIME_PNG, ADDING_PNG, DEPTH_PNG = "time.png", "adding.png", "depth.png"
+
+# The models of the adding problem as they begin, by their names in the first table.
+FRESH = {"GRU": "GRU", "LSTM": "LSTM, forget bias 1"}
 
 _HEAD = """\
 # Gradients through time and through depth
@@ -42,7 +47,13 @@ def page(
     settings: Settings, followed: Sequence[Followed], runs: Sequence[Run], deep: Sequence[Deep], made: str
 ) -> str:
     """The whole page as Markdown. `made` says on what it was measured."""
-    parts = [_HEAD, _time(settings, followed), _adding(settings, runs), _depth(settings, deep), _SOURCES]
+    parts = [
+        _HEAD,
+        _time(settings, followed),
+        _adding(settings, runs, followed),
+        _depth(settings, deep),
+        _SOURCES,
+    ]
     return "\n".join([*parts, f"Measured with {made}.\n"])
 
 
@@ -69,7 +80,7 @@ def _time(settings: Settings, followed: Sequence[Followed]) -> str:
     if steady:
         said.append(f"The gradient stays within a factor of a thousand in {_list(steady)}.")
     if best:
-        said.append(f"Of those that do not grow, most is left in {best}: {_number(ends[best, longest])}.")
+        said.append(f"Of those that do not grow so, most is left in {best}: {_number(ends[best, longest])}.")
     biased = [name for name in names if name.startswith("LSTM")]
     if len(biased) > 1:
         order = ", ".join(f"{_number(ends[name, longest])} with {name.split(', ')[1]}" for name in biased)
@@ -94,12 +105,12 @@ Recurrent weights begin orthogonal where nothing else is said; "uniform ±1/√H
 
 ![Gradient norms against steps back](gradients/{TIME_PNG})
 
-{" ".join(said)}
+{_prose(said)}
 These are fresh weights: training moves them, and a gate that has learned to stay open forgets less.
 """
 
 
-def _adding(settings: Settings, runs: Sequence[Run]) -> str:
+def _adding(settings: Settings, runs: Sequence[Run], followed: Sequence[Followed]) -> str:
     lengths = sorted({run.setting.length for run in runs})
     rows = []
     for model in MODELS:
@@ -108,12 +119,28 @@ def _adding(settings: Settings, runs: Sequence[Run]) -> str:
             rows.append([model, "yes" if clip is not None else "no", *cells])
     said = []
     for model in MODELS:
-        longest = [length for length in lengths if any(r.learned for r in _of(runs, model, length))]
-        if longest:
-            said.append(f"The {model} learns it up to T = {longest[-1]}.")
+        learned = [str(length) for length in lengths if any(r.learned for r in _of(runs, model, length))]
+        if learned:
+            said.append(f"The {model} learns it at T = {_list(learned)}.")
         else:
             said.append(f"The {model} learns it at no length within {settings.adding_updates} updates.")
+    fresh = {(one.layer, one.length): one.norms[-1] for one in followed}
+    little = [
+        f"{layer}: {_number(fresh[layer, lengths[-1]])}"
+        for model, layer in FRESH.items()
+        if fresh.get((layer, lengths[-1]), 1.0) < 1e-3
+        and any(run.learned for run in _of(runs, model, lengths[-1]))
+    ]
+    if little:
+        said.append(
+            "What a fresh layer lets through does not decide whether it can be learned: the first table has, for as many "
+            f"steps, {'; '.join(little)}."
+        )
     said += list(_clipping(runs))
+    lost = sum(not math.isfinite(run.norms[-1]) for run in runs)
+    said.append(
+        f"Runs that ended with a gradient that was not finite, which no bound mends: {lost} of {len(runs)}."
+    )
     return f"""\
 ## The adding problem
 
@@ -130,7 +157,7 @@ error, averaged over 20 updates, first fell below {LEARNED}.
 
 ![Training errors](gradients/{ADDING_PNG})
 
-{" ".join(said)}
+{_prose(said)}
 """
 
 
@@ -141,10 +168,10 @@ def _clipping(runs: Sequence[Run]) -> Iterable[str]:
         bound = [run for run in runs if run.setting.model == model and run.setting.clip is not None]
         if not free or not bound:
             continue
-        largest = max(max(run.norms) for run in free)
+        largest = max(norm for run in free for norm in run.norms if math.isfinite(norm))
         with_bound, without = (sum(run.learned for run in group) for group in (bound, free))
         yield (
-            f"{model}: of {len(bound)} runs each, {with_bound} learned it with clipping and {without} without; the largest "
+            f"{model}: of {len(bound)} runs each, {with_bound} learned it with clipping and {without} without; the largest finite "
             f"gradient of an unclipped run had norm {_number(largest)}."
         )
 
@@ -164,9 +191,9 @@ def _depth(settings: Settings, deep: Sequence[Deep]) -> str:
         if len(solved) == len(depths):
             told = "parts the spirals (99 % right or more) at every depth"
         elif solved:
-            told = f"parts them with {_list([str(depth) for depth in solved])} blocks and at no other depth"
+            told = f"parts the spirals with {_list([str(depth) for depth in solved])} blocks and at no other depth"
         else:
-            told = "parts them at no depth"
+            told = "parts the spirals at no depth"
         said.append(f"{kind[0].upper()}{kind[1:]} {told}.")
     deepest = depths[-1]
     said.append(
@@ -193,7 +220,7 @@ Then the cross-entropy in nats, and the share on the right side, on {settings.de
 
 ![First block's gradient and loss against depth](gradients/{DEPTH_PNG})
 
-{" ".join(said)}
+{_prose(said)}
 """
 
 
@@ -224,6 +251,10 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
 
 
+def _prose(sentences: Sequence[str]) -> str:
+    return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False)
+
+
 def _list(names: Sequence[str]) -> str:
     quoted = [f"“{name}”" if "," in name or "(" in name else name for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
@@ -231,10 +262,10 @@ def _list(names: Sequence[str]) -> str:
 
 def _number(value: float) -> str:
     """Two digits; a power of ten where that is shorter."""
-    if value != value:
+    if not math.isfinite(value):
         return "not finite"
     if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}"
+        return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
     mantissa, _, exponent = f"{value:.0e}".partition("e")
     return f"{mantissa}·10{str(int(exponent)).translate(_RAISED)}"
 

@@ -42,7 +42,7 @@ def time_plot(followed: Sequence[Followed]) -> bytes:
 def adding_plot(runs: Sequence[Run]) -> bytes:
     """Training error against updates, a panel a length."""
     lengths = sorted({run.setting.length for run in runs})
-    figure = _figure(10, 3.6)
+    figure = _figure(11, 3.6)
     panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
     models = list(dict.fromkeys(run.setting.model for run in runs))
     for axes, length in zip(panels, lengths, strict=True):
@@ -58,9 +58,9 @@ def adding_plot(runs: Sequence[Run]) -> bytes:
                 label=f"{run.setting.model}, {'clipped' if clip is not None else 'not clipped'}",
             )
         axes.axhline(CHANCE, color="0.6", linewidth=0.8)
-        axes.set(xlabel="updates", yscale="log", title=f"T = {length}")
+        axes.set(xlabel="updates", yscale="log", ylim=(5e-4, 3), title=f"T = {length}")
     panels[0].set(ylabel="mean square error")
-    panels[-1].legend(fontsize=7, loc="lower left")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     return _png(figure)
 
 

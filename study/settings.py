@@ -26,7 +26,7 @@ class Settings:
     adding_rows: int = 32
     adding_updates: int = 2000
     adding_test: int = 1000
-    adding_seeds: tuple[int, ...] = (1,)
+    adding_seeds: tuple[int, ...] = (1, 2)
     depth_units: int = 32
     depth_depths: tuple[int, ...] = (2, 4, 8, 16, 32)
     depth_points: int = 512

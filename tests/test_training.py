@@ -35,7 +35,8 @@ from streamcell.models import (
     train,
 )
 from streamcell.models.batches import shuffled
-from streamcell.models.evaluation import persistence
+from streamcell.models.digits import load_digits
+from streamcell.models.evaluation import Score, persistence
 from streamcell.models.trainer import Trainer, schedule
 
 
@@ -242,6 +243,18 @@ def test_every_kind_forecasts_a_table_in_raw_units(kind: str, table: Path, tmp_p
         y = model(torch.from_numpy(piece.x)[None])[0][0].numpy()
     # Raw units: the wave runs from 950 to 1050.
     assert np.abs(y - piece.y)[10:].mean() < 8
+
+
+@pytest.mark.parametrize(("judged_by", "kept"), [("loss", 1), ("accuracy", 2)])
+def test_weights_are_kept_by_what_the_data_is_judged_by(
+    judged_by: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([Score(0.5, 0.6), Score(0.7, 0.8), Score(0.6, 0.7), Score(0.1, 1.0)])
+    monkeypatch.setattr("streamcell.models.training.score", lambda *given: next(scores))
+    data = dataclasses.replace(load_digits(), judged_by=judged_by)
+    monkeypatch.setattr("streamcell.models.training.load_data", lambda *given: data)
+    config = presets.config("digits", out=tmp_path / "run", epochs=3)
+    assert train(config).best_epoch == kept
 
 
 def test_settings_out_of_range_are_refused_by_name(config: TrainConfig) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 _MINUTES = 6.0
-# Not in the dictionary, or not seen in training: for the reader.
+# For the reader; the first is in no dictionary.
 SHOWN = ("streamcell", "recurrent", "chorale", "phoneme", "gradient", "zyzzyva")
 
 

@@ -76,7 +76,7 @@ HARMONY = TrainConfig(
     threads=1,
 )
 
-# A small encoder–decoder that trains in about ten minutes on one core; docs/g2p.md says what it reaches.
+# A small encoder–decoder that trains in about twelve minutes on one core; docs/g2p.md says what it reaches.
 G2P = TrainConfig(
     model={"kind": "seq2seq", "hidden_size": 256, "num_layers": 1, "embedding_size": 64, "dropout": 0.4},
     out=Path("runs/g2p"),

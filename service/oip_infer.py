@@ -118,7 +118,7 @@ class Infer:
                 room = sequence.add(entry, work, entry.soon)
                 if room is None:  # another call has ended or restarted it meanwhile
                     continue
-                if not (asked.flags.start or asked.flags.end) and work.steps <= model.engine.max_chunk:
+                if not (asked.flags.start or asked.flags.end) and work.steps <= model.max_chunk:
                     asked.sequence = sequence
                 return room
         except ServiceError as error:

@@ -76,7 +76,7 @@ def compare(a: Engine, b: Engine, *, sessions: int = 40, runs: int = 60, seed: i
         rows = rng.permutation(sessions)[: rng.integers(1, a.max_batch + 1)]
         most = 1 if number % 3 == 0 or not signature.has_time else int(rng.integers(1, a.max_chunk + 1))
         lengths = rng.integers(1, most + 1, len(rows)) if signature.lengths else np.full(len(rows), most)
-        feeds = [rng.standard_normal((len(rows), most, *t.step_shape)) for t in signature.inputs]
+        feeds = [_draw(rng, (len(rows), most, *t.step_shape), t.dtype) for t in signature.inputs]
         fresh[rows] |= rng.random(len(rows)) < 0.1  # a session's slot has got a new owner
         given = [_run(engine, rows, fresh, lengths, feeds) for engine in (a, b)]
         fresh[rows] = False
@@ -88,6 +88,11 @@ def compare(a: Engine, b: Engine, *, sessions: int = 40, runs: int = 60, seed: i
         held = [engine.pool.read(engine.pool.first_slot + session) for engine in (a, b)]
         state_error = max(state_error, *(_error(x, y) for x, y in zip(*held, strict=True)))
     return Parity(runs, steps_run, output_error, state_error)
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
+    """Normal numbers; of integers 0 and 1, which are tokens of any table."""
+    return rng.integers(0, 2, shape) if "int" in dtype else rng.standard_normal(shape)
 
 
 def _run(
@@ -103,6 +108,7 @@ def _run(
     inputs = len(staged.inputs)
     for array, feed in zip(staged.values[:inputs], feeds, strict=True):
         inner = array.reshape(staged.rows, staged.steps, *feed.shape[2:])
+        inner[:] = 0  # what lies in padding from other shapes of run may be no token of a table
         inner[:used, :most] = feed
     slots = on.pool.first_slot + rows
     staged.lengths[:used] = lengths

@@ -24,6 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "gru, reset before": {"kind": "gru", **RECURRENT, "reset_after": False},
     "rnn": {"kind": "rnn", **RECURRENT},
     "one layer": {"kind": "lstm", **RECURRENT, "num_layers": 1},
+    # Of its tokens 0 is the encoder's and 1 the decoder's.
+    "seq2seq": {"kind": "seq2seq", **RECURRENT},
     "mlp": {"kind": "mlp", "input_size": 3, "hidden_sizes": [16], "output_size": 2},
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from typer.testing import CliRunner
 
 import streamcell.models as models_face
 from streamcell.cli import app
-from streamcell.client import Client, StreamCellError
+from streamcell.cli.server_process import ServerProcess
+from streamcell.client import AsyncClient, Client, StreamCellError, connect_async
 from streamcell.models import Seq2Seq, load_run
 from streamcell.models import setup as run_setup
 from streamcell.models.g2p import Dictionary, Symbols
@@ -60,6 +63,36 @@ def test_a_message_of_any_mix_is_answered_as_pytorch_answers_it(trained: Path, c
             y, *_ = model(torch.from_numpy(x)[None])
         with client.session("g2p") as session:
             np.testing.assert_allclose(session.run(x), y[0].numpy(), atol=1e-5)
+
+
+def test_sessions_at_letters_and_at_phonemes_share_runs_and_never_see_each_other(
+    trained: Path, exported: Path, start_server: Callable[..., ServerProcess]
+) -> None:
+    model, _ = load_run(trained)
+    server = start_server(exported)
+    rng = np.random.default_rng(6)
+    sequences = [rng.integers(0, model.input_size, rng.integers(5, 30)) for _ in range(24)]
+
+    async def one(client: AsyncClient, x: np.ndarray, seed: int) -> np.ndarray:
+        cuts = np.random.default_rng(seed)
+        outputs = []
+        async with client.session("g2p") as session:
+            while len(x):
+                size = int(cuts.integers(1, 5))
+                outputs.append(await session.run(x[:size]))
+                x = x[size:]
+        return np.concatenate(outputs)
+
+    async def every() -> list[np.ndarray]:
+        async with connect_async(server.target) as client:
+            return await asyncio.gather(*(one(client, x, seed) for seed, x in enumerate(sequences)))
+
+    for x, given in zip(sequences, asyncio.run(every()), strict=True):
+        with torch.no_grad():
+            y, *_ = model(torch.from_numpy(x)[None])
+        np.testing.assert_allclose(given, y[0].numpy(), atol=1e-5)
+    rows, runs = (server.metric(f"streamcell_batch_rows_{what}") for what in ("sum", "count"))
+    assert rows / runs > 1.5
 
 
 @pytest.mark.parametrize("token", [-1, 69])

@@ -108,7 +108,6 @@ def _run(
     inputs = len(staged.inputs)
     for array, feed in zip(staged.values[:inputs], feeds, strict=True):
         inner = array.reshape(staged.rows, staged.steps, *feed.shape[2:])
-        inner[:] = 0  # what lies in padding from other shapes of run may be no token of a table
         inner[:used, :most] = feed
     slots = on.pool.first_slot + rows
     staged.lengths[:used] = lengths

@@ -156,6 +156,17 @@ class Engine:
             staged.read[used:] = INITIAL_ROW
             staged.write[used:, 0] = self.pool.scratch_rows[used : staged.rows]
             staged.lengths[used:] = 1
+        if not self.device.on_host:
+            self._clear_padding(staged, used)
+
+    def _clear_padding(self, staged: Staged, used: int) -> None:
+        """Zero what integer inputs hold in padding: what another shape of run left there may be no token of a table."""
+        for array in staged.values[: len(staged.inputs)]:
+            if array.dtype.kind not in "iu":
+                continue
+            array[used:] = 0
+            if self.signature.lengths and staged.steps > 1:
+                array[:used][np.arange(staged.steps) >= staged.lengths[:used, None]] = 0
 
     def run(self, staged: Staged) -> None:
         """Run the model on what is staged. Outputs are in `staged.outputs`, states in the pool.

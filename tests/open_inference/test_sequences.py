@@ -105,7 +105,7 @@ def test_replies_come_in_the_order_of_the_requests_across_sequences(served: Any,
     close(np.concatenate(longs).reshape(1, -1, 2), expected("lstm", long))
 
 
-def test_steps_of_different_sequences_on_one_stream_run_as_one_batch(
+def test_steps_of_different_sequences_run_as_one_batch_and_those_of_one_as_one_chunk(
     start_server: Any, tmp_path: Any, open_talk: Any
 ) -> None:
     # Large enough that a step takes longer than a client takes for a request.
@@ -123,6 +123,17 @@ def test_steps_of_different_sequences_on_one_stream_run_as_one_batch(
         close(y, module(torch.from_numpy(x))[0].numpy())
     rows, runs = (server.metric(f"streamcell_batch_rows_{each}", model="large") for each in ("sum", "count"))
     assert rows / runs > 2
+    # Several outstanding requests of one sequence run as one chunk.
+    chunks, steps = (server.metric(f"streamcell_{each}_total", model="large") for each in ("chunks", "steps"))
+    for t in range(8):
+        for at in range(5):
+            talk.send("large", x[at, t : t + 1], sequence_id=99, sequence_start=(t, at) == (0, 0))
+    y = np.concatenate([talk.y() for _ in range(40)])[None]
+    with torch.no_grad():
+        whole = np.ascontiguousarray(x[:5].swapaxes(0, 1).reshape(1, 40, 3))
+        close(y, module(torch.from_numpy(whole))[0].numpy())
+    assert server.metric("streamcell_steps_total", model="large") == steps + 40
+    assert server.metric("streamcell_chunks_total", model="large") < chunks + 40
 
 
 def test_ids_are_a_models_own_and_int_and_string_differ(talk: Any, expected: Expected) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from streamcell.models import Pronunciation
+    from streamcell.models.g2p_metrics import Errors
 
 
 _MINUTES = 6.0
@@ -35,7 +36,7 @@ def run(folder: Path, options: Options) -> Report:
     console.print(f"pronouncing {len(words)} test words through {options.sessions} sessions …")
     served = pronounce_served(trained, symbols, asked, sessions=options.sessions)
 
-    def errors(said: Sequence[Pronunciation]) -> Any:
+    def errors(said: Sequence[Pronunciation]) -> Errors:
         return count_errors(zip(said[: len(words)], words.values(), strict=True))
 
     assert isinstance(trained.module, Seq2Seq)
@@ -54,7 +55,7 @@ def run(folder: Path, options: Options) -> Report:
     return Report("Letters to phonemes, served", rows, figures, files).save(folder)
 
 
-def _rates(errors: Any) -> dict[str, float]:
+def _rates(errors: Errors) -> dict[str, float]:
     return {"phoneme_error_rate": errors.per, "word_error_rate": errors.wer}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from statistics import median
 
@@ -11,8 +10,8 @@ from .adding import CHANCE, CLIP, DONE, LEARNED, MODELS, RATES, Run
 from .depth import Deep
 from .settings import Settings
 from .through_time import Followed
+from .words import listed, number, prose, seeds, table
 
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 TIME_PNG, ADDING_PNG, DEPTH_PNG = "time.png", "adding.png", "depth.png"
 
 # The models of the adding problem as they begin, by their names in the first table.
@@ -62,7 +61,7 @@ def _time(settings: Settings, followed: Sequence[Followed]) -> str:
     names = list(dict.fromkeys(one.layer for one in followed))
     ends = {(one.layer, one.length): one.norms[-1] for one in followed}
     longest = lengths[-1]
-    rows = [[name, *(_number(ends[name, length]) for length in lengths)] for name in names]
+    rows = [[name, *(number(ends[name, length]) for length in lengths)] for name in names]
     vanishing = [name for name in names if ends[name, longest] < 1e-3]
     growing = [name for name in names if ends[name, longest] > 1e3]
     steady = [name for name in names if name not in vanishing and name not in growing]
@@ -70,20 +69,20 @@ def _time(settings: Settings, followed: Sequence[Followed]) -> str:
     said = []
     if vanishing:
         said.append(
-            f"Over {longest - 1} steps the gradient shrinks to less than a thousandth in {_list(vanishing)}: what happened that long "
+            f"Over {longest - 1} steps the gradient shrinks to less than a thousandth in {listed(vanishing)}: what happened that long "
             "ago has next to no say in how the weights change."
         )
     if growing:
         said.append(
-            f"The gradient grows over a thousandfold in {_list(growing)}: a step along it would be a leap."
+            f"The gradient grows over a thousandfold in {listed(growing)}: a step along it would be a leap."
         )
     if steady:
-        said.append(f"The gradient stays within a factor of a thousand in {_list(steady)}.")
+        said.append(f"The gradient stays within a factor of a thousand in {listed(steady)}.")
     if best:
-        said.append(f"Of those that do not grow so, most is left in {best}: {_number(ends[best, longest])}.")
+        said.append(f"Of those that do not grow so, most is left in {best}: {number(ends[best, longest])}.")
     biased = [name for name in names if name.startswith("LSTM")]
     if len(biased) > 1:
-        order = ", ".join(f"{_number(ends[name, longest])} with {name.split(', ')[1]}" for name in biased)
+        order = ", ".join(f"{number(ends[name, longest])} with {name.split(', ')[1]}" for name in biased)
         said.append(
             f"The LSTM's figures differ by nothing but the bias with which its forget gate begins ({order}); the gate multiplies "
             "the cell's state, and so its gradient, at every step."
@@ -97,15 +96,15 @@ say when it does which. The LSTM (Hochreiter & Schmidhuber 1997; forget gate of 
 sum, weighted by the forget gate.
 
 One layer of {settings.time_units} units as it begins, before any training, on {settings.time_rows} sequences of normal numbers,
-{_seeds(settings.time_seeds)}. The loss is a random projection of the last output. The table says how large
+{seeds(settings.time_seeds)}. The loss is a random projection of the last output. The table says how large
 the gradient with respect to the *first* state (all of it: h and c) is, in units of that with respect to the last.
 Recurrent weights begin orthogonal where nothing else is said; "uniform ±1/√H" is how torch's own modules begin.
 
-{_table(["layer", *(f"T = {length}" for length in lengths)], rows)}
+{table(["layer", *(f"T = {length}" for length in lengths)], rows)}
 
 ![Gradient norms against steps back](gradients/{TIME_PNG})
 
-{_prose(said)}
+{prose(said)}
 These are fresh weights: training moves them, and a gate that has learned to stay open forgets less.
 """
 
@@ -121,12 +120,12 @@ def _adding(settings: Settings, runs: Sequence[Run], followed: Sequence[Followed
     for model in MODELS:
         learned = [str(length) for length in lengths if any(r.learned for r in _of(runs, model, length))]
         if learned:
-            said.append(f"The {model} learns it at T = {_list(learned)}.")
+            said.append(f"The {model} learns it at T = {listed(learned)}.")
         else:
             said.append(f"The {model} learns it at no length within {settings.adding_updates} updates.")
     fresh = {(one.layer, one.length): one.norms[-1] for one in followed}
     little = [
-        f"{layer}: {_number(fresh[layer, lengths[-1]])}"
+        f"{layer}: {number(fresh[layer, lengths[-1]])}"
         for model, layer in FRESH.items()
         if fresh.get((layer, lengths[-1]), 1.0) < 1e-3
         and any(run.learned for run in _of(runs, model, lengths[-1]))
@@ -149,15 +148,15 @@ network is to say the sum of the two marked numbers (Hochreiter & Schmidhuber 19
 {CHANCE:.3f}; a run counts as learned where the error on {settings.adding_test} fresh sequences is below {LEARNED}.
 
 One layer of {settings.adding_units} units, {settings.adding_rows} fresh sequences an update, {settings.adding_updates}
-updates of Adam (fewer once the training error is below {DONE}), {_seeds(settings.adding_seeds)}; learning rates {_rates()}. "Clipped": the gradient's global norm is bounded by
+updates of Adam (fewer once the training error is below {DONE}), {seeds(settings.adding_seeds)}; learning rates {_rates()}. "Clipped": the gradient's global norm is bounded by
 {CLIP:g} (Pascanu et al. 2013). {_kinds()} Each cell: runs that learned it; median test error; median updates until the training
 error, averaged over 20 updates, first fell below {LEARNED}.
 
-{_table(["model", "clipped", *(f"T = {length}" for length in lengths)], rows)}
+{table(["model", "clipped", *(f"T = {length}" for length in lengths)], rows)}
 
 ![Training errors](gradients/{ADDING_PNG})
 
-{_prose(said)}
+{prose(said)}
 """
 
 
@@ -172,7 +171,7 @@ def _clipping(runs: Sequence[Run]) -> Iterable[str]:
         with_bound, without = (sum(run.learned for run in group) for group in (bound, free))
         yield (
             f"{model}: of {len(bound)} runs each, {with_bound} learned it with clipping and {without} without; the largest finite "
-            f"gradient of an unclipped run had norm {_number(largest)}."
+            f"gradient of an unclipped run had norm {number(largest)}."
         )
 
 
@@ -180,9 +179,9 @@ def _depth(settings: Settings, deep: Sequence[Deep]) -> str:
     depths = sorted({one.depth for one in deep})
     kinds = list(dict.fromkeys(one.kind for one in deep))
     by = {(one.kind, one.depth): one for one in deep}
-    ratios = [[kind, *(_number(by[kind, depth].first) for depth in depths)] for kind in kinds]
+    ratios = [[kind, *(number(by[kind, depth].first) for depth in depths)] for kind in kinds]
     losses = [
-        [kind, *(f"{_number(by[kind, d].loss)} ({by[kind, d].accuracy:.0%})" for d in depths)]
+        [kind, *(f"{number(by[kind, d].loss)} ({by[kind, d].accuracy:.0%})" for d in depths)]
         for kind in kinds
     ]
     said = []
@@ -191,14 +190,14 @@ def _depth(settings: Settings, deep: Sequence[Deep]) -> str:
         if len(solved) == len(depths):
             told = "parts the spirals (99 % right or more) at every depth"
         elif solved:
-            told = f"parts the spirals with {_list([str(depth) for depth in solved])} blocks and at no other depth"
+            told = f"parts the spirals with {listed([str(depth) for depth in solved])} blocks and at no other depth"
         else:
             told = "parts the spirals at no depth"
         said.append(f"{kind[0].upper()}{kind[1:]} {told}.")
     deepest = depths[-1]
     said.append(
         f"At {deepest} blocks the first block's gradient is "
-        + ", ".join(f"{_number(by[kind, deepest].first)} of the last's with {kind}" for kind in kinds)
+        + ", ".join(f"{number(by[kind, deepest].first)} of the last's with {kind}" for kind in kinds)
         + "."
     )
     return f"""\
@@ -207,20 +206,20 @@ def _depth(settings: Settings, deep: Sequence[Deep]) -> str:
 Depth is the same product with other matrices. The derivative of the sigmoid is at most 1/4, that of ReLU 0 or 1 (Glorot & Bengio 2010);
 a residual block, x + f(x), passes the gradient on beside its own layer (He et al. 2016).
 
-Perceptrons of blocks of {settings.depth_units} units, {_seeds(settings.depth_seeds)}, each with the initialisation advised for it: Glorot's for
+Perceptrons of blocks of {settings.depth_units} units, {seeds(settings.depth_seeds)}, each with the initialisation advised for it: Glorot's for
 sigmoid, He's for ReLU, torch's default for residual blocks. First what reaches the first square block before training, as the norm of its
 weights' gradient over that of the last block:
 
-{_table(["", *(f"{depth} blocks" for depth in depths)], ratios)}
+{table(["", *(f"{depth} blocks" for depth in depths)], ratios)}
 
 Then the cross-entropy in nats, and the share on the right side, on {settings.depth_points} points of two spirals wound into each other, after
 {settings.depth_updates} updates of Adam (guessing: 0.693, 50 %):
 
-{_table(["", *(f"{depth} blocks" for depth in depths)], losses)}
+{table(["", *(f"{depth} blocks" for depth in depths)], losses)}
 
 ![First block's gradient and loss against depth](gradients/{DEPTH_PNG})
 
-{_prose(said)}
+{prose(said)}
 """
 
 
@@ -234,42 +233,14 @@ def _is(run: Run, model: str, length: int, clip: float | None) -> bool:
 
 def _cell(runs: Sequence[Run]) -> str:
     learned = sum(run.learned for run in runs)
-    told = f"{learned}/{len(runs)}; {_number(median(run.test for run in runs))}"
+    told = f"{learned}/{len(runs)}; {number(median(run.test for run in runs))}"
     firsts = [first for run in runs if (first := run.first_below) is not None]
     return told + (f"; {median(firsts):.0f}" if firsts else "")
 
 
 def _rates() -> str:
-    return _list([f"{rate:g} for {model}" for model, rate in RATES.items()])
+    return listed([f"{rate:g} for {model}" for model, rate in RATES.items()])
 
 
 def _kinds() -> str:
     return "The RNN's activation is tanh; IRNN is a ReLU RNN whose recurrent weights begin as the identity (Le et al. 2015)."
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-
-
-def _prose(sentences: Sequence[str]) -> str:
-    return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _list(names: Sequence[str]) -> str:
-    quoted = [f"“{name}”" if "," in name or "(" in name else name for name in names]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
-
-
-def _number(value: float) -> str:
-    """Two digits; a power of ten where that is shorter."""
-    if not math.isfinite(value):
-        return "not finite"
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-    mantissa, _, exponent = f"{value:.0e}".partition("e")
-    return f"{mantissa}·10{str(int(exponent)).translate(_RAISED)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -105,7 +105,7 @@ def test_replies_come_in_the_order_of_the_requests_across_sequences(served: Any,
     close(np.concatenate(longs).reshape(1, -1, 2), expected("lstm", long))
 
 
-def test_steps_of_different_sequences_run_as_one_batch_and_those_of_one_as_one_chunk(
+def test_sequences_share_batches_one_is_joined_and_what_is_cancelled_is_not_run(
     start_server: Any, tmp_path: Any, open_talk: Any
 ) -> None:
     # Large enough that a step takes longer than a client takes for a request.
@@ -134,6 +134,22 @@ def test_steps_of_different_sequences_run_as_one_batch_and_those_of_one_as_one_c
         close(y, module(torch.from_numpy(whole))[0].numpy())
     assert server.metric("streamcell_steps_total", model="large") == steps + 40
     assert server.metric("streamcell_chunks_total", model="large") < chunks + 40
+    # What has no sequence, and nobody waits for any more, is not run to its end.
+    peer, slow = stub(server.target), request(noise(4000, 3), "large")
+    calls = [peer.ModelInfer.future(slow) for _ in range(4)]
+    calls.append(peer.ModelStreamInfer(iter([slow])))
+    _wait_for(lambda: server.metric("streamcell_slots_used", model="large") == 33 + 5)
+    for call in calls:
+        call.cancel()
+    _wait_for(lambda: server.metric("streamcell_slots_used", model="large") == 33)
+    assert server.metric("streamcell_cancelled_chunks_total", model="large") == 5
+
+
+def _wait_for(done: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def test_ids_are_a_models_own_and_int_and_string_differ(talk: Any, expected: Expected) -> None:

@@ -55,7 +55,7 @@ def prepare(config: TrainConfig, name: str, *, retrain: bool, console: Console) 
     exported = out / "models" / f"{name}.onnx"
     with RichProgress(console) as progress:
         data = load_data(config, progress)
-        if retrain or not _finished(out):
+        if retrain or not finished(out):
             train(config, progress=progress, overwrite=True)
             exported.unlink(missing_ok=True)
         else:
@@ -69,7 +69,7 @@ def prepare(config: TrainConfig, name: str, *, retrain: bool, console: Console) 
     return Trained(name, exported.parent, exported, out / "loss.png", module, data, loss)
 
 
-def _finished(out: Path) -> bool:
+def finished(out: Path) -> bool:
     """Whether `out` holds a run that trained to its end."""
     from streamcell.models import RunError, load_run
 

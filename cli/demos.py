@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import demo_chorales, demo_digits, demo_g2p, demo_harmony, demo_vowels
+from . import demo_chorales, demo_continue, demo_digits, demo_g2p, demo_harmony, demo_vowels
 from .demo_base import SHAPES, Demo, Shape
 
 DEMOS: tuple[Demo, ...] = (
@@ -12,6 +12,7 @@ DEMOS: tuple[Demo, ...] = (
     demo_vowels.DEMO,
     demo_chorales.DEMO,
     demo_harmony.DEMO,
+    demo_continue.DEMO,
     demo_g2p.DEMO,
 )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from streamcell.client import Session, Tensor
+    from streamcell.client import OutputMode, Session, Tensor
 
 _Argument, _Option = typer.Argument, typer.Option
 _FILE_WINDOW = 16
@@ -47,6 +47,19 @@ def command(
     out: Annotated[
         Path | None, _Option(help="Write to this .csv, .npy or .npz instead of printing CSV.")
     ] = None,
+    generate: Annotated[
+        int | None,
+        _Option(
+            min=1, help="Then let the model go on by itself for so many timesteps, and print those alone."
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, _Option(help="With --generate: sample, at this temperature.")
+    ] = None,
+    top_k: Annotated[
+        int | None, _Option(min=1, help="With --generate: sample from the likeliest so many.")
+    ] = None,
+    seed: Annotated[int | None, _Option(min=0, help="With --generate: sample, from this seed.")] = None,
     header: Annotated[bool, _Option(help="Write a line of column names first.")] = True,
     timeout: Annotated[float, _Option(min=0.001, help="Seconds that any one reply may take.")] = 30.0,
     tls: Annotated[bool, _Option("--tls", help="Use TLS with the system's root certificates.")] = False,
@@ -57,12 +70,15 @@ def command(
     """Stream rows through one session of MODEL; the model remembers from row to row.
 
     A CSV row is one timestep: the values of every input in order, with or without a line of names first. From
-    standard input each row is sent as it comes and its output printed at once. Exit codes: 2 where the input is
-    at fault, 1 where the server is.
+    standard input each row is sent as it comes and its output printed at once. With --generate the rows are where
+    the model begins, and what is printed is what the server feeds it from then on: rows as those that went in.
+    Exit codes: 2 where the input is at fault, 1 where the server is.
     """
     from streamcell.client import InvalidInput, StreamCellError, connect
 
     try:
+        if generate is None and (temperature, top_k, seed) != (None, None, None):
+            raise _UserError("--temperature, --top-k and --seed go with --generate")
         with (
             connect(target, timeout_s=timeout, tls=tls_roots or tls) as client,
             client.session(model, version, output=output_mode) as session,
@@ -71,9 +87,15 @@ def command(
             items = (
                 _csv(sys.stdin, "<stdin>", session.inputs, chunk) if live else _file(source, session, chunk)
             )
-            outputs = session.stream(items, window=window or (1 if live else _FILE_WINDOW))
+            window = window or (1 if live else _FILE_WINDOW)
             began_s = time.monotonic()
-            _write(outputs, session, out, header)
+            if generate is None:
+                _write(session.stream(items, window=window), session.outputs, out, header)
+            else:
+                for _ in session.stream(items, window=window, output="none"):
+                    pass
+                fed = _generated(session, generate, temperature=temperature, top_k=top_k, seed=seed)
+                _write(fed, session.inputs, out, header)
             if out is not None or output_mode == "none":
                 took_s = time.monotonic() - began_s
                 typer.echo(f"{session.step_index} timesteps through {model} in {took_s:.2f} s", err=True)
@@ -190,8 +212,16 @@ def _by_input(table: Any, inputs: tuple[Tensor, ...], *, cast: bool = False) -> 
 # Out: a dict of arrays [T, *step_shape], or the one array, or None a message
 
 
-def _write(outputs: Iterator[Any], session: Session, out: Path | None, header: bool) -> None:
-    specs = session.outputs
+def _generated(session: Session, steps: int, **settings: Any) -> Iterator[Any]:
+    """What the server feeds the model, step by step, each [1, *step_shape]."""
+    info = session.generation
+    # A value that is fed back is an output; what is chosen from one is told without it.
+    output: OutputMode = "all" if info is not None and info.head == "real" else "none"
+    for step in session.generate(steps, output=output, **settings):
+        yield step.fed[None]
+
+
+def _write(outputs: Iterator[Any], specs: tuple[Tensor, ...], out: Path | None, header: bool) -> None:
     if out is not None and out.suffix in (".npy", ".npz"):
         _write_numpy([_named(each, specs) for each in outputs if each is not None], specs, out)
         return

@@ -16,6 +16,7 @@ from .g2p_metrics import count_errors
 from .jsb import load_jsb
 from .layers import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
 from .losses import bernoulli_nll
+from .midi import write_midi
 from .mlp import MLP, MLPBlock
 from .progress import RichProgress
 from .recurrent import GRU, LSTM, RNN, Recurrent
@@ -82,4 +83,5 @@ __all__ = [
     "pronounce",
     "score",
     "train",
+    "write_midi",
 ]

@@ -102,6 +102,13 @@ class BadGeneration(InvalidArgument):
 
     reason = "BAD_GENERATION"
 
+    @classmethod
+    def nothing(cls) -> BadGeneration:
+        """The session has no output to begin with."""
+        return cls(
+            "nothing to begin with: the session has no output yet; send a first input, or steps before"
+        )
+
 
 class GenerationUnsupported(ServiceError):
     """The model's card does not say how an output becomes the next input."""

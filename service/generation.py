@@ -13,6 +13,7 @@ from streamcell.card import Generation, Signature
 from .batch import Batch, Row
 from .batcher import Batcher
 from .choice import Array, Chooser, Feedback
+from .errors import BadGeneration
 from .generating import CLASS, NON_FINITE, REQUEST, STEPS, Generating
 from .model_metrics import ModelMetrics
 from .searches import SearchLoop
@@ -49,6 +50,11 @@ class GenerationLoop:
             if isinstance(work, Generating):
                 if work.stopped:
                     self._finish(row, work, REQUEST)
+                    continue
+                if not work.payloads and not row.session.last_output:
+                    # What came before it was a search, or was stopped before its first step.
+                    self._batcher.landed(Batch([row], 0, uniform=False), applied=False)
+                    row.session.owner.fail(BadGeneration.nothing())
                     continue
                 if not work.payloads:
                     starting.append(row)

@@ -218,7 +218,5 @@ def _first_input(
     if generation.start is not None and not from_output:
         return (Chooser(signature, generation).start(generation.start),)
     if fresh:
-        raise BadGeneration(
-            "nothing to begin with: the session has no output yet; send a first input, or steps before"
-        )
+        raise BadGeneration.nothing()
     return ()

@@ -11,6 +11,7 @@ from .batch import Batch
 from .batcher import Batcher
 from .beams import BeamStep, Search
 from .choice import Chooser
+from .errors import BadGeneration
 from .generating import CLASS, NON_FINITE, REQUEST, STEPS
 from .model_metrics import ModelMetrics
 
@@ -30,6 +31,8 @@ class SearchLoop:
             if search.stopped:
                 search.reason = REQUEST
                 out.append(search)
+            elif not search.active[0].step.payloads[0] and not search.session.last_output:
+                out.append(search)
             elif not search.active[0].step.payloads[0]:
                 self._grow(search, search.session.last_output)
                 out.append(search)
@@ -43,6 +46,9 @@ class SearchLoop:
         ]
         self._batcher.landed(Batch([], 0, uniform=False, searches=out), applied=False)
         self._answer(out, [])
+        for search in out:
+            if not (search.reason or search.session.last_output):
+                search.session.owner.fail(BadGeneration.nothing())
 
     def advance(self, batch: Batch) -> None:
         """After the run and before `landed`, with each beam's `last_output` in place."""

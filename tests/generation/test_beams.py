@@ -294,3 +294,19 @@ def test_where_there_is_no_room_for_the_hypotheses_the_session_limit_says_so(
         with client.session("spell") as session:
             assert len(session.beam_search(5, width=5, first=GO)) == 5
         assert server.metric("streamcell_slots_used", model="spell") == 0
+
+
+@pytest.mark.parametrize("then", [{}, {"beam": {"width": 2}}])
+def test_after_a_search_alone_there_is_no_output_to_begin_with(client: Client, raw: Raw, then: Any) -> None:
+    searched = pb.StreamRequest(
+        open=pb.OpenSession(model="words"),
+        inputs=[np.eye(CLASSES, dtype=np.float32)[1].tobytes()],
+        generate=pb.Generate(steps=3, beam=pb.BeamSearch(width=2)),
+    )
+    with client.session("words") as session:
+        steps = session.generate(3000, first=1, stop=(), output="none")
+        next(steps)
+        with pytest.raises(StreamCellError, match="nothing to begin with") as caught:
+            list(raw([searched, pb.StreamRequest(generate=pb.Generate(steps=3, **then))]))
+        assert caught.value.reason == "BAD_GENERATION"
+        assert len(list(steps)) == 2999  # whoever shared the batch goes on

@@ -89,29 +89,44 @@ class BatchQueue:
             if session.ended:
                 session.ready = False
                 continue
-            steps = self._chunk(session)
-            search = work if (work := session.queue[0]).generates and isinstance(work, Search) else None
+            queue: deque[Work] = session.queue
+            first = queue[0]
+            # Mostly there is one message, which is run whole.
+            alone = (
+                len(queue) == 1 and not first.done and not first.generates and first.steps <= self._max_chunk
+            )
+            steps = first.steps if alone else self._chunk(session)
+            search = first if first.generates and isinstance(first, Search) else None
             if rows and not (
-                self._fits(steps, shortest, longest)
+                (steps == longest or self._fits(steps, shortest, longest))
                 and (search is None or len(rows) + search.rows <= self._max_batch)
             ):
                 passed_over.append(session)
                 continue
-            shortest = min(shortest or steps, steps)
-            longest = max(longest, steps)
+            if not rows:
+                shortest = longest = steps
+            elif steps < shortest:
+                shortest = steps
+            elif steps > longest:
+                longest = steps
             session.ready = False
             session.in_flight = True
             if search is not None:
-                session.queue.popleft()
+                queue.popleft()
                 rows += [Row(beam, 1, [(beam.step, 0, 1)]) for beam in search.take()]
                 searches.append(search)
                 generates = True
                 if len(rows) == self._max_batch:
                     break
                 continue
-            parts = self._cut(session, steps)
-            whole = whole and len(parts) == 1 and parts[0][2] == parts[0][0].steps
-            generates = generates or parts[0][0].generates
+            if alone:
+                first.done = steps
+                queue.popleft()
+                parts = [(first, 0, steps)]
+            else:
+                parts = self._cut(session, steps)
+                whole = whole and len(parts) == 1 and parts[0][2] == first.steps
+                generates = generates or first.generates
             rows.append(Row(session, steps, parts))
             if len(rows) == self._max_batch:
                 break

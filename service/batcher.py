@@ -172,8 +172,9 @@ class Batcher:
                     work.drop(self.capacity)
                 return False
             session.last_used_s = time.monotonic()
-            session.queue.append(work)
-            room = len(session.queue) < self._queue_messages
+            queue = session.queue
+            queue.append(work)
+            room = len(queue) < self._queue_messages
             session.paused = not room
             book = soon is not None and self._sleeping and not self._booked and self.inline is not None
             self._booked = self._booked or book

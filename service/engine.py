@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -182,7 +183,12 @@ class Engine:
         bad: set[int] = set()
         for array in staged.values[: len(staged.inputs)]:
             if array.dtype.kind == "f" and not allow_non_finite:
-                fine = np.isfinite(array[:used])
+                rows = array if used == len(array) else array[:used]
+                flat = rows.reshape(-1)
+                # Any NaN or infinity shows in the sum of squares; so may large numbers, and then each is looked at.
+                if math.isfinite(np.dot(flat, flat)):
+                    continue
+                fine = np.isfinite(rows)
             elif array.dtype.kind == "b":
                 fine = array[:used].view(np.uint8) <= 1
             else:

@@ -28,6 +28,13 @@ class Histogram:
         self._sum = 0.0
         self._lock = threading.Lock()
 
+    def observe_one(self, value: float) -> None:
+        """Count `value`."""
+        place = bisect_left(self._bounds, value)
+        with self._lock:
+            self._counts[place] += 1
+            self._sum += value
+
     def observe(self, values: Sequence[float]) -> None:
         """Count each of `values`."""
         if not values:

@@ -141,9 +141,11 @@ class StreamCall:
         with self._lock:
             if self._over or self._status is not None:
                 return
+            reading = self._reading
             if last:
-                self._reading.answered()
-            if self._sending or self._reading.holds_replies():
+                reading.answered()
+            if self._sending or (reading.delivering and not reading.ahead):
+                # In the second case it waits for `on_message` to return, to be sent in one batch with a read.
                 self._outbox.append(data)
                 if self._may_read():
                     self._read()

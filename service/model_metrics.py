@@ -58,8 +58,8 @@ class ModelMetrics:
     def ran(self, rows: int, computed_steps: int, compute_s: float) -> None:
         """The engine ran `rows` sessions; `computed_steps` timesteps were computed, padding included."""
         self.computed_steps += computed_steps
-        self.batch_rows.observe((rows,))
-        self.compute_s.observe((compute_s,))
+        self.batch_rows.observe_one(rows)
+        self.compute_s.observe_one(compute_s)
 
     def delivered(
         self, steps: int, chunks: int, waits_s: Sequence[float], latencies_s: Sequence[float]

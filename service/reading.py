@@ -55,10 +55,6 @@ class Reading:
             if self.dry >= _DRY_SPELLS:
                 self.ahead = False
 
-    def holds_replies(self) -> bool:
-        """Whether a reply waits for `on_message` to return, so that it can be sent in one batch with a read."""
-        return self.delivering and not self.ahead
-
     def may_read(self, unsent: int) -> bool:
         """Whether a receive may be started, with `unsent` replies waiting to be sent."""
         return not (

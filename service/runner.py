@@ -219,6 +219,9 @@ class Runner:
         latencies: list[float] = []
         waits: list[float] = []
         parts = done = 0
+        uniform, taken_s = batch.uniform, batch.taken_s
+        sizes = [batch.steps * size for size in self._output_bytes]
+        cuts = list(zip(outputs, strides, sizes, strict=True))
         for index, row in enumerate(batch.rows):
             session = row.session
             if session.ended:
@@ -228,16 +231,17 @@ class Runner:
                 parts += first
                 done += first
                 continue
-            offsets = [index * stride for stride in strides]
-            if batch.uniform and (work := row.parts[0][0]).output is Output.ALL:
+            if uniform and (work := row.parts[0][0]).output is Output.ALL:
                 done += 1
                 if work.counted:
                     parts += 1
-                    waits.append(batch.taken_s - work.arrived_s)
-                    latencies.append(now_s - work.arrived_s)
-                tensors = self._cutter.steps(outputs, offsets, row.steps)
-                session.owner.deliver(work, tensors, row.steps, session.step_index)
+                    arrived_s = work.arrived_s
+                    waits.append(taken_s - arrived_s)
+                    latencies.append(now_s - arrived_s)
+                tensors = [data[index * stride : index * stride + size] for data, stride, size in cuts]
+                session.owner.deliver(work, tensors, work.steps, session.step_index)
                 continue
+            offsets = [index * stride for stride in strides]
             step_index = session.step_index - row.steps
             for work, start, count in row.parts:
                 parts += work.counted

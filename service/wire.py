@@ -17,12 +17,17 @@ _STEP_INDEX_TAG = b"\x20"  # StreamResponse.step_index: 4, varint
 _TAG_TAG = b"\x28"  # StreamResponse.tag: 5, varint
 
 _SMALL = [bytes((number,)) for number in range(0x80)]
+_STEPS = [b"", *(_STEPS_TAG + small for small in _SMALL[1:])]  # the field, by its value
 
 
 def varint(number: int) -> bytes:
     """`number`, 0 or more, seven bits a byte, lowest first."""
     if number < 0x80:
         return _SMALL[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)
@@ -55,6 +60,12 @@ def only_input(message: bytes) -> bytes | None:
 
 def stream_response(outputs: Sequence[bytes], steps: int, step_index: int, tag: int) -> bytes:
     """A StreamResponse without `opened`, as the generated class would serialise it."""
+    if len(outputs) == 1 and step_index and not tag:
+        output = outputs[0]
+        middle = _STEPS[steps] if steps < len(_STEPS) else _STEPS_TAG + varint(steps)
+        return b"".join(
+            (_OUTPUT_TAG, varint(len(output)), output, middle, _STEP_INDEX_TAG, varint(step_index))
+        )
     parts: list[bytes] = []
     for output in outputs:
         parts += (_OUTPUT_TAG, varint(len(output)), output)

@@ -12,6 +12,7 @@ from .loaded import LoadedModel
 from .requests import check_dtypes, check_size, count_steps, make_work, output_mode
 from .session import Output, Session, Work
 from .stream import Service
+from .wire import only_predict, predict_response
 
 
 class PredictCall:
@@ -56,11 +57,7 @@ class PredictCall:
         if self._rows > 1:
             outputs = [b"".join(tensors) for tensors in zip(*self._outputs, strict=True)]
         file = self._model.file
-        self._call.answer(
-            pb.PredictResponse(
-                outputs=outputs, batch=self._rows, steps=steps, model=file.name, version=file.version
-            ).SerializeToString()
-        )
+        self._call.answer(predict_response(outputs, self._rows, steps, file.name, file.version))
 
     def resume(self) -> None:
         """A row's queue is never full: it holds one message."""
@@ -93,6 +90,14 @@ def predict(call: UnaryCall, data: bytes, service: Service) -> None:
         if service.sessions.draining:
             raise ServerDraining("this server is shutting down and takes no new calls")
         check_size(data, service.limits)
+        # What most calls carry: one row of one tensor, for the newest version of a model.
+        if (plain := only_predict(data)) is not None and plain[0].isascii():
+            model = service.models.find(plain[0].decode())
+            tensors = plain[1:]
+            steps = count_steps(model.file.signature, tensors, 0)
+            one = make_work(model, service.limits, tensors, steps, Output.ALL, 0)
+            PredictCall(call, service, model, 1).start([one])
+            return
         try:
             request = pb.PredictRequest.FromString(data)
         except DecodeError as error:

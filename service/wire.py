@@ -1,4 +1,4 @@
-"""The two messages of the hot path, read and written without a protobuf object where their shape is the usual one.
+"""The messages of the hot path, read and written without a protobuf object where their shape is the usual one.
 
 Building and taking apart a message of one tensor costs protobuf's runtime several times what is done here. The
 format is protobuf's own (https://protobuf.dev/programming-guides/encoding): `tests/test_wire_format.py` holds it
@@ -8,11 +8,18 @@ against the generated classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+
+from streamcell.proto import pb
 
 # Field numbers and wire types of streamcell.v1: (number << 3) | type.
 _INPUT = _OUTPUT = 0x12  # StreamRequest.inputs, StreamResponse.outputs: 2, length-delimited
+_MODEL = 0x0A  # PredictRequest.model: 1, length-delimited
+_PREDICT_INPUT = 0x1A  # PredictRequest.inputs: 3, length-delimited
 _OUTPUT_TAG = b"\x12"
-_STEPS_TAG = b"\x18"  # StreamResponse.steps: 3, varint
+_PREDICT_OUTPUT_TAG = b"\x0a"  # PredictResponse.outputs: 1, length-delimited
+_BATCH_TAG = b"\x10"  # PredictResponse.batch: 2, varint
+_STEPS_TAG = b"\x18"  # StreamResponse.steps, PredictResponse.steps: 3, varint
 _STEP_INDEX_TAG = b"\x20"  # StreamResponse.step_index: 4, varint
 _TAG_TAG = b"\x28"  # StreamResponse.tag: 5, varint
 
@@ -38,16 +45,31 @@ def varint(number: int) -> bytes:
 
 def only_input(message: bytes) -> bytes | None:
     """The tensor of a StreamRequest that holds one input and nothing else; None for any other message."""
-    size = len(message)
-    if size < 2 or message[0] != _INPUT:
+    if len(message) < 2 or message[0] != _INPUT:
         return None
-    length = message[1]
-    at = 2
+    return _last(message, 1)
+
+
+def only_predict(message: bytes) -> tuple[bytes, bytes] | None:
+    """Model's name and tensor of a PredictRequest that holds these and nothing else; None for any other message."""
+    if len(message) < 4 or message[0] != _MODEL or not 0 < message[1] < 0x80:
+        return None
+    end = 2 + message[1]
+    if len(message) < end + 2 or message[end] != _PREDICT_INPUT:
+        return None
+    payload = _last(message, end + 1)
+    return None if payload is None else (message[2:end], payload)
+
+
+def _last(message: bytes, at: int) -> bytes | None:
+    """The content of the length-delimited field whose length is at `at`; None where it is empty or not the last."""
+    length = message[at]
+    at += 1
     if length >= 0x80:
         length &= 0x7F
         shift = 7
         while True:
-            if at == size or shift > 28:
+            if at == len(message) or shift > 28:
                 return None
             byte = message[at]
             at += 1
@@ -55,7 +77,21 @@ def only_input(message: bytes) -> bytes | None:
             if byte < 0x80:
                 break
             shift += 7
-    return message[at:] if length and at + length == size else None
+    return message[at:] if length and at + length == len(message) else None
+
+
+def predict_response(outputs: Sequence[bytes], batch: int, steps: int, model: str, version: str) -> bytes:
+    """A PredictResponse, as the generated class would serialise it; `batch` is at least 1."""
+    parts: list[bytes] = []
+    for output in outputs:
+        parts += (_PREDICT_OUTPUT_TAG, varint(len(output)), output)
+    parts += (_BATCH_TAG, varint(batch), _STEPS_TAG + varint(steps) if steps else b"", _named(model, version))
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1024)
+def _named(model: str, version: str) -> bytes:
+    return pb.PredictResponse(model=model, version=version).SerializeToString()
 
 
 def stream_response(outputs: Sequence[bytes], steps: int, step_index: int, tag: int) -> bytes:

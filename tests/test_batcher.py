@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
-from streamcell.service.batcher import Batcher
+from streamcell.service.batcher import Batcher, Soon
 from streamcell.service.errors import ServerDraining, ServiceError, SessionLimit
 from streamcell.service.pool import SlotAllocator
 from streamcell.service.session import Output, Session, Work
@@ -205,3 +206,73 @@ def test_a_slot_cannot_be_freed_twice() -> None:
     slots.take()
     with pytest.raises(RuntimeError, match="all 2 slots"):
         slots.take()
+
+
+def run_inline(on: Batcher, ran: list[str]) -> None:
+    """Have batches run on the thread that submits, and note them."""
+
+    def inline(soon: Soon) -> None:
+        batch = on.take_booked()
+        if batch is not None:
+            ran.append(",".join(row.session.session_id for row in batch.rows))
+            on.landed(batch, applied=True)
+        on.unbook(soon)
+
+    on.inline = inline
+
+
+def asleep(on: Batcher) -> threading.Thread:
+    """The engine's thread, once it sleeps."""
+    thread = threading.Thread(target=on.take, daemon=True)
+    thread.start()
+    while not on._sleeping:
+        threading.Event().wait(0.001)
+    return thread
+
+
+def test_a_batch_is_booked_once_and_takes_all_that_came_meanwhile() -> None:
+    on = batcher(max_batch=2)
+    thread = asleep(on)
+    ran: list[str] = []
+    run_inline(on, ran)
+    later: list[Callable[[], None]] = []
+
+    def soon(callback: Callable[[], None]) -> bool:
+        later.append(callback)
+        return True
+
+    for name in ("a", "b", "c"):
+        on.submit(on.open(name, Owner()), work(1), soon)
+    assert len(later) == 1
+    later.pop()()
+    assert ran == ["a,b"]
+    later.pop()()  # what did not fit is booked anew
+    assert ran == ["a,b", "c"]
+    assert not later
+    assert thread.is_alive()  # it was not needed
+    on.stop()
+    thread.join(10)
+
+
+def test_where_nothing_can_be_put_off_the_engine_s_thread_is_woken() -> None:
+    on = batcher()
+    thread = asleep(on)
+    run_inline(on, [])
+    on.submit(on.open("a", Owner()), work(1), lambda callback: False)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_stopping_waits_for_a_booked_batch() -> None:
+    on = batcher()
+    thread = asleep(on)
+    ran: list[str] = []
+    run_inline(on, ran)
+    later: list[Callable[[], None]] = []
+    on.submit(on.open("a", Owner()), work(1), lambda callback: later.append(callback) is None)
+    on.stop()
+    assert thread.is_alive()
+    later.pop()()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert ran == []  # a stopped engine runs nothing

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,54 @@ def test_a_non_blocking_handler_gets_the_call_and_a_callback() -> None:
     server.stop(0).wait(10)
     assert len(seen) == 3
     assert isinstance(seen[1], _server._RPCState)
+
+
+def test_a_batch_of_no_operations_comes_behind_what_has_arrived() -> None:
+    order: list[str] = []
+
+    def behaviour(requests: Any, context: Any, finish: Any) -> None:
+        call = context._rpc_event.call
+        later = _later(order, "third", lambda: finish(None))
+        first = _later(order, "first", lambda: call.start_server_batch((), later))
+        assert call.start_server_batch((), first) == cygrpc.CallError.ok
+        assert call.start_server_batch((), _later(order, "second")) == cygrpc.CallError.ok
+        assert order == []  # not at once
+
+    behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    handlers = {"Stream": grpc.stream_stream_rpc_method_handler(behaviour)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream: Any = channel.stream_stream("/test/Stream")
+        assert list(stream(iter([]), timeout=10)) == []
+    server.stop(0).wait(10)
+    assert order == ["first", "second", "third"]
+
+
+def _later(order: list[str], name: str, then: Callable[[], Any] = lambda: None) -> Callable[[Any], Any]:
+    def tag(event: Any) -> Any:
+        order.append(name)
+        then()
+        return None, ()
+
+    return tag
+
+
+def test_the_serving_thread_reads_the_sockets() -> None:
+    """The core starts no reading threads of its own; it reads the wish when grpcio is imported."""
+    code = (
+        "import streamcell.service, grpc, os, sys\n"
+        "from concurrent import futures\n"
+        "server = grpc.server(futures.ThreadPoolExecutor(1))\n"
+        "server.add_insecure_port('127.0.0.1:0'); server.start()\n"
+        "print(os.environ['GRPC_EXPERIMENTS'])\n"
+        "server.stop(0).wait(5)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "-event_engine_listener"
+    assert "experiment" not in ran.stderr.lower(), "this grpcio does not know the experiment any more"
 
 
 def test_both_lanes_pass_the_check_made_at_start_up() -> None:

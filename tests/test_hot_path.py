@@ -218,17 +218,19 @@ def test_steps_leave_no_memory_behind(rig: Callable[[str], Rig]) -> None:
                 wire.replies.clear()
             on.flush()
 
-    steps(80)
+    grown = []
     gc.collect()
     gc.disable()
     try:
-        before = sys.getallocatedblocks()
-        steps(50)
-        grown = sys.getallocatedblocks() - before
+        for _ in range(5):
+            before = sys.getallocatedblocks()
+            steps(20)
+            grown.append(sys.getallocatedblocks() - before)
     finally:
         gc.enable()
-    # 1,600 messages. A block a message would be 1,600: neither is one kept nor does one wait for the collector.
-    assert grown < 200
+    # 640 messages each time. What is kept for a while shows in some; a block kept a message, or left to the
+    # collector, in all of them.
+    assert min(grown) < 100, grown
 
 
 class Counting:

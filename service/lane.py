@@ -22,6 +22,7 @@ from .reading import PAUSE_REPLIES, WAKE_REPLIES, Reading
 
 _log = structlog.get_logger(__name__)
 
+PASSES = 128  # of a callback through the queue, at most
 AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects of a tag that ends no call
 
 
@@ -180,8 +181,23 @@ class StreamCall:
                     self._read()
 
     def soon(self, callback: Callable[[], None]) -> bool:
-        """Have `callback` called on grpcio's serving thread, after what has arrived."""
-        return call_soon(self._call, callback)
+        """Have `callback` called on grpcio's serving thread, after what has arrived.
+
+        What a pipelining client has sent is read message by message, each by a pass through the queue: this goes
+        behind, until a pass brings no more.
+        """
+        return self._soon(callback, PASSES if self._reading.looking else 0, -1)
+
+    def _soon(self, callback: Callable[[], None], passes: int, seen: int) -> bool:
+        if not passes:
+            return call_soon(self._call, callback)
+        messages = self._reading.messages
+
+        def again() -> None:
+            if messages == seen or not self._soon(callback, passes - 1, messages):
+                callback()
+
+        return call_soon(self._call, again)
 
     def end(
         self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", trailing: Trailing = ()

@@ -12,12 +12,9 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from .calls import FAULT, OnRequest, Trailing
-from .lane import AGAIN, call_soon, finish_call
+from .lane import AGAIN, PASSES, call_soon, finish_call
 
 _log = structlog.get_logger(__name__)
-
-
-_PASSES = 128  # of a callback through the queue, at most
 
 
 class UnaryCall:
@@ -72,7 +69,7 @@ class UnaryCall:
                 return
         callback()
 
-    def soon(self, callback: Callable[[], None], passes: int = _PASSES) -> bool:
+    def soon(self, callback: Callable[[], None], passes: int = PASSES) -> bool:
         """Have `callback` called on grpcio's serving thread, after what has arrived.
 
         grpcio takes waiting calls one by one: each needs two passes through the queue, of which the first begins

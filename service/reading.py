@@ -18,7 +18,7 @@ class Reading:
     """
 
     __slots__ = (
-        "ahead", "delivering", "dry", "half_closed", "messages", "paused", "reading", "resumed", "unanswered",
+        "ahead", "delivering", "dry", "half_closed", "looking", "messages", "paused", "reading", "resumed", "unanswered",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -28,6 +28,7 @@ class Reading:
         self.paused = False  # the handler has no room
         self.resumed = False  # it found room before its `on_message` returned
         self.ahead = False  # the client pipelines
+        self.looking = False  # the message at hand is followed by a read at once
         self.messages = self.unanswered = self.dry = 0
 
     def read_on(self) -> None:
@@ -44,7 +45,8 @@ class Reading:
         self.unanswered += 1
         self.resumed = False
         self.delivering = True
-        return self.ahead or self.messages % _PROBE_EVERY == 2
+        self.looking = self.ahead or self.messages % _PROBE_EVERY == 2
+        return self.looking
 
     def answered(self) -> None:
         """A message is being answered."""

@@ -18,7 +18,8 @@ class Reading:
     """
 
     __slots__ = (
-        "ahead", "delivering", "dry", "half_closed", "looking", "messages", "paused", "reading", "resumed", "unanswered",
+        "ahead", "delivering", "dry", "half_closed", "looking", "messages", "paused", "reading", "resumed",
+        "unanswered",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -21,6 +21,8 @@ _STOP_S = 1.0
 
 Services = Mapping[str, Mapping[str, Handler]]
 
+_WAITING_CALLS = 1_000_000
+
 
 class Transport:
     """A bound port with health and reflection; `start` answers calls, `stop` ends them."""
@@ -45,6 +47,9 @@ class Transport:
             futures.ThreadPoolExecutor(workers, thread_name_prefix="calls"),
             options=(
                 ("grpc.so_reuseport", int(port is not None)),
+                # Calls that begin at once are taken one by one; the core would refuse some from 1,000 waiting ones on.
+                ("grpc.server.max_pending_requests", _WAITING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _WAITING_CALLS),
                 (
                     "grpc.max_receive_message_length",
                     max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES,

@@ -68,6 +68,10 @@ def test_an_open_loop_keeps_to_its_rate(load: Callable[..., dict[str, Any]]) -> 
     assert load(rate=100.0, measure_s=0.5)["messages"] <= 75  # 50, and what a stall had put off
 
 
+def test_thousands_of_sessions_open_at_once(load: Callable[..., dict[str, Any]]) -> None:
+    assert load(sessions=4000)["total_messages"] >= 4000
+
+
 def test_a_load_that_fails_says_what_the_server_did(load: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(LoadError, match="no model named 'nobody'"):
         load(model="nobody")

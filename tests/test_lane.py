@@ -891,3 +891,45 @@ def test_interceptors_may_wrap_the_behaviour(rig: Start) -> None:
     failed = served.unary(b"a")
     assert (failed.code(), failed.details()) == (grpc.StatusCode.ABORTED, "asked to")
     assert len(wrapping.called) == 4
+
+
+class Batches(Echo):
+    """Answers what has arrived in one go, when it is told that all of it is there."""
+
+    sizes: list[int]
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.waiting: list[bytes] = []
+        self.sizes = []
+
+    def take(self, data: bytes) -> bool:
+        self.waiting.append(data)
+        if len(self.waiting) == 1:
+            assert self.call.soon(self.answer_all)
+        return True
+
+    def answer_all(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        self.sizes.append(len(waiting))
+        for data in waiting:
+            self.call.reply(data)
+        if self.half_closed.is_set():
+            self.call.end()
+
+    def on_half_close(self) -> None:
+        self.half_closed.set()
+        if not self.waiting:
+            self.call.end()
+
+
+def test_what_is_put_off_comes_behind_what_a_client_has_pipelined() -> None:
+    rig = Rig(FastLane(), Batches)
+    try:
+        sent = [b"%d" % number for number in range(400)]
+        assert list(rig.stream(iter(sent), timeout=WAIT_S)) == sent
+        (handler,) = [rig.opened.get(timeout=WAIT_S)]
+        assert sum(handler.sizes) == 400
+        assert max(handler.sizes) > 1
+    finally:
+        rig.close()

@@ -42,6 +42,7 @@ its cores.
 
 - **Yardsticks, in the same run**: a bare `grpc.aio` server that sends back the bytes it gets, without a model,
   and the same echo on this project's own transport (the lane). Same sizes, same streams.
+  The `grpc.aio` echo runs with grpcio's defaults; server and lane echo have the serving thread read the sockets.
 - **Engine alone**: the same ONNX graph with the same state pool run in a loop with as many rows as there are
   sessions, 256 at most, in a process that does nothing else.
 - **Interleaved**: every case runs on each of them in turn, and all of that {rounds} times, each time in the

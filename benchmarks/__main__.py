@@ -16,11 +16,11 @@ from streamcell.service.repository import open_model
 from . import engine, idle, machine, specimens
 from .cases import Case, Target, cases, load_for
 from .goals import Found
+from .outcomes import OURS
 from .page import page
 from .peers import PEERS
 from .processes import Generator
 from .report import Report, goal_rows, missed, write_json
-from .results import OURS
 from .servers import servers
 from .spending import by_library, split
 from .wire import measure

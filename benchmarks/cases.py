@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .load import Load
-from .results import OURS
+from .outcomes import OURS
 
 AIO, LANE, ENGINE, OIP = "aio_echo", "lane_echo", "engine", "streamcell_oip"
 _ALL = (OURS, AIO, LANE, ENGINE)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cases import AIO, ENGINE
-from .results import Results
+from .outcomes import Results
 
 _CPU = "server_cpu_us_per_step"
 

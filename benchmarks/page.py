@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .cases import AIO, ENGINE, LANE, OIP
+from .outcomes import OURS
 from .report import Report, case_lines, goal_rows, table
-from .results import OURS
 
 _NAMES = {
     OURS: "StreamCell",

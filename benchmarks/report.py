@@ -13,7 +13,7 @@ from typing import Any
 
 from .cases import AIO, ENGINE, LANE
 from .goals import GOALS, Found, Goal
-from .results import OURS, Results
+from .outcomes import OURS, Results
 
 FIGURES = (
     "steps_per_s", "p50_ms", "p99_ms", "p999_ms", "server_cpu_us_per_step", "server_cores", "server_rss_mib",

@@ -14,9 +14,9 @@ from .alone import Alone
 from .cases import AIO, ENGINE, LANE, OIP, Target
 from .load import Load, LoadError, run_load
 from .oip import border
+from .outcomes import OURS
 from .peers import PEERS
 from .processes import EchoServer
-from .results import OURS
 
 
 def ours(server: ServerProcess) -> Target:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from .cases import ENGINE, LANE
 from .load import Load
+from .outcomes import OURS, Results
 from .processes import Generator
-from .results import OURS, Results
 
 _CPU = "server_cpu_us_per_step"
 _FEWEST = 1.0  # percent: what is below is summed up as the rest

@@ -13,8 +13,8 @@ from typing import Any
 
 from .cases import Case, Target, load_for, targets_of
 from .load import Load, LoadError
+from .outcomes import Results
 from .processes import Generator
-from .results import Results
 
 
 def measure(

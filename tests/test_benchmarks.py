@@ -13,9 +13,9 @@ from streamcell.benchmarks.__main__ import parse, run
 from streamcell.benchmarks.cases import AIO, ENGINE, LANE
 from streamcell.benchmarks.goals import GOALS, Found
 from streamcell.benchmarks.load import Load, LoadError, run_load
+from streamcell.benchmarks.outcomes import OURS, Results
 from streamcell.benchmarks.page import page
 from streamcell.benchmarks.report import RATIOS, Report, as_json, case_lines, goal_lines, write_json
-from streamcell.benchmarks.results import OURS, Results
 from streamcell.benchmarks.spending import split
 from streamcell.cli.server_process import ServerProcess
 

@@ -199,12 +199,8 @@ class Batcher:
     def unbook(self, soon: Soon | None = None) -> None:
         """The booked batch has run. More of it is booked with `soon`, if given; all else is the engine's thread's."""
         with self._lock:
-            again = (
-                soon is not None
-                and self.inline is not None
-                and bool(self._batches.ready)
-                and not self._stopped
-            )
+            more = bool(self._batches.ready) and not self._stopped
+            again = more and soon is not None and self.inline is not None
             self._booked = again
             if self._batches.ready or self._turns.ready or self._stopped:
                 self._rouse()

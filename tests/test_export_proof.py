@@ -75,7 +75,7 @@ def test_lengths_that_are_not_wired_are_caught(
     def emit_layer(*args: Any, **kwargs: Any) -> Any:
         return right(*args, **{**kwargs, "lengths": ""})
 
-    monkeypatch.setattr("streamcell.export.emit.emit_layer", emit_layer)
+    monkeypatch.setattr(recurrent, "emit_layer", emit_layer)
     with pytest.raises(ProofError, match="ragged"):
         export_model(make(name), tmp_path / "m.onnx")
 
@@ -83,10 +83,8 @@ def test_lengths_that_are_not_wired_are_caught(
 def test_states_of_layers_that_are_swapped_are_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamcell.export import emit
-
-    right = emit._split
-    monkeypatch.setattr(emit, "_split", lambda *args: right(*args)[::-1])
+    right = recurrent._split
+    monkeypatch.setattr(recurrent, "_split", lambda *args: right(*args)[::-1])
     with pytest.raises(ProofError, match="steps"):
         export_model(make("gru"), tmp_path / "m.onnx")
 

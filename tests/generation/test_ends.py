@@ -29,6 +29,7 @@ from streamcell.proto import pb, rpc
 GO = 11
 Serve = Callable[..., ServerProcess]
 OPENING = pb.StreamRequest(open=pb.OpenSession(model="wide"), inputs=[bytes(4 * 1024)])
+LONG = 2**16  # timesteps that take far longer than a hasty client waits
 ENDLESS = pb.StreamRequest(generate=pb.Generate(steps=2**30))
 
 
@@ -39,6 +40,7 @@ FAST = pytest.mark.parametrize("patient", ["fast"], indirect=True)
 def patient(request: pytest.FixtureRequest, folder: Path, start_server: Serve) -> ServerProcess:
     """A server that generates without an end, with a short idle time-out."""
     flags = ("--max-generate-steps", str(2**30), "--idle-timeout-s", "0.7", "--lane", request.param)
+    flags += ("--max-steps-per-message", str(LONG))
     return start_server(folder, *flags)
 
 
@@ -146,7 +148,7 @@ def test_a_generation_ends_with_its_session(patient: ServerProcess) -> None:
         with connect(patient.target, timeout_s=0.2) as hasty:
             late = hasty.session("spell")
             with pytest.raises(DeadlineExceeded):
-                late.generate(2**30, stop=(), steps_per_reply=4096, output="none").all()
+                late.generate(2**30, stop=(), steps_per_reply=LONG, output="none").all()
     wait_for(lambda: used() == 0)
     with connect(patient.target) as client, client.session("spell") as session:
         assert len(session.generate(10, stop=()).all().chosen) == 10

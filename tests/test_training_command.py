@@ -17,6 +17,12 @@ from typer.testing import CliRunner
 from streamcell.cli import app
 from streamcell.models import load_run, presets
 
+# A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from streamcell.cli import main; main()"
+)
+
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
@@ -108,7 +114,7 @@ def test_brackets_in_an_error_are_shown(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_is_done_and_resume_ends_the_same(table: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    command = [sys.executable, "-m", "streamcell.cli"]
+    command = [sys.executable, "-c", INTERRUPTIBLE]
     process = subprocess.Popen([*command, *arguments(table, broken)], stderr=subprocess.PIPE, text=True)
     metrics = broken / "metrics.csv"
     deadline = time.monotonic() + 120

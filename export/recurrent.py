@@ -56,7 +56,7 @@ def emit_layers(
     The state inputs are there; the state outputs are made under their names.
     """
     count = model.num_layers
-    before = [_split(graph, state.input, count) for state in signature.states]
+    before = [split_layers(graph, state.input, count) for state in signature.states]
     after: list[list[str]] = [[] for _ in signature.states]
     if scaling is not None and model.adds_input(0):
         # The residual path needs the scaled x itself.
@@ -100,7 +100,7 @@ def _emit_norm(graph: GraphBuilder, model: Recurrent, x: str, index: int) -> str
     return graph.node("LayerNormalization", [x, *constants], f"norm{index}", axis=-1, epsilon=norm.eps)
 
 
-def _split(graph: GraphBuilder, state: str, count: int) -> list[str]:
+def split_layers(graph: GraphBuilder, state: str, count: int) -> list[str]:
     """float32[layers, batch, hidden] → float32[1, batch, hidden] for each layer; one layer needs no node."""
     if count == 1:
         return [state]

@@ -20,6 +20,7 @@ from streamcell.models import Seq2Seq
 from .dense import Dense
 from .errors import ExportError
 from .graph import GraphBuilder
+from .recurrent import split_layers
 from .seq2seq_step import Step
 
 _Distribution = Literal["bernoulli_logits", "categorical_logits", "real"]
@@ -126,14 +127,9 @@ def _checked(graph: GraphBuilder, model: Seq2Seq) -> str:
 
 def _split(graph: GraphBuilder, state: str, count: int) -> list[str]:
     """float32[layers, batch, hidden] → float32[batch, hidden] for each layer."""
-    layers = [state]
-    if count > 1:
-        sizes = graph.constant(f"split_{count}", np.ones(count, np.int64))
-        layers = [f"{state}.{index}.3d" for index in range(count)]
-        graph.nodes("Split", [state, sizes], layers, f"{state}.split", axis=0)
     return [
         graph.node("Squeeze", [layer, graph.axes(0)], f"{state}.{index}")
-        for index, layer in enumerate(layers)
+        for index, layer in enumerate(split_layers(graph, state, count))
     ]
 
 

@@ -83,8 +83,8 @@ def test_lengths_that_are_not_wired_are_caught(
 def test_states_of_layers_that_are_swapped_are_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = recurrent._split
-    monkeypatch.setattr(recurrent, "_split", lambda *args: right(*args)[::-1])
+    right = recurrent.split_layers
+    monkeypatch.setattr(recurrent, "split_layers", lambda *args: right(*args)[::-1])
     with pytest.raises(ProofError, match="steps"):
         export_model(make("gru"), tmp_path / "m.onnx")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,3 +101,44 @@ def start_server() -> Iterator[Serve]:
 def served(start_server: Serve, models_dir: Path) -> ServerProcess:
     """One server with every kind of model, shared by the tests that leave it as it was."""
     return start_server(models_dir)
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """Finds a program from Debian's package `prometheus`."""
+
+    def find(name: str) -> str:
+        found = shutil.which(name)
+        if found is None:
+            pytest.fail(f"{name} is not installed: apt-get install prometheus")
+        return found
+
+    return find
+
+
+@pytest.fixture
+def prometheus(worked: ServerProcess, program: Callable[[str], str], tmp_path: Path) -> Iterator[str]:
+    """The address of a Prometheus that scrapes the module's server `worked` every 200 ms."""
+    target = worked.metrics_url.split("/")[2]
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 200ms}\n"
+        f"scrape_configs: [{{job_name: streamcell, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                program("prometheus"),
+                f"--config.file={config}",
+                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address={address}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        yield f"http://{address}"
+        process.terminate()
+        process.wait(30)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +17,6 @@ import pytest
 from streamcell.proto import pb, rpc
 
 SESSIONS, STEPS = 3, 50
-
-
-def program(name: str) -> str:
-    """The path of a program from Debian's package `prometheus`."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.fail(f"{name} is not installed: apt-get install prometheus")
-    return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +33,7 @@ def worked(start_server: Any, models_dir: Path) -> Any:
     return server
 
 
-def test_promtool_accepts_the_metrics(worked: Any) -> None:
+def test_promtool_accepts_the_metrics(worked: Any, program: Callable[[str], str]) -> None:
     done = subprocess.run(
         [program("promtool"), "check", "metrics"], input=worked.metrics(), capture_output=True, text=True
     )
@@ -67,32 +50,6 @@ def test_the_figures_are_those_of_the_work_done(worked: Any) -> None:
     assert worked.metric("streamcell_errors_total", code="NOT_FOUND", reason="MODEL_NOT_FOUND") == 1
     assert worked.metric("streamcell_slots", model="lstm") == 10_000
     assert worked.metric("streamcell_ready") == 1
-
-
-@pytest.fixture
-def prometheus(worked: Any, tmp_path: Path) -> Iterator[str]:
-    """The address of a Prometheus that scrapes the server every 200 ms."""
-    target = worked.metrics_url.split("/")[2]
-    config = tmp_path / "prometheus.yml"
-    config.write_text(
-        "global: {scrape_interval: 200ms}\n"
-        f"scrape_configs: [{{job_name: streamcell, static_configs: [{{targets: ['{target}']}}]}}]\n"
-    )
-    address = f"127.0.0.1:{free_port()}"
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(
-        [
-            program("prometheus"),
-            f"--config.file={config}",
-            f"--storage.tsdb.path={tmp_path / 'data'}",
-            f"--web.listen-address={address}",
-        ],
-        stdout=log,
-        stderr=log,
-    )
-    yield f"http://{address}"
-    process.terminate()
-    process.wait(30)
 
 
 def query(address: str, promql: str) -> list[Any]:

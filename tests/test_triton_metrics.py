@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +136,9 @@ def test_they_are_off_by_default(served: Any) -> None:
     assert "nv_" not in served.metrics()
 
 
-def program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.fail(f"{name} is not installed: apt-get install prometheus")
-    return found
-
-
-def test_promtool_objects_to_nothing_but_the_names_that_triton_chose(worked: Any) -> None:
+def test_promtool_objects_to_nothing_but_the_names_that_triton_chose(
+    worked: Any, program: Callable[[str], str]
+) -> None:
     done = subprocess.run(
         [program("promtool"), "check", "metrics"], input=worked.metrics(), capture_output=True, text=True
     )
@@ -159,34 +152,6 @@ def test_promtool_objects_to_nothing_but_the_names_that_triton_chose(worked: Any
     assert [line for line in complaints if not any(text in line for text in chosen)] == []
 
 
-@pytest.fixture
-def prometheus(worked: Any, tmp_path: Path) -> Iterator[str]:
-    """The address of a Prometheus that scrapes the server every 200 ms."""
-    target = worked.metrics_url.split("/")[2]
-    config = tmp_path / "prometheus.yml"
-    config.write_text(
-        "global: {scrape_interval: 200ms}\n"
-        f"scrape_configs: [{{job_name: triton, static_configs: [{{targets: ['{target}']}}]}}]\n"
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                program("prometheus"),
-                f"--config.file={config}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address={address}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-        yield f"http://{address}/api/v1"
-        process.terminate()
-        process.wait(30)
-
-
 def ask(url: str) -> Any:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
@@ -197,7 +162,7 @@ def ask(url: str) -> Any:
 
 def test_prometheus_answers_a_dashboard_s_queries(prometheus: str) -> None:
     def query(promql: str) -> Any:
-        data = ask(f"{prometheus}/query?{urllib.parse.urlencode({'query': promql})}")
+        data = ask(f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': promql})}")
         return data["result"] if data else None
 
     end_s = time.monotonic() + 60
@@ -206,7 +171,7 @@ def test_prometheus_answers_a_dashboard_s_queries(prometheus: str) -> None:
     assert float(found[0]["value"][1]) == SESSIONS * STEPS
     (mean_batch,) = query('nv_inference_count{model="rnn"} / nv_inference_exec_count{model="rnn"}')
     assert 1 <= float(mean_batch["value"][1]) <= ROWS
-    types = ask(f"{prometheus}/metadata")
+    types = ask(f"{prometheus}/api/v1/metadata")
     for name in COUNTERS:
         assert types[name][0]["type"] == "counter", name
     assert types[PENDING][0]["type"] == "gauge"

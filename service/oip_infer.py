@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from .errors import (
@@ -20,12 +19,13 @@ from .oip_requests import Answers, Flags, Plan, Plans, flags, parse, plan
 from .oip_rows import Rows
 from .oip_sequence import Entry
 from .oip_sequences import Sequences
+from .request_rows import Caller
 from .requests import make_work
 from .session import Output, Work
 from .stream import Service
 
 
-class Incoming(Entry, Protocol):
+class Incoming(Entry, Caller, Protocol):
     """A request whose bytes are being read."""
 
     id: bytes
@@ -33,12 +33,6 @@ class Incoming(Entry, Protocol):
     @property
     def peer(self) -> str:
         """The client's address."""
-
-    def soon(self, callback: Callable[[], None]) -> bool:
-        """As in `calls.Call`, while the request is being taken."""
-
-    def on_cancel(self, rows: Rows) -> None:
-        """Have `rows` cancelled if the caller goes before the answer."""
 
 
 class Infer:
@@ -86,7 +80,7 @@ class Infer:
                 return self.read(entry, data)
             if self.service.sessions.draining:
                 raise ServerDraining("this server is shutting down and takes no new requests")
-            Rows(entry, model).start(payloads, asked.form, self.service.limits)
+            Rows(entry, model).run(payloads, self.service.limits)
         except ServiceError as error:
             self._refuse(entry, asked.flags, model, error)
         return True

@@ -14,7 +14,6 @@ from .oip_reply import streamed_error
 
 if TYPE_CHECKING:
     from .oip_requests import Key, Plan
-    from .oip_rows import Rows
 
 _MOST_WAITING = 1024  # requests of a stream without an answer, above which it is not read
 
@@ -22,14 +21,14 @@ _MOST_WAITING = 1024  # requests of a stream without an answer, above which it i
 class StreamEntry:
     """One message of a stream (an `oip_infer.Incoming`). `reply` is there once it is answered, or the error."""
 
-    __slots__ = ("id", "plan", "reply", "rows", "stream")
+    __slots__ = ("cancel", "id", "plan", "reply", "stream")
 
     def __init__(self, stream: InferStream, plan: Plan, id_: bytes) -> None:
         self.stream = stream
         self.plan = plan
         self.id = id_
         self.reply: bytes | ServiceError | None = None
-        self.rows: Rows | None = None
+        self.cancel: Callable[[], None] | None = None
 
     @property
     def peer(self) -> str:
@@ -43,13 +42,13 @@ class StreamEntry:
 
     def answer(self, tensors: list[bytes]) -> None:
         """Answer with these outputs, once those before are answered."""
-        self.rows = None  # it knows this entry: no cycle is left for the garbage collector
+        self.cancel = None  # it knows this entry: no cycle is left for the garbage collector
         self.reply = self.plan.answer.streamed(self.id, tensors)
         self.stream.flush()
 
     def fail(self, error: ServiceError, key: Key | None) -> None:
         """Answer with an error, once those before are answered."""
-        self.rows = None
+        self.cancel = None
         self.reply = self.stream.refusal(self, error, key)
         self.stream.flush()
 
@@ -61,11 +60,11 @@ class StreamEntry:
         """As in `calls.Call`."""
         return self.stream.soon(callback)
 
-    def on_cancel(self, rows: Rows) -> None:
-        """Have `rows` cancelled if the stream ends first."""
-        self.rows = rows
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if the stream ends before the answer."""
+        self.cancel = callback
         if self.stream.over:
-            rows.cancel()
+            callback()
 
 
 class InferStream:
@@ -132,8 +131,8 @@ class InferStream:
             entries = list(self._entries)
             self._entries.clear()
         for entry in entries:
-            if entry.rows is not None:
-                entry.rows.cancel()
+            if (cancel := entry.cancel) is not None:
+                cancel()
 
     # The answers' side
 

@@ -11,7 +11,6 @@ from .oip_infer import Infer
 
 if TYPE_CHECKING:
     from .oip_requests import Key, Plan
-    from .oip_rows import Rows
 
 
 class UnaryEntry:
@@ -44,9 +43,9 @@ class UnaryEntry:
         """As in `calls.UnaryCall`."""
         return self._call.soon(callback)
 
-    def on_cancel(self, rows: Rows) -> None:
-        """Have `rows` cancelled if the caller goes first."""
-        self._call.on_cancel(rows.cancel)
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """As in `calls.UnaryCall`."""
+        self._call.on_cancel(callback)
 
 
 def infer_once(call: UnaryCall, data: bytes, infer: Infer) -> None:

@@ -144,3 +144,30 @@ def make_work(
         if error is not None:
             raise error
     return work
+
+
+def make_rows(
+    model: LoadedModel, limits: Limits, payloads: tuple[bytes, ...], steps: int, output: Output, rows: int
+) -> list[Work]:
+    """Work for each row of a request, tagged 0, 1, …; the request is counted with its last row.
+
+    Args:
+        model: what is to run.
+        limits: what one message may hold.
+        payloads: one an input, [rows, steps, *step_shape] each, which `count_steps` has found to fit.
+        steps: timesteps a row.
+        output: which of them are answered.
+        rows: how many there are.
+
+    Raises:
+        As `make_work`.
+    """
+    if rows == 1:
+        return [make_work(model, limits, payloads, steps, output, 0)]
+    sizes = [steps * tensor.step_bytes for tensor in model.file.signature.inputs]
+    work = []
+    for row in range(rows):
+        mine = (data[row * size : (row + 1) * size] for data, size in zip(payloads, sizes, strict=True))
+        work.append(make_work(model, limits, mine, steps, output, row))
+        work[-1].counted = row == rows - 1
+    return work

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,6 +102,21 @@ def start_server() -> Iterator[Serve]:
 def served(start_server: Serve, models_dir: Path) -> ServerProcess:
     """One server with every kind of model, shared by the tests that leave it as it was."""
     return start_server(models_dir)
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], bool]:
+    """Waits for something to hold, and says whether it did within a minute."""
+
+    def wait(holds: Callable[[], bool]) -> bool:
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s:
+            if holds():
+                return True
+            time.sleep(0.02)
+        return holds()
+
+    return wait
 
 
 @pytest.fixture(scope="session")

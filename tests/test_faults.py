@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,6 @@ STEP = np.ones((1, 3), np.float32).tobytes()
 
 def open_(model: str = "lstm", **fields: Any) -> pb.StreamRequest:
     return pb.StreamRequest(open=pb.OpenSession(model=model, **fields))
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Whether `holds` comes true within the test's patience."""
-    end_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end_s:
-        if holds():
-            return True
-        time.sleep(0.02)
-    return holds()
 
 
 class Feed:
@@ -63,7 +53,7 @@ def small(start_server: Any, models_dir: Path) -> Any:
 
 
 @pytest.fixture
-def no_leak(served: Any) -> Iterator[None]:
+def no_leak(served: Any, eventually: Any) -> Iterator[None]:
     """Every slot that a test took on the shared server comes back."""
     yield
     assert eventually(lambda: served.metric("streamcell_slots_used") == 0)
@@ -89,7 +79,7 @@ threading.Event().wait()
 
 
 @pytest.mark.usefixtures("no_leak")
-def test_a_client_killed_in_mid_stream_gives_its_slots_back(served: Any) -> None:
+def test_a_client_killed_in_mid_stream_gives_its_slots_back(served: Any, eventually: Any) -> None:
     before = served.metric("streamcell_sessions_ended_total", reason="cancelled")
     client = subprocess.Popen(
         [sys.executable, "-c", CLIENT, served.target], stdout=subprocess.PIPE, text=True
@@ -104,7 +94,7 @@ def test_a_client_killed_in_mid_stream_gives_its_slots_back(served: Any) -> None
 
 
 @pytest.mark.usefixtures("no_leak")
-def test_a_thousand_sessions_opened_and_dropped_leave_memory_flat(served: Any) -> None:
+def test_a_thousand_sessions_opened_and_dropped_leave_memory_flat(served: Any, eventually: Any) -> None:
     process = psutil.Process(served.pid)
 
     def drop(count: int) -> None:
@@ -131,7 +121,7 @@ def test_a_thousand_sessions_opened_and_dropped_leave_memory_flat(served: Any) -
 
 
 @pytest.mark.usefixtures("no_leak")
-def test_a_deadline_ends_the_session(served: Any) -> None:
+def test_a_deadline_ends_the_session(served: Any, eventually: Any) -> None:
     with grpc.insecure_channel(served.target) as channel:
         feed = Feed(open_(), pb.StreamRequest(inputs=[STEP]))
         call = rpc.StreamCellStub(channel).Stream(iter(feed), timeout=0.5)
@@ -188,7 +178,7 @@ def test_a_client_that_does_not_read_is_not_read_either(
     assert replies == rows
 
 
-def test_sessions_over_the_limit_are_refused_and_idle_ones_expire(small: Any) -> None:
+def test_sessions_over_the_limit_are_refused_and_idle_ones_expire(small: Any, eventually: Any) -> None:
     with grpc.insecure_channel(small.target) as channel:
         stub = rpc.StreamCellStub(channel)
         feeds = [Feed(open_()) for _ in range(4)]

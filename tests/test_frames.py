@@ -41,14 +41,6 @@ def noise(*shape: int, seed: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def eventually(holds: Callable[[], bool]) -> bool:
-    for _ in range(1000):
-        if holds():
-            return True
-        threading.Event().wait(0.01)
-    return False
-
-
 def reasons(reply: pb.FrameResponse) -> dict[tuple[str, int], str]:
     return {(pb.FramePart.Name(each.part)[11:].lower(), each.index): each.reason for each in reply.errors}
 
@@ -338,7 +330,9 @@ GOOD = rows([0, 1], noise(2, 3))
         ([opening(2), rows(range(SESSIONS + 1), noise(SESSIONS + 1, 3))], "MALFORMED_MESSAGE"),
     ],
 )
-def test_a_frame_that_makes_no_sense_ends_the_stream(server: Any, frames: list[Any], reason: str) -> None:
+def test_a_frame_that_makes_no_sense_ends_the_stream(
+    server: Any, frames: list[Any], reason: str, eventually: Any
+) -> None:
     with grpc.insecure_channel(server.target) as channel:
         method = channel.stream_stream(
             "/streamcell.v1.StreamCell/StreamFrames",
@@ -374,7 +368,7 @@ def test_a_refusal_says_what_was_wrong(stub: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "half-close", "disconnect"])
-def test_every_end_of_the_stream_frees_its_sessions(server: Any, how: str) -> None:
+def test_every_end_of_the_stream_frees_its_sessions(server: Any, how: str, eventually: Any) -> None:
     # Ends are counted after the client has heard of them: those of the tests before, too.
     opened = server.metric("streamcell_sessions_opened_total")
     assert eventually(lambda: server.metric("streamcell_sessions_ended_total") == opened)
@@ -400,7 +394,9 @@ def test_every_end_of_the_stream_frees_its_sessions(server: Any, how: str) -> No
     channel.close()
 
 
-def test_the_stream_is_listed_as_one_session_and_closed_as_one(server: Any, stub: Any) -> None:
+def test_the_stream_is_listed_as_one_session_and_closed_as_one(
+    server: Any, stub: Any, eventually: Any
+) -> None:
     feed = Feed()
     call = stub.StreamFrames(iter(feed))
     feed.send(opening(5))

@@ -37,16 +37,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 X = np.linspace(-1, 1, 60, dtype=np.float32).reshape(20, 3)
 
 
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Whether `holds` comes true within the test's patience."""
-    end_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end_s:
-        if holds():
-            return True
-        time.sleep(0.02)
-    return holds()
-
-
 class Model:
     """A module of a kind with weights of its own, and its .onnx file's bytes."""
 
@@ -182,7 +172,7 @@ def test_a_model_that_is_loaded_serves_at_once(start: Start, made: dict[str, Mod
 
 
 def test_live_sessions_stay_on_their_version_and_new_ones_get_the_newest(
-    start: Start, made: dict[str, Model], tmp_path: Path
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
     made["one"].put(tmp_path / "models" / "lstm" / "1" / "model.onnx")
     served = start("--load-model", "lstm")
@@ -218,7 +208,7 @@ def test_live_sessions_stay_on_their_version_and_new_ones_get_the_newest(
 
 
 def test_a_file_replaced_under_its_version_is_a_new_generation_of_it(
-    start: Start, made: dict[str, Model], tmp_path: Path
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
     made["one"].put(tmp_path / "models" / "lstm.onnx")
     served = start("--load-model", "lstm")
@@ -355,7 +345,7 @@ class Traffic(threading.Thread):
 
 
 def test_unloading_waits_for_live_sessions_and_takes_no_new_ones(
-    start: Start, made: dict[str, Model], tmp_path: Path
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
     made["one"].put(tmp_path / "models" / "lstm.onnx")
     served = start("--load-model", "lstm", "--unload-grace", "60")
@@ -398,7 +388,7 @@ def unload_of(name: str) -> Any:
 
 
 def test_sessions_left_after_the_grace_end_with_a_typed_error(
-    start: Start, made: dict[str, Model], tmp_path: Path
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
     made["one"].put(tmp_path / "models" / "lstm.onnx")
     served = start("--load-model", "lstm", "--unload-grace", "0.3")
@@ -446,7 +436,7 @@ class Sequences:
 
 
 def test_sequences_of_triton_s_clients_stay_on_their_version_and_end_as_sessions_do(
-    start: Start, made: dict[str, Model], tmp_path: Path
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
     made["one"].put(tmp_path / "models" / "lstm" / "1" / "model.onnx")
     served = start("--load-model", "lstm", "--unload-grace", "1")
@@ -475,7 +465,7 @@ def test_sequences_of_triton_s_clients_stay_on_their_version_and_end_as_sessions
 
 
 def test_unloading_a_model_in_use_is_refused_where_so_configured(
-    start: Start, made: dict[str, Model], tmp_path: Path
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
     made["one"].put(tmp_path / "models" / "lstm.onnx")
     served = start("--load-model", "lstm", "--unload", "refuse")
@@ -502,7 +492,7 @@ def test_unloading_a_model_in_use_is_refused_where_so_configured(
 
 
 def test_stateless_models_swap_and_go_under_load(
-    start: Start, made: dict[str, Model], tmp_path: Path
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
     made["mlp"].put(tmp_path / "models" / "mlp" / "1" / "model.onnx")
     served = start("--load-model", "mlp", "--unload", "refuse")
@@ -563,7 +553,9 @@ def test_a_client_that_knows_the_old_shape_learns_the_new_one(
     assert made["mlp"].gave(second[0])
 
 
-def test_a_shutdown_does_not_wait_for_an_unload(start: Start, made: dict[str, Model], tmp_path: Path) -> None:
+def test_a_shutdown_does_not_wait_for_an_unload(
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
+) -> None:
     made["one"].put(tmp_path / "models" / "lstm.onnx")
     served = start("--load-model", "lstm", "--unload-grace", "600", "--grace-s", "0.2")
     session = served.client.session("lstm")
@@ -592,7 +584,9 @@ def test_a_model_that_is_let_go_leaves_nothing_to_the_garbage_collector(
         gc.enable()
 
 
-def test_fifty_loads_and_unloads_give_memory_and_threads_back(start: Start, made: dict[str, Model]) -> None:
+def test_fifty_loads_and_unloads_give_memory_and_threads_back(
+    start: Start, made: dict[str, Model], eventually: Any
+) -> None:
     slots = 10_000
     served = start("--max-sessions", str(slots))
     made["one"].put(served.folder / "lstm.onnx")
@@ -618,7 +612,9 @@ def test_fifty_loads_and_unloads_give_memory_and_threads_back(start: Start, made
 # Polling
 
 
-def test_polling_follows_the_folder(start: Start, made: dict[str, Model], tmp_path: Path) -> None:
+def test_polling_follows_the_folder(
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
+) -> None:
     served = start("--model-poll-s", "0.1", "--unload-grace", "0.2", control="poll")
     assert served.client.models() == []
     made["one"].put(served.folder / "lstm.onnx")
@@ -657,7 +653,9 @@ def failures(served: Served) -> int:
     return sum(entry["event"] == "model not loaded" for entry in served.server.log)
 
 
-def test_a_folder_that_vanishes_unloads_nothing(start: Start, made: dict[str, Model], tmp_path: Path) -> None:
+def test_a_folder_that_vanishes_unloads_nothing(
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
+) -> None:
     made["one"].put(tmp_path / "models" / "lstm.onnx")
     served = start("--model-poll-s", "0.1", control="poll")
     away = tmp_path / "away"
@@ -669,7 +667,7 @@ def test_a_folder_that_vanishes_unloads_nothing(start: Start, made: dict[str, Mo
 
 
 def test_a_file_that_is_gone_stays_served_where_unloading_is_refused(
-    start: Start, made: dict[str, Model], tmp_path: Path
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
     made["one"].put(tmp_path / "models" / "lstm.onnx")
     served = start("--model-poll-s", "0.05", "--unload", "refuse", control="poll")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -62,12 +61,10 @@ def query(address: str, promql: str) -> list[Any]:
     return result
 
 
-def test_prometheus_scrapes_and_answers(prometheus: str) -> None:
+def test_prometheus_scrapes_and_answers(prometheus: str, eventually: Any) -> None:
     promql = 'sum(streamcell_steps_total{model="lstm"})'
-    end_s = time.monotonic() + 60
-    while not (result := query(prometheus, promql)) and time.monotonic() < end_s:
-        time.sleep(0.1)
-    assert float(result[0]["value"][1]) == SESSIONS * STEPS
+    assert eventually(lambda: bool(query(prometheus, promql)))
+    assert float(query(prometheus, promql)[0]["value"][1]) == SESSIONS * STEPS
     quantile = "histogram_quantile(0.99, sum by (le) (streamcell_step_latency_seconds_bucket))"
     (found,) = query(prometheus, quantile)
     assert 0 < float(found["value"][1]) <= 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -76,32 +75,29 @@ def metric(server: Any, name: str, **labels: str) -> float:
     return total
 
 
-def eventually(server: Any, wanted: float, name: str, **labels: str) -> bool:
-    """Whether a figure gets to `wanted`: replies leave before they are counted."""
-    end_s = time.monotonic() + 10
-    while (found := metric(server, name, **labels)) != wanted and time.monotonic() < end_s:
-        time.sleep(0.02)
-    return bool(found == wanted)
+def stands(server: Any, wanted: float, name: str, **labels: str) -> Callable[[], bool]:
+    """Whether a figure is at `wanted`. Replies leave before they are counted."""
+    return lambda: metric(server, name, **labels) == wanted
 
 
-def test_requests_are_counted_not_their_rows_and_inferences_are(worked: Any) -> None:
+def test_requests_are_counted_not_their_rows_and_inferences_are(worked: Any, eventually: Any) -> None:
     for model, requests, inferences in (
         ("lstm", SESSIONS * STEPS, SESSIONS * STEPS),
         ("gru", CALLS, CALLS * ROWS),
         # The pool opens and closes its members by frames without rows.
         ("rnn", metric(worked, "nv_inference_request_success", model="rnn"), STEPS * ROWS),
     ):
-        assert eventually(worked, requests, "nv_inference_request_success", model=model, version="1")
-        assert eventually(worked, inferences, "nv_inference_count", model=model, version="1")
+        assert eventually(stands(worked, requests, "nv_inference_request_success", model=model, version="1"))
+        assert eventually(stands(worked, inferences, "nv_inference_count", model=model, version="1"))
     assert STEPS <= metric(worked, "nv_inference_request_success", model="rnn") <= STEPS + 2
     assert metric(worked, "nv_inference_exec_count", model="lstm") == SESSIONS * STEPS
     assert CALLS <= metric(worked, "nv_inference_exec_count", model="gru") <= CALLS * ROWS
     assert metric(worked, PENDING, model="lstm") == 0
 
 
-def test_failures_have_triton_s_reasons(worked: Any) -> None:
+def test_failures_have_triton_s_reasons(worked: Any, eventually: Any) -> None:
     name = "nv_inference_request_failure"
-    assert eventually(worked, 3, name, model="mlp", reason="OTHER")
+    assert eventually(stands(worked, 3, name, model="mlp", reason="OTHER"))
     assert metric(worked, name, model="gru", reason="REJECTED") == 1
     assert metric(worked, name, model="lstm") == 0
     reasons = {
@@ -160,15 +156,14 @@ def ask(url: str) -> Any:
         return None
 
 
-def test_prometheus_answers_a_dashboard_s_queries(prometheus: str) -> None:
+def test_prometheus_answers_a_dashboard_s_queries(prometheus: str, eventually: Any) -> None:
     def query(promql: str) -> Any:
         data = ask(f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': promql})}")
         return data["result"] if data else None
 
-    end_s = time.monotonic() + 60
-    while not (found := query('nv_inference_request_success{model="lstm"}')) and time.monotonic() < end_s:
-        time.sleep(0.1)
-    assert float(found[0]["value"][1]) == SESSIONS * STEPS
+    success = 'nv_inference_request_success{model="lstm"}'
+    assert eventually(lambda: bool(query(success)))
+    assert float(query(success)[0]["value"][1]) == SESSIONS * STEPS
     (mean_batch,) = query('nv_inference_count{model="rnn"} / nv_inference_exec_count{model="rnn"}')
     assert 1 <= float(mean_batch["value"][1]) <= ROWS
     types = ask(f"{prometheus}/api/v1/metadata")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -112,7 +111,9 @@ def test_the_asyncio_client_sees_errors_between_answers(served: Any) -> None:
     assert bad[1].message().startswith("[request id: bad] [sequence: 77] INVALID_ARGUMENT WRONG_SHAPE: ")
 
 
-def test_a_caller_like_perf_analyzer_finds_what_it_needs(served: Any, open_talk: Any) -> None:
+def test_a_caller_like_perf_analyzer_finds_what_it_needs(
+    served: Any, open_talk: Any, eventually: Any
+) -> None:
     """Its order of calls, and the fields that it reads."""
     with tritonclient.grpc.InferenceServerClient(served.target) as client:
         metadata = client.get_model_metadata("rnn")
@@ -145,12 +146,14 @@ def test_a_caller_like_perf_analyzer_finds_what_it_needs(served: Any, open_talk:
         for talk in talks:
             for _ in range(10):
                 assert list(talk.y().shape) == shapes["y"]
-        deadline_s = time.monotonic() + 20
-        while True:  # figures follow the replies
-            (after,) = client.get_inference_statistics("rnn").model_stats
-            if after.inference_count == before.inference_count + 40:
-                break
-            assert time.monotonic() < deadline_s, after
+
+        def figures() -> Any:
+            (found,) = client.get_inference_statistics("rnn").model_stats
+            return found
+
+        # They follow the replies.
+        assert eventually(lambda: figures().inference_count == before.inference_count + 40)
+        after = figures()
         for name in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
             then, now = getattr(before.inference_stats, name), getattr(after.inference_stats, name)
             assert now.count == then.count + 40, name

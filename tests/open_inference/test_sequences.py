@@ -106,7 +106,7 @@ def test_replies_come_in_the_order_of_the_requests_across_sequences(served: Any,
 
 
 def test_sequences_share_batches_one_is_joined_and_what_is_cancelled_is_not_run(
-    start_server: Any, tmp_path: Any, open_talk: Any
+    start_server: Any, tmp_path: Any, open_talk: Any, eventually: Any
 ) -> None:
     # Large enough that a step takes longer than a client takes for a request.
     config = {"kind": "lstm", "input_size": 3, "hidden_size": 512, "num_layers": 2, "output_size": 2}
@@ -124,7 +124,7 @@ def test_sequences_share_batches_one_is_joined_and_what_is_cancelled_is_not_run(
     rows, runs = (server.metric(f"streamcell_batch_rows_{each}", model="large") for each in ("sum", "count"))
     assert rows / runs > 2
     # Several outstanding requests of one sequence run as one chunk. Figures follow the replies.
-    _wait_for(lambda: server.metric("streamcell_steps_total", model="large") == 8 * 32)
+    assert eventually(lambda: server.metric("streamcell_steps_total", model="large") == 8 * 32)
     chunks, steps = (server.metric(f"streamcell_{each}_total", model="large") for each in ("chunks", "steps"))
     for t in range(8):
         for at in range(5):
@@ -133,24 +133,17 @@ def test_sequences_share_batches_one_is_joined_and_what_is_cancelled_is_not_run(
     with torch.no_grad():
         whole = np.ascontiguousarray(x[:5].swapaxes(0, 1).reshape(1, 40, 3))
         close(y, module(torch.from_numpy(whole))[0].numpy())
-    _wait_for(lambda: server.metric("streamcell_steps_total", model="large") == steps + 40)
+    assert eventually(lambda: server.metric("streamcell_steps_total", model="large") == steps + 40)
     assert server.metric("streamcell_chunks_total", model="large") < chunks + 40
     # What has no sequence, and nobody waits for any more, is not run to its end.
     peer, slow = stub(server.target), request(noise(4000, 3), "large")
     calls = [peer.ModelInfer.future(slow) for _ in range(4)]
     calls.append(peer.ModelStreamInfer(iter([slow])))
-    _wait_for(lambda: server.metric("streamcell_slots_used", model="large") == 33 + 5)
+    assert eventually(lambda: server.metric("streamcell_slots_used", model="large") == 33 + 5)
     for call in calls:
         call.cancel()
-    _wait_for(lambda: server.metric("streamcell_slots_used", model="large") == 33)
-    _wait_for(lambda: server.metric("streamcell_cancelled_chunks_total", model="large") == 5)
-
-
-def _wait_for(done: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    assert eventually(lambda: server.metric("streamcell_slots_used", model="large") == 33)
+    assert eventually(lambda: server.metric("streamcell_cancelled_chunks_total", model="large") == 5)
 
 
 def test_ids_are_a_models_own_and_int_and_string_differ(talk: Any, expected: Expected) -> None:
@@ -413,7 +406,7 @@ def test_states_are_answered_by_name_as_they_are_after_the_step(
 
 
 def test_an_idle_sequence_expires_and_its_client_is_told_so(
-    start_server: Any, models_dir: Any, open_talk: Any
+    start_server: Any, models_dir: Any, open_talk: Any, eventually: Any
 ) -> None:
     server = start_server(models_dir, "--idle-timeout-s", "0.5", "--max-sessions", "3")
     talk = open_talk(server.target)
@@ -435,10 +428,8 @@ def test_an_idle_sequence_expires_and_its_client_is_told_so(
         talk.get()
     talk.send("lstm", noise(1, 3), sequence_id=1, sequence_start=True)
     talk.get()
-    deadline_s = time.monotonic() + 20
-    while server.metric("streamcell_sessions_ended_total", model="lstm", reason="session_expired") < 1:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    ended = {"model": "lstm", "reason": "session_expired"}
+    assert eventually(lambda: server.metric("streamcell_sessions_ended_total", **ended) >= 1)
     talk.send("lstm", noise(1, 3), request_id="late", sequence_id=1)
     with pytest.raises(
         InferenceServerException, match=r"late\].* ABORTED SESSION_EXPIRED: .* must specify the START"

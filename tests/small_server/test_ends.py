@@ -151,7 +151,9 @@ def _client_threads() -> int:
     return sum("ThreadPoolExecutor" not in thread.name for thread in threading.enumerate())
 
 
-def test_a_session_left_open_warns_and_lets_its_thread_go(small: Any, client: Client) -> None:
+def test_a_session_left_open_warns_and_lets_its_thread_go(
+    small: Any, client: Client, eventually: Any
+) -> None:
     client.session("sum").close()  # whatever threads are for good are there now
     assert small.ended.wait(10)
     small.ended.clear()
@@ -161,7 +163,4 @@ def test_a_session_left_open_warns_and_lets_its_thread_go(small: Any, client: Cl
     with pytest.warns(ResourceWarning, match="unclosed session s1"):
         del session
     assert small.ended.wait(10)
-    end_s = time.monotonic() + 10
-    while _client_threads() > before and time.monotonic() < end_s:
-        time.sleep(0.01)
-    assert _client_threads() <= before
+    assert eventually(lambda: _client_threads() <= before)

@@ -16,7 +16,7 @@ _Option = typer.Option
 
 def command(
     models: Annotated[
-        Path | None, _Option(help="Folder of models: NAME.onnx or NAME/<version>/model.onnx.")
+        Path | None, _Option(help="Folder of models: NAME.onnx or NAME/VERSION/model.onnx.")
     ] = None,
     config: Annotated[Path | None, _Option(help="TOML file with any of these settings.")] = None,
     host: Annotated[str | None, _Option(help="Address to listen on.  [127.0.0.1]")] = None,
@@ -89,7 +89,7 @@ def command(
 ) -> None:
     """Serve every model of a folder over gRPC, with metrics for Prometheus.
 
-    Each setting can also be given as STREAMCELL_<NAME> or in the TOML file; flags win over the environment,
+    Each setting can also be given as STREAMCELL_NAME or in the TOML file; flags win over the environment,
     the environment over the file.
     """
     flags = {key: value for key, value in locals().items() if key != "config"}

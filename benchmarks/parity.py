@@ -12,9 +12,9 @@ import numpy as np
 
 from streamcell.service.device import Device
 from streamcell.service.engine import Cell, Engine, Staged
-from streamcell.service.pool import INITIAL_ROW
 from streamcell.service.repository import ModelFile
 from streamcell.service.rewrite import pool_states
+from streamcell.service.slots import INITIAL_ROW
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from .frame import Frame
 from .frame_turns import FrameTurns, Turn
 from .landing import land, land_turn
 from .members import FrameOwner, Members
-from .pool import SlotAllocator
 from .session import Owner, Session, Work
+from .slots import SlotAllocator
 
 # Has a function called on the thread that reads messages, after those that have arrived; False where it cannot.
 Soon: TypeAlias = Callable[[Callable[[], None]], bool]

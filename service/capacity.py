@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelUnloading, SessionLimit
-from .pool import SlotAllocator
+from .slots import SlotAllocator
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 

@@ -15,9 +15,10 @@ from streamcell.card import Signature
 
 from .copies import CudaError
 from .device import Device, DeviceError
-from .pool import INITIAL_ROW, StatePool
+from .pool import StatePool
 from .programs import Cell, Programs
 from .rewrite import Pooled
+from .slots import INITIAL_ROW
 from .staging import Staged, staging
 
 __all__ = ["Cell", "Engine", "Staged", "fixed_sizes"]

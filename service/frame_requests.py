@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,10 +21,12 @@ from .errors import (
     WrongInputCount,
 )
 from .frame import Bytes, Frame
-from .loaded import LoadedModel
 from .requests import Limits, output_mode
 from .session import Output, Work
 from .values import check_values
+
+if TYPE_CHECKING:
+    from .loaded import LoadedModel
 
 _UINT32 = np.dtype("<u4")
 _MAX_REPLY_BYTES = 2**31 - 2**20  # protobuf's and gRPC's own limit, with room for the rest of a reply

@@ -17,7 +17,7 @@ from .frame_rows import begin
 from .frame_turns import Turn
 from .members import EXPIRED, FAILED, Members
 from .model_metrics import ModelMetrics
-from .pool import INITIAL_ROW
+from .slots import INITIAL_ROW
 
 _log = structlog.get_logger(__name__)
 _FAILED = "the model's run failed; the session has ended"

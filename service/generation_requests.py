@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from typing import TYPE_CHECKING
 
 from streamcell.card import Generation, Signature
 from streamcell.proto import pb
@@ -14,9 +15,11 @@ from .beams import Search
 from .choice import Chooser, Feedback, Recipe
 from .errors import BadGeneration, GenerationUnsupported
 from .generating import Generating, Listener
-from .loaded import LoadedModel
 from .requests import Limits, count_steps
 from .session import Output, Session
+
+if TYPE_CHECKING:
+    from .loaded import LoadedModel
 
 _FEEDBACK = {
     pb.FEEDBACK_VALUE: Feedback.VALUE,

@@ -16,10 +16,11 @@ from .control import Control
 from .device import Device
 from .errors import ServerDraining
 from .frames import FrameStream
-from .loaded import Models, load
+from .loaded import load
 from .metrics import ServerMetrics
 from .model_choice import at_start
 from .model_control import ModelControl
+from .model_table import Models
 from .oip_infer import Infer
 from .oip_repository import OipRepository
 from .oip_service import SERVICE as OIP_SERVICE
@@ -57,7 +58,7 @@ class Host:
         self.metrics = ServerMetrics()
         self.models = Models([load(file, settings, device) for file in at_start(settings)])
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
-        self.service = Service(self.models, self.sessions, self.metrics, limits(settings))
+        self.service = Service(self.models, self.sessions, self.metrics, Limits.of(settings))
         self._control = ModelControl(settings, device, self.models, self.sessions, self.metrics, served)
         self._oip = OipService(Infer(self.service, settings.max_infer_bytes, settings.queue_messages), device)
         self._stopping = threading.Event()
@@ -121,14 +122,3 @@ class Host:
     def stop(self) -> None:
         """End the engines' threads. Call once the calls have ended."""
         self._control.stop()
-
-
-def limits(settings: Settings) -> Limits:
-    """What one message may hold."""
-    return Limits(
-        settings.max_message_bytes,
-        settings.max_steps_per_message,
-        settings.non_finite == "allow",
-        settings.max_generate_steps,
-        settings.max_beam_width,
-    )

@@ -8,11 +8,12 @@ import structlog
 
 from .device import Device
 from .errors import ModelInUse, ModelLoadFailed, ModelNotFound
-from .loaded import LoadedModel, Models
+from .loaded import LoadedModel
 from .locate import Located, Stamp, stamp
 from .metrics import ServerMetrics
 from .model_choice import chosen
 from .model_swap import load_changed
+from .model_table import Models
 from .retired import Retired
 from .sessions import SessionTable
 from .settings import Settings

@@ -19,12 +19,12 @@ from .errors import (
     ServiceError,
 )
 from .load_errors import ModelLoadError
-from .loaded import Models
 from .locate import Located, locate
 from .metrics import ServerMetrics
 from .model_changes import ModelChanges
 from .model_index import IndexEntry, make_index
 from .model_poll import ModelPoll
+from .model_table import Models
 from .sessions import SessionTable
 from .settings import Settings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamcell.card import Signature
 from streamcell.proto import pb
@@ -18,9 +19,12 @@ from .errors import (
     WrongDtype,
     WrongInputCount,
 )
-from .loaded import LoadedModel
 from .session import Output, Work
+from .settings import Settings
 from .values import check_values
+
+if TYPE_CHECKING:
+    from .loaded import LoadedModel
 
 _OUTPUTS = {
     pb.OUTPUT_MODE_ALL: Output.ALL,
@@ -40,6 +44,17 @@ class Limits:
     allow_non_finite: bool
     max_generate_steps: int
     max_beam_width: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """The server's."""
+        return cls(
+            settings.max_message_bytes,
+            settings.max_steps_per_message,
+            settings.non_finite == "allow",
+            settings.max_generate_steps,
+            settings.max_beam_width,
+        )
 
 
 def output_mode(mode: int, default: Output) -> Output:
@@ -119,7 +134,7 @@ def quick(model: LoadedModel, limits: Limits) -> tuple[int, int]:
         return 0, 0
     step_bytes = inputs[0].step_bytes
     room = (limits.max_message_bytes - _HEADER_BYTES) // step_bytes
-    return step_bytes, max(0, min(room, limits.max_steps_per_message, model.engine.max_chunk))
+    return step_bytes, max(0, min(room, limits.max_steps_per_message, model.max_chunk))
 
 
 def make_work(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from .capacity import Capacity
 from .errors import ServiceError
-from .pool import INITIAL_ROW
+from .slots import INITIAL_ROW
 
 
 class Output(Enum):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from streamcell.card import Tensor
 from streamcell.proto import pb
 
-from .loaded import LoadedModel
 from .requests import Limits
 from .sessions import Live
+
+if TYPE_CHECKING:
+    from .loaded import LoadedModel
 
 
 def tensor_spec(tensor: Tensor) -> pb.TensorSpec:

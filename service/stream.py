@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
@@ -15,13 +16,15 @@ from .calls import Call
 from .errors import AlreadyOpen, MalformedMessage, NotOpen, ServiceError, as_status
 from .generating import Generating
 from .generation_requests import make_generation, make_search
-from .loaded import Models
-from .metrics import ServerMetrics
+from .model_table import Models
 from .requests import Limits, check_dtypes, check_size, count_steps, make_work, output_mode, quick
 from .session import Output, Work
 from .sessions import Live, SessionTable
 from .specs import opened
 from .wire import only_input, stream_response
+
+if TYPE_CHECKING:
+    from .metrics import ServerMetrics
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .metrics import ServerMetrics
+from .plain_counter import PlainCounterFamily
 
 _LABELS = ("model", "version")
-
-
-class _Counter(str):
-    """The type "counter", of a metric whose name does not end in `_total`.
-
-    prometheus_client appends the suffix to whatever it finds equal to "counter"; Triton's names have none.
-    """
-
-    __slots__ = ()
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return False
-
-
-class _CounterFamily(Metric):
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(name, text, "counter")
-        self.type = _Counter("counter")
 
 
 class TritonMetrics(Collector):
@@ -44,14 +26,14 @@ class TritonMetrics(Collector):
         ]
 
         def family(name: str, text: str, values: list[int]) -> Metric:
-            made = _CounterFamily(f"nv_inference_{name}", text)
+            made = PlainCounterFamily(f"nv_inference_{name}", text)
             for (labels, _, _), value in zip(read, values, strict=True):
                 made.add_sample(made.name, labels, value)
             return made
 
         figures = [each for _, _, each in read]
         yield family("request_success", "Requests answered.", [each.success.count for each in figures])
-        failure = _CounterFamily("nv_inference_request_failure", "Requests refused or lost, by reason.")
+        failure = PlainCounterFamily("nv_inference_request_failure", "Requests refused or lost, by reason.")
         for labels, _, each in read:
             for reason, count in each.failed.items():
                 failure.add_sample(failure.name, {**labels, "reason": reason}, count)

@@ -12,7 +12,7 @@ from statistics import median
 
 import numpy as np
 
-from .pool import INITIAL_ROW
+from .slots import INITIAL_ROW
 from .staging import Staged
 
 # The written-out cell must be faster by this factor: measurements differ by less from one start to the next.

@@ -9,8 +9,8 @@ import pytest
 
 from streamcell.service.batcher import Batcher, Soon
 from streamcell.service.errors import ServerDraining, ServiceError, SessionLimit
-from streamcell.service.pool import SlotAllocator
 from streamcell.service.session import Output, Session, Work
+from streamcell.service.slots import SlotAllocator
 
 
 class Owner:

@@ -25,8 +25,9 @@ from streamcell.service.calls import Call
 from streamcell.service.device import Device
 from streamcell.service.fast_lane import FastLane
 from streamcell.service.lane import StreamCall
-from streamcell.service.loaded import LoadedModel, Models, load
+from streamcell.service.loaded import LoadedModel, load
 from streamcell.service.metrics import ServerMetrics
+from streamcell.service.model_table import Models
 from streamcell.service.predict import predict
 from streamcell.service.repository import open_model
 from streamcell.service.requests import Limits

@@ -11,8 +11,9 @@ import pytest
 
 from streamcell.service.device import Device
 from streamcell.service.errors import EngineFailed, SessionLimit
-from streamcell.service.loaded import LoadedModel, Models, load
+from streamcell.service.loaded import LoadedModel, load
 from streamcell.service.metrics import ServerMetrics
+from streamcell.service.model_table import Models
 from streamcell.service.predict import PredictCall
 from streamcell.service.repository import open_model
 from streamcell.service.requests import Limits, make_rows

@@ -27,6 +27,10 @@ def command(
     metrics_port: Annotated[int | None, _Option(help="Prometheus port; 0 takes a free one.  [9090]")] = None,
     device: Annotated[str | None, _Option(help="cpu, cuda or cuda:N; never falls back.  [cpu]")] = None,
     lane: Annotated[str | None, _Option(help="auto, fast or threaded.  [auto]")] = None,
+    frontends: Annotated[
+        int | None,
+        _Option(help="Processes that answer calls for one that runs the models; 0: one does both.  [0]"),
+    ] = None,
     max_sessions: Annotated[int | None, _Option(help="Live sessions a model.  [10000]")] = None,
     max_batch: Annotated[int | None, _Option(help="Sessions that run together.  [256]")] = None,
     max_chunk: Annotated[int | None, _Option(help="Timesteps of a session in one run.  [64]")] = None,
@@ -99,7 +103,14 @@ def command(
 def _run(config: Path | None, flags: dict[str, Any]) -> int:
     from pydantic import ValidationError
 
-    from streamcell.service import DeviceError, LaneError, ModelLoadError, Server, Settings, configure_logs
+    from streamcell.service import (
+        DeviceError,
+        LaneError,
+        ModelLoadError,
+        Settings,
+        configure_logs,
+        make_server,
+    )
 
     try:
         settings = Settings.load(config, **flags)
@@ -120,7 +131,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
     try:
-        server = Server(settings)
+        server = make_server(settings)
         server.start()
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)

@@ -110,6 +110,8 @@ class ServerProcess:
             return self.process.wait()
         finally:
             self._reader.join(timeout_s)
+            if self.process.stderr is not None and not self._reader.is_alive():
+                self.process.stderr.close()
 
     def __enter__(self) -> ServerProcess:
         return self.wait_until_up()

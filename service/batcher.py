@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-from .batch import Batch, BatchQueue
+from .batch import Batch
+from .bell import Bell
 from .capacity import Capacity
 from .errors import ServerDraining
 from .frame import Frame
-from .frame_turns import FrameTurns, Turn
+from .frame_turns import Turn
 from .landing import land, land_turn
 from .members import FrameOwner, Members
+from .ready import Ready
+from .ring_batch import RingBatch
 from .session import Owner, Session, Work
 from .slots import SlotAllocator
 
@@ -38,6 +41,8 @@ class Batcher:
         coalesce: bool = True,
         queue_messages: int,
         on_cancelled: Callable[[int], None] = lambda chunks: None,
+        capacity: Capacity | None = None,
+        bell: Bell | None = None,
     ) -> None:
         """Make an empty batcher.
 
@@ -51,16 +56,18 @@ class Batcher:
                 for what is carried in states; a stateless model may look at a message as a whole.
             queue_messages: messages that a session may have waiting before its stream is no longer read.
             on_cancelled: told how many queued messages an ending session left unrun.
+            capacity: room for sessions that other processes take from too; None: `slots` alone.
+            bell: what the engine's thread sleeps on, where it is to wake for more than the batcher.
         """
-        self.capacity = Capacity(slots, max_sessions)
+        self.capacity = capacity or Capacity(slots, max_sessions)
         self._queue_messages = queue_messages
         self._on_cancelled = on_cancelled
         self._lock = threading.Lock()
-        self._batches = BatchQueue(max_batch=max_batch, max_chunk=max_chunk, ragged=ragged, coalesce=coalesce)
-        self._turns = FrameTurns(max_batch)
-        self._frames_next = False  # whose turn it is where both sessions and streams of frames are ready
-        self._wake = threading.Lock()  # held while the engine has nothing to wake up for
-        self._wake.acquire()
+        self.ready = Ready(max_batch=max_batch, max_chunk=max_chunk, ragged=ragged, coalesce=coalesce)
+        self.bell = bell
+        self._wake: Bell = bell or threading.Lock()  # held while the engine has nothing to wake up for
+        if bell is None:
+            self._wake.acquire()
         self._sleeping = False
         self._booked = False  # a batch is to be run, or is being run, while the engine's thread sleeps
         self._stopped = False
@@ -149,7 +156,7 @@ class Batcher:
     def rows_waiting(self) -> int:
         """Rows of unary calls that wait to be run."""
         with self._lock:
-            return sum(not session.session_id for session in self._batches.ready)
+            return self.ready.unary_rows
 
     # Work
 
@@ -191,7 +198,7 @@ class Batcher:
     def take_booked(self) -> Batch | None:
         """Take a batch of sessions in the engine's thread's place, which sleeps until `unbook`; None for none."""
         with self._lock:
-            batch = None if self._stopped else self._batches.form()
+            batch = None if self._stopped else self.ready.form_sessions()
         if batch is not None:
             self._resume(batch)
         return batch
@@ -199,10 +206,10 @@ class Batcher:
     def unbook(self, soon: Soon | None = None) -> None:
         """The booked batch has run. More of it is booked with `soon`, if given; all else is the engine's thread's."""
         with self._lock:
-            more = bool(self._batches.ready) and not self._stopped
+            more = self.ready.sessions and not self._stopped
             again = more and soon is not None and self.inline is not None
             self._booked = again
-            if self._batches.ready or self._turns.ready or self._stopped:
+            if self.ready.any_here or self._stopped:
                 self._rouse()
         if again and soon is not None:
             self._book(soon)
@@ -232,19 +239,18 @@ class Batcher:
         if session.ready or session.in_flight or session.held:
             return
         session.ready = True
-        if isinstance(session, Members):
-            self._turns.ready.append(session)
-        else:
-            self._batches.ready.append(session)
+        self.ready.add(session)
         self._rouse()
 
-    def take(self) -> Batch | Turn | None:
+    def take(self) -> Batch | Turn | RingBatch | None:
         """Wait for work and take some: a batch of sessions, or frames' turn; None once stopped."""
         while True:
+            if self.ready.rings is not None:
+                self.ready.rings.drain()
             with self._lock:
                 if self._stopped:
                     return None
-                work = self._next()
+                work = self.ready.form()
                 if work is None:
                     self._sleeping = True
             if work is not None:
@@ -252,19 +258,7 @@ class Batcher:
                 return work
             self._wake.acquire()
 
-    def _next(self) -> Batch | Turn | None:
-        """Sessions and frames alternate where both are ready, so that neither starves the other."""
-        turn = self._turns.form() if self._frames_next else None
-        if turn is None:
-            batch = self._batches.form()
-            if batch is not None:
-                self._frames_next = True
-                return batch
-            turn = self._turns.form()
-        self._frames_next = False
-        return turn
-
-    def _resume(self, work: Batch | Turn) -> None:
+    def _resume(self, work: Batch | Turn | RingBatch) -> None:
         for session in work.sessions:
             if session.paused and len(session.queue) < self._queue_messages:
                 session.paused = False

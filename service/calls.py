@@ -18,6 +18,8 @@ class Call(Protocol):
     """One running stream. Every method may be called from any thread; none blocks."""
 
     peer: str
+    # Why a call is over that its client has not ended: "cancelled", or "frontend_lost".
+    gone: str
 
     def metadata(self) -> Metadata:
         """What the client sent before its messages. For when the call begins."""

@@ -122,6 +122,12 @@ class RefusedByModel(InvalidArgument):
 
     reason = "REFUSED_BY_MODEL"
 
+    @classmethod
+    def because(cls, error: Exception, what: str = "message") -> RefusedByModel:
+        """ONNX Runtime's own words, without its path and line."""
+        text = str(error).rpartition("Status Message: ")[2]
+        return cls(f"the model cannot run this {what}: {text}", model_error=text)
+
 
 class NotOpen(ServiceError):
     code = grpc.StatusCode.FAILED_PRECONDITION
@@ -238,6 +244,13 @@ class ModelControlOff(ServiceError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "MODEL_CONTROL_OFF"
+
+
+class EngineLost(ServiceError):
+    """The process that ran the models has died, and with it every state; it is being started anew."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "ENGINE_LOST"
 
 
 class EngineFailed(ServiceError):

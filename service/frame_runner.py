@@ -177,8 +177,7 @@ class FrameRunner:
                 for place in range(len(piece.rows)):
                     self._run([(members, piece.alone(place))])
             return
-        text = str(error).rpartition("Status Message: ")[2]
-        refusal = RefusedByModel(f"the model cannot run this row: {text}", model_error=text)
+        refusal = RefusedByModel.because(error, "row")
         ((members, piece),) = run
         if piece.start:  # what ran of the row before cannot be taken back
             self._end(members, piece, piece.rows, refusal)

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from streamcell.proto import pb
 
+from .bell import Bell
 from .calls import Call, Handler, Lane
 from .control import Control
 from .device import Device
@@ -41,12 +42,18 @@ _HOUSEKEEPING_S = 0.5
 class Host:
     """The models at work, and what every call needs of them. Nothing in here knows how calls come in."""
 
-    def __init__(self, settings: Settings, served: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        served: Callable[[str, bool], None],
+        bell: Callable[[], Bell | None] = lambda: None,
+    ) -> None:
         """Load the models and start their engines.
 
         Args:
             settings: the server's.
             served: told when a model begins or ceases to be served.
+            bell: makes what a model's engine sleeps on, where front ends share the models.
 
         Raises:
             ModelLoadError: there is no model, or one cannot be served; the text says which and why.
@@ -56,7 +63,7 @@ class Host:
         device = Device.parse(settings.device, tf32=settings.tf32)
         device.check()
         self.metrics = ServerMetrics()
-        self.models = Models([load(file, settings, device) for file in at_start(settings)])
+        self.models = Models([load(file, settings, device, bell=bell()) for file in at_start(settings)])
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         self.service = Service(self.models, self.sessions, self.metrics, Limits.of(settings))
         self._control = ModelControl(settings, device, self.models, self.sessions, self.metrics, served)

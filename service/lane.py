@@ -33,6 +33,8 @@ class StreamCall:
     operations; `reading.py` tells such a client from one that pipelines.
     """
 
+    gone = "cancelled"
+
     __slots__ = (
         "_call", "_context", "_finish", "_handler", "_lock", "_open", "_outbox", "_over", "_reading", "_sending",
         "_status", "_waiting", "_wake", "peer",

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import structlog
 
 from .batcher import Batcher
+from .bell import Bell
 from .device import Device
 from .engine import Engine
 from .model_metrics import ModelMetrics, Pool
 from .repository import ModelFile
 from .rewrite import pool_states
 from .runner import Runner
+from .seats import SharedCapacity
 from .session import Session
 from .settings import Settings
 from .slots import SlotAllocator
@@ -54,7 +56,11 @@ class LoadedModel:
 
 
 def load(
-    file: ModelFile, settings: Settings, device: Device, metrics: ModelMetrics | None = None
+    file: ModelFile,
+    settings: Settings,
+    device: Device,
+    metrics: ModelMetrics | None = None,
+    bell: Bell | None = None,
 ) -> LoadedModel:
     """Load `file`, warm it up and start its engine's thread. Its pool is not yet attached to its metrics.
 
@@ -63,6 +69,7 @@ def load(
         settings: the server's.
         device: where it runs.
         metrics: those of the same version, where it is loaded anew.
+        bell: where front ends share the model, what its engine's thread sleeps on.
 
     Raises:
         ModelLoadError: the graph and its description do not agree.
@@ -98,6 +105,10 @@ def load(
         coalesce=stateful,
         queue_messages=settings.queue_messages,
         on_cancelled=metrics.work_cancelled,
+        capacity=SharedCapacity(settings.max_sessions, engine.pool.first_slot, stateful=stateful)
+        if bell is not None
+        else None,
+        bell=bell,
     )
     pool = Pool(
         settings.max_sessions if stateful else 0,

@@ -19,6 +19,8 @@ from .frame_runner import FrameRunner
 from .frame_turns import Turn
 from .generation import GenerationLoop
 from .model_metrics import ModelMetrics
+from .ring_batch import RingBatch
+from .ring_runner import RingRunner
 from .session import Output, Session
 from .shortness import Shortness
 from .values import check_values
@@ -53,6 +55,7 @@ class Runner:
         self._may_inline = engine.device.on_host
         self._shortness = Shortness()
         self._frames = FrameRunner(engine, batcher, metrics, ragged=ragged)
+        self._rings = RingRunner(engine, metrics, allow_non_finite=allow_non_finite)
         self._warm: Future[None] = Future()
         self._generations = None
         if generation is not None:
@@ -88,6 +91,8 @@ class Runner:
         while (batch := self._batcher.take()) is not None:
             if isinstance(batch, Turn):
                 self._frames.turn(batch)
+            elif isinstance(batch, RingBatch):
+                self._rings.run(batch)
             else:
                 self._batch(batch)
 
@@ -278,13 +283,7 @@ class Runner:
                 self._run(alone, staged)
             except Exception as error:
                 self._batcher.landed(alone, applied=False)
-                text = str(error).rpartition("Status Message: ")[2]
-                refused.append(
-                    (
-                        alone.rows[0].session,
-                        RefusedByModel(f"the model cannot run this message: {text}", model_error=text),
-                    )
-                )
+                refused.append((alone.rows[0].session, RefusedByModel.because(error)))
             else:
                 self._deliver(alone, staged)
 

@@ -15,6 +15,7 @@ from prometheus_client import (
 
 from .host import Host
 from .lane_choice import choose_lane
+from .process_metrics import OneProcess
 from .settings import Settings
 from .transport import Transport
 
@@ -45,6 +46,7 @@ class Server:
         self.port = self._transport.port
         self._registry = CollectorRegistry()
         self.host.report_to(self._registry)
+        self._registry.register(OneProcess())
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)

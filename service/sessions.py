@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound
-from .loaded import LoadedModel
 from .members import FrameOwner, Members
 from .model_metrics import ModelMetrics
 from .session import Owner, Session
+
+if TYPE_CHECKING:
+    from .loaded import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,19 @@ class SessionTable:
             self._live[live.session.session_id] = live
         return live
 
+    def adopt(self, session: Session, model: LoadedModel) -> Live:
+        """List a session that was opened elsewhere."""
+        live = Live(session, model)
+        with self._lock:
+            self._live[session.session_id] = live
+        model.metrics.session_opened()
+        return live
+
+    def forget(self, live: Live) -> None:
+        """List a session no more."""
+        with self._lock:
+            self._live.pop(live.session.session_id, None)
+
     def end(self, live: Live, reason: str) -> bool:
         """End a session for `reason`, a metrics label; False where it had ended."""
         ended = self.release(live)
@@ -73,8 +89,7 @@ class SessionTable:
         """`end`, with the reason to be counted by the caller once it is known."""
         ended = live.model.batcher.end(live.session)
         if ended:
-            with self._lock:
-                self._live.pop(live.session.session_id, None)
+            self.forget(live)
         return ended
 
     def find(self, session_id: str) -> Live:
@@ -109,7 +124,7 @@ class SessionTable:
 
     def queued(self, metrics: ModelMetrics) -> int:
         """Messages of sessions of the version that `metrics` are of that wait to be run."""
-        return sum(len(live.session.queue) for live in self.all() if live.model.metrics is metrics)
+        return sum(live.session.queued for live in self.all() if live.model.metrics is metrics)
 
     def close(self, session_id: str) -> int:
         """End a session at another client's request and return its step index.

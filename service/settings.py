@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     metrics_port: _Port = 9090
     device: str = "cpu"
     lane: Literal["auto", "fast", "threaded"] = "auto"
+    # Processes that answer calls, apart from the one that runs the models; 0: one process does both.
+    frontends: Annotated[int, Field(ge=0, le=256)] = 0
     # Live sessions a model. State memory is set aside for as many.
     max_sessions: _Positive = 10_000
     # Sessions that run together.

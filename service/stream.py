@@ -171,7 +171,7 @@ class StreamSession:
             reason = "cancelled" if cancelled else "closed"
             live.model.metrics.session_ended(reason, live.session.members)
         else:
-            self._service.sessions.end(live, "cancelled")
+            self._service.sessions.end(live, self._call.gone)
 
     # The session's side
 

@@ -24,6 +24,8 @@ Status = tuple[grpc.StatusCode, str, Trailing]
 class StreamCall:
     """One stream (a `calls.Call`)."""
 
+    gone = "cancelled"
+
     def __init__(self, context: grpc.ServicerContext) -> None:
         self.peer: str = context.peer()
         self._context = context

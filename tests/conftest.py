@@ -82,12 +82,20 @@ def models_dir(modules: dict[str, torch.nn.Module], tmp_path_factory: pytest.Tem
 Serve = Callable[..., ServerProcess]
 
 
+@pytest.fixture(scope="session", params=[0, 2], ids=["one process", "front ends"])
+def frontends(request: pytest.FixtureRequest) -> int:
+    """How many front ends servers have: every test of a server is one of both kinds."""
+    count: int = request.param
+    return count
+
+
 @pytest.fixture(scope="session")
-def start_server() -> Iterator[Serve]:
+def start_server(frontends: int) -> Iterator[Serve]:
     """Starts a server on a folder of models, with flags and environment; all are stopped at the end."""
     started: list[ServerProcess] = []
 
     def start(models: Path, *flags: str, **environment: str) -> ServerProcess:
+        environment = {"STREAMCELL_FRONTENDS": str(frontends), **environment}
         server = ServerProcess(models, *flags, environment=environment)
         started.append(server)
         return server.wait_until_up()

@@ -17,6 +17,7 @@ from streamcell.benchmarks.outcomes import OURS, Results
 from streamcell.benchmarks.page import page
 from streamcell.benchmarks.report import RATIOS, Report, as_json, case_lines, goal_lines, write_json
 from streamcell.benchmarks.spending import split
+from streamcell.benchmarks.usage import family
 from streamcell.cli.server_process import ServerProcess
 
 INPUT_BYTES, OUTPUT_BYTES = 12, 8
@@ -29,7 +30,7 @@ def load(served: ServerProcess) -> Callable[..., dict[str, Any]]:
 
     def run_one(**changes: Any) -> dict[str, Any]:
         about = {"model": "lstm", "input_bytes": INPUT_BYTES, "output_bytes": OUTPUT_BYTES, "sessions": 4}
-        about |= {"warm_up_s": 0.05, "measure_s": 0.2, "pids": (served.pid,)}
+        about |= {"warm_up_s": 0.05, "measure_s": 0.2, "pids": tuple(family(served.pid))}
         return run_load(Load(served.target, **{**about, **changes}))
 
     return run_one

@@ -212,7 +212,7 @@ def test_slots_are_given_back_however_a_search_ends(server: ServerProcess, clien
     stopped = raw([opening, pb.StreamRequest(generate=search, tag=3), pb.StreamRequest(stop_generation=3)])
     _, reply = stopped
     assert reply.generated.stop_reason == pb.STOP_REASON_REQUEST
-    assert len(reply.generated.hypotheses) in (0, 16)
+    assert len(reply.generated.hypotheses) in (0, 7, 16)  # stopped before, after its first step, or later
     bad = pb.StreamRequest(inputs=[np.array([99]).tobytes()], generate=search)
     with pytest.raises(StreamCellError) as caught:
         list(raw([opening, bad, bad]))

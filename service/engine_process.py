@@ -1,0 +1,149 @@
+"""The process that runs the models where front ends answer the calls: `python -m streamcell.service.engine_process FD`.
+
+It speaks with the supervisor over the socket FD and ends when that is closed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector
+
+from streamcell.card import telemetry  # noqa: F401  # before ONNX Runtime is imported
+
+from .bell import EventBell
+from .calls import Handler
+from .children import ATTACH, ATTACHED, DRAIN, DRAINED, READY, RINGS, SCRAPE, SCRAPED, SETTINGS, STOP, UNFIT
+from .desk import Desk
+from .device import DeviceError
+from .family_wire import pack_families
+from .host import Host
+from .link import Link
+from .load_errors import ModelLoadError
+from .logs import configure
+from .pipe import Pipe
+from .settings import Settings
+from .tunnel_lane import TunnelLane
+
+_log = structlog.get_logger(__name__)
+
+
+class EngineProcess:
+    """The host of the models, and the front ends that are attached to it."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._host: Host | None = None
+        self._desks: dict[tuple[str, str], Desk] = {}
+        self._lane = TunnelLane()
+        self._methods: dict[str, Handler] = {}
+        self._links: list[Link] = []
+        self._registry = CollectorRegistry()
+        self._holders = itertools.count(2)
+        self._stopped = threading.Event()
+
+    def came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
+        """A message of the supervisor's."""
+        if kind == SETTINGS:
+            self._load(Settings(**json.loads(body)["settings"]))
+        elif kind == ATTACH:
+            self._attach(number)
+        elif kind == SCRAPE:
+            self._pipe.send(SCRAPED, number, pack_families(self._registry))
+        elif kind == DRAIN:
+            threading.Thread(target=self._drain, daemon=True).start()
+        elif kind == STOP:
+            if self._host is not None:
+                self._host.stop()
+            self._stopped.set()
+
+    def _load(self, settings: Settings) -> None:
+        configure(settings.log_level, settings.log_format)
+        # Models that come and go are known in this process only: all that concerns them is passed on whole.
+        rings = settings.model_control == "none"
+        try:
+            host = self._host = Host(settings, self._served, bell=EventBell if rings else lambda: None)
+        except (DeviceError, ModelLoadError, OSError) as error:
+            self._pipe.send(UNFIT, body=str(error).encode())
+            self._stopped.set()
+            return
+        for model in host.models if rings else ():
+            desk = Desk(model, host.sessions)
+            self._desks[model.file.name, model.file.version] = desk
+            model.batcher.ready.rings = desk
+        for service, handlers in host.services(self._lane).items():
+            self._methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+        host.report_to(self._registry)
+        GCCollector(registry=self._registry)
+        host.start()
+        served = [f"{model.file.name}/{model.file.version}" for model in host.models]
+        self._pipe.send(READY, 0, json.dumps(served).encode())
+
+    def _served(self, name: str, served: bool) -> None:
+        for link in tuple(self._links):
+            link.tell_served(name, served)
+
+    def _attach(self, number: int) -> None:
+        """Make what one front end needs and hand it to the supervisor; `number` comes back with it."""
+        assert self._host is not None
+        holder = next(self._holders)
+        ours, theirs = socket.socketpair()
+        for (name, version), desk in self._desks.items():
+            asks, replies = desk.attach(holder)
+            file = desk.model.file
+            about = {
+                "name": name,
+                "version": version,
+                "signature": file.signature.model_dump(mode="json"),
+                "generates": file.generation is not None,
+                "max_sessions": desk.model.max_sessions,
+                "max_chunk": desk.model.max_chunk,
+                "first_slot": desk.model.engine.pool.first_slot,
+            }
+            fds = (desk.capacity.memory, *asks.fds, *replies.fds)
+            self._pipe.send(RINGS, number, json.dumps(about).encode(), fds)
+        link = Link(Pipe(ours.detach()), holder, self._host, self._desks, self._lane, self._methods)
+        self._links.append(link)
+        methods = {name: self._lane.is_unary(handler) for name, handler in self._methods.items()}
+        names = sorted({model.file.name for model in self._host.models})
+        about = {"holder": holder, "methods": methods, "served": names}
+        self._pipe.send(ATTACHED, number, json.dumps(about).encode(), (theirs.fileno(),))
+        theirs.close()
+        link.start(lambda: self._links.remove(link))
+
+    def _drain(self) -> None:
+        if self._host is not None:
+            self._host.drain()
+        self._pipe.send(DRAINED)
+
+    def gone(self) -> None:
+        """The supervisor has gone: so does this."""
+        os._exit(1)
+
+    def wait(self) -> None:
+        """Return once the supervisor has said that it is over."""
+        self._stopped.wait()
+
+
+def main() -> None:
+    """Run until told otherwise."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor's to deal with
+    pipe = Pipe(int(sys.argv[1]))
+    process = EngineProcess(pipe)
+    pipe.start("supervisor", process.came, process.gone)
+    process.wait()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

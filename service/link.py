@@ -1,0 +1,125 @@
+"""One front end, as the engine's process sees it: its rings, its pipe, and the calls that it passes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from .calls import Handler
+from .desk import Desk
+from .host import Host
+from .pipe import Pipe, unpack
+from .ring_records import unpack_error
+from .tunnel import (
+    BEGIN,
+    ENDED,
+    ERROR,
+    FAILED,
+    GONE,
+    HALF_CLOSE,
+    LANE,
+    MESSAGE,
+    READ,
+    REQUEST,
+    SERVED,
+    unpack_pairs,
+)  # fmt: skip
+from .tunnel_calls import TunnelCall, TunnelUnary
+from .tunnel_lane import TunnelLane
+
+_log = structlog.get_logger(__name__)
+
+
+class Link:
+    """Takes what one front end sends, on a thread of its own, until that has gone."""
+
+    def __init__(
+        self,
+        pipe: Pipe,
+        holder: int,
+        host: Host,
+        desks: Mapping[tuple[str, str], Desk],
+        lane: TunnelLane,
+        methods: Mapping[str, Handler],
+    ) -> None:
+        self._pipe = pipe
+        self._holder = holder
+        self._host = host
+        self._desks = desks
+        self._lane = lane
+        self._methods = methods
+        self._calls: dict[int, TunnelCall | TunnelUnary] = {}
+
+    def start(self, on_lost: Callable[[], None]) -> None:
+        """Begin to take messages; `on_lost` is called once the front end has gone and its calls have ended."""
+
+        def lost() -> None:
+            self._lost()
+            on_lost()
+
+        self._pipe.start(f"frontend-{self._holder}", self._came, lost)
+
+    def tell_served(self, name: str, served: bool) -> None:
+        """A model is served from now on, or no longer."""
+        self._pipe.send(SERVED, int(served), name.encode())
+
+    def _came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
+        call = self._calls.get(number)
+        if isinstance(call, TunnelCall) and kind == MESSAGE:
+            call.message(body)
+        elif isinstance(call, TunnelCall) and kind == READ:
+            call.read(int.from_bytes(body, "little"))
+        elif isinstance(call, TunnelCall) and kind == HALF_CLOSE:
+            call.half_close()
+        elif kind == BEGIN:
+            method, peer, *pairs = unpack(body)
+            begun = TunnelCall(self._pipe, number, peer.decode(), unpack_pairs(pairs))
+            self._calls[number] = begun
+            self._lane.begin(self._methods[method.decode()], begun)
+        elif kind == REQUEST:
+            data, method, peer = unpack(body)
+            self._request(method.decode(), number, peer.decode(), data)
+        elif kind == GONE:
+            call = self._calls.pop(number, None)
+            if call is not None:
+                if isinstance(call, TunnelCall):
+                    call.gone = "cancelled"
+                call.end_of_call(body != b"\0")
+        elif kind in (LANE, ENDED, ERROR, FAILED):
+            self._report(kind, number, body)
+
+    def _request(self, method: str, number: int, peer: str, data: bytes) -> None:
+        call = TunnelUnary(self._pipe, number, peer, self._forget)
+        self._calls[number] = call
+        self._lane.request(self._methods[method], call, data)
+
+    def _forget(self, number: int) -> None:
+        self._calls.pop(number, None)
+
+    def _report(self, kind: int, number: int, body: bytes) -> None:
+        """Figures that only a front end has; `number` is how many."""
+        if kind == LANE:
+            self._host.metrics.lane = body.decode()
+            return
+        if kind == ERROR:
+            self._host.metrics.error(unpack_error(body))
+            return
+        model, version, what = json.loads(body)
+        desk = self._desks.get((model, version))
+        if desk is None:
+            return
+        if kind == ENDED:
+            desk.model.metrics.session_ended(what, number)
+        else:
+            desk.model.metrics.request_failed(unpack_error(json.dumps(what).encode()), number)
+
+    def _lost(self) -> None:
+        _log.info("front end gone", holder=self._holder)
+        for desk in self._desks.values():
+            desk.lose(self._holder)
+            desk.wake()
+        calls, self._calls = list(self._calls.values()), {}
+        for call in calls:
+            call.end_of_call(cancelled=True)

@@ -1,0 +1,89 @@
+"""A model as a front end sees it: what streams use of one, and the figures that go to the engine's process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from streamcell.card import Signature
+
+from .errors import ServiceError
+from .pipe import Pipe
+from .remote_batcher import RemoteBatcher
+from .ring_records import pack_error
+from .tunnel import ENDED, ERROR, FAILED
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """What streams use of a `repository.ModelFile`."""
+
+    name: str
+    version: str
+    signature: Signature
+    generation: None = None
+    card: None = None
+
+
+class Reports:
+    """A front end's figures, counted by the engine's process. What comes while there is none is kept for the next."""
+
+    def __init__(self) -> None:
+        self._pipe: Pipe | None = None
+        self._kept: deque[tuple[int, int, bytes]] = deque(maxlen=100_000)
+        self._lock = threading.Lock()
+
+    def attach(self, pipe: Pipe | None) -> None:
+        """Report through `pipe` from now on."""
+        with self._lock:
+            self._pipe = pipe
+            while pipe is not None and self._kept:
+                pipe.send(*self._kept.popleft())
+
+    def send(self, kind: int, number: int, body: bytes) -> None:
+        """Report something."""
+        with self._lock:
+            if self._pipe is None:
+                self._kept.append((kind, number, body))
+            else:
+                self._pipe.send(kind, number, body)
+
+    def error(self, error: ServiceError) -> None:
+        """A client was sent `error` (as `ServerMetrics.error`)."""
+        self.send(ERROR, 1, pack_error(error))
+
+
+class RemoteMetrics:
+    """What streams use of `ModelMetrics`."""
+
+    def __init__(self, name: str, version: str, reports: Reports) -> None:
+        self._labels = [name, version]
+        self._reports = reports
+
+    def session_opened(self, count: int = 1) -> None:
+        """The engine's process counts them as they come."""
+
+    def session_ended(self, reason: str, count: int = 1) -> None:
+        """`count` sessions ended."""
+        if count:
+            self._reports.send(ENDED, count, json.dumps([*self._labels, reason]).encode())
+
+    def request_failed(self, error: ServiceError, requests: int = 1, total_s: float = 0.0) -> None:
+        """`requests` requests were refused with `error`."""
+        body = json.dumps([*self._labels, json.loads(pack_error(error))]).encode()
+        self._reports.send(FAILED, requests, body)
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """What streams use of a `LoadedModel`."""
+
+    file: RemoteFile
+    batcher: RemoteBatcher
+    metrics: RemoteMetrics
+    max_sessions: int
+    max_chunk: int
+    # Whether its streams are passed on whole, since they may ask for generation.
+    generates: bool

@@ -1,0 +1,265 @@
+"""A model's sessions in a front end: messages go to the engine's process by one ring, replies come by another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import EngineLost
+from .message_writer import MessageWriter
+from .ring import Reader, Records
+from .ring_records import (
+    END,
+    FAIL,
+    OPEN,
+    Layout,
+    head_of,
+    text_at,
+    text_records,
+    unpack_error,
+)
+from .seats import SharedCapacity
+from .session import Output, Owner, Session, Work
+
+if TYPE_CHECKING:
+    from .batcher import Soon
+
+LOST = "the process that ran the models has died, and the session's state with it"
+
+
+class RemoteBatcher:
+    """What streams use of a `Batcher`: sessions and their messages go to the engine's process, replies come from it.
+
+    `submit` and `open` may be called from any thread; `came` and `flush` are the replying thread's.
+    """
+
+    def __init__(
+        self,
+        capacity: SharedCapacity,
+        asks: MessageWriter,
+        replies: Reader,
+        inputs: Layout,
+        outputs: Layout,
+        queue_messages: int,
+    ) -> None:
+        self.capacity = capacity
+        self.asks = asks
+        self.replies = replies
+        self._inputs = inputs
+        self._outputs = outputs
+        self._queue_messages = queue_messages
+        self._lock = threading.Lock()
+        self._sessions: dict[int, Session] = {}
+        # What found no room: a session's message and how many of its timesteps are written, or records.
+        self._backlog: deque[tuple[Session, Work, int] | Records] = deque()
+        self._stalled: Counter[Session] = Counter()
+        self._lost = False
+        self._telling = False  # the engine will be told of what is written, behind what has arrived
+        # Has the replying thread call `flush` once there is room, or no longer.
+        self.watch_room: Callable[[bool], None] = lambda on: None
+
+    # Sessions
+
+    def open(self, session_id: str, owner: Owner, peer: str = "") -> Session:
+        """Start a session at the initial state.
+
+        Raises:
+            SessionLimit: as many sessions are live as there may be, over all front ends.
+            EngineLost: there is no engine at the moment.
+        """
+        with self._lock:
+            if self._lost:
+                raise EngineLost(LOST)
+            seat, generation = self.capacity.take_seat(limited=bool(session_id))
+            session = Session(session_id, owner, seat, generation, time.monotonic(), peer)
+            self._sessions[seat] = session
+            text = f"{session_id} {peer}".encode()
+            self._put(text_records(self._inputs, OPEN, seat, generation, text))
+        return session
+
+    def end(self, session: Session) -> bool:
+        """End `session`; False where it had ended already."""
+        with self._lock:
+            if session.ended:
+                return False
+            session.ended = True
+            session.queue.clear()
+            self._sessions.pop(session.slot, None)
+            dropped = self._stalled.pop(session, 0)
+            if dropped:
+                self._backlog = deque(
+                    each for each in self._backlog if isinstance(each, np.ndarray) or each[0] is not session
+                )
+            if not self._lost:
+                self._put(text_records(self._inputs, END, session.slot, session.generation, index=dropped))
+        return True
+
+    def _put(self, records: Records) -> None:
+        if self._backlog or self.asks.room(len(records)) < len(records):
+            self._stall(records)
+        else:
+            self.asks.write(records)
+
+    def _stall(self, what: tuple[Session, Work, int] | Records) -> None:
+        self.asks.tell()
+        self._backlog.append(what)
+        if len(self._backlog) == 1:
+            self.watch_room(True)
+
+    @property
+    def live(self) -> int:
+        """Sessions that hold a seat, over all front ends."""
+        return self.capacity.live
+
+    def release(self, session: Session, hold: int | None = None) -> None:
+        """Nothing here is held: generations run where the engine is."""
+
+    # Messages
+
+    def submit(self, session: Session, work: Work, soon: Soon | None = None) -> bool:
+        """Send one message of `session`. Work of a session that has ended is dropped.
+
+        Returns:
+            Whether there is room for another; where there is not, `owner.resume` is called once there is.
+        """
+        with self._lock:
+            if session.ended:
+                return False
+            session.last_used_s = time.monotonic()
+            session.queue.append(work)
+            room = len(session.queue) < self._queue_messages
+            written = 0 if self._backlog else self.asks.message(session, work, 0)
+            if written < work.steps:
+                self._stall((session, work, written))
+                self._stalled[session] += 1
+                room = False
+            session.paused = not room
+            if self.asks.untold and not self._telling:
+                # One session's client waits for it; with more, what arrives together is told of together.
+                self._telling = soon is not None and len(self._sessions) > 1 and soon(self._tell)
+                if not self._telling:
+                    self.asks.tell()
+        return room
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._telling = False
+            if not self._lost:
+                self.asks.tell()
+
+    # The replying thread
+
+    def flush(self) -> None:
+        """Write what waited for room."""
+        resumed = []
+        with self._lock:
+            while self._backlog:
+                first = self._backlog[0]
+                if isinstance(first, np.ndarray):
+                    if self.asks.room(len(first)) < len(first):
+                        break
+                    self.asks.write(first)
+                else:
+                    session, work, done = first
+                    written = self.asks.message(session, work, done)
+                    if written < work.steps:
+                        self._backlog[0] = (session, work, written)
+                        break
+                    self._stalled[session] -= 1
+                    if not self._stalled[session]:
+                        del self._stalled[session]
+                    if self._may_resume(session):
+                        resumed.append(session)
+                self._backlog.popleft()
+            self.asks.tell()
+            if not self._backlog:
+                self.watch_room(False)
+        for session in resumed:
+            session.owner.resume()
+
+    def _may_resume(self, session: Session) -> bool:
+        """Whether a session that was paused has room again; it is paused no more then."""
+        if not session.paused or len(session.queue) >= self._queue_messages or self._stalled.get(session):
+            return False
+        session.paused = False
+        return True
+
+    def came(self) -> None:
+        """Hand the replies that have come to the sessions' owners."""
+        records = self.replies.read()
+        if records is None:
+            return
+        head = head_of(records)
+        seat, last = head["seat"], head["last"].astype(bool)
+        fail = head["kind"] == FAIL
+        # Timesteps of one message stand in a row: one look at each such run.
+        cut = last | fail
+        cut[:-1] |= seat[1:] != seat[:-1]
+        cut[-1] = True
+        data = records.tobytes()
+        begin = 0
+        fields = head.tolist()
+        for end in (np.flatnonzero(cut) + 1).tolist():
+            if begin >= end:  # within a text
+                continue
+            kind, mode, _, is_last, seat_, generation, steps, _, index = fields[end - 1]
+            session = self._sessions.get(seat_)
+            if kind == FAIL:
+                text, count = text_at(records, begin, steps)
+                begin += count
+                if session is not None and session.generation == generation:
+                    session.owner.fail(unpack_error(text))
+                continue
+            if session is not None and session.generation == generation:
+                if mode == Output.NONE.value:
+                    outputs = [b""] * len(self._outputs.places)
+                elif end - begin == 1:
+                    at = begin * self._outputs.record_bytes
+                    outputs = [data[at + first : at + to] for first, to in self._outputs.places]
+                else:
+                    outputs = [records[begin:end, first:to].tobytes() for first, to in self._outputs.places]
+                self._reply(session, outputs, index, last=bool(is_last))
+            begin = end
+
+    def _reply(self, session: Session, outputs: list[bytes], step_index: int, *, last: bool) -> None:
+        with self._lock:
+            if session.ended:
+                return
+            work: Work = session.queue[0]
+            if not last or work.pieces is not None:
+                if work.pieces is None:
+                    work.pieces = [[] for _ in outputs]
+                for pieces, tensor in zip(work.pieces, outputs, strict=True):
+                    pieces.append(tensor)
+                if not last:
+                    return
+                outputs = [b"".join(pieces) for pieces in work.pieces]
+            session.queue.popleft()
+            session.step_index = step_index
+            session.fresh = False
+            resume = self._may_resume(session)
+        if work.output is Output.NONE:
+            outputs = []
+        session.owner.deliver(work, outputs, work.steps_given, step_index)
+        if resume:
+            session.owner.resume()
+
+    def lose(self) -> None:
+        """The engine's process has gone: every session ends."""
+        with self._lock:
+            self._lost = True
+            self._backlog.clear()
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.owner.fail(EngineLost(LOST, session_id=session.session_id))
+
+    def close(self) -> None:
+        """Close its descriptors. It has been lost."""
+        self.capacity.close()
+        self.asks.ring.close()
+        self.replies.ring.close()

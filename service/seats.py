@@ -1,0 +1,179 @@
+"""A model's room for sessions where several processes take it: a table in shared memory, and a lock over it.
+
+The engine owns the table; each front end takes seats for the sessions that it opens, so that the bound on sessions
+holds over all of them without a question to the engine. A process that dies with the lock loses it, and what it had
+taken is found by its number.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from .capacity import Capacity, Ints
+
+_SPARE_SEATS = 1024  # for rows of unary calls on stateless models, to which no bound applies
+_TOP, _PASSING = range(2)
+
+
+class SharedCapacity(Capacity):
+    """A `Capacity` over shared memory. Seat n of a stateful model is its pool's n-th slot."""
+
+    def __init__(
+        self,
+        max_sessions: int,
+        first_slot: int,
+        *,
+        stateful: bool,
+        holder: int = 1,
+        memory: int | None = None,
+    ) -> None:
+        """Make the table, or take part in one.
+
+        Args:
+            max_sessions: sessions that may be live at once.
+            first_slot: the pool's.
+            stateful: whether the model has a pool at all.
+            holder: this process's number, from 1 on; the engine is 1.
+            memory: the table's memfd; None: make one.
+        """
+        super().__init__(None, max_sessions)
+        self.seats = max_sessions if stateful else max_sessions + _SPARE_SEATS
+        self._first = first_slot
+        self._stateful = stateful
+        self._holder = holder
+        size = 8 * (2 + 3 * self.seats)
+        self.memory = os.memfd_create("streamcell-seats", os.MFD_CLOEXEC) if memory is None else memory
+        if memory is None:
+            os.ftruncate(self.memory, size)
+        # A description of its own, for locks belong to descriptions, and those of passed descriptors are shared.
+        self._lock_file = os.open(f"/proc/self/fd/{self.memory}", os.O_RDWR | os.O_CLOEXEC)
+        table = np.frombuffer(mmap.mmap(self.memory, size), np.int64)
+        self._numbers = table[:2]
+        self._free, self._generation, self._holders = table[2:].reshape(3, self.seats)
+        if memory is None:
+            self._numbers[_TOP] = self.seats
+            self._free[:] = np.arange(self.seats)[::-1]
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._lock:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Take no more part in it."""
+        os.close(self._lock_file)
+        os.close(self.memory)
+
+    # Seats, as front ends take them
+
+    def take_seat(self, *, limited: bool = True) -> tuple[int, int]:
+        """A seat and its generation.
+
+        Raises:
+            SessionLimit: as many sessions are live as there may be.
+        """
+        with self._locked():
+            if limited or not self._numbers[_TOP]:
+                self._check(1)
+            seats = self._take(1)
+            return int(seats[0]), int(self._generation[seats[0]])
+
+    def _take(self, count: int) -> Ints:
+        top = int(self._numbers[_TOP])
+        self._numbers[_TOP] = top - count
+        seats: Ints = self._free[top - count : top][::-1].copy()
+        self._generation[seats] += 1
+        self._holders[seats] = self._holder
+        return seats
+
+    def give_back_seats(self, seats: Ints, generations: Ints) -> None:
+        """Free `seats`, all of them or, where one is wrong, none.
+
+        Raises:
+            RuntimeError: one is not taken, or by another generation, or is named twice.
+        """
+        with self._locked():
+            known = (seats >= 0) & (seats < self.seats)
+            fine = known.all() and self._holders[seats].all()
+            if not (fine and np.array_equal(self._generation[seats], generations)) or len(
+                np.unique(seats)
+            ) != len(seats):
+                raise RuntimeError(f"one of {len(seats)} seats was freed twice or never taken")
+            self._put(seats)
+
+    def _put(self, seats: Ints) -> None:
+        top = int(self._numbers[_TOP])
+        self._holders[seats] = 0
+        self._free[top : top + len(seats)] = seats[::-1]
+        self._numbers[_TOP] = top + len(seats)
+
+    def reclaim(self, holder: int) -> int:
+        """A process has gone: free all that it had taken, half-taken seats too. How many it held."""
+        with self._locked():
+            held = int(np.count_nonzero(self._holders == holder))
+            self._holders[self._holders == holder] = 0
+            free = np.flatnonzero(self._holders == 0)
+            self._free[: len(free)] = free[::-1]
+            self._numbers[_TOP] = len(free)
+            return held
+
+    # A `Capacity`, as the engine's own sessions take it
+
+    def take(self, *, limited: bool = True) -> tuple[int, int]:
+        """Room for one session: its slot and the slot's generation, 0 and 0 for a stateless model."""
+        self.check_open()
+        if self._stateful:
+            seat, generation = self.take_seat()
+            return seat + self._first, generation
+        with self._locked():
+            if limited:
+                self._check(1)
+            self._numbers[_PASSING] += 1
+            return 0, 0
+
+    def take_many(self, count: int) -> tuple[Ints, Ints]:
+        """Room for `count` sessions, all or none: int64[count] slots and generations."""
+        self.check_open()
+        with self._locked():
+            self._check(count)
+            if self._stateful:
+                seats = self._take(count)
+                return seats + self._first, self._generation[seats]
+            self._numbers[_PASSING] += count
+            return np.zeros(count, np.int64), np.zeros(count, np.int64)
+
+    def _check(self, count: int) -> None:
+        self._live = self.live
+        super()._check(count)
+
+    def give_back(self, slot: int, generation: int) -> None:
+        """A session has ended and its work has landed."""
+        self.give_back_many(np.array([slot]), np.array([generation]))
+
+    def give_back_many(self, slots: Ints, generations: Ints) -> None:
+        """So many sessions have ended and their work has landed."""
+        if self._stateful:
+            self.give_back_seats(slots - self._first, generations)
+            return
+        with self._locked():
+            self._numbers[_PASSING] -= len(slots)
+
+    @property
+    def live(self) -> int:
+        """Sessions that have room taken."""
+        return self.seats - int(self._numbers[_TOP]) + int(self._numbers[_PASSING])
+
+    @property
+    def slots_used(self) -> int:
+        """State slots taken now."""
+        return self.live if self._stateful else 0

@@ -10,6 +10,7 @@ from .load import Load
 from .outcomes import OURS
 
 AIO, LANE, ENGINE, OIP = "aio_echo", "lane_echo", "engine", "streamcell_oip"
+FRONTENDS = "streamcell_frontends"
 _ALL = (OURS, AIO, LANE, ENGINE)
 
 
@@ -55,6 +56,10 @@ def cases(sessions: Iterable[int] = (1, 8, 64, 256, 1024)) -> list[Case]:
     found += [Case(f"predict {n}", {"sessions": n, "dialect": "predict", "model": "mlp"}) for n in (1, 64)]
     found += [
         Case("open-loop 64", {"sessions": 64, "rate": 2000.0}, (OURS, AIO, LANE, OIP), open_to_peers=True)
+    ]
+    # Connections are what the kernel deals out over front ends.
+    found += [
+        Case(f"spread {n}", {"sessions": n, "connections": 8}, (OURS, FRONTENDS)) for n in (64, 256, 1024)
     ]
     frames = (OURS, ENGINE)
     found += [Case(f"frames {n}", {"sessions": n, "dialect": "frames"}, frames) for n in (64, 1024)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .cases import AIO, ENGINE, LANE, OIP
+from .cases import AIO, ENGINE, FRONTENDS, LANE, OIP
 from .outcomes import OURS
 from .report import Report, case_lines, goal_rows, table
 
@@ -15,6 +15,7 @@ _NAMES = {
     LANE: "lane echo",
     ENGINE: "engine alone",
     OIP: "StreamCell, Open Inference Protocol",
+    FRONTENDS: "StreamCell, 2 front ends",
 }
 
 _INTRODUCTION = """\
@@ -53,6 +54,8 @@ its cores.
   next sent when the answer is there. **pipelined n**: up to 16 messages of a stream without an answer. **chunks
   n**: 16 steps a message. **predict n**: n callers of `Predict`, one row of one step a call. **open-loop 64**:
   2,000 messages a second on schedule; latency counts from when a message was due, so a stall is not hidden.
+  **spread n**: ping-pong over eight connections, also with `--frontends 2`, whose four processes share the cores with
+  the client; CPU is that of all four.
   **frames n**: one stream with n sessions, through the client's pool, a frame answered before the next is sent;
   **frames×2**: two frames on their way; latency is a frame's.
 - Latencies include the client's own time.

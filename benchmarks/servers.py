@@ -11,21 +11,22 @@ import grpc
 from streamcell.cli.server_process import ServerProcess
 
 from .alone import Alone
-from .cases import AIO, ENGINE, LANE, OIP, Target
+from .cases import AIO, ENGINE, FRONTENDS, LANE, OIP, Target
 from .load import Load, LoadError, run_load
 from .oip import border
 from .outcomes import OURS
 from .peers import PEERS
 from .processes import EchoServer
+from .usage import family
 
 
-def ours(server: ServerProcess) -> Target:
+def ours(server: ServerProcess, name: str = OURS) -> Target:
     """A server of this project, and its batches by its own metrics."""
 
     def batches() -> tuple[float, float]:
         return server.metric("streamcell_batch_rows_sum"), server.metric("streamcell_batch_rows_count")
 
-    return Target(OURS, server.target, (server.pid,), batches)
+    return Target(name, server.target, tuple(family(server.pid)), batches)
 
 
 def ours_by_oip(target: Target, model: str) -> Target | None:
@@ -45,6 +46,8 @@ def servers(models: Path, peers: Iterable[str] = ()) -> Iterator[dict[str, Targe
         server = stack.enter_context(ServerProcess(models, "--max-sessions", "2000"))
         target = ours(server)
         found = [target, Target(ENGINE, run=Alone(models).run)]
+        spread = ServerProcess(models, "--max-sessions", "2000", "--frontends", "2")
+        found.append(ours(stack.enter_context(spread), FRONTENDS))
         for name, kind in ((AIO, "aio"), (LANE, "lane")):
             echo = stack.enter_context(EchoServer(kind))
             found.append(Target(name, echo.target, (echo.process.pid,)))

@@ -172,6 +172,7 @@ class FrameRunner:
             for members, piece in run:
                 self._end(members, piece, piece.rows, EngineFailed(_FAILED))
             return
+        self._engine.clear_inputs()
         if rows > 1:
             for members, piece in run:
                 for place in range(len(piece.rows)):

@@ -277,11 +277,13 @@ class Runner:
 
     def _run_alone(self, batch: Batch, refused: list[tuple[Session, ServiceError]]) -> None:
         """The run failed and left every state as it was: run each row alone, to refuse only what fails again."""
+        self._engine.clear_inputs()
         for alone in batch.apart():
             try:
                 staged = self._stage(alone)
                 self._run(alone, staged)
             except Exception as error:
+                self._engine.clear_inputs()
                 self._batcher.landed(alone, applied=False)
                 refused.append((alone.rows[0].session, RefusedByModel.because(error)))
             else:

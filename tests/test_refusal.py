@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from streamcell.client import connect
+from streamcell.client.errors import InvalidInput, RowsRefused
+from streamcell.export import export_model
+from streamcell.models import build
 from streamcell.proto import pb, rpc
 
 TOKENS, WIDTH = 10, 4
@@ -99,3 +105,21 @@ def test_a_refused_row_of_predict_fails_its_call_and_leaves_no_slot_taken(server
         got = np.frombuffer(fine.outputs[0], "<f4").reshape(2, WIDTH + 1)
         np.testing.assert_allclose(got, sums(rows[0]), rtol=1e-5)
     assert server.metric("streamcell_slots_used") == 0
+
+
+def test_a_refused_token_does_not_stay_behind_in_padding(start_server: Any, tmp_path: Path) -> None:
+    """Where shapes are fixed, a shorter message is padded with what an earlier one may have left."""
+    torch.manual_seed(1)
+    config = {"kind": "seq2seq", "input_size": TOKENS, "hidden_size": 8, "output_size": 4}
+    export_model(build(config).eval(), tmp_path / "spell.onnx", name="spell")
+    server = start_server(tmp_path, "--fixed-shapes")
+    with connect(server.target) as client, client.pool("spell", 2) as pool, client.session("spell") as good:
+        for _ in range(2):
+            with client.session("spell") as bad, pytest.raises(InvalidInput) as caught:
+                bad.run(np.array([1, 2, 3, TOKENS]))
+            assert caught.value.reason == "REFUSED_BY_MODEL"
+            assert good.run(np.array([1, 2, 3])).shape == (3, 4)
+            with pytest.raises(RowsRefused) as refused:
+                pool.run(np.array([[1, 2, 3, TOKENS], [1, 2, 3, 4]]))
+            assert list(refused.value.errors) == [0]
+            assert pool.run(np.array([[1, 2, 3], [3, 2, 1]])).shape == (2, 3, 4)

@@ -95,6 +95,8 @@ class RemoteBatcher:
                 self._backlog = deque(
                     each for each in self._backlog if isinstance(each, np.ndarray) or each[0] is not session
                 )
+                if not self._backlog:
+                    self.watch_room(False)
             if not self._lost:
                 self._put(text_records(self._inputs, END, session.slot, session.generation, index=dropped))
         return True

@@ -436,6 +436,15 @@ def test_long_messages_are_cut_and_answered_as_one(rigs: Rigs, modules: dict[str
         check(front.told[seat], sent, modules["lstm"], stateful=True)
 
 
+def test_long_messages_take_turns_with_what_came_after_them(rigs: Rigs) -> None:
+    rig = rigs("lstm")
+    front = rig.front()
+    long, short = front.open(), front.open()
+    front.send(long, normal(40, 3))
+    front.send(short, normal(1, 3))
+    assert rig.serve()[:3] == [[4], [1], [4]]
+
+
 def test_a_message_that_comes_in_pieces_is_answered_once(
     rigs: Rigs, modules: dict[str, torch.nn.Module]
 ) -> None:

@@ -44,6 +44,11 @@ class EventBell:
         count(self._own)
         return ready
 
+    def close(self) -> None:
+        """Close its descriptors. Nobody sleeps on it."""
+        self._epoll.close()
+        os.close(self._own)
+
     def watch(self, fd: int, on: bool) -> None:
         """Be rung by `fd` while it is readable, or no longer. From any thread."""
         if on:

@@ -133,7 +133,7 @@ class Desk:
         if len(head):
             seat = head["seat"]
             self.used_s[seat] = head["stamp"]
-            np.add.at(self.queued, seat, head["last"])
+            np.add.at(self.queued, seat, head["first"])
             have = self._pending
             self._pending = np.concatenate((have, records_of_steps)) if len(have) else records_of_steps
         if special is not None:

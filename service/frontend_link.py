@@ -61,7 +61,13 @@ class FrontendLink:
         asks = Ring(inputs.capacity, inputs.record_bytes, *rings[:3])
         replies = Ring(outputs.capacity, outputs.record_bytes, *rings[3:])
         batcher = RemoteBatcher(
-            capacity, MessageWriter(asks, inputs), Reader(replies), inputs, outputs, queue_messages
+            capacity,
+            MessageWriter(asks, inputs),
+            Reader(replies),
+            inputs,
+            outputs,
+            queue_messages,
+            about["max_chunk"],
         )
         batcher.watch_room = lambda on: self._bell.watch(asks.freed, on)
         self._batchers[replies.written] = self._batchers[asks.freed] = batcher
@@ -109,6 +115,7 @@ class FrontendLink:
             self.tunnel.lose(EngineLost(LOST))
             for model in self.models:
                 model.batcher.close()
+            self._bell.close()
 
         self._thread.start()
         self._pipe.send(LANE, 0, lane.encode())

@@ -17,15 +17,14 @@ class MessageWriter(Writer):
         super().__init__(ring)
         self._layout = layout
 
-    def message(self, session: Session, work: Work, done: int) -> int:
-        """Write timesteps of a message from `done` on, as many as there is room for; how many are written then.
+    def message(self, session: Session, work: Work, done: int, size: int) -> bool:
+        """Write `size` timesteps of a message from `done` on, all or, where there is no room, none.
 
         Of a message of one timestep the reader has still to be told.
         """
-        steps = work.steps
-        if steps == 1:
-            if not self.room(1):
-                return 0
+        if self.room(size) < size:
+            return False
+        if work.steps == 1:
             at = self.place()
             HEADER.pack_into(
                 self.bytes, at, STEP, work.output.value, 1, 1, session.slot, session.generation, 1,
@@ -34,15 +33,9 @@ class MessageWriter(Writer):
             for payload, (begin, end) in zip(work.payloads, self._layout.places, strict=True):
                 self.bytes[at + begin : at + end] = payload
             self.wrote()
-            return 1
-        while done < steps:
-            # A part that is not the message's last goes only where it is as large as a part may be.
-            size = min(steps - done, self._layout.part)
-            if self.room(size) < size:
-                break
+        else:
             self.write(self._part(session, work, done, size))
-            done += size
-        return done
+        return True
 
     def _part(self, session: Session, work: Work, done: int, size: int) -> Records:
         layout = self._layout

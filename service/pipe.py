@@ -71,10 +71,12 @@ class Pipe:
             return len(data)
 
     def _write(self) -> None:
+        ready = select.poll()
+        ready.register(self._socket, select.POLLOUT)
         while True:
             self._unsent_there.wait()
-            with contextlib.suppress(OSError, ValueError):
-                select.select([], [self._socket], [])
+            with contextlib.suppress(OSError):
+                ready.poll()
             with self._lock:
                 if self._closed:
                     return

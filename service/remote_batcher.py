@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,22 @@ if TYPE_CHECKING:
 LOST = "the process that ran the models has died, and the session's state with it"
 
 
+class RemoteSession(Session):
+    """A session of a front end. `queue` holds the messages that are not answered, `unwritten` those not yet written.
+
+    `sent` counts the timesteps that were written, `applied` those that the engine has run, `begun` those written of the
+    first message that is not wholly written.
+    """
+
+    __slots__ = ("applied", "begun", "sent", "starved", "unwritten")
+
+    def __init__(self, session_id: str, owner: Owner, seat: int, generation: int, peer: str) -> None:
+        super().__init__(session_id, owner, seat, generation, time.monotonic(), peer)
+        self.unwritten: deque[Work] = deque()
+        self.sent = self.applied = self.begun = 0
+        self.starved = False  # waits for room in the ring
+
+
 class RemoteBatcher:
     """What streams use of a `Batcher`: sessions and their messages go to the engine's process, replies come from it.
 
@@ -46,6 +62,7 @@ class RemoteBatcher:
         inputs: Layout,
         outputs: Layout,
         queue_messages: int,
+        max_chunk: int,
     ) -> None:
         self.capacity = capacity
         self.asks = asks
@@ -54,10 +71,13 @@ class RemoteBatcher:
         self._outputs = outputs
         self._queue_messages = queue_messages
         self._lock = threading.Lock()
-        self._sessions: dict[int, Session] = {}
-        # What found no room: a session's message and how many of its timesteps are written, or records.
-        self._backlog: deque[tuple[Session, Work, int] | Records] = deque()
-        self._stalled: Counter[Session] = Counter()
+        self._sessions: dict[int, RemoteSession] = {}
+        # What found no room in the ring, in order: sessions with messages, or records.
+        self._backlog: deque[RemoteSession | Records] = deque()
+        # Of one session, in timesteps: what goes at once; and what may be on its way, one chunk behind the one that
+        # runs. More would wait where others' steps have to get past it.
+        self._part = min(max_chunk, inputs.part)
+        self._window = 2 * max_chunk
         self._lost = False
         self._telling = False  # the engine will be told of what is written, behind what has arrived
         # Has the replying thread call `flush` once there is room, or no longer.
@@ -65,7 +85,7 @@ class RemoteBatcher:
 
     # Sessions
 
-    def open(self, session_id: str, owner: Owner, peer: str = "") -> Session:
+    def open(self, session_id: str, owner: Owner, peer: str = "") -> RemoteSession:
         """Start a session at the initial state.
 
         Raises:
@@ -76,13 +96,13 @@ class RemoteBatcher:
             if self._lost:
                 raise EngineLost(LOST)
             seat, generation = self.capacity.take_seat(limited=bool(session_id))
-            session = Session(session_id, owner, seat, generation, time.monotonic(), peer)
+            session = RemoteSession(session_id, owner, seat, generation, peer)
             self._sessions[seat] = session
             text = f"{session_id} {peer}".encode()
             self._put(text_records(self._inputs, OPEN, seat, generation, text))
         return session
 
-    def end(self, session: Session) -> bool:
+    def end(self, session: RemoteSession) -> bool:
         """End `session`; False where it had ended already."""
         with self._lock:
             if session.ended:
@@ -90,11 +110,10 @@ class RemoteBatcher:
             session.ended = True
             session.queue.clear()
             self._sessions.pop(session.slot, None)
-            dropped = self._stalled.pop(session, 0)
-            if dropped:
-                self._backlog = deque(
-                    each for each in self._backlog if isinstance(each, np.ndarray) or each[0] is not session
-                )
+            dropped = len(session.unwritten)
+            session.unwritten.clear()
+            if session.starved:
+                self._backlog = deque(each for each in self._backlog if each is not session)
                 if not self._backlog:
                     self.watch_room(False)
             if not self._lost:
@@ -107,7 +126,7 @@ class RemoteBatcher:
         else:
             self.asks.write(records)
 
-    def _stall(self, what: tuple[Session, Work, int] | Records) -> None:
+    def _stall(self, what: RemoteSession | Records) -> None:
         self.asks.tell()
         self._backlog.append(what)
         if len(self._backlog) == 1:
@@ -118,12 +137,12 @@ class RemoteBatcher:
         """Sessions that hold a seat, over all front ends."""
         return self.capacity.live
 
-    def release(self, session: Session, hold: int | None = None) -> None:
+    def release(self, session: RemoteSession, hold: int | None = None) -> None:
         """Nothing here is held: generations run where the engine is."""
 
     # Messages
 
-    def submit(self, session: Session, work: Work, soon: Soon | None = None) -> bool:
+    def submit(self, session: RemoteSession, work: Work, soon: Soon | None = None) -> bool:
         """Send one message of `session`. Work of a session that has ended is dropped.
 
         Returns:
@@ -134,19 +153,39 @@ class RemoteBatcher:
                 return False
             session.last_used_s = time.monotonic()
             session.queue.append(work)
+            session.unwritten.append(work)
             room = len(session.queue) < self._queue_messages
-            written = 0 if self._backlog else self.asks.message(session, work, 0)
-            if written < work.steps:
-                self._stall((session, work, written))
-                self._stalled[session] += 1
-                room = False
             session.paused = not room
+            self._go_on(session)
             if self.asks.untold and not self._telling:
                 # One session's client waits for it; with more, what arrives together is told of together.
                 self._telling = soon is not None and len(self._sessions) > 1 and soon(self._tell)
                 if not self._telling:
                     self.asks.tell()
         return room
+
+    def _go_on(self, session: RemoteSession) -> None:
+        """Write of `session` what it may, or have it wait for room."""
+        if not session.starved and (self._backlog or not self._write(session)):
+            session.starved = True
+            self._stall(session)
+
+    def _write(self, session: RemoteSession) -> bool:
+        """Write as much of `session` as may be on its way; False where the ring has no room for it."""
+        while session.unwritten:
+            work: Work = session.unwritten[0]
+            size = min(work.steps - session.begun, self._part)
+            out = session.sent - session.applied
+            if out and out + size > self._window:
+                return True
+            if not self.asks.message(session, work, session.begun, size):
+                return False
+            session.sent += size
+            session.begun += size
+            if session.begun == work.steps:
+                session.unwritten.popleft()
+                session.begun = 0
+        return True
 
     def _tell(self) -> None:
         with self._lock:
@@ -158,7 +197,6 @@ class RemoteBatcher:
 
     def flush(self) -> None:
         """Write what waited for room."""
-        resumed = []
         with self._lock:
             while self._backlog:
                 first = self._backlog[0]
@@ -166,30 +204,14 @@ class RemoteBatcher:
                     if self.asks.room(len(first)) < len(first):
                         break
                     self.asks.write(first)
+                elif self._write(first):
+                    first.starved = False
                 else:
-                    session, work, done = first
-                    written = self.asks.message(session, work, done)
-                    if written < work.steps:
-                        self._backlog[0] = (session, work, written)
-                        break
-                    self._stalled[session] -= 1
-                    if not self._stalled[session]:
-                        del self._stalled[session]
-                    if self._may_resume(session):
-                        resumed.append(session)
+                    break
                 self._backlog.popleft()
             self.asks.tell()
             if not self._backlog:
                 self.watch_room(False)
-        for session in resumed:
-            session.owner.resume()
-
-    def _may_resume(self, session: Session) -> bool:
-        """Whether a session that was paused has room again; it is paused no more then."""
-        if not session.paused or len(session.queue) >= self._queue_messages or self._stalled.get(session):
-            return False
-        session.paused = False
-        return True
 
     def came(self) -> None:
         """Hand the replies that have come to the sessions' owners."""
@@ -218,35 +240,41 @@ class RemoteBatcher:
                     session.owner.fail(unpack_error(text))
                 continue
             if session is not None and session.generation == generation:
-                if mode == Output.NONE.value:
-                    outputs = [b""] * len(self._outputs.places)
-                elif end - begin == 1:
-                    at = begin * self._outputs.record_bytes
+                outputs: list[bytes] = []
+                if mode != Output.ALL.value and not is_last:
+                    pass  # tells how far the engine is
+                elif mode == Output.NONE.value:
+                    pass
+                elif mode == Output.LAST.value or end - begin == 1:
+                    at = (end - 1) * self._outputs.record_bytes
                     outputs = [data[at + first : at + to] for first, to in self._outputs.places]
                 else:
                     outputs = [records[begin:end, first:to].tobytes() for first, to in self._outputs.places]
                 self._reply(session, outputs, index, last=bool(is_last))
             begin = end
 
-    def _reply(self, session: Session, outputs: list[bytes], step_index: int, *, last: bool) -> None:
+    def _reply(self, session: RemoteSession, outputs: list[bytes], step_index: int, *, last: bool) -> None:
         with self._lock:
             if session.ended:
                 return
+            session.applied = step_index
+            if session.unwritten:
+                self._go_on(session)
+                self.asks.tell()
             work: Work = session.queue[0]
-            if not last or work.pieces is not None:
+            if work.output is Output.ALL and (not last or work.pieces is not None):
                 if work.pieces is None:
                     work.pieces = [[] for _ in outputs]
                 for pieces, tensor in zip(work.pieces, outputs, strict=True):
                     pieces.append(tensor)
-                if not last:
-                    return
-                outputs = [b"".join(pieces) for pieces in work.pieces]
+                outputs = [b"".join(pieces) for pieces in work.pieces] if last else []
+            if not last:
+                return
             session.queue.popleft()
             session.step_index = step_index
             session.fresh = False
-            resume = self._may_resume(session)
-        if work.output is Output.NONE:
-            outputs = []
+            resume = session.paused and len(session.queue) < self._queue_messages
+            session.paused = session.paused and not resume
         session.owner.deliver(work, outputs, work.steps_given, step_index)
         if resume:
             session.owner.resume()

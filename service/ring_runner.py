@@ -94,7 +94,9 @@ class RingRunner:
         desk.applied[batch.seats] += batch.counts
         desk.fresh[batch.seats] = False
         np.subtract.at(desk.queued, head["seat"], head["last"])
-        desk.answer(self._replies(batch, staged, index, last | (head["mode"] == Output.ALL.value)))
+        # A row's last timestep says how far the session is, though its message may go on.
+        told = last | (head["mode"] == Output.ALL.value) | (batch.place + 1 == batch.counts[batch.row])
+        desk.answer(self._replies(batch, staged, index, told))
         now_s = time.perf_counter()
         stamps = head["stamp"]
         requests = int(np.count_nonzero(first | (batch.place == 0)))
@@ -113,7 +115,7 @@ class RingRunner:
         )
 
     def _replies(self, batch: RingBatch, staged: Staged, index: np.ndarray, wanted: np.ndarray) -> Records:
-        """A record for each timestep of which the reply carries outputs, or that ends a message."""
+        """A record for each timestep that `wanted`, bool[n], names."""
         layout = batch.desk.outputs
         head = batch.head[wanted]
         replies = np.zeros((len(head), layout.record_bytes), np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -15,14 +15,14 @@ from streamcell.card import Tensor
 from streamcell.service.bell import EventBell
 from streamcell.service.errors import EngineLost, ServiceError
 from streamcell.service.message_writer import MessageWriter
-from streamcell.service.remote_batcher import RemoteBatcher
-from streamcell.service.ring import Reader, Ring
-from streamcell.service.ring_records import END, OPEN, STEP, Layout, head_of, text_at
+from streamcell.service.remote_batcher import RemoteBatcher, RemoteSession
+from streamcell.service.ring import Reader, Ring, Writer
+from streamcell.service.ring_records import END, FIELDS, OPEN, STEP, Layout, head_of, text_at
 from streamcell.service.seats import SharedCapacity
-from streamcell.service.session import Output, Session, Work
+from streamcell.service.session import Output, Work
 
 X = Tensor(name="x", dtype="float32", step_shape=(3,))
-QUEUE = 6
+QUEUE, CHUNK = 6, 16
 
 
 @dataclass
@@ -31,11 +31,16 @@ class Client:
 
     may_send: bool = True
     sent: list[bytes] = field(default_factory=list)
+    answers: list[bytes] = field(default_factory=list)
     error: ServiceError | None = None
 
     def resume(self) -> None:
         assert not self.may_send
         self.may_send = True
+
+    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
+        assert steps == work.steps
+        self.answers += outputs
 
     def fail(self, error: ServiceError) -> None:
         self.error = error
@@ -50,29 +55,45 @@ class Rig:
         asks, replies = (Ring.make(records, self.layout.record_bytes) for _ in range(2))
         capacity = SharedCapacity(64, 1, stateful=True, holder=2)
         writer = MessageWriter(asks, self.layout)
-        self.batcher = RemoteBatcher(capacity, writer, Reader(replies), self.layout, self.layout, QUEUE)
+        self.batcher = RemoteBatcher(
+            capacity, writer, Reader(replies), self.layout, self.layout, QUEUE, CHUNK
+        )
+        self.replies = Writer(replies)
+        self.applied: Counter[tuple[int, int]] = Counter()
         self.bell = EventBell()
         self.watching = False
         self.batcher.watch_room = self._watch
         self.reader = Reader(asks)
         self.arrived: dict[tuple[int, int], list[bytes]] = defaultdict(list)
         self.dropped: dict[tuple[int, int], int] = {}
-        self.clients: dict[Session, Client] = {}
+        self.clients: dict[RemoteSession, Client] = {}
         self.names = count(1)
         self.later: list[object] = []
+        self.most = 0  # timesteps of one session that were on their way at a time
+
+    def _on_the_way(self, key: tuple[int, int]) -> int:
+        return sum(
+            session.sent - session.applied
+            for session in self.clients
+            if (session.slot, session.generation) == key
+        )
+
+    def close(self) -> None:
+        self.batcher.close()
+        self.bell.close()
 
     def _watch(self, on: bool) -> None:
         assert on != self.watching
         self.watching = on
         self.bell.watch(self.batcher.asks.ring.freed, on)
 
-    def open(self) -> Session:
+    def open(self) -> RemoteSession:
         client = Client()
         session = self.batcher.open(f"s{next(self.names)}", client, "peer")  # type: ignore[arg-type]
         self.clients[session] = client
         return session
 
-    def send(self, session: Session, steps: int, soon: bool) -> None:
+    def send(self, session: RemoteSession, steps: int, soon: bool) -> None:
         client = self.clients[session]
         payload = np.random.default_rng(len(client.sent)).standard_normal((steps, 3)).astype("<f4").tobytes()
         client.sent.append(payload)
@@ -86,12 +107,23 @@ class Rig:
             callback()  # type: ignore[operator]
 
     def read(self) -> None:
-        """The engine reads, and the front end's replying thread goes on with what waited for room."""
+        """The engine reads and sends back what it got; the front end's replying thread takes it and goes on."""
         records = self.reader.read()
         if records is not None:
             self._take(records)
+            self._answer(records)
+            self.batcher.came()
         if self.watching:
             self.batcher.flush()
+
+    def _answer(self, records: np.ndarray) -> None:
+        replies = records[head_of(records)["kind"] == STEP].copy()
+        fields = np.ndarray(len(replies), FIELDS, replies, strides=(self.layout.record_bytes,))
+        for at, (seat, generation) in enumerate(zip(fields["seat"], fields["generation"], strict=True)):
+            self.applied[int(seat), int(generation)] += 1
+            fields["index"][at] = self.applied[int(seat), int(generation)]
+        assert self.replies.room(len(replies)) >= len(replies)
+        self.replies.write(replies)
 
     def _take(self, records: np.ndarray) -> None:
         head, at = head_of(records), 0
@@ -108,6 +140,7 @@ class Rig:
             else:
                 assert head["kind"][at] == STEP
                 assert key not in self.dropped
+                self.most = max(self.most, self._on_the_way(key))
                 if head["first"][at]:
                     self.arrived[key].append(b"")
                 place = len(self.arrived[key][-1]) // X.step_bytes
@@ -129,8 +162,8 @@ def test_messages_arrive_whole_and_in_order_and_none_is_lost(
     records: int, moves: list[tuple[str, int, int, bool]]
 ) -> None:
     rig = Rig(records)
-    live: list[Session] = []
-    ended: list[Session] = []
+    live: list[RemoteSession] = []
+    ended: list[RemoteSession] = []
     for move, which, steps, soon in moves:
         if move == "o" and len(live) < 4:
             live.append(rig.open())
@@ -150,12 +183,15 @@ def test_messages_arrive_whole_and_in_order_and_none_is_lost(
     rig.behind()
     for _ in range(2000):
         rig.read()
-        if not rig.watching:
+        if not rig.watching and not any(session.unwritten for session in live):
             break
     rig.read()
     assert not rig.watching
+    rig.close()
+    assert rig.most <= 2 * CHUNK
     for session in live:
         assert rig.arrived[session.slot, session.generation] == rig.clients[session].sent
+        assert rig.clients[session].answers == rig.clients[session].sent
     for session in ended:
         sent, came = rig.clients[session].sent, rig.arrived[session.slot, session.generation]
         dropped = rig.dropped[session.slot, session.generation]
@@ -177,6 +213,7 @@ def test_a_session_whose_message_waits_for_room_may_end_and_another_may_wait_the
         rig.read()
     assert not rig.watching
     assert len(rig.dropped) == 3
+    rig.close()
 
 
 def test_a_lost_engine_ends_every_session_and_takes_no_new_one() -> None:
@@ -189,3 +226,4 @@ def test_a_lost_engine_ends_every_session_and_takes_no_new_one() -> None:
         assert rig.batcher.end(session)
     with pytest.raises(EngineLost):
         rig.open()
+    rig.close()

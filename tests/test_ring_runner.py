@@ -130,7 +130,10 @@ class Front:
                 at += count
                 continue
             assert head["kind"][at] == STEP
-            told.begun.append(records[at, begin:end].tobytes())
+            if (
+                head["last"][at] or head["mode"][at] == Output.ALL.value
+            ):  # else it says how far the session is
+                told.begun.append(records[at, begin:end].tobytes())
             if head["last"][at]:
                 mode = Output(int(head["mode"][at]))
                 steps = np.frombuffer(b"".join(told.begun), np.float32).reshape(len(told.begun), -1)

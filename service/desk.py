@@ -218,11 +218,6 @@ class Desk:
         self._pending = rest(records, at, seats)
         return RingBatch(self, taken, head_of(taken), row, place, seats, counts)
 
-    @property
-    def busy(self) -> bool:
-        """Whether something that is pending could run."""
-        return bool(len(self._pending)) and not self._stuck
-
     # Answers
 
     def answer(self, records: Records) -> None:

@@ -17,7 +17,7 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from streamcell.service import lane_choice
-from streamcell.service.fast_lane import FastLane
+from streamcell.service.fast_lane import FastLane, _Inline
 from streamcell.service.lane_choice import LaneError, check, choose_lane
 from streamcell.service.threaded_lane import ThreadedLane
 
@@ -39,14 +39,9 @@ def test_a_call_finishes_by_the_same_bookkeeping() -> None:
         assert hasattr(state, name), f"grpcio {grpc.__version__}: _RPCState has no {name}"
 
 
-def test_a_non_blocking_handler_gets_the_call_and_a_callback() -> None:
-    seen: list[Any] = []
-
-    def behaviour(requests: Any, context: Any, finish: Any) -> None:
-        seen.extend([context._rpc_event.call.start_server_batch, context._state, finish])
-        finish(None)
-
-    behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
+def serve_one_call(behaviour: Any) -> None:
+    """Have a real server answer one stream, without messages, by the non-blocking `behaviour`."""
+    behaviour.experimental_non_blocking = True
     server = grpc.server(futures.ThreadPoolExecutor(1))
     handlers = {"Stream": grpc.stream_stream_rpc_method_handler(behaviour)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
@@ -56,6 +51,16 @@ def test_a_non_blocking_handler_gets_the_call_and_a_callback() -> None:
         stream: Any = channel.stream_stream("/test/Stream")
         assert list(stream(iter([]), timeout=10)) == []
     server.stop(0).wait(10)
+
+
+def test_a_non_blocking_handler_gets_the_call_and_a_callback() -> None:
+    seen: list[Any] = []
+
+    def behaviour(requests: Any, context: Any, finish: Any) -> None:
+        seen.extend([context._rpc_event.call.start_server_batch, context._state, finish])
+        finish(None)
+
+    serve_one_call(behaviour)
     assert len(seen) == 3
     assert isinstance(seen[1], _server._RPCState)
 
@@ -71,16 +76,9 @@ def test_a_batch_of_no_operations_comes_behind_what_has_arrived() -> None:
         assert call.start_server_batch((), _later(order, "second")) == cygrpc.CallError.ok
         assert order == []  # not at once
 
-    behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    handlers = {"Stream": grpc.stream_stream_rpc_method_handler(behaviour)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stream: Any = channel.stream_stream("/test/Stream")
-        assert list(stream(iter([]), timeout=10)) == []
-    server.stop(0).wait(10)
+    # As the lane has it: on the serving thread itself, which takes no tag meanwhile.
+    behaviour.experimental_thread_pool = _Inline(1)  # type: ignore[attr-defined]
+    serve_one_call(behaviour)
     assert order == ["first", "second", "third"]
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +129,29 @@ def eventually() -> Callable[[Callable[[], bool]], bool]:
         return holds()
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def counted() -> Callable[[Callable[[], object]], Counter[str]]:
+    """Counts the calls of functions while one runs: Python's by qualified name, C's by theirs with "C:" before it."""
+
+    def count(run: Callable[[], object]) -> Counter[str]:
+        calls: Counter[str] = Counter()
+
+        def note(frame: FrameType, event: str, argument: Any) -> None:
+            if event == "call":
+                calls[frame.f_code.co_qualname] += 1
+            elif event == "c_call":
+                calls["C:" + argument.__qualname__] += 1
+
+        sys.setprofile(note)
+        try:
+            run()
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    return count
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -643,32 +641,15 @@ def test_the_engine_s_own_thread_serves_rings_and_notes_a_lost_front_end(
     for front in fronts:
         rig.desk.lose(front.holder)
         rig.fronts.remove(front)
-    rig.desk.wake()
     while time.monotonic() < deadline_s and rig.desk.capacity.live:
         time.sleep(0.001)
     assert rig.desk.capacity.live == len(rig.table) == 0
 
 
-def counted(run: Callable[[], object]) -> Counter[str]:
-    """Calls of functions while `run` runs, Python's and C's, by name."""
-    calls: Counter[str] = Counter()
-
-    def note(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call":
-            calls[frame.f_code.co_qualname] += 1
-        elif event == "c_call":
-            calls["C:" + argument.__qualname__] += 1
-
-    sys.setprofile(note)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return calls
-
-
 @pytest.mark.parametrize("steps", [1, 3])
-def test_no_line_of_python_runs_a_session(rigs: Rigs, steps: int) -> None:
+def test_no_line_of_python_runs_a_session(
+    rigs: Rigs, steps: int, counted: Callable[[Callable[[], object]], Counter[str]]
+) -> None:
     """From the ring and back, 256 sessions take the calls that 16 take; no fewer take more."""
     rig = rigs("lstm", max_sessions=256, max_batch=256)
     front = rig.front()

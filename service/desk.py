@@ -51,7 +51,7 @@ class Desk:
         self.outputs = Layout.of(signature.outputs, model.max_chunk)
         self._sessions = sessions
         self._watch = bell.watch
-        self.wake = bell.release
+        self._wake = bell.release
         self._lines: dict[int, _Line] = {}
         seats = self.capacity.seats
         self.applied = np.zeros(seats, np.int64)
@@ -82,8 +82,9 @@ class Desk:
         return asks, replies
 
     def lose(self, holder: int) -> None:
-        """A front end has gone: the engine's thread, which is to be woken, ends its sessions."""
+        """A front end has gone: the engine's thread ends its sessions."""
         self._lost.append(holder)
+        self._wake()
 
     def _drop_line(self, holder: int) -> None:
         with self._lock:

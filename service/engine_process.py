@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 
@@ -21,6 +18,7 @@ from streamcell.card import telemetry  # noqa: F401  # before ONNX Runtime is im
 
 from .bell import EventBell
 from .calls import Handler
+from .child_process import ChildProcess, run
 from .children import ATTACH, ATTACHED, DRAIN, DRAINED, READY, RINGS, SCRAPE, SCRAPED, SETTINGS, STOP, UNFIT
 from .desk import Desk
 from .device import DeviceError
@@ -36,11 +34,11 @@ from .tunnel_lane import TunnelLane
 _log = structlog.get_logger(__name__)
 
 
-class EngineProcess:
+class EngineProcess(ChildProcess):
     """The host of the models, and the front ends that are attached to it."""
 
     def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
+        super().__init__(pipe)
         self._host: Host | None = None
         self._desks: dict[tuple[str, str], Desk] = {}
         self._lane = TunnelLane()
@@ -48,7 +46,6 @@ class EngineProcess:
         self._links: list[Link] = []
         self._registry = CollectorRegistry()
         self._holders = itertools.count(2)
-        self._stopped = threading.Event()
 
     def came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
         """A message of the supervisor's."""
@@ -63,7 +60,7 @@ class EngineProcess:
         elif kind == STOP:
             if self._host is not None:
                 self._host.stop()
-            self._stopped.set()
+            self.stop()
 
     def _load(self, settings: Settings) -> None:
         configure(settings.log_level, settings.log_format)
@@ -73,7 +70,7 @@ class EngineProcess:
             host = self._host = Host(settings, self._served, bell=EventBell if rings else lambda: None)
         except (DeviceError, ModelLoadError, OSError) as error:
             self._pipe.send(UNFIT, body=str(error).encode())
-            self._stopped.set()
+            self.stop()
             return
         for model in host.models if rings else ():
             desk = Desk(model, host.sessions)
@@ -124,26 +121,6 @@ class EngineProcess:
             self._host.drain()
         self._pipe.send(DRAINED)
 
-    def gone(self) -> None:
-        """The supervisor has gone: so does this."""
-        os._exit(1)
-
-    def wait(self) -> None:
-        """Return once the supervisor has said that it is over."""
-        self._stopped.wait()
-
-
-def main() -> None:
-    """Run until told otherwise."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor's to deal with
-    pipe = Pipe(int(sys.argv[1]))
-    process = EngineProcess(pipe)
-    pipe.start("supervisor", process.came, process.gone)
-    process.wait()
-    sys.stderr.flush()
-    os._exit(0)
-
 
 if __name__ == "__main__":
-    main()
+    run(EngineProcess)

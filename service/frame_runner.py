@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import structlog
@@ -12,12 +11,13 @@ from .batcher import Batcher
 from .capacity import Ints
 from .engine import Engine, Staged
 from .errors import EngineFailed, RefusedByModel, ServiceError
-from .frame import Bytes, Frame, Piece
+from .frame import Frame, Piece
 from .frame_rows import begin
 from .frame_turns import Turn
 from .members import EXPIRED, FAILED, Members
 from .model_metrics import ModelMetrics
 from .slots import INITIAL_ROW
+from .staging import steps_of
 
 _log = structlog.get_logger(__name__)
 _FAILED = "the model's run failed; the session has ended"
@@ -136,7 +136,7 @@ class FrameRunner:
         """Copy the pieces' rows one after another into the staging buffers."""
         used = sum(len(piece.rows) for _, piece in run)
         staged = self._engine.stage(used, max(piece.longest for _, piece in run))
-        targets = _steps_of(staged.inputs, self._input_bytes)
+        targets = list(map(steps_of, staged.inputs, self._input_bytes))
         at = 0
         for members, piece in run:
             end = at + len(piece.rows)
@@ -153,7 +153,7 @@ class FrameRunner:
 
     def _land(self, run: list[tuple[Members, Piece]], staged: Staged) -> None:
         """The states have advanced: note it, and copy the outputs out."""
-        sources = _steps_of(staged.outputs, self._output_bytes)
+        sources = list(map(steps_of, staged.outputs, self._output_bytes))
         at = steps = 0
         for members, piece in run:
             handles = piece.frame.handles[piece.rows]
@@ -207,8 +207,3 @@ class FrameRunner:
         inside = frame.handles < len(members.applied)
         frame.step_indices = np.zeros(len(frame.handles), np.int64)
         frame.step_indices[inside] = members.applied[frame.handles[inside]]
-
-
-def _steps_of(views: Sequence[memoryview], sizes: Sequence[int]) -> list[Bytes]:
-    """Staging buffers as uint8[steps, step_bytes]."""
-    return [np.frombuffer(view, np.uint8).reshape(-1, size) for view, size in zip(views, sizes, strict=True)]

@@ -6,10 +6,6 @@ It speaks with the supervisor over the socket FD and ends when that is closed.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +14,7 @@ from google.protobuf.message import DecodeError
 from streamcell.proto import pb
 
 from .calls import Call, Handler, StreamHandler, UnaryCall
+from .child_process import ChildProcess, run
 from .children import ATTACHED, DRAIN, READY, RINGS, SETTINGS, STOP, UNFIT
 from .frontend_link import FrontendLink
 from .lane_choice import LaneError, choose_lane
@@ -37,16 +34,15 @@ if TYPE_CHECKING:
 _STREAM = f"/{pb.DESCRIPTOR.services_by_name['StreamCell'].full_name}/Stream"
 
 
-class FrontendProcess:
+class FrontendProcess(ChildProcess):
     """The gRPC server of one front end, and its link to the engine's process."""
 
     def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
+        super().__init__(pipe)
         self._reports = Reports()
         self._models: list[tuple[dict[str, Any], list[int]]] = []  # of the link that is being made
         self._transport: Transport | None = None
         self._draining = False
-        self._stopped = threading.Event()
         self.link: FrontendLink  # a lost one answers every call with ENGINE_LOST
         self.service: Service
 
@@ -73,7 +69,7 @@ class FrontendProcess:
         elif kind == STOP:
             if self._transport is not None:
                 self._transport.stop()
-            self._stopped.set()
+            self.stop()
 
     def _attach(self, about: dict[str, Any], fd: int) -> None:
         settings = self._settings
@@ -111,7 +107,7 @@ class FrontendProcess:
 
     def _unfit(self, error: Exception) -> None:
         self._pipe.send(UNFIT, 0, str(error).encode())
-        self._stopped.set()
+        self.stop()
 
     def _services(self, methods: dict[str, bool]) -> dict[str, dict[str, Handler]]:
         """A handler a method of the engine's process, of which `methods` says whether it is unary."""
@@ -135,14 +131,6 @@ class FrontendProcess:
 
     def _pass_stream(self, path: str) -> Callable[[Call], StreamHandler]:
         return lambda call: PassedStream(call, self.link.tunnel, path)
-
-    def gone(self) -> None:
-        """The supervisor has gone: so does this."""
-        os._exit(1)
-
-    def wait(self) -> None:
-        """Return once the supervisor has said that it is over."""
-        self._stopped.wait()
 
 
 class _Unrouted:
@@ -175,17 +163,5 @@ def _passed_whole(link: FrontendLink, first: bytes) -> bool:
     return link.whole(request.model, request.version)
 
 
-def main() -> None:
-    """Run until told otherwise."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor's to deal with
-    pipe = Pipe(int(sys.argv[1]))
-    process = FrontendProcess(pipe)
-    pipe.start("supervisor", process.came, process.gone)
-    process.wait()
-    sys.stderr.flush()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    run(FrontendProcess)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,31 +12,27 @@ from grpc._cython import cygrpc
 
 from .calls import FAULT, OnRequest, Trailing
 from .lane import AGAIN, PASSES, call_soon, finish_call
+from .one_answer import OneAnswer
 
 _log = structlog.get_logger(__name__)
 
 
-class UnaryCall:
+class UnaryCall(OneAnswer):
     """One unary call on the fast lane (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
 
-    __slots__ = (
-        "_call", "_callback", "_cancelled", "_context", "_done", "_finish", "_lock", "_on_request", "peer",
-    )  # fmt: skip
+    __slots__ = ("_call", "_context", "_finish", "_on_request", "peer")
 
     begun: ClassVar = 0  # calls so far, of all servers in this process
 
     def __init__(self, context: Any, finish: Callable[[None], None], on_request: OnRequest) -> None:
+        super().__init__()
         UnaryCall.begun += 1
         self.peer: str = context.peer()
         self._call = context._rpc_event.call
         self._context = context
         self._finish = finish
         self._on_request = on_request
-        self._lock = threading.Lock()
-        self._done = False
-        self._cancelled = False
-        self._callback: Callable[[], None] | None = None
-        if context.add_callback(self._on_end):
+        if context.add_callback(self._gone):
             self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
 
     def _on_read(self, event: Any) -> Any:
@@ -51,23 +46,6 @@ class UnaryCall:
             _log.error("unary handler failed", exc_info=error)
             self.fail(grpc.StatusCode.INTERNAL, FAULT)
         return AGAIN
-
-    def _on_end(self) -> None:
-        with self._lock:
-            self._cancelled = not self._done
-            self._done = True
-            callback, self._callback = self._callback, None
-        if callback is not None:
-            callback()
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the call ends before it is answered."""
-        with self._lock:
-            if not self._done:
-                self._callback = callback
-            if not self._cancelled:
-                return
-        callback()
 
     def soon(self, callback: Callable[[], None], passes: int = PASSES) -> bool:
         """Have `callback` called on grpcio's serving thread, after what has arrived.
@@ -112,9 +90,3 @@ class UnaryCall:
         """End the call with an error."""
         if self._first():
             finish_call(self._context, self._finish, code, details, trailing)
-
-    def _first(self) -> bool:
-        with self._lock:
-            done, self._done = self._done, True
-            self._callback = None
-        return not done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -106,20 +105,19 @@ class Link:
         if kind == ERROR:
             self._host.metrics.error(unpack_error(body))
             return
-        model, version, what = json.loads(body)
-        desk = self._desks.get((model, version))
+        model, version, what = unpack(body)
+        desk = self._desks.get((model.decode(), version.decode()))
         if desk is None:
             return
         if kind == ENDED:
-            desk.model.metrics.session_ended(what, number)
+            desk.model.metrics.session_ended(what.decode(), number)
         else:
-            desk.model.metrics.request_failed(unpack_error(json.dumps(what).encode()), number)
+            desk.model.metrics.request_failed(unpack_error(what), number)
 
     def _lost(self) -> None:
         _log.info("front end gone", holder=self._holder)
         for desk in self._desks.values():
             desk.lose(self._holder)
-            desk.wake()
         calls, self._calls = list(self._calls.values()), {}
         for call in calls:
             call.end_of_call(cancelled=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from streamcell.card import Signature
 
 from .errors import ServiceError
-from .pipe import Pipe
+from .pipe import Pipe, pack
 from .remote_batcher import RemoteBatcher
 from .ring_records import pack_error
 from .tunnel import ENDED, ERROR, FAILED
@@ -59,7 +58,7 @@ class RemoteMetrics:
     """What streams use of `ModelMetrics`."""
 
     def __init__(self, name: str, version: str, reports: Reports) -> None:
-        self._labels = [name, version]
+        self._labels = (name.encode(), version.encode())
         self._reports = reports
 
     def session_opened(self, count: int = 1) -> None:
@@ -68,12 +67,11 @@ class RemoteMetrics:
     def session_ended(self, reason: str, count: int = 1) -> None:
         """`count` sessions ended."""
         if count:
-            self._reports.send(ENDED, count, json.dumps([*self._labels, reason]).encode())
+            self._reports.send(ENDED, count, pack(*self._labels, reason.encode()))
 
     def request_failed(self, error: ServiceError, requests: int = 1, total_s: float = 0.0) -> None:
         """`requests` requests were refused with `error`."""
-        body = json.dumps([*self._labels, json.loads(pack_error(error))]).encode()
-        self._reports.send(FAILED, requests, body)
+        self._reports.send(FAILED, requests, pack(*self._labels, pack_error(error)))
 
 
 @dataclass(frozen=True)

@@ -241,10 +241,8 @@ class RemoteBatcher:
                 continue
             if session is not None and session.generation == generation:
                 outputs: list[bytes] = []
-                if mode != Output.ALL.value and not is_last:
-                    pass  # tells how far the engine is
-                elif mode == Output.NONE.value:
-                    pass
+                if mode == Output.NONE.value or (mode == Output.LAST.value and not is_last):
+                    pass  # only tells how far the engine is
                 elif mode == Output.LAST.value or end - begin == 1:
                     at = (end - 1) * self._outputs.record_bytes
                     outputs = [data[at + first : at + to] for first, to in self._outputs.places]

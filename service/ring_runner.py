@@ -10,14 +10,13 @@ import structlog
 
 from .engine import Engine
 from .errors import EngineFailed, RefusedByModel, ServiceError
-from .frame import Bytes
 from .model_metrics import ModelMetrics
 from .ring import Records
 from .ring_batch import RingBatch
 from .ring_records import HEADER, STEP
 from .session import Output, Work
 from .slots import INITIAL_ROW
-from .staging import Staged
+from .staging import Staged, steps_of
 from .values import check_values
 
 _log = structlog.get_logger(__name__)
@@ -72,7 +71,7 @@ class RingRunner:
         for view, size, (begin, end) in zip(
             staged.inputs, self._input_bytes, batch.desk.inputs.places, strict=True
         ):
-            target = _steps_of(view, size)
+            target = steps_of(view, size)
             if whole:
                 target[: len(at)] = batch.records[:, begin:end]
             else:
@@ -126,7 +125,7 @@ class RingRunner:
         fields["index"] = index[wanted]
         at = (batch.row * staged.steps + batch.place)[wanted]
         for view, size, (begin, end) in zip(staged.outputs, self._output_bytes, layout.places, strict=True):
-            replies[:, begin:end] = _steps_of(view, size)[at]
+            replies[:, begin:end] = steps_of(view, size)[at]
         return replies
 
     # What goes wrong: a row at a time
@@ -188,8 +187,3 @@ class RingRunner:
         # The first of each session is counted by its front end.
         self._metrics.request_failed(error, messages - len(batch.seats))
         refused += self._firsts(batch, error)
-
-
-def _steps_of(view: memoryview, size: int) -> Bytes:
-    """A staging buffer as uint8[steps, step_bytes]."""
-    return np.frombuffer(view, np.uint8).reshape(-1, size)

@@ -131,7 +131,6 @@ class SharedCapacity(Capacity):
 
     def take(self, *, limited: bool = True) -> tuple[int, int]:
         """Room for one session: its slot and the slot's generation, 0 and 0 for a stateless model."""
-        self.check_open()
         if self._stateful:
             seat, generation = self.take_seat()
             return seat + self._first, generation
@@ -143,7 +142,6 @@ class SharedCapacity(Capacity):
 
     def take_many(self, count: int) -> tuple[Ints, Ints]:
         """Room for `count` sessions, all or none: int64[count] slots and generations."""
-        self.check_open()
         with self._locked():
             self._check(count)
             if self._stateful:

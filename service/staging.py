@@ -84,6 +84,11 @@ def _view(array: Array) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
+def steps_of(view: memoryview, step_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A staging buffer as uint8[steps, step_bytes]."""
+    return np.frombuffer(view, np.uint8).reshape(-1, step_bytes)
+
+
 class HostStaging:
     """The model reads and writes the buffers themselves.
 

@@ -9,6 +9,7 @@ import grpc
 import structlog
 
 from .calls import FAULT, Metadata, StreamHandler, Trailing
+from .one_answer import OneAnswer
 from .pipe import Pipe
 from .tunnel import ACCEPTED, ANSWER, REPLY, REPLY_ON, ROOM, SKIP, STATUS, WINDOW, pack_status
 
@@ -137,25 +138,21 @@ class TunnelCall:
         self.end(grpc.StatusCode.INTERNAL, FAULT)
 
 
-class TunnelUnary:
+class TunnelUnary(OneAnswer):
     """One unary call that came through a front end (a `calls.UnaryCall`); `forget` is told when it is answered."""
 
     def __init__(self, pipe: Pipe, number: int, peer: str, forget: Callable[[int], None]) -> None:
+        super().__init__()
         self.peer = peer
         self._pipe = pipe
         self._number = number
         self._forget = forget
-        self._lock = threading.Lock()
-        self._done = self._cancelled = False
-        self._callback: Callable[[], None] | None = None
 
     def _first(self) -> bool:
-        with self._lock:
-            done, self._done = self._done, True
-            self._callback = None
-        if not done:
+        first = super()._first()
+        if first:
             self._forget(self._number)
-        return not done
+        return first
 
     def answer(self, data: bytes) -> None:
         """Send the response with status OK."""
@@ -167,24 +164,10 @@ class TunnelUnary:
         if self._first():
             self._pipe.send(STATUS, self._number, pack_status(code, details, trailing))
 
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the call ends before it is answered."""
-        with self._lock:
-            if not self._done:
-                self._callback = callback
-            if not self._cancelled:
-                return
-        callback()
-
     def soon(self, callback: Callable[[], None]) -> bool:
         """Never, as for streams."""
         return False
 
     def end_of_call(self, cancelled: bool) -> None:
         """The call has gone."""
-        with self._lock:
-            self._cancelled = not self._done
-            self._done = True
-            callback, self._callback = self._callback, None
-        if callback is not None:
-            callback()
+        self._gone()

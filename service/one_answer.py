@@ -1,0 +1,42 @@
+"""A unary call is answered once, or its client goes first."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class OneAnswer:
+    """That part of a `calls.UnaryCall`. Thread-safe."""
+
+    __slots__ = ("_callback", "_cancelled", "_done", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done = self._cancelled = False
+        self._callback: Callable[[], None] | None = None
+
+    def _first(self) -> bool:
+        """Whether the call is to be answered now: not where it has been, or has gone."""
+        with self._lock:
+            done, self._done = self._done, True
+            self._callback = None
+        return not done
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if the call ends before it is answered."""
+        with self._lock:
+            if not self._done:
+                self._callback = callback
+            if not self._cancelled:
+                return
+        callback()
+
+    def _gone(self) -> None:
+        """The call is over."""
+        with self._lock:
+            self._cancelled = not self._done
+            self._done = True
+            callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()

@@ -47,7 +47,7 @@ class Sequence:
 
     __slots__ = (
         "_after", "_ended", "_held", "_last", "_live", "_lock", "_paused", "_pending", "_queue", "_sessions", "closing",
-        "key", "model", "peer", "reason",
+        "error", "key", "model", "peer", "reason",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +69,8 @@ class Sequence:
         self.model: LoadedModel | None = model
         self.peer = peer
         self.reason = "closed"
+        # What has ended it, where that was an error; known before `closing` is.
+        self.error: ServiceError | None = None
         # A request has ended it: no more are taken; those taken are answered.
         self.closing = False
         self._sessions = sessions
@@ -222,6 +224,7 @@ class Sequence:
             live, model = self._live, self.model
             if model is None:
                 return
+            self.error = error
             self.closing = True
             self.model = self._live = self._last = None
             lost = [*self._pending, *(entry for entry, _ in self._held or ())]

@@ -70,7 +70,11 @@ class Sequences:
             f"inference request for sequence {sequence} to model {model!r} must specify the START flag on the first "
             "request of the sequence"
         )
-        ending = self._errors.get(key)
+        with self._lock:
+            over = self._live.get(key)
+            if over is not None and over.error is not None:  # right now, on another thread
+                self._remember(key, over.error)
+            ending = self._errors.get(key)
         if ending is None:
             return SequenceNotStarted(text, model=model, sequence=sequence)
         kind, why, facts = ending

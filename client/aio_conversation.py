@@ -8,8 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import grpc
-
+from .aio_stream import AsyncStream
 from .errors import (
     Cancelled,
     DeadlineExceeded,
@@ -17,8 +16,6 @@ from .errors import (
     ServerFault,
     StreamCellError,
     Unavailable,
-    from_rpc,
-    from_status,
 )
 from .exchange import Exchange
 from .feed import Feed
@@ -44,13 +41,13 @@ class AsyncConversation(Generic[_Exchange]):
         self._start = start
         self._exchange = exchange
         self._limit = TimeLimit(timeout_s, self._stop_call)
-        self._call: Any = None
+        self._call: AsyncStream | None = None
 
     async def open(self) -> Self:
         """Open the session, as `async with` does; once."""
         if self._call is None and self.alive:
-            self._call = self._start()
-            await self._guard(self._call.write(self._exchange.opening()))
+            self._call = AsyncStream(self._start())
+            await self._write(self._exchange.opening())
             reply = await self._read()
             try:
                 self._exchange.greet(reply)
@@ -187,23 +184,25 @@ class AsyncConversation(Generic[_Exchange]):
             raise self._over(error) from None
 
     async def _read(self) -> Any:
-        reply = await self._guard(self._call.read())
-        if reply is grpc.aio.EOF:
-            await self._guard(self._raise_status())
+        call = self._call
+        assert call is not None
+        reply = await self._guard(call.read())
+        if reply is None:
+            error = await self._guard(call.error())
             raise self._over(
-                Unavailable("the server ended the stream before it answered", reason="STREAM_ENDED")
+                error or Unavailable("the server ended the stream before it answered", reason="STREAM_ENDED")
             )
         return reply
 
+    async def _write(self, request: Any) -> None:
+        assert self._call is not None
+        await self._guard(self._call.write(request))
+
     async def _guard(self, operation: Awaitable[_T]) -> _T:
-        """Await a step of the call within the time limit, and type its error."""
+        """Await a step of the call within the time limit."""
         self._limit.start()
         try:
             return await operation
-        except grpc.aio.AioRpcError as error:
-            raise self._over(from_rpc(error)) from None
-        except asyncio.InvalidStateError:  # the call had ended before
-            raise self._over(await self._status()) from None
         except asyncio.CancelledError:
             if self._limit.passed:
                 late = DeadlineExceeded(f"no answer within {self._limit.timeout_s:g} s: the session is over")
@@ -215,21 +214,11 @@ class AsyncConversation(Generic[_Exchange]):
         finally:
             self._limit.stop()
 
-    async def _raise_status(self) -> None:
-        if await self._call.code() is not grpc.StatusCode.OK:
-            raise self._over(await self._status())
-
-    async def _status(self) -> StreamCellError:
-        call = self._call
-        trailing = await call.trailing_metadata()
-        return from_status(await call.code(), await call.details() or "", trailing or ())
-
     async def _wait_end(self) -> None:
+        assert self._call is not None
         self._limit.start()
         try:
-            await self._call.read()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # everything was answered: what came after it lost nothing
+            await self._call.read()  # with an error or not: everything was answered
         except asyncio.CancelledError:
             if not self._limit.passed:
                 raise
@@ -243,5 +232,5 @@ class AsyncConversation(Generic[_Exchange]):
         return error if first is error else first.again()
 
     def _stop_call(self) -> None:
-        if self._call is not None and not self._call.done():
+        if self._call is not None:
             self._call.cancel()

@@ -67,7 +67,7 @@ class AsyncPool(AsyncConversation[PoolExchange]):
     ) -> None:
         """Send a timestep or a chunk of each without waiting; `receive` gives the outputs."""
         frame = self._exchange.request(x, members, EITHER, output, lengths, reset)
-        await self._guard(self._call.write(frame))
+        await self._write(frame)
 
     async def reset(self, members: Members = None) -> None:
         """Put members, or all, back to the initial state and to step index 0."""
@@ -110,11 +110,11 @@ class AsyncPool(AsyncConversation[PoolExchange]):
     ) -> Any:
         self._exchange.expect_idle()
         frame = self._exchange.request(x, members, ranks, output, lengths, reset)
-        await self._guard(self._call.write(frame))
+        await self._write(frame)
         return await self._answer()
 
     async def _change(self, *, close: Members = (), reset: Members = (), count: int = 0) -> Any:
         self._exchange.expect_idle()
         frame = self._exchange.change(close=close, reset=reset, count=count)
-        await self._guard(self._call.write(frame))
+        await self._write(frame)
         return await self._answer()

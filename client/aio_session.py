@@ -32,7 +32,7 @@ class AsyncSession(AsyncConversation[SessionExchange]):
         """Send one timestep or a chunk without awaiting its reply; waits where the server is not reading."""
         await self._settle()
         request = self._exchange.request(x, EITHER, output)
-        await self._guard(self._call.write(request))
+        await self._write(request)
 
     def generate(
         self,
@@ -84,7 +84,7 @@ class AsyncSession(AsyncConversation[SessionExchange]):
             )
             generation = self._exchange.generation
             assert generation is not None
-            await self._guard(self._call.write(request))
+            await self._write(request)
             return generation
 
         return AsyncSteps(self, start)
@@ -128,7 +128,7 @@ class AsyncSession(AsyncConversation[SessionExchange]):
         )
         search = self._exchange.generation
         assert search is not None
-        await self._guard(self._call.write(request))
+        await self._write(request)
         while not search.finished:
             await self._generation_reply(search)
         return search.hypotheses
@@ -159,7 +159,7 @@ class AsyncSession(AsyncConversation[SessionExchange]):
 
     async def _stop_generation(self, generation: Generation) -> None:
         if (request := self._exchange.stop(generation)) is not None:
-            await self._guard(self._call.write(request))
+            await self._write(request)
 
     @property
     def step_index(self) -> int:
@@ -170,5 +170,5 @@ class AsyncSession(AsyncConversation[SessionExchange]):
         await self._settle()
         self._exchange.expect_idle()
         request = self._exchange.request(x, ranks, output)
-        await self._guard(self._call.write(request))
+        await self._write(request)
         return await self._answer()

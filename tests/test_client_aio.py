@@ -12,6 +12,7 @@ import torch
 
 from streamcell.cli.server_process import ServerProcess
 from streamcell.client import (
+    AsyncSession,
     InvalidInput,
     ModelNotFound,
     NotFound,
@@ -123,5 +124,48 @@ def test_an_input_that_does_not_fit_does_no_harm_and_one_the_server_refuses_ends
                 await session.step([float("nan"), 0.0, 0.0])
             assert caught.value.reason == "NON_FINITE_INPUT"
             assert not session.alive
+
+    asyncio.run(main())
+
+
+def test_a_step_that_meets_the_end_of_its_session_is_told_why(served: ServerProcess) -> None:
+    async def endless(session: AsyncSession) -> None:
+        while True:
+            await session.step(np.zeros(3, np.float32))
+
+    async def one(client: Any) -> None:
+        async with client.session("gru") as session:
+            await session.step(np.zeros(3, np.float32))
+            closing = asyncio.create_task(client.close_session(session.id))
+            with pytest.raises(SessionClosed):
+                await endless(session)
+            await closing
+
+    async def main() -> None:
+        async with connect_async(served.target) as client:
+            for _ in range(200):  # gRPC's own timing decides which of them meet it while they write
+                await one(client)
+
+    asyncio.run(main())
+
+
+def test_answers_before_an_error_are_received_though_messages_go_on_being_sent(served: ServerProcess) -> None:
+    x = sequence(120)
+    x[60] = np.nan
+
+    async def one(client: Any) -> None:
+        async with client.session("gru") as session:
+            for row in x:
+                await session.send(row)
+            for _ in range(60):
+                await session.receive()
+            with pytest.raises(InvalidInput) as caught:
+                await session.receive()
+            assert (caught.value.reason, session.step_index) == ("NON_FINITE_INPUT", 60)
+
+    async def main() -> None:
+        async with connect_async(served.target) as client:
+            for _ in range(50):
+                await one(client)
 
     asyncio.run(main())

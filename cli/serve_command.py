@@ -111,6 +111,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
         configure_logs,
         make_server,
     )
+    from streamcell.service.garbage import calm
 
     try:
         settings = Settings.load(config, **flags)
@@ -132,6 +133,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, ask)
     try:
         server = make_server(settings)
+        calm()
         server.start()
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)

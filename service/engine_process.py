@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, GCCollector
 
 from streamcell.card import telemetry  # noqa: F401  # before ONNX Runtime is imported
 
+from . import garbage
 from .bell import EventBell
 from .calls import Handler
 from .child_process import ChildProcess, run
@@ -80,6 +81,7 @@ class EngineProcess(ChildProcess):
             self._methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
         host.report_to(self._registry)
         GCCollector(registry=self._registry)
+        garbage.calm()
         host.start()
         served = [f"{model.file.name}/{model.file.version}" for model in host.models]
         self._pipe.send(READY, 0, json.dumps(served).encode())

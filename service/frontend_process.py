@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
 
+from . import garbage
 from .calls import Call, Handler, StreamHandler, UnaryCall
 from .child_process import ChildProcess, run
 from .children import ATTACHED, DRAIN, READY, RINGS, SETTINGS, STOP, UNFIT
@@ -90,6 +91,7 @@ class FrontendProcess(ChildProcess):
             except OSError as error:
                 self._unfit(error)
                 return
+            garbage.calm()
             self._transport.start()
         transport, served = self._transport, set(about["served"])
 

@@ -8,6 +8,7 @@ import structlog
 
 from .device import Device
 from .errors import ModelInUse, ModelLoadFailed, ModelNotFound
+from .garbage import settle_again
 from .loaded import LoadedModel
 from .locate import Located, Stamp, stamp
 from .metrics import ServerMetrics
@@ -84,6 +85,7 @@ class ModelChanges:
         for model in now.values():
             if model not in new:
                 self.retired.add(model)
+        settle_again()
 
     def _known(self, name: str) -> dict[str, LoadedModel]:
         """The versions of `name` that still report, by version."""

@@ -18,6 +18,7 @@ from .errors import (
     ServerDraining,
     ServiceError,
 )
+from .garbage import settle_again
 from .load_errors import ModelLoadError
 from .locate import Located, locate
 from .metrics import ServerMetrics
@@ -150,10 +151,14 @@ class ModelControl:
                 if job is None:
                     return
                 job()
-            _try(self._changes.retired.tick)
+            _try(self._let_go)
             if polls and time.monotonic() >= due_s:
                 _try(self._poll.look)
                 due_s = time.monotonic() + self._settings.model_poll_s
+
+    def _let_go(self) -> None:
+        if self._changes.retired.tick():
+            settle_again()
 
     def _run(self, future: Future[None], job: Callable[[Future[None]], None]) -> None:
         try:

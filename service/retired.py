@@ -74,8 +74,8 @@ class Retired:
         """Seconds after which to look again; infinite where there is nothing to wait for."""
         return self._pause_s if self._entries else math.inf
 
-    def tick(self) -> None:
-        """Let go what is idle, and end sessions whose time is over."""
+    def tick(self) -> bool:
+        """Let go what is idle, and end sessions whose time is over; whether something was let go."""
         now_s = time.monotonic()
         idle = [
             entry
@@ -92,6 +92,7 @@ class Retired:
                 entry.ended = True
                 self._end(entry.model)
         self._pause_s = _LEAST_S if idle else min(_MOST_S, self._pause_s * 1.3)
+        return bool(idle)
 
     def _end(self, model: LoadedModel) -> None:
         name, version = model.file.name, model.file.version

@@ -10,7 +10,6 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -62,7 +61,7 @@ def _lane() -> None:
         call.answer(data)
 
     lane = choose_lane("fast")
-    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server = lane.server()
     methods = {"Stream": lane.stream(Echo), "Unary": lane.unary(unary)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, methods),))
     port = server.add_insecure_port("127.0.0.1:0")

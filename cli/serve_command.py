@@ -67,6 +67,10 @@ def command(
     non_finite: Annotated[
         str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
     ] = None,
+    spin_us: Annotated[
+        int | None,
+        _Option(help="Microseconds to look for messages before sleeping, where that pays; 0: none.  [100]"),
+    ] = None,
     intra_op_threads: Annotated[int | None, _Option(help="ONNX Runtime threads a run.  [1]")] = None,
     fixed_shapes: Annotated[
         bool | None, _Option(help="Pad runs to sizes 1, 2, 4, ….  [on CUDA only]")

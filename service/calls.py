@@ -9,6 +9,7 @@ import grpc
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Trailing = Metadata
+Options: TypeAlias = Sequence[tuple[str, Any]]
 
 # What the client of a call that a handler's bug has ended is told; the log has the rest.
 FAULT = "internal error"
@@ -110,11 +111,16 @@ class Lane(Protocol):
     """Makes gRPC method handlers that drive calls."""
 
     name: str
-    # Threads that grpcio's pool should have.
-    workers: int
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method; `open_` is called for each call as it begins."""
 
     def unary(self, on_request: OnRequest) -> Handler:
         """A unary method; `on_request` gets each request's bytes and must not block."""
+
+
+class ServerLane(Lane, Protocol):
+    """A lane whose calls come from a gRPC server in this process."""
+
+    def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
+        """A server for its handlers. `spin_s`: how long its thread may look for messages before it sleeps."""

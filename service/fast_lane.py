@@ -8,10 +8,13 @@ from typing import Any
 
 import grpc
 
-from .calls import Handler, OnRequest, OpenStream
+from .calls import Handler, OnRequest, OpenStream, Options
 from .lane import StreamCall
 from .lane_unary import UnaryCall
+from .serving_queue import make_server
 from .threaded_lane import ThreadedLane
+
+_OTHERS = 4
 
 
 class _Inline(futures.ThreadPoolExecutor):
@@ -33,12 +36,16 @@ class FastLane:
     """
 
     name = "fast"
-    # grpcio's pool runs the other calls only.
-    workers = 4
 
     def __init__(self) -> None:
         self._inline = _Inline(1)
         self._threaded = ThreadedLane()
+
+    def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
+        """A server on a `ServingQueue`; its threads are for the calls that no lane drives."""
+        return make_server(
+            futures.ThreadPoolExecutor(_OTHERS, thread_name_prefix="calls"), options, spin_s=spin_s
+        )
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""

@@ -1,8 +1,9 @@
 """The fast lane: calls driven by operations of our own on grpcio's completion queue.
 
 grpcio's serving thread calls the tags of these operations, so a stream needs no thread and no event loop. This
-module and `lane_unary.py` are the only ones that touch grpcio's private surface; `tests/test_lane_contract.py` holds
-what they rely on, and `lane_choice.py` falls back to the public API where that no longer works.
+module, `lane_unary.py` and `serving_queue.py` are the only ones that touch grpcio's private surface;
+`tests/test_lane_contract.py` holds what they rely on, and `lane_choice.py` falls back to the public API where that
+no longer works.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from grpc._cython import cygrpc
 
 from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
 from .reading import PAUSE_REPLIES, WAKE_REPLIES, Reading
+from .serving_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle
 
 _log = structlog.get_logger(__name__)
 
 PASSES = 128  # of a callback through the queue, at most
-AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects of a tag that ends no call
 
 
 class StreamCall:
@@ -34,7 +35,6 @@ class StreamCall:
     """
 
     gone = "cancelled"
-
     __slots__ = (
         "_call", "_context", "_finish", "_handler", "_lock", "_open", "_outbox", "_over", "_reading", "_sending",
         "_status", "_waiting", "_wake", "peer",
@@ -99,6 +99,7 @@ class StreamCall:
                 reading.half_closed = True
             elif handler is not None:
                 ahead = reading.arrived()
+                ARRIVALS.messages += 1
         if handler is None:
             return
         room = False
@@ -121,6 +122,7 @@ class StreamCall:
 
     def _on_end(self) -> None:
         """grpcio's termination callback: once, when nothing of the call is outstanding."""
+        no_longer_idle()
         cancelled = self._context._state.client is _server._CANCELLED
         with self._lock:
             handler, self._handler = self._handler, None
@@ -186,17 +188,24 @@ class StreamCall:
         """Have `callback` called on grpcio's serving thread, after what has arrived.
 
         What a pipelining client has sent is read message by message, each by a pass through the queue: this goes
-        behind, until a pass brings no more.
+        behind, until a pass brings no more. Where that client is alone, what it has sent meanwhile is read, too.
         """
-        return self._soon(callback, PASSES if self._reading.looking else 0, -1)
-
-    def _soon(self, callback: Callable[[], None], passes: int, seen: int) -> bool:
-        if not passes:
+        reading = self._reading
+        if ARRIVALS.few():
+            expect()
+        if not reading.looking:
             return call_soon(self._call, callback)
+        return self._soon(callback, PASSES, -1, ARRIVALS.messages - reading.messages)
+
+    def _soon(self, callback: Callable[[], None], passes: int, seen: int, others: int) -> bool:
         messages = self._reading.messages
 
         def again() -> None:
-            if messages == seen or not self._soon(callback, passes - 1, messages):
+            if messages != seen:
+                put_off = passes > 1 and self._soon(callback, passes - 1, messages, others)
+            else:
+                put_off = ARRIVALS.messages - self._reading.messages == others and once_idle(callback)
+            if not put_off:
                 callback()
 
         return call_soon(self._call, again)
@@ -269,20 +278,6 @@ class StreamCall:
         assert self._status is not None
         code, details, trailing = self._status
         finish_call(self._context, self._finish, code, details, trailing)
-
-
-def call_soon(call: Any, callback: Callable[[], None]) -> bool:
-    """Put `callback` at the end of the completion queue: a batch of no operations completes there at once."""
-
-    def tag(event: Any) -> Any:
-        try:
-            callback()
-        except Exception as error:
-            _log.error("what was put off has failed", exc_info=error)
-        return AGAIN
-
-    started: bool = call.start_server_batch((), tag) == cygrpc.CallError.ok
-    return started
 
 
 def finish_call(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent import futures
 from typing import Any
 
 import grpc
 import structlog
 
-from .calls import Call, Lane, StreamHandler, UnaryCall
+from .calls import Call, ServerLane, StreamHandler, UnaryCall
 from .threaded_lane import ThreadedLane
 
 _log = structlog.get_logger(__name__)
@@ -21,7 +20,7 @@ class LaneError(RuntimeError):
     """The lane that was asked for does not work with this grpcio."""
 
 
-def choose_lane(requested: str = "auto") -> Lane:
+def choose_lane(requested: str = "auto") -> ServerLane:
     """The lane to use.
 
     Args:
@@ -68,7 +67,7 @@ class _Echo:
         pass
 
 
-def check(lane: Lane) -> None:
+def check(lane: ServerLane) -> None:
     """Run streams and unary calls, answered and failed, through `lane` on a real server of its own.
 
     Raises:
@@ -84,7 +83,7 @@ def check(lane: Lane) -> None:
         else:
             call.answer(data[::-1])
 
-    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server = lane.server()
     methods = {"Stream": lane.stream(open_), "Unary": lane.unary(reverse)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, methods),))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import grpc
 import structlog
@@ -11,8 +11,9 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from .calls import FAULT, OnRequest, Trailing
-from .lane import AGAIN, PASSES, call_soon, finish_call
+from .lane import PASSES, finish_call
 from .one_answer import OneAnswer
+from .serving_queue import AGAIN, ARRIVALS, call_soon, expect
 
 _log = structlog.get_logger(__name__)
 
@@ -22,11 +23,9 @@ class UnaryCall(OneAnswer):
 
     __slots__ = ("_call", "_context", "_finish", "_on_request", "peer")
 
-    begun: ClassVar = 0  # calls so far, of all servers in this process
-
     def __init__(self, context: Any, finish: Callable[[None], None], on_request: OnRequest) -> None:
         super().__init__()
-        UnaryCall.begun += 1
+        ARRIVALS.calls += 1
         self.peer: str = context.peer()
         self._call = context._rpc_event.call
         self._context = context
@@ -54,10 +53,12 @@ class UnaryCall(OneAnswer):
         the next call's. So this goes behind whatever comes while it waits, until a pass brings no call, or `passes`
         times.
         """
-        begun = UnaryCall.begun
+        begun = ARRIVALS.calls
+        if passes == PASSES and ARRIVALS.few():
+            expect()
 
         def again() -> None:
-            if UnaryCall.begun == begun or not passes or not self.soon(callback, passes - 1):
+            if ARRIVALS.calls == begun or not passes or not self.soon(callback, passes - 1):
                 callback()
 
         return call_soon(self._call, again)

@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0)] = 10.0
     # What happens to a message with NaN or infinite input.
     non_finite: Literal["reject", "allow"] = "reject"
+    # Microseconds to look for messages before sleeping, where the last waits were short; 0: sleep at once.
+    spin_us: Annotated[int, Field(ge=0, le=10_000)] = 100
     intra_op_threads: _Positive = 1
     # Pad runs to sizes 1, 2, 4, …; None: on CUDA only.
     fixed_shapes: bool | None = None

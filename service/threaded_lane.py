@@ -9,14 +9,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent import futures
 
 import grpc
 import structlog
 
-from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, StreamHandler, Trailing
+from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
 from .reading import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
 
 _log = structlog.get_logger(__name__)
+
+_CALLS = 16_384
 
 Status = tuple[grpc.StatusCode, str, Trailing]
 
@@ -257,8 +260,10 @@ class ThreadedLane:
     """Makes handlers whose calls each have threads (a `calls.Lane`)."""
 
     name = "threaded"
-    # grpcio's pool must hold a thread for every call at once; threads are made as they are needed.
-    workers = 16_384
+
+    def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
+        """A server with a thread for every call at once; they are made as they are needed. It never spins."""
+        return grpc.server(futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="calls"), options=options)
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""

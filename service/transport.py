@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent import futures
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -11,7 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from streamcell.proto import pb
 from streamcell.proto.inference import oip
 
-from .calls import Handler
+from .calls import Handler, ServerLane
 from .reflected import serve_reflection
 from .settings import Settings
 
@@ -28,14 +27,14 @@ class Transport:
     """A bound port with health and reflection; `start` answers calls, `stop` ends them."""
 
     def __init__(
-        self, settings: Settings, services: Services, *, workers: int, port: int | None = None
+        self, settings: Settings, services: Services, lane: ServerLane, *, port: int | None = None
     ) -> None:
         """Bind the port.
 
         Args:
             settings: where to listen, with what certificates, and the bounds on a message.
             services: method handlers by the service's full name and the method's.
-            workers: threads for the calls that no lane drives.
+            lane: whose server it is to be.
             port: shared with other processes, in place of the settings'; None: the settings' and no sharing.
 
         Raises:
@@ -43,9 +42,8 @@ class Transport:
         """
         self._names = tuple(services)
         self._health = health.HealthServicer()
-        self._grpc = grpc.server(
-            futures.ThreadPoolExecutor(workers, thread_name_prefix="calls"),
-            options=(
+        self._grpc = lane.server(
+            (
                 ("grpc.so_reuseport", int(port is not None)),
                 # Calls that begin at once are taken one by one; the core would refuse some from 1,000 waiting ones on.
                 ("grpc.server.max_pending_requests", _WAITING_CALLS),
@@ -58,6 +56,8 @@ class Transport:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
+            # Processes that share the port would spin in each other's way.
+            spin_s=settings.spin_us * 1e-6 if port is None else 0.0,
         )
         self._grpc.add_generic_rpc_handlers(
             tuple(

@@ -30,7 +30,6 @@ class TunnelLane:
     """Makes handlers for calls that come through pipes (a `calls.Lane`); plain handlers it calls on threads."""
 
     name = "tunnel"
-    workers = 0
 
     def __init__(self) -> None:
         self._pool = futures.ThreadPoolExecutor(_PLAIN_WORKERS, thread_name_prefix="calls")

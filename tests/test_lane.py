@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from streamcell.service.calls import Call, Lane, UnaryCall
+from streamcell.service.calls import Call, ServerLane, UnaryCall
 from streamcell.service.fast_lane import FastLane
 from streamcell.service.reading import PAUSE_REPLIES
 from streamcell.service.threaded_lane import ThreadedLane
@@ -116,7 +116,7 @@ class Feed:
 class Rig:
     """One server on one lane, and its client."""
 
-    def __init__(self, lane: Lane, open_: Callable[[Call], Any] = Echo, **server: Any) -> None:
+    def __init__(self, lane: ServerLane, open_: Callable[[Call], Any] = Echo, **server: Any) -> None:
         self.opened: queue.Queue[Any] = queue.Queue()
         self.requests: queue.Queue[tuple[UnaryCall, bytes]] = queue.Queue()
         self.on_request: Callable[[UnaryCall, bytes], None] = lambda call, data: call.answer(data[::-1])
@@ -132,7 +132,10 @@ class Rig:
             self.requests.put((call, data))
             self.on_request(call, data)
 
-        self.server = grpc.server(futures.ThreadPoolExecutor(min(lane.workers, 64)), **server)
+        if "interceptors" in server:
+            self.server = grpc.server(futures.ThreadPoolExecutor(64), **server)
+        else:
+            self.server = lane.server(**server, spin_s=100e-6)
         methods = {"Stream": lane.stream(open_and_note), "Unary": lane.unary(request), **others}
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", methods),))
         if credentials is None:
@@ -172,12 +175,12 @@ class Rig:
 
 
 @pytest.fixture(params=["fast", "threaded"])
-def lane(request: pytest.FixtureRequest) -> Lane:
+def lane(request: pytest.FixtureRequest) -> ServerLane:
     return FastLane() if request.param == "fast" else ThreadedLane()
 
 
 @pytest.fixture
-def rig(lane: Lane) -> Iterator[Callable[..., Rig]]:
+def rig(lane: ServerLane) -> Iterator[Callable[..., Rig]]:
     """Starts servers on the lane under test, and stops them."""
     rigs: list[Rig] = []
 
@@ -193,7 +196,7 @@ def rig(lane: Lane) -> Iterator[Callable[..., Rig]]:
 Start = Callable[..., Rig]
 
 
-def cancelled_once(handler: Echo, lane: Lane) -> bool:
+def cancelled_once(handler: Echo, lane: ServerLane) -> bool:
     """Whether `on_end` came once, for a cancelled call.
 
     The client's cancellation can look half-closed first; the public API, which the threaded lane keeps to, does
@@ -590,7 +593,7 @@ def test_a_fault_elsewhere_in_the_handler_is_contained(rig: Start, where: str) -
         assert "secret" not in details
 
 
-def test_a_cancelled_stream_ends_once_and_takes_no_reply(rig: Start, lane: Lane) -> None:
+def test_a_cancelled_stream_ends_once_and_takes_no_reply(rig: Start, lane: ServerLane) -> None:
     served = rig()
     call = served.stream(Feed(b"hold"))
     handler = served.handler()
@@ -615,7 +618,7 @@ def test_cancels_while_replies_are_being_sent_end_each_stream_once(rig: Start) -
     assert list(served.stream([b"a"])) == [b"a"]
 
 
-def test_a_deadline_ends_the_stream(rig: Start, lane: Lane) -> None:
+def test_a_deadline_ends_the_stream(rig: Start, lane: ServerLane) -> None:
     served = rig()
     call = served.stream(Feed(b"hold"), timeout=0.3)
     handler = served.handler()
@@ -624,7 +627,7 @@ def test_a_deadline_ends_the_stream(rig: Start, lane: Lane) -> None:
     assert cancelled_once(handler, lane)
 
 
-def test_a_closed_connection_ends_its_streams(rig: Start, lane: Lane) -> None:
+def test_a_closed_connection_ends_its_streams(rig: Start, lane: ServerLane) -> None:
     served = rig()
     channel = served.connect()
     calls = [served.stream(Feed(b"hold"), channel) for _ in range(10)]

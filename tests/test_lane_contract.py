@@ -136,7 +136,7 @@ def test_the_lane_can_be_chosen() -> None:
 def test_no_other_module_reaches_below_the_public_surface() -> None:
     folder = Path(lane_choice.__file__).parent
     for path in folder.glob("*.py"):
-        if path.name not in ("lane.py", "lane_unary.py"):
+        if path.name not in ("lane.py", "lane_unary.py", "serving_queue.py"):
             text = path.read_text()
             assert "cygrpc" not in text, path.name
             assert "from grpc import _" not in text, path.name

@@ -1,0 +1,204 @@
+"""The completion queue that grpcio's serving thread waits on: it looks for a moment before it sleeps, where that pays.
+
+A thread that sleeps is woken late, and on a core that has halted meanwhile: what a lone client's step costs is mostly
+that. So where events have lately come within moments, the thread looks for the next one without sleeping, as Linux's
+haltpoll governor does for idle guests (Documentation/virt/guest-halt-polling.rst): it costs nothing where waits are
+long or nothing is awaited, and less CPU than the wake-ups where they are short.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import grpc
+import structlog
+from grpc._cython import cygrpc
+
+_log = structlog.get_logger(__name__)
+
+_NOTHING = cygrpc.CompletionType.queue_timeout
+_LEAST, _MOST = 2, 256  # sleeps in a row before it looks again
+_FEW = 2  # arrivals
+_EVENTS = 16  # that `once_idle` lets pass at most
+
+AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects of a tag that ends no call
+
+
+class Arrivals:
+    """What has come in, of all servers in this process. No class's attributes: to set these empties Python's caches."""
+
+    __slots__ = ("booked", "calls", "messages")
+
+    def __init__(self) -> None:
+        self.calls = self.messages = 0  # unary calls; messages of streams
+        self.booked = 0  # both together, when something was last put off
+
+    def few(self) -> bool:
+        """Whether there were few since this was last asked."""
+        came = self.calls + self.messages
+        few, self.booked = came - self.booked <= _FEW, came
+        return few
+
+
+ARRIVALS = Arrivals()
+_serving = threading.local()  # the queue that a thread serves
+_patching = threading.Lock()
+
+
+class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has no types for it
+    """A completion queue that has more to do than wait, when it is told so; else `poll` is grpcio's own.
+
+    `expect` has the next wait begin with looking for up to `spin_s`, while that pays: a look that has found nothing is
+    the last until so many sleeps in a row were short; twice as many as the time before, unless one has found
+    something meanwhile. A sleep counts as short up to twice the time, for it includes the waking up.
+    """
+
+    __slots__ = (
+        "_callback",
+        "_expects",
+        "_looks",
+        "_passed",
+        "_plain",
+        "_short",
+        "_wanted",
+        "poll",
+        "spin_s",
+    )
+
+    def __init__(self) -> None:
+        self.spin_s = 0.0
+        self._plain = super().poll
+        # The next event, or one of the type `queue_timeout` at the deadline, in seconds since the epoch.
+        self.poll: Callable[[float | None], Any] = self._first
+        self._expects = self._looks = False
+        self._short, self._wanted = 0, _LEAST
+        self._callback: Callable[[], None] | None = None
+        self._passed = 0
+
+    def _first(self, deadline: float | None) -> Any:
+        _serving.queue = self
+        self.poll = self._plain
+        return self._plain(deadline)
+
+    def _attentive(self, deadline: float | None) -> Any:
+        """`poll`, until it has waited."""
+        event = self._plain(0)
+        while self._callback is not None:
+            came = event.completion_type != _NOTHING
+            if came and self._passed < _EVENTS:
+                self._passed += 1
+                return event
+            self.call_now()
+            if came:
+                return event
+            event = self._plain(0)
+        if event.completion_type != _NOTHING:
+            return event
+        self.poll = self._plain
+        if not self._expects:
+            return self._plain(deadline)
+        self._expects = False
+        return self._look(deadline) if self._looks else self._sleep(deadline)
+
+    def _look(self, deadline: float | None) -> Any:
+        end_s = time.perf_counter() + self.spin_s
+        while time.perf_counter() < end_s:
+            event = self._plain(0)
+            if event.completion_type != _NOTHING:
+                self._wanted = _LEAST
+                return event
+        self._looks, self._short = False, 0
+        self._wanted = min(2 * self._wanted, _MOST)
+        return self._plain(deadline)
+
+    def _sleep(self, deadline: float | None) -> Any:
+        began_s = time.perf_counter()
+        event = self._plain(deadline)
+        self._short = self._short + 1 if time.perf_counter() - began_s < 2 * self.spin_s else 0
+        self._looks = self._short >= self._wanted
+        return event
+
+    def expect(self) -> None:
+        """See the function."""
+        if self.spin_s > 0:
+            self._expects = True
+            self.poll = self._attentive
+
+    def once_idle(self, callback: Callable[[], None]) -> bool:
+        """See the function."""
+        if self._callback is not None:
+            return False
+        self._callback, self._passed = callback, 0
+        self.poll = self._attentive
+        return True
+
+    def call_now(self) -> None:
+        """Call what waits for `once_idle`."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            _try(callback)
+
+
+def _try(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception as error:
+        _log.error("what was put off has failed", exc_info=error)
+
+
+def call_soon(call: Any, callback: Callable[[], None]) -> bool:
+    """Put `callback` at the end of the completion queue: a batch of no operations completes there at once."""
+
+    def tag(event: Any) -> Any:
+        _try(callback)
+        return AGAIN
+
+    started: bool = call.start_server_batch((), tag) == cygrpc.CallError.ok
+    return started
+
+
+def once_idle(callback: Callable[[], None]) -> bool:
+    """Have `callback` called once the sockets have been read and nothing has come of it, or after a few events.
+
+    For tags on a thread that serves a `ServingQueue`. False, and it is not called, on any other thread, or where
+    another is waiting.
+    """
+    queue: ServingQueue | None = getattr(_serving, "queue", None)
+    return queue is not None and queue.once_idle(callback)
+
+
+def expect() -> None:
+    """The client that is about to be answered is alone: its next message may come soon. On any thread."""
+    queue: ServingQueue | None = getattr(_serving, "queue", None)
+    if queue is not None:
+        queue.expect()
+
+
+def no_longer_idle() -> None:
+    """Call what waits on this thread now. For the end of a call: behind the last one a queue is not served any more."""
+    queue: ServingQueue | None = getattr(_serving, "queue", None)
+    if queue is not None:
+        queue.call_now()
+
+
+def make_server(workers: futures.ThreadPoolExecutor, options: Any, *, spin_s: float) -> grpc.Server:
+    """`grpc.server` with a `ServingQueue`, which spins for `spin_s` but where there is one core only.
+
+    Where this grpcio builds its servers in another way it is one with grpcio's own queue.
+    """
+    with _patching:
+        original = cygrpc.CompletionQueue
+        cygrpc.CompletionQueue = ServingQueue
+        try:
+            server = grpc.server(workers, options=options)
+        finally:
+            cygrpc.CompletionQueue = original
+    queue = getattr(getattr(server, "_state", None), "completion_queue", None)
+    if isinstance(queue, ServingQueue) and len(os.sched_getaffinity(0)) > 1:
+        queue.spin_s = spin_s
+    return server

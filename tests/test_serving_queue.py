@@ -1,0 +1,195 @@
+"""The queue behind the fast lane's server: when it looks before it sleeps, and what it calls once it is idle."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import pytest
+
+from streamcell.service.calls import Call
+from streamcell.service.fast_lane import FastLane
+from streamcell.service.lane import StreamCall
+from streamcell.service.serving_queue import ARRIVALS, ServingQueue, expect, no_longer_idle, once_idle
+
+LONG_S = 3600.0
+
+
+class Echo:
+    """Answers every message, first calling `doing`, if there is anything, on the serving thread."""
+
+    doing: Callable[[StreamCall, bytes], None] | None = None
+
+    def __init__(self, call: Call) -> None:
+        self.call: Any = call
+
+    def on_message(self, data: bytes) -> bool:
+        if Echo.doing is not None:
+            Echo.doing(self.call, data)
+        self.call.reply(data)
+        return True
+
+    def on_half_close(self) -> None:
+        self.call.end()
+
+    def on_end(self, cancelled: bool) -> None:
+        pass
+
+
+class Talk:
+    """A stream to a server with such a queue, whose client waits for each answer."""
+
+    def __init__(self, port: int) -> None:
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.sent: queue.Queue[bytes | None] = queue.Queue()
+        stream: Any = self.channel.stream_stream("/test/Stream")
+        self.answers = stream(iter(self.sent.get, None), timeout=60)
+
+    def step(self, data: bytes = b"x") -> None:
+        self.sent.put(data)
+        assert next(self.answers) == data
+
+    def close(self) -> None:
+        self.sent.put(None)
+        assert list(self.answers) == []
+        self.channel.close()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ServingQueue, int]]:
+    monkeypatch.setattr(Echo, "doing", None)
+    server: Any = FastLane().server()
+    methods = {"Stream": FastLane().stream(Echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield server._state.completion_queue, port
+    assert server.stop(0).wait(10)
+
+
+def test_the_fast_lanes_servers_have_such_a_queue_and_no_other(served: tuple[ServingQueue, int]) -> None:
+    assert isinstance(served[0], ServingQueue)
+    other: Any = grpc.server(futures.ThreadPoolExecutor(1))
+    assert not isinstance(other._state.completion_queue, ServingQueue)
+    spins: Any = FastLane().server(spin_s=0.5)
+    assert spins._state.completion_queue.spin_s == 0.5
+
+
+def test_it_looks_after_two_short_sleeps_and_until_a_look_finds_nothing(
+    served: tuple[ServingQueue, int], eventually: Callable[[Callable[[], bool]], bool]
+) -> None:
+    found, port = served
+    found.spin_s = LONG_S
+    talk = Talk(port)
+    Echo.doing = lambda call, data: expect()
+    for _ in range(4):
+        talk.step()
+    assert found._looks
+    assert found._wanted == 2
+    # The next look finds nothing: it sleeps, and has learnt.
+    found.spin_s = 1e-3
+    talk.step()
+    assert eventually(lambda: not found._looks)
+    assert found._wanted == 4
+    found.spin_s = LONG_S
+    for _ in range(3):
+        talk.step()
+    assert not found._looks
+    for _ in range(4):
+        talk.step()
+    assert found._looks
+    talk.close()
+
+
+def test_without_being_told_or_where_waits_are_long_it_sleeps(served: tuple[ServingQueue, int]) -> None:
+    found, port = served
+    talk = Talk(port)
+    found.spin_s = LONG_S
+    for _ in range(8):
+        talk.step()
+    assert not found._looks
+    found.spin_s = 1e-9
+    Echo.doing = lambda call, data: expect()
+    for _ in range(8):
+        talk.step()
+    assert not found._looks
+    talk.close()
+
+
+def test_once_idle_comes_when_nothing_else_does_and_only_there(served: tuple[ServingQueue, int]) -> None:
+    called: queue.Queue[str] = queue.Queue()
+    taken: list[bool] = []
+
+    def put_off(call: StreamCall, data: bytes) -> None:
+        taken.append(once_idle(lambda: called.put("first")))
+        taken.append(once_idle(lambda: called.put("second")))
+
+    talk = Talk(served[1])
+    talk.step()
+    Echo.doing = put_off
+    talk.step()
+    assert called.get(timeout=60) == "first"
+    Echo.doing = None
+    talk.step()
+    assert taken == [True, False]
+    assert called.empty()
+    assert not once_idle(lambda: called.put("here")), "no queue is served on this thread"
+    talk.close()
+
+
+def test_what_waits_is_called_before_the_last_call_is_gone(served: tuple[ServingQueue, int]) -> None:
+    called: list[str] = []
+
+    def put_off(call: StreamCall, data: bytes) -> None:
+        assert once_idle(lambda: called.append(data.decode()))
+        no_longer_idle()
+        assert called == [data.decode()]
+        no_longer_idle()
+
+    talk = Talk(served[1])
+    talk.step()
+    Echo.doing = put_off
+    talk.step(b"now")
+    assert called == ["now"]
+    talk.close()
+
+
+def test_what_fails_once_idle_ends_no_call(served: tuple[ServingQueue, int]) -> None:
+    def put_off(call: StreamCall, data: bytes) -> None:
+        assert once_idle(lambda: 1 / 0)
+
+    talk = Talk(served[1])
+    talk.step()
+    Echo.doing = put_off
+    for _ in range(3):
+        talk.step()
+    talk.close()
+
+
+def test_a_lone_client_that_pipelines_is_read_to_the_end_before_what_was_put_off(
+    served: tuple[ServingQueue, int],
+) -> None:
+    """`Call.soon` goes behind what has arrived on the sockets, so that a run has as many messages as there are."""
+    order: list[bytes] = []
+
+    def note(call: StreamCall, data: bytes) -> None:
+        order.append(data)
+        if data == b"book":
+            assert call.soon(lambda: order.append(b"called"))
+
+    talk = Talk(served[1])
+    talk.step()
+    Echo.doing = note
+    before = ARRIVALS.messages
+    for number in range(4):
+        talk.sent.put(b"book" if number == 0 else b"%d" % number)
+    for _ in range(4):
+        next(talk.answers)
+    talk.step(b"last")
+    assert ARRIVALS.messages - before == 5
+    assert order.count(b"called") == 1
+    assert order.index(b"called") < order.index(b"last")
+    talk.close()

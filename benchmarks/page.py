@@ -44,6 +44,7 @@ its cores.
 - **Yardsticks, in the same run**: a bare `grpc.aio` server that sends back the bytes it gets, without a model,
   and the same echo on this project's own transport (the lane). Same sizes, same streams.
   The `grpc.aio` echo runs with grpcio's defaults; server and lane echo have the serving thread read the sockets.
+  For a lone client the server looks for the next message before it sleeps (`--spin-us`); the echoes do not.
 - **Engine alone**: the same ONNX graph with the same state pool run in a loop with as many rows as there are
   sessions, 256 at most, in a process that does nothing else.
 - **Interleaved**: every case runs on each of them in turn, and all of that {rounds} times, each time in the
@@ -68,7 +69,7 @@ _SPENDING = """\
 µs of server CPU a step. The transport is the lane echo's figure, the model the engine's alone at the mean batch that
 was reached; what is between is this server's own: parsing, checks, queues, crossing to the engine's thread, replies,
 metrics. An echo answers on the thread that read, which is cheaper for the transport than an answer from another
-thread, so a part of what is between is the transport's.
+thread, so a part of what is between is the transport's. With one client it includes looking for the next message.
 
 """
 _ENGINE = """\

@@ -59,16 +59,8 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
     """
 
     __slots__ = (
-        "_callback",
-        "_expects",
-        "_looks",
-        "_passed",
-        "_plain",
-        "_short",
-        "_wanted",
-        "poll",
-        "spin_s",
-    )
+        "_callback", "_expects", "_looks", "_passed", "_plain", "_short", "_wanted", "poll", "spin_s",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.spin_s = 0.0

@@ -157,9 +157,17 @@ def test_what_waits_is_called_before_the_last_call_is_gone(served: tuple[Serving
     talk.close()
 
 
-def test_what_fails_once_idle_ends_no_call(served: tuple[ServingQueue, int]) -> None:
+def test_what_fails_once_idle_ends_no_call(
+    served: tuple[ServingQueue, int], eventually: Callable[[Callable[[], bool]], bool]
+) -> None:
+    failed: list[bool] = []
+
+    def fail() -> None:
+        failed.append(True)
+        raise RuntimeError("on purpose")
+
     def put_off(call: StreamCall, data: bytes) -> None:
-        assert once_idle(lambda: 1 / 0)
+        once_idle(fail)  # False where the one before still waits
 
     talk = Talk(served[1])
     talk.step()
@@ -167,6 +175,7 @@ def test_what_fails_once_idle_ends_no_call(served: tuple[ServingQueue, int]) -> 
     for _ in range(3):
         talk.step()
     talk.close()
+    assert eventually(lambda: bool(failed))
 
 
 def test_a_lone_client_that_pipelines_is_read_to_the_end_before_what_was_put_off(

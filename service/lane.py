@@ -35,6 +35,7 @@ class StreamCall:
     """
 
     gone = "cancelled"
+
     __slots__ = (
         "_call", "_context", "_finish", "_handler", "_lock", "_open", "_outbox", "_over", "_reading", "_sending",
         "_status", "_waiting", "_wake", "peer",

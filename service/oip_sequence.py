@@ -69,7 +69,7 @@ class Sequence:
         self.model: LoadedModel | None = model
         self.peer = peer
         self.reason = "closed"
-        # What has ended it, where that was an error; known before `closing` is.
+        # What is ending it, where that is an error: known before `closing` is, until whoever has the sequences knows.
         self.error: ServiceError | None = None
         # A request has ended it: no more are taken; those taken are answered.
         self.closing = False
@@ -234,6 +234,7 @@ class Sequence:
         if live is not None:
             self._sessions.end(live, self.reason if error is None else error.reason.lower())
         self._ended(self, error)
+        self.error = None  # it is remembered now, and would keep the frames that it passed through
         if error is not None and lost:
             model.metrics.request_failed(error)
             self._fail_all(lost, error)

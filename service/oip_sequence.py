@@ -47,7 +47,7 @@ class Sequence:
 
     __slots__ = (
         "_after", "_ended", "_held", "_last", "_live", "_lock", "_paused", "_pending", "_queue", "_sessions", "closing",
-        "error", "key", "model", "peer", "reason",
+        "key", "model", "peer", "reason",
     )  # fmt: skip
 
     def __init__(
@@ -62,15 +62,13 @@ class Sequence:
         """A sequence that has not begun: what is added is held until `begin`.
 
         Args:
-            ended: told when it is over, with the error that ended it, None where a request did.
+            ended: told when it is over, with the error that ended it, None where a request did. Called with the lock.
             queue: requests that may wait before their streams are no longer read.
         """
         self.key = key
         self.model: LoadedModel | None = model
         self.peer = peer
         self.reason = "closed"
-        # What is ending it, where that is an error: known before `closing` is, until whoever has the sequences knows.
-        self.error: ServiceError | None = None
         # A request has ended it: no more are taken; those taken are answered.
         self.closing = False
         self._sessions = sessions
@@ -224,7 +222,7 @@ class Sequence:
             live, model = self._live, self.model
             if model is None:
                 return
-            self.error = error
+            self._ended(self, error)  # before it shows: who finds it closing is to find out why
             self.closing = True
             self.model = self._live = self._last = None
             lost = [*self._pending, *(entry for entry, _ in self._held or ())]
@@ -233,8 +231,6 @@ class Sequence:
             after, self._after = self._after, None
         if live is not None:
             self._sessions.end(live, self.reason if error is None else error.reason.lower())
-        self._ended(self, error)
-        self.error = None  # it is remembered now, and would keep the frames that it passed through
         if error is not None and lost:
             model.metrics.request_failed(error)
             self._fail_all(lost, error)

@@ -71,9 +71,6 @@ class Sequences:
             "request of the sequence"
         )
         with self._lock:
-            over = self._live.get(key)
-            if over is not None and over.error is not None:  # right now, on another thread
-                self._remember(key, over.error)
             ending = self._errors.get(key)
         if ending is None:
             return SequenceNotStarted(text, model=model, sequence=sequence)

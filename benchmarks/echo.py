@@ -10,13 +10,35 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from .dialects import ECHO_STREAM
 
+if TYPE_CHECKING:
+    from streamcell.service.calls import Call, UnaryCall
+
 _SERVICE, _, _ = ECHO_STREAM.strip("/").partition("/")
+
+
+class Echo:
+    """A stream's handler (a `calls.StreamHandler`) that answers each message with itself."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def on_message(self, data: bytes) -> bool:
+        """Answer."""
+        self.call.reply(data)
+        return True
+
+    def on_half_close(self) -> None:
+        """End the call."""
+        self.call.end()
+
+    def on_end(self, cancelled: bool) -> None:
+        """Nothing is left to do."""
 
 
 async def _aio() -> None:
@@ -40,22 +62,7 @@ async def _aio() -> None:
 
 
 def _lane() -> None:
-    from streamcell.service.calls import Call, UnaryCall
     from streamcell.service.lane_choice import choose_lane
-
-    class Echo:
-        def __init__(self, call: Call) -> None:
-            self._call = call
-
-        def on_message(self, data: bytes) -> bool:
-            self._call.reply(data)
-            return True
-
-        def on_half_close(self) -> None:
-            self._call.end()
-
-        def on_end(self, cancelled: bool) -> None:
-            pass
 
     def unary(call: UnaryCall, data: bytes) -> None:
         call.answer(data)

@@ -11,7 +11,7 @@ import grpc
 from .calls import Handler, OnRequest, OpenStream, Options
 from .lane import StreamCall
 from .lane_unary import UnaryCall
-from .serving_queue import make_server
+from .serving_queue import server_on_queue
 from .threaded_lane import ThreadedLane
 
 _OTHERS = 4
@@ -43,7 +43,7 @@ class FastLane:
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server on a `ServingQueue`; its threads are for the calls that no lane drives."""
-        return make_server(
+        return server_on_queue(
             futures.ThreadPoolExecutor(_OTHERS, thread_name_prefix="calls"), options, spin_s=spin_s
         )
 

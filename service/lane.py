@@ -192,8 +192,7 @@ class StreamCall:
         behind, until a pass brings no more. Where that client is alone, what it has sent meanwhile is read, too.
         """
         reading = self._reading
-        if ARRIVALS.few():
-            expect()
+        expect()
         if not reading.looking:
             return call_soon(self._call, callback)
         return self._soon(callback, PASSES, -1, ARRIVALS.messages - reading.messages)

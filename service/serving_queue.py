@@ -46,8 +46,14 @@ class Arrivals:
 
 
 ARRIVALS = Arrivals()
-_serving = threading.local()  # the queue that a thread serves
 _patching = threading.Lock()
+
+
+class _Serving(threading.local):
+    queue: ServingQueue | None = None  # that the thread serves
+
+
+_serving = _Serving()
 
 
 class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has no types for it
@@ -116,7 +122,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         return event
 
     def expect(self) -> None:
-        """See the function."""
+        """What comes next may come soon."""
         if self.spin_s > 0:
             self._expects = True
             self.poll = self._attentive
@@ -160,25 +166,22 @@ def once_idle(callback: Callable[[], None]) -> bool:
     For tags on a thread that serves a `ServingQueue`. False, and it is not called, on any other thread, or where
     another is waiting.
     """
-    queue: ServingQueue | None = getattr(_serving, "queue", None)
-    return queue is not None and queue.once_idle(callback)
+    return _serving.queue is not None and _serving.queue.once_idle(callback)
 
 
 def expect() -> None:
-    """The client that is about to be answered is alone: its next message may come soon. On any thread."""
-    queue: ServingQueue | None = getattr(_serving, "queue", None)
-    if queue is not None:
-        queue.expect()
+    """Somebody is about to be answered: where hardly anybody else has come, what comes next may come soon."""
+    if ARRIVALS.few() and _serving.queue is not None:
+        _serving.queue.expect()
 
 
 def no_longer_idle() -> None:
     """Call what waits on this thread now. For the end of a call: behind the last one a queue is not served any more."""
-    queue: ServingQueue | None = getattr(_serving, "queue", None)
-    if queue is not None:
-        queue.call_now()
+    if _serving.queue is not None:
+        _serving.queue.call_now()
 
 
-def make_server(workers: futures.ThreadPoolExecutor, options: Any, *, spin_s: float) -> grpc.Server:
+def server_on_queue(workers: futures.ThreadPoolExecutor, options: Any, *, spin_s: float) -> grpc.Server:
     """`grpc.server` with a `ServingQueue`, which spins for `spin_s` but where there is one core only.
 
     Where this grpcio builds its servers in another way it is one with grpcio's own queue.

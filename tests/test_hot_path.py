@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 import pytest
 
+from streamcell.benchmarks.echo import Echo
 from streamcell.proto import pb
 from streamcell.service.calls import Call
 from streamcell.service.device import Device
@@ -240,33 +241,23 @@ class Counting:
         return self.call.start_server_batch(operations, tag)
 
 
-class Echo:
+class CountingEcho(Echo):
     """Answers at once, and counts."""
 
     opened: list[Counting]
 
     def __init__(self, call: Call) -> None:
+        super().__init__(call)
         assert isinstance(call, StreamCall)
-        self.call = call
         call._call = Counting(call._call)
         self.opened.append(call._call)
-
-    def on_message(self, data: bytes) -> bool:
-        self.call.reply(data)
-        return True
-
-    def on_half_close(self) -> None:
-        self.call.end()
-
-    def on_end(self, cancelled: bool) -> None:
-        pass
 
 
 def test_a_message_takes_one_batch_of_two_operations_on_the_lane() -> None:
     messages = 200
-    Echo.opened = []
+    CountingEcho.opened = []
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    methods = {"Stream": FastLane().stream(Echo)}
+    methods = {"Stream": FastLane().stream(CountingEcho)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -283,7 +274,7 @@ def test_a_message_takes_one_batch_of_two_operations_on_the_lane() -> None:
         for answer in stream(send(), timeout=60):
             answers.append(answer)  # noqa: PERF402  # one by one, as they come
     server.stop(0).wait(10)
-    (call,) = Echo.opened
+    (call,) = CountingEcho.opened
     assert answers == [b"%d" % number for number in range(messages)]
     assert 2 * messages <= call.operations <= 2 * messages + 3
     # One batch a message, and now and then a read of its own, to see whether the client has begun to pipeline.

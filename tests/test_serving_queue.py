@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from streamcell.service.calls import Call
+from streamcell.benchmarks.echo import Echo
 from streamcell.service.fast_lane import FastLane
 from streamcell.service.lane import StreamCall
 from streamcell.service.serving_queue import ARRIVALS, ServingQueue, expect, no_longer_idle, once_idle
@@ -18,25 +18,15 @@ from streamcell.service.serving_queue import ARRIVALS, ServingQueue, expect, no_
 LONG_S = 3600.0
 
 
-class Echo:
+class DoingEcho(Echo):
     """Answers every message, first calling `doing`, if there is anything, on the serving thread."""
 
-    doing: Callable[[StreamCall, bytes], None] | None = None
-
-    def __init__(self, call: Call) -> None:
-        self.call: Any = call
+    doing: Callable[[Any, bytes], None] | None = None
 
     def on_message(self, data: bytes) -> bool:
-        if Echo.doing is not None:
-            Echo.doing(self.call, data)
-        self.call.reply(data)
-        return True
-
-    def on_half_close(self) -> None:
-        self.call.end()
-
-    def on_end(self, cancelled: bool) -> None:
-        pass
+        if DoingEcho.doing is not None:
+            DoingEcho.doing(self.call, data)
+        return super().on_message(data)
 
 
 class Talk:
@@ -60,9 +50,9 @@ class Talk:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ServingQueue, int]]:
-    monkeypatch.setattr(Echo, "doing", None)
+    monkeypatch.setattr(DoingEcho, "doing", None)
     server: Any = FastLane().server()
-    methods = {"Stream": FastLane().stream(Echo)}
+    methods = {"Stream": FastLane().stream(DoingEcho)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -84,7 +74,7 @@ def test_it_looks_after_two_short_sleeps_and_until_a_look_finds_nothing(
     found, port = served
     found.spin_s = LONG_S
     talk = Talk(port)
-    Echo.doing = lambda call, data: expect()
+    DoingEcho.doing = lambda call, data: expect()
     for _ in range(4):
         talk.step()
     assert found._looks
@@ -112,7 +102,7 @@ def test_without_being_told_or_where_waits_are_long_it_sleeps(served: tuple[Serv
         talk.step()
     assert not found._looks
     found.spin_s = 1e-9
-    Echo.doing = lambda call, data: expect()
+    DoingEcho.doing = lambda call, data: expect()
     for _ in range(8):
         talk.step()
     assert not found._looks
@@ -129,10 +119,10 @@ def test_once_idle_comes_when_nothing_else_does_and_only_there(served: tuple[Ser
 
     talk = Talk(served[1])
     talk.step()
-    Echo.doing = put_off
+    DoingEcho.doing = put_off
     talk.step()
     assert called.get(timeout=60) == "first"
-    Echo.doing = None
+    DoingEcho.doing = None
     talk.step()
     assert taken == [True, False]
     assert called.empty()
@@ -151,7 +141,7 @@ def test_what_waits_is_called_before_the_last_call_is_gone(served: tuple[Serving
 
     talk = Talk(served[1])
     talk.step()
-    Echo.doing = put_off
+    DoingEcho.doing = put_off
     talk.step(b"now")
     assert called == ["now"]
     talk.close()
@@ -171,7 +161,7 @@ def test_what_fails_once_idle_ends_no_call(
 
     talk = Talk(served[1])
     talk.step()
-    Echo.doing = put_off
+    DoingEcho.doing = put_off
     for _ in range(3):
         talk.step()
     talk.close()
@@ -191,7 +181,7 @@ def test_a_lone_client_that_pipelines_is_read_to_the_end_before_what_was_put_off
 
     talk = Talk(served[1])
     talk.step()
-    Echo.doing = note
+    DoingEcho.doing = note
     before = ARRIVALS.messages
     for number in range(4):
         talk.sent.put(b"book" if number == 0 else b"%d" % number)

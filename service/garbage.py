@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 
 # Objects made and not freed again after which the young ones are looked at; Python's own choice is 700.
-_YOUNG = 10_000
+_YOUNG = 5_000
 
 
 def calm() -> None:

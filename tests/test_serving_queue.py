@@ -74,10 +74,14 @@ def test_it_looks_after_two_short_sleeps_and_until_a_look_finds_nothing(
     found, port = served
     found.spin_s = LONG_S
     talk = Talk(port)
-    DoingEcho.doing = lambda call, data: expect()
-    for _ in range(4):
+
+    def steps_until_it_looks() -> bool:
         talk.step()
-    assert found._looks
+        return found._looks
+
+    DoingEcho.doing = lambda call, data: expect()
+    # Not every step is waited for: its message may be there already.
+    assert eventually(steps_until_it_looks)
     assert found._wanted == 2
     # The next look finds nothing: it sleeps, and has learnt.
     found.spin_s = 1e-3
@@ -88,9 +92,7 @@ def test_it_looks_after_two_short_sleeps_and_until_a_look_finds_nothing(
     for _ in range(3):
         talk.step()
     assert not found._looks
-    for _ in range(4):
-        talk.step()
-    assert found._looks
+    assert eventually(steps_until_it_looks)
     talk.close()
 
 

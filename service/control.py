@@ -9,7 +9,7 @@ import grpc
 
 from streamcell.proto import pb
 
-from .errors import InvalidArgument, ServiceError, as_status
+from .errors import InvalidArgument, ServiceError, as_status, shown
 from .metrics import ServerMetrics
 from .specs import model_message, session_message
 from .stream import Service
@@ -65,7 +65,7 @@ class Control:
                 after = (float(opened_s), session_id)
             except ValueError:
                 raise _BadPageToken(
-                    f"page_token {request.page_token!r}: expected the `next_page_token` of an earlier reply"
+                    f"page_token {shown(request.page_token)}: expected the `next_page_token` of an earlier reply"
                 ) from None
         else:
             after = (float("-inf"), "")

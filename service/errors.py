@@ -6,6 +6,7 @@ what goes on the wire.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import grpc
@@ -14,16 +15,45 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN = "streamcell"
 Metadata = tuple[tuple[str, str | bytes], ...]
 
+_SHOWN = 120  # characters of what a client sent, where an error says it again
+# Bytes of an error's whole text. It travels twice, once with up to three bytes for each, and gRPC's clients take 8 KiB
+# of metadata before they give up on the call.
+_TEXT_BYTES = 1024
+
+
+def cut(value: object) -> str:
+    """`value` as a text of at most 120 characters: for what comes from a client."""
+    if isinstance(value, Sequence) and len(value) > _SHOWN:
+        value = value[: _SHOWN + 1]  # never the text of a megabyte, to show its front
+    text = str(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def shown(value: str) -> str:
+    """A client's text, quoted as Python quotes it and cut as `cut` does."""
+    return cut(repr(value[: _SHOWN + 1]))
+
+
+def _bounded(text: str) -> str:
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= _TEXT_BYTES:
+        return text
+    return encoded[: _TEXT_BYTES - 3].decode(errors="ignore") + "…"
+
 
 class ServiceError(Exception):
-    """Base of all typed errors. The text says what was expected and what came; `facts` say it for programs."""
+    """Base of all typed errors. The text says what was expected and what came; `facts` say it for programs.
+
+    Both are bounded here, whatever a client has sent: a text to 1,024 bytes, a fact to 120 characters. Who puts a
+    client's text into an error's uses `cut` or `shown`, or it may push the remedy out.
+    """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
 
     def __init__(self, text: str, **facts: object) -> None:
-        super().__init__(text)
-        self.facts = {key: str(value) for key, value in facts.items()}
+        super().__init__(_bounded(text))
+        self.facts = {key: cut(value) for key, value in facts.items()}
 
 
 class InvalidArgument(ServiceError):

@@ -162,6 +162,12 @@ class Frame:
             for output in self.outputs:
                 output[begin:end] = 0
 
+    def misfit(self, input_bytes: Sequence[int]) -> bool:
+        """Whether an input has not exactly the steps that the rows take, `input_bytes` each: it must not be copied."""
+        return any(
+            each.shape != (self.total, size) for each, size in zip(self.inputs, input_bytes, strict=True)
+        )
+
     def begin(self, output_bytes: Sequence[int], *, max_batch: int, max_chunk: int, ragged: bool) -> None:
         """Make room for the outputs, `output_bytes` a step each, and plan. Rows known to be bad are refused before."""
         steps = {Output.ALL: self.total, Output.LAST: len(self.handles), Output.NONE: 0}[self.output]

@@ -10,7 +10,7 @@ import structlog
 from .batcher import Batcher
 from .capacity import Ints
 from .engine import Engine, Staged
-from .errors import EngineFailed, RefusedByModel, ServiceError
+from .errors import EngineFailed, RefusedByModel, ServiceError, WrongByteCount
 from .frame import Frame, Piece
 from .frame_rows import begin
 from .frame_turns import Turn
@@ -84,6 +84,10 @@ class FrameRunner:
         if frame is None:
             return
         self._metrics.delivered(0, 0, (turn.taken_s - frame.arrived_s,), ())
+        if len(frame.handles) and frame.misfit(self._input_bytes):
+            # Each entrance checks that. If one forgets to, the frame's sender alone is refused.
+            for row in range(len(frame.handles)):
+                frame.refuse(row, WrongByteCount("the frame's inputs are not as long as its rows say"))
         if not begin(members, frame, self._batcher, self._metrics):
             members.current = None
             return

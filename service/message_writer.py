@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .errors import WrongByteCount
 from .ring import Records, Ring, Writer
 from .ring_records import FIELDS, HEADER, STEP, Layout
 from .session import Session, Work
@@ -16,6 +17,18 @@ class MessageWriter(Writer):
         """`layout` is the model's inputs'."""
         super().__init__(ring)
         self._layout = layout
+
+    def misfit(self, work: Work) -> WrongByteCount | None:
+        """What is wrong with the lengths of a message's payloads, or None. Asked before any of them is written."""
+        for payload, (begin, end) in zip(work.payloads, self._layout.places, strict=True):
+            expected = work.steps * (end - begin)
+            if len(payload) != expected:
+                return WrongByteCount(
+                    f"an input of {work.steps} timesteps takes {expected} bytes, got {len(payload)}",
+                    expected=expected,
+                    got=len(payload),
+                )
+        return None
 
     def message(self, session: Session, work: Work, done: int, size: int) -> bool:
         """Write `size` timesteps of a message from `done` on, all or, where there is no room, none.

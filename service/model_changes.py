@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from .device import Device
-from .errors import ModelInUse, ModelLoadFailed, ModelNotFound
+from .errors import ModelInUse, ModelLoadFailed, ModelNotFound, shown
 from .garbage import settle_again
 from .loaded import LoadedModel
 from .locate import Located, Stamp, stamp
@@ -101,7 +101,7 @@ class ModelChanges:
         """
         versions = self.models.versions(name)
         if not versions:
-            raise ModelNotFound(f"no model named {name!r} is loaded", model=name)
+            raise ModelNotFound(f"no model named {shown(name)} is loaded", model=name)
         if self._settings.unload == "refuse":
             self._claim(name)
         self.models.unloading(name, True)

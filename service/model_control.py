@@ -17,6 +17,7 @@ from .errors import (
     ModelNotFound,
     ServerDraining,
     ServiceError,
+    shown,
 )
 from .garbage import settle_again
 from .load_errors import ModelLoadError
@@ -186,7 +187,7 @@ class ModelControl:
                 raise ModelLoadFailed(str(misplaced), model=name)
         mine = [each for each in located if each.name == name]
         if not mine:
-            raise ModelNotFound(f"no model named {name!r} in the folder of models", model=name)
+            raise ModelNotFound(f"no model named {shown(name)} in the folder of models", model=name)
         self._changes.agree(name, mine)
         self._settle(done)
 

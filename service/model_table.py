@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from .errors import ModelNotFound, ModelUnloading, VersionNotFound
+from .errors import ModelNotFound, ModelUnloading, VersionNotFound, shown
 
 if TYPE_CHECKING:
     from .loaded import LoadedModel
@@ -56,16 +56,17 @@ class Models:
         if versions is None:
             if name in self._unloading:
                 raise ModelUnloading(
-                    f"model {name!r} is being unloaded and takes no new sessions", model=name
+                    f"model {shown(name)} is being unloaded and takes no new sessions", model=name
                 )
             raise ModelNotFound(
-                f"no model named {name!r}; this server has: {', '.join(self._models) or 'none'}", model=name
+                f"no model named {shown(name)}; this server has: {', '.join(self._models) or 'none'}",
+                model=name,
             )
         if not version:
             return next(reversed(versions.values()))
         if version not in versions:
             raise VersionNotFound(
-                f"model {name!r} has no version {version!r}; it has: {', '.join(versions)}",
+                f"model {shown(name)} has no version {shown(version)}; it has: {', '.join(versions)}",
                 model=name,
                 version=version,
             )

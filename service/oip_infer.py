@@ -15,7 +15,8 @@ from .errors import (
     SessionLimit,
 )
 from .loaded import LoadedModel
-from .oip_requests import Answers, Flags, Plan, Plans, flags, parse, plan
+from .oip_plans import Plans
+from .oip_requests import MOST_ID_BYTES, Answers, Flags, Plan, flags, parse, plan
 from .oip_rows import Rows
 from .oip_sequence import Entry
 from .oip_sequences import Sequences
@@ -57,12 +58,14 @@ class Infer:
         model: LoadedModel | None = None
         try:
             request = parse(data)
-            entry.id = request.id.encode()
+            if len(id_ := request.id.encode()) <= MOST_ID_BYTES:
+                entry.id = id_
             found = flags(request)
             model = self._model(found, request.model_name, request.model_version)
             self._check_size(data)
             entry.plan, payloads = plan(request, found, model.file, self._answers)
-            self.plans.keep(data, request, entry.plan)
+            if len(data) + 0x80 <= self._max_message_bytes:  # one like it may have a longer id
+                self.plans.keep(data, entry.plan)
         except ServiceError as error:
             self._refuse(entry, found, model, error)
             return True

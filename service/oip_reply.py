@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from streamcell.card import State, Tensor
 from streamcell.proto.inference import oip
 
-from .errors import ServiceError
+from .errors import ServiceError, cut
 from .oip_tensors import DATATYPES, Form
 from .repository import ModelFile
 from .wire import varint
@@ -20,6 +20,7 @@ _ERROR = b"\x0a"  # ModelStreamInferResponse.error_message: 1, length-delimited
 _REPLY = b"\x12"  # ModelStreamInferResponse.infer_response: 2
 _ID = b"\x1a"  # ModelInferResponse.id: 3
 _RAW = b"\x32"  # ModelInferResponse.raw_output_contents: 6
+_FRONTS = 32  # lengths of ids that are kept for an answer
 
 
 class Answer:
@@ -93,7 +94,7 @@ class Answer:
     def _front(self, id_bytes: int) -> bytes:
         inner = self._before + (_ID + varint(id_bytes) if id_bytes else b"")
         front = _REPLY + varint(len(inner) + id_bytes + self._after_bytes) + inner
-        if len(self._fronts) < 256:
+        if len(self._fronts) < _FRONTS:
             self._fronts[id_bytes] = front
         return front
 
@@ -108,8 +109,8 @@ def _state(state: State, form: Form) -> tuple[list[int], int]:
 
 def error_text(error: ServiceError, id_: bytes, sequence: object = None) -> str:
     """What a client is told of an error on a stream, whose status and id Triton's Python client does not see."""
-    named = id_.decode(errors="replace") or "<id_unknown>"
-    whose = "" if sequence is None else f"[sequence: {sequence}] "
+    named = cut(id_.decode(errors="replace")) or "<id_unknown>"
+    whose = "" if sequence is None else f"[sequence: {cut(sequence)}] "
     return f"[request id: {named}] {whose}{error.code.name} {error.reason}: {error}"
 
 

@@ -17,7 +17,7 @@ from streamcell.proto.inference import oip
 
 from .calls import FAULT, Lane, UnaryCall
 from .control import unary
-from .errors import LoadParameter, MalformedMessage, ServiceError, as_status
+from .errors import LoadParameter, MalformedMessage, ServiceError, as_status, shown
 from .metrics import ServerMetrics
 from .model_control import ModelControl
 
@@ -110,10 +110,10 @@ class OipRepository:
 
 def _check(request: _Ask, known: Collection[str]) -> None:
     """Refuse what a model's files say here: configurations and files that come with the call."""
-    unknown = sorted(set(request.parameters) - set(known))
-    if unknown:
+    unknown = min(set(request.parameters) - set(known), default=None)
+    if unknown is not None:
         raise LoadParameter(
-            f"parameter {unknown[0]!r}: a model is described by its files on the server; put the .onnx file, and a "
+            f"parameter {shown(unknown)}: a model is described by its files on the server; put the .onnx file, and a "
             "sidecar where it needs one, into the folder of models and load it without parameters",
-            parameter=unknown[0],
+            parameter=unknown,
         )

@@ -1,23 +1,18 @@
-"""Requests of the Open Inference Protocol: what each asks for, and how the usual ones are read at low cost.
-
-The messages of a sequence differ in their id and their payload; the rest are the same bytes each time. So what a
-message asks for is kept by those bytes, as a `Plan`, and the next one like it is not parsed again.
-"""
+"""Requests of the Open Inference Protocol: what each asks for, as a `Plan`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
 from streamcell.proto.inference import oip
 
-from .errors import MalformedMessage, NotSupported, UnknownOutput, WrongParameter, WrongShape
+from .errors import MalformedMessage, NotSupported, UnknownOutput, WrongParameter, WrongShape, shown
 from .oip_reply import Answer
 from .oip_tensors import Form, check_bytes, form, payloads
 from .repository import ModelFile
-from .wire import varint
 
 if TYPE_CHECKING:
     from .oip_sequence import Sequence
@@ -25,10 +20,9 @@ if TYPE_CHECKING:
 # Who a request is from: the model's name, and the sequence's id as the client chose it.
 Key = tuple[str, int | str]
 
-_NAME, _VERSION, _ID, _RAW = 0x0A, 0x12, 0x1A, 0x3A  # ModelInferRequest's fields 1, 2, 3 and 7
-_PLANS = 32_768  # kept at a time
 _LONGEST_ID = 128  # characters of a sequence's, as in Triton
-_TAILS = 4  # payload sizes that are tried for a model
+MOST_ID_BYTES = 1024  # of a request's own id, which comes back with its answer
+_ANSWERS = 1024  # kept at a time
 
 _TYPES = {
     "sequence_id": ("int64_param", "string_param"),
@@ -94,27 +88,32 @@ def flags(request: Any) -> Flags:
 
 
 def check_parameters(request: Any, found: Flags) -> None:
-    """Raise WrongParameter for a parameter of a wrong type, one in Triton's name that it does not have, or a start or
-    an end without an id.
+    """Raise WrongParameter for a parameter that makes no sense.
+
+    That is one of a wrong type, one in Triton's name that it does not have, an id that is too long, or a start or an
+    end without an id.
     """
     for name, parameter in request.parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
         if name in _TYPES and kind not in _TYPES[name]:
             raise WrongParameter(
-                f"invalid value type for {name!r} parameter, expected {' or '.join(_TYPES[name])}, got {kind}",
+                f"invalid value type for {shown(name)} parameter, expected {' or '.join(_TYPES[name])}, got {kind}",
                 parameter=name,
             )
         if name.startswith("triton_") and name not in _TYPES:
             raise WrongParameter(
-                f"parameter keys starting with 'triton_' are reserved, and {name!r} is none", parameter=name
+                f"parameter keys starting with 'triton_' are reserved, and {shown(name)} is none",
+                parameter=name,
             )
+    if len(request.id.encode()) > MOST_ID_BYTES:
+        raise WrongParameter(f"a request's id may have {MOST_ID_BYTES} bytes", limit=MOST_ID_BYTES)
     given = request.parameters.get("sequence_id")
     if given is not None and len(given.string_param) > _LONGEST_ID:
         raise WrongParameter(f"a sequence_id may have {_LONGEST_ID} characters", limit=_LONGEST_ID)
     if found.key is None and (found.start or found.end):
         raise WrongParameter(
-            f"inference request to model {request.model_name!r} must specify a non-zero or non-empty correlation ID "
-            "(sequence_id) where it starts or ends a sequence"
+            f"inference request to model {shown(request.model_name)} must specify a non-zero or non-empty correlation "
+            "ID (sequence_id) where it starts or ends a sequence"
         )
 
 
@@ -131,7 +130,7 @@ def plan(request: Any, found: Flags, file: ModelFile, answers: Answers) -> tuple
         for name in tensor.parameters:
             if name.startswith("shared_memory") or name == "classification":
                 raise NotSupported(
-                    f"tensor {tensor.name!r}: this server does not have {name!r}", parameter=name
+                    f"tensor {shown(tensor.name)}: this server does not have {shown(name)}", parameter=name
                 )
     inputs, data = payloads(signature, request)
     asked = form(signature, inputs)
@@ -145,8 +144,8 @@ def plan(request: Any, found: Flags, file: ModelFile, answers: Answers) -> tuple
     for at, name in enumerate(names):
         if name not in known or name in names[:at]:
             raise UnknownOutput(
-                f"unexpected inference output {name!r} for model {file.name!r}; it has: {', '.join(sorted(known))}, "
-                "each of which may be asked for once",
+                f"unexpected inference output {shown(name)} for model {file.name!r}; it has: "
+                f"{', '.join(sorted(known))}, each of which may be asked for once",
                 output=name,
             )
     answer = answers.get(file, names, asked)
@@ -164,76 +163,7 @@ class Answers:
         key = (file, names, asked)
         found = self._answers.get(key)
         if found is None:
-            if len(self._answers) >= 1024:
+            if len(self._answers) >= _ANSWERS:
                 self._answers.clear()
             found = self._answers[key] = Answer(file, names, asked)
         return found
-
-
-@dataclass(slots=True)
-class _Family:
-    """Plans of messages with the same model and version, by what stands between id and payload."""
-
-    plans: dict[bytes, Plan] = field(default_factory=dict)
-    tails: tuple[int, ...] = ()
-
-
-class Plans:
-    """Plans by the bytes of the messages that they were made from. Thread-safe.
-
-    A message is model name, version, id, the rest and the payload, in this order, as protobuf's libraries write it;
-    others, and those with more inputs than one, are parsed each time.
-    """
-
-    def __init__(self) -> None:
-        self._families: dict[bytes, _Family] = {}
-        self._count = 0
-
-    def find(self, data: bytes) -> tuple[Plan, bytes, bytes] | None:
-        """(plan, id, payload) of a message like an earlier one; None for others."""
-        try:
-            at = 2 + data[1]
-            if data[at] == _VERSION:
-                at += 2 + data[at + 1]
-            family = self._families.get(data[:at])
-            if family is None:
-                return None
-            id_ = b""
-            if data[at] == _ID:
-                size = data[at + 1]
-                if size >= 0x80:
-                    return None
-                begin = at + 2
-                at = begin + size
-                id_ = data[begin:at]
-        except IndexError:
-            return None
-        for tail in family.tails:
-            plan = family.plans.get(data[at:-tail])
-            if plan is not None:
-                return plan, id_, data[-tail:]
-        return None
-
-    def keep(self, data: bytes, request: Any, plan: Plan) -> None:
-        """Remember what `data` asks for, if it is written as most are and more like it are to be expected."""
-        if len(request.raw_input_contents) != 1 or plan.flags.start or plan.flags.end:
-            return
-        name, payload = request.model_name.encode(), request.raw_input_contents[0]
-        version, id_ = request.model_version.encode(), request.id.encode()
-        if not name or max(len(name), len(version), len(id_)) >= 0x80:
-            return
-        front = bytes((_NAME, len(name))) + name
-        if version:
-            front += bytes((_VERSION, len(version))) + version
-        named = front + (bytes((_ID, len(id_))) + id_ if id_ else b"")
-        end = bytes((_RAW,)) + varint(len(payload)) + payload
-        if not data.startswith(named) or not data.endswith(end):
-            return
-        if self._count >= _PLANS:
-            self._families = {}
-            self._count = 0
-        family = self._families.setdefault(front, _Family())
-        family.plans[data[len(named) : -len(payload)]] = plan
-        self._count += 1
-        if len(payload) not in family.tails:
-            family.tails = (len(payload), *family.tails)[:_TAILS]

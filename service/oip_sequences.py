@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from .errors import InvalidArgument, SequenceGap, SequenceNotStarted, ServerDraining, ServiceError
+from .errors import InvalidArgument, SequenceGap, SequenceNotStarted, ServerDraining, ServiceError, cut, shown
 from .loaded import LoadedModel
 from .oip_requests import Key
 from .oip_sequence import Sequence
 from .sessions import SessionTable
 
 _ABANDONED_S = 1.0
-_ENDED = 16_384  # sequences whose end is remembered
+# What remembered ends may take, and what one takes beside its texts.
+_ENDED_BYTES = 16 * 2**20
+_END_BYTES = 1024
 
 # An error's class, text and facts; the error itself would keep the frames that it passed through.
 _Ending = tuple[type[ServiceError], str, dict[str, str]]
@@ -27,6 +29,7 @@ class Sequences:
         self._live: dict[Key, Sequence] = {}
         # What a request without a START is told of how its sequence ended, oldest first.
         self._errors: OrderedDict[Key, _Ending] = OrderedDict()
+        self._errors_bytes = 0
         self._lock = threading.Lock()
 
     def find(self, key: Key) -> Sequence | None:
@@ -46,7 +49,7 @@ class Sequences:
         with self._lock:
             before = self._live.get(key)
             self._live[key] = sequence
-            self._errors.pop(key, None)
+            self._forget(key)
         if before is None or not before.close("restarted", sequence):
             sequence.begin()
         return sequence
@@ -67,8 +70,8 @@ class Sequences:
         """What a request without a START is told where no sequence takes it."""
         model, sequence = key
         text = (
-            f"inference request for sequence {sequence} to model {model!r} must specify the START flag on the first "
-            "request of the sequence"
+            f"inference request for sequence {cut(sequence)} to model {shown(model)} must specify the START flag on "
+            "the first request of the sequence"
         )
         with self._lock:
             ending = self._errors.get(key)
@@ -96,7 +99,21 @@ class Sequences:
                 self._remember(sequence.key, error)
 
     def _remember(self, key: Key, error: ServiceError) -> None:
-        self._errors[key] = (type(error), str(error), error.facts)
-        self._errors.move_to_end(key)
-        if len(self._errors) > _ENDED:
-            self._errors.popitem(last=False)
+        self._forget(key)
+        ending = self._errors[key] = (type(error), str(error), error.facts)
+        self._errors_bytes += _size(key, ending)
+        while self._errors_bytes > _ENDED_BYTES:
+            self._forget(next(iter(self._errors)))
+
+    def _forget(self, key: Key) -> None:
+        ending = self._errors.pop(key, None)
+        if ending is not None:
+            self._errors_bytes -= _size(key, ending)
+
+
+def _size(key: Key, ending: _Ending) -> int:
+    model, sequence = key
+    _, text, facts = ending
+    texts = (model, str(sequence), text, *facts.values())
+    # Python keeps up to four bytes a character.
+    return _END_BYTES + sum(len(each) * (1 if each.isascii() else 4) for each in texts)

@@ -11,7 +11,7 @@ import numpy as np
 
 from streamcell.card import Signature, Tensor
 
-from .errors import NoSteps, WrongByteCount, WrongContents, WrongDtype, WrongInputCount, WrongShape
+from .errors import NoSteps, WrongByteCount, WrongContents, WrongDtype, WrongInputCount, WrongShape, cut
 
 # numpy's name → the protocol's, and the field of typed contents; FP16 has none.
 _TYPES = {
@@ -69,7 +69,7 @@ def form(signature: Signature, inputs: Sequence[Any]) -> Form:
         if shape[len(lead) :] != tensor.step_shape or len(lead) > 2 or any(size < 0 for size in lead):
             expected = f"[{', '.join(map(str, (-1, *dims(signature, tensor))))}]"
             raise WrongShape(
-                f"unexpected shape for input {tensor.name!r}: expected {expected}, got {[*shape]}",
+                f"unexpected shape for input {tensor.name!r}: expected {expected}, got {cut([*shape])}",
                 input=tensor.name,
                 expected=expected,
                 got=[*shape],
@@ -79,7 +79,7 @@ def form(signature: Signature, inputs: Sequence[Any]) -> Form:
     if any(other != lead for other in leads):
         raise WrongShape(
             "all inputs must have the same number of rows and timesteps; before a step's own shape they have "
-            + ", ".join(f"{t.name!r} {[*each]}" for t, each in zip(signature.inputs, leads, strict=True))
+            + ", ".join(f"{t.name!r} {cut([*each])}" for t, each in zip(signature.inputs, leads, strict=True))
         )
     if not math.prod(lead):
         raise NoSteps(f"input {signature.inputs[0].name!r} is empty: a request carries at least one timestep")
@@ -103,12 +103,15 @@ def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes
             expected=len(request.inputs),
             got=len(raw),
         )
-    given = {tensor.name: (tensor, raw[at] if raw else None) for at, tensor in enumerate(request.inputs)}
     names = [tensor.name for tensor in signature.inputs]
-    if len(given) != len(request.inputs) or sorted(given) != sorted(names):
+    fits = len(request.inputs) == len(names)
+    given = {}
+    if fits:  # else there may be a million of them
+        given = {tensor.name: (tensor, raw[at] if raw else None) for at, tensor in enumerate(request.inputs)}
+    if not fits or sorted(given) != sorted(names):
         raise WrongInputCount(
             f"expected the inputs {', '.join(names)}, each once, got "
-            f"{', '.join(tensor.name for tensor in request.inputs) or 'none'}",
+            f"{', '.join(cut(tensor.name) for tensor in request.inputs[:8]) or 'none'}",
             expected=len(names),
             got=len(request.inputs),
         )
@@ -117,7 +120,7 @@ def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes
         one, contents = given[tensor.name]
         if one.datatype != DATATYPES[tensor.dtype]:
             raise WrongDtype(
-                f"input {tensor.name!r}: expected {DATATYPES[tensor.dtype]}, got {one.datatype or 'no datatype'}",
+                f"input {tensor.name!r}: expected {DATATYPES[tensor.dtype]}, got {cut(one.datatype) or 'no datatype'}",
                 input=tensor.name,
                 expected=DATATYPES[tensor.dtype],
                 got=one.datatype,

@@ -14,6 +14,10 @@ from .remote_batcher import RemoteBatcher
 from .ring_records import pack_error
 from .tunnel import ENDED, ERROR, FAILED
 
+# What is kept for the next engine may take, and what a report takes beside its body.
+_MOST_KEPT_BYTES = 16 * 2**20
+_REPORT_BYTES = 256
+
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -31,13 +35,16 @@ class Reports:
 
     def __init__(self) -> None:
         self._pipe: Pipe | None = None
-        self._kept: deque[tuple[int, int, bytes]] = deque(maxlen=100_000)
+        self._kept: deque[tuple[int, int, bytes]] = deque()
+        self._kept_bytes = 0
         self._lock = threading.Lock()
 
     def attach(self, pipe: Pipe | None) -> None:
         """Report through `pipe` from now on."""
         with self._lock:
             self._pipe = pipe
+            if pipe is not None:
+                self._kept_bytes = 0
             while pipe is not None and self._kept:
                 pipe.send(*self._kept.popleft())
 
@@ -46,6 +53,9 @@ class Reports:
         with self._lock:
             if self._pipe is None:
                 self._kept.append((kind, number, body))
+                self._kept_bytes += _REPORT_BYTES + len(body)
+                while self._kept_bytes > _MOST_KEPT_BYTES:
+                    self._kept_bytes -= _REPORT_BYTES + len(self._kept.popleft()[2])
             else:
                 self._pipe.send(kind, number, body)
 

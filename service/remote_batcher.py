@@ -148,6 +148,9 @@ class RemoteBatcher:
         Returns:
             Whether there is room for another; where there is not, `owner.resume` is called once there is.
         """
+        if (misfit := self.asks.misfit(work)) is not None:  # every entrance checks that; if one forgets to
+            session.owner.fail(misfit)
+            return False
         with self._lock:
             if session.ended:
                 return False

@@ -18,6 +18,7 @@ from .errors import (
     WrongByteCount,
     WrongDtype,
     WrongInputCount,
+    cut,
 )
 from .session import Output, Work
 from .settings import Settings
@@ -86,7 +87,7 @@ def check_dtypes(signature: Signature, dtypes: Sequence[str]) -> None:
     for tensor, dtype in zip(signature.inputs, dtypes, strict=True):
         if dtype != tensor.dtype:
             raise WrongDtype(
-                f"input {tensor.name!r}: expected {tensor.dtype}, got {dtype}",
+                f"input {tensor.name!r}: expected {tensor.dtype}, got {cut(dtype)}",
                 input=tensor.name,
                 expected=tensor.dtype,
                 got=dtype,

@@ -38,6 +38,7 @@ _LEAST_PAYLOAD_BYTES = 64
 _RING_BYTES = 4 * 1024 * 1024
 _MOST_RECORDS = 4096
 _FEWEST_RECORDS = 256
+_MOST_ERROR_BYTES = _FEWEST_RECORDS // 4 * _LEAST_PAYLOAD_BYTES  # the smallest ring's single write
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,15 @@ def text_at(records: Records, at: int, size: int) -> tuple[bytes, int]:
 
 
 def pack_error(error: ServiceError) -> bytes:
-    """`error` as a text."""
-    return json.dumps([error.reason, str(error)[:2000], error.facts]).encode()
+    """`error` as a text, which one write of any ring has room for: where need be without its facts."""
+    packed = _packed([error.reason, str(error), error.facts])
+    if len(packed) > _MOST_ERROR_BYTES:
+        packed = _packed([error.reason, str(error)[: _MOST_ERROR_BYTES // 8], {}])
+    return packed
+
+
+def _packed(parts: list[object]) -> bytes:
+    return json.dumps(parts, ensure_ascii=False).encode(errors="replace")
 
 
 def unpack_error(text: bytes) -> ServiceError:

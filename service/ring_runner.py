@@ -75,6 +75,7 @@ class RingRunner:
             if whole:
                 target[: len(at)] = batch.records[:, begin:end]
             else:
+                target[: used * staged.steps] = 0  # another session's input of an earlier run
                 target[at] = batch.records[:, begin:end]
         staged.lengths[:used] = batch.counts
         if self._stateful:

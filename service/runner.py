@@ -21,9 +21,10 @@ from .generation import GenerationLoop
 from .model_metrics import ModelMetrics
 from .ring_batch import RingBatch
 from .ring_runner import RingRunner
-from .session import Output, Session
+from .row_staging import Misfit, RowStaging
+from .session import Output, Session, Work
 from .shortness import Shortness
-from .values import check_values
+from .values import check_length, check_values
 
 _log = structlog.get_logger(__name__)
 
@@ -47,10 +48,9 @@ class Runner:
         self._metrics = metrics
         self._allow_non_finite = allow_non_finite
         self._signature: Signature = engine.signature
-        self._input_bytes = [tensor.step_bytes for tensor in self._signature.inputs]
         self._output_bytes = [tensor.step_bytes for tensor in self._signature.outputs]
         self._cutter = Cutter(self._output_bytes)
-        self._stateful = bool(self._signature.states)
+        self._rows = RowStaging(engine)
         # What runs on a card may be bound to the thread that captured it.
         self._may_inline = engine.device.on_host
         self._shortness = Shortness()
@@ -128,18 +128,22 @@ class Runner:
         """Fill the staging buffers, refuse what may not run, run the rest; None where nothing was left to run."""
         if batch.generates and self._generations is not None:
             self._generations.prepare(batch)
-            if not batch.rows:
-                return None
-        staged = self._stage(batch)
-        bad = self._engine.bad_rows(staged, len(batch.rows), allow_non_finite=self._allow_non_finite)
-        if bad:
-            self._refuse(batch, bad, refused)
+        while batch.rows:
+            known = len(refused)
+            try:
+                staged = self._rows.stage(batch)
+                if bad := self._engine.bad_rows(
+                    staged, len(batch.rows), allow_non_finite=self._allow_non_finite
+                ):
+                    self._refuse(batch, bad, refused)
+            except Misfit as misfit:
+                self._refuse(batch, misfit.rows, refused)
+                assert len(refused) > known  # by the same rule, or this would go on for ever
+            if len(refused) == known:
+                self._run(batch, staged)
+                return staged
             self._engine.clear_inputs()
-            if not batch.rows:
-                return None
-            staged = self._stage(batch)
-        self._run(batch, staged)
-        return staged
+        return None
 
     def _run(self, batch: Batch, staged: Staged) -> None:
         batch.began_s = time.perf_counter()
@@ -150,42 +154,13 @@ class Runner:
         self._shortness.ran(len(batch.rows), took_s)
         self._batcher.inline = self._inline if self._may_inline and self._shortness.short else None
 
-    def _stage(self, batch: Batch) -> Staged:
-        rows = batch.rows
-        used = len(rows)
-        staged = self._engine.stage(used, batch.steps)
-        if batch.uniform and staged.steps == batch.steps:
-            for at, view in enumerate(staged.inputs):
-                data = b"".join([row.parts[0][0].payloads[at] for row in rows])
-                view[: len(data)] = data
-            staged.lengths[:used] = batch.steps
-        else:
-            self._copy_ragged(staged, batch)
-            staged.lengths[:used] = [row.steps for row in rows]
-        if self._stateful:
-            slots = [row.session.slot for row in rows]
-            staged.write[:used, 0] = slots
-            staged.read[:used] = [row.session.reads for row in rows]
-        self._engine.pad(staged, used)
-        return staged
-
-    def _copy_ragged(self, staged: Staged, batch: Batch) -> None:
-        for at, (view, step_bytes) in enumerate(zip(staged.inputs, self._input_bytes, strict=True)):
-            for index, row in enumerate(batch.rows):
-                to = index * staged.steps * step_bytes
-                for work, start, count in row.parts:
-                    size = count * step_bytes
-                    begin = start * step_bytes
-                    view[to : to + size] = memoryview(work.payloads[at])[begin : begin + size]
-                    to += size
-
     def _refuse(self, batch: Batch, bad: list[int], refused: list[tuple[Session, ServiceError]]) -> None:
         """Take the refused messages out of `batch`; messages of the same row that came before stay in it."""
         kept = []
         for index, row in enumerate(batch.rows):
             if index in bad:
                 for place, (work, _, _) in enumerate(row.parts):
-                    if (error := check_values(self._signature, work, self._allow_non_finite)) is not None:
+                    if (error := self._wrong(work)) is not None:
                         refused.append((row.session, error))
                         row.parts = row.parts[:place]
                         row.steps = sum(count for _, _, count in row.parts)
@@ -202,6 +177,11 @@ class Runner:
         batch.rows = kept
         batch.steps = max((row.steps for row in kept), default=0)
         batch.uniform = False
+
+    def _wrong(self, work: Work) -> ServiceError | None:
+        return check_length(self._signature, work) or check_values(
+            self._signature, work, self._allow_non_finite
+        )
 
     # Deliver
 
@@ -280,7 +260,7 @@ class Runner:
         self._engine.clear_inputs()
         for alone in batch.apart():
             try:
-                staged = self._stage(alone)
+                staged = self._rows.stage(alone)
                 self._run(alone, staged)
             except Exception as error:
                 self._engine.clear_inputs()

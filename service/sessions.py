@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound
+from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound, shown
 from .members import FrameOwner, Members
 from .model_metrics import ModelMetrics
 from .session import Owner, Session
@@ -100,7 +100,7 @@ class SessionTable:
         """
         live = self._live.get(session_id)
         if live is None:
-            raise SessionNotFound(f"no live session {session_id!r}", session_id=session_id)
+            raise SessionNotFound(f"no live session {shown(session_id)}", session_id=session_id)
         return live
 
     def all(self) -> list[Live]:

@@ -1,4 +1,4 @@
-"""What the values of a message may be: finite, unless the server allows all, and bools 0 or 1."""
+"""What a message may hold: as many bytes as its steps take; finite values, unless all are allowed; bools 0 or 1."""
 
 from __future__ import annotations
 
@@ -6,8 +6,22 @@ import numpy as np
 
 from streamcell.card import Signature
 
-from .errors import InvalidArgument, MalformedMessage, NonFiniteInput
+from .errors import InvalidArgument, MalformedMessage, NonFiniteInput, WrongByteCount
 from .session import Work
+
+
+def check_length(signature: Signature, work: Work) -> WrongByteCount | None:
+    """What is wrong with the lengths of `work`'s payloads, which are to be [steps, *step_shape] each, or None."""
+    for tensor, payload in zip(signature.inputs, work.payloads, strict=True):
+        expected = work.steps * tensor.step_bytes
+        if len(payload) != expected:
+            return WrongByteCount(
+                f"input {tensor.name!r}: {work.steps} timesteps take {expected} bytes, got {len(payload)}",
+                input=tensor.name,
+                expected=expected,
+                got=len(payload),
+            )
+    return None
 
 
 def check_values(signature: Signature, work: Work, allow_non_finite: bool) -> InvalidArgument | None:

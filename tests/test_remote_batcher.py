@@ -227,3 +227,19 @@ def test_a_lost_engine_ends_every_session_and_takes_no_new_one() -> None:
     with pytest.raises(EngineLost):
         rig.open()
     rig.close()
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("by", [-12, -1, 1, 12])
+def test_a_message_that_is_not_as_long_as_its_steps_say_is_never_written(steps: int, by: int) -> None:
+    rig = Rig(64)
+    client = Client()
+    session = rig.batcher.open("a", client)
+    rig.reader.read()
+    whole = bytes(12 * steps)
+    bad = whole[:by] if by < 0 else whole + bytes(by)
+    assert not rig.batcher.submit(session, Work((bad,), steps, Output.ALL, 0, 0.0))
+    assert client.error is not None
+    assert client.error.reason == "WRONG_BYTE_COUNT"
+    assert rig.reader.read() is None
+    assert not session.queue

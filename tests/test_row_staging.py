@@ -1,4 +1,4 @@
-"""Staging takes exactly the bytes that a message's steps need; who brings others is refused alone, and nobody else hurt.
+"""Staging takes exactly the bytes that a message's steps need; who brings others is refused alone, nobody else hurt.
 
 Every entrance checks lengths. These tests go behind the entrances, as a fault in one of them would.
 """

@@ -1,0 +1,1 @@
+"""Hostile messages beside honest clients: what the tests and `make fuzz` share."""

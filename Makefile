@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := benchmarks card cli client export models proto service study
 
-.PHONY: demo study test bench lint typecheck stubs install clean
+.PHONY: demo study test bench fuzz lint typecheck stubs install clean
 
 demo: $(VENV)/installed
 	$(BIN)/streamcell demo $(DEMO)
 
 test: $(VENV)/installed
 	$(BIN)/pytest
+
+# Broken messages at real servers beside honest clients, and the parsers under coverage-guided fuzzing, for FUZZ_S seconds
+# in all (600 if not given). FUZZ_SEED repeats a round. Where there is no atheris, that is said and the parsers are left out.
+fuzz: $(VENV)/installed
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --only-binary atheris atheris
+	$(BIN)/python -m tests.hostile.fuzz
 
 # Measures everything and writes docs/benchmarks.md and benchmarks/results/latest.json. BENCH=--quick for a short one,
 # PEER=pytriton for Triton beside it.

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from streamcell.proto.inference import oip
 
@@ -35,6 +36,7 @@ class Attacker(threading.Thread):
         self._rng = random.Random(seed)
         self._seed = seed
         self._count = count
+        self._stopped = False
         self.sent = self.accepted = self.refused = 0
         self.found: list[str] = []
 
@@ -46,13 +48,17 @@ class Attacker(threading.Thread):
         ]
         try:
             self._warm(busy)
-            while self.sent < self._count and not self.found:
+            while self.sent < self._count and not self.found and not self._stopped:
                 each = self._rng.choice(busy if self._rng.random() < 0.9 else methods)
                 (self._stream if each.streams else self._unary)(each)
         except Exception as error:
             self.found.append(f"the attacker itself failed: {error!r}")
         finally:
             self._channel.close()
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stopped = True
 
     def _warm(self, busy: list[Recorded]) -> None:
         """Have the server know the valid messages: it may know broken ones again by them."""
@@ -79,7 +85,11 @@ class Attacker(threading.Thread):
 
     def _compare(self, message: bytes, reply: bytes) -> None:
         """An accepted request of the echo's is answered with its own bytes."""
-        request = oip.ModelInferRequest.FromString(message)
+        try:
+            request = oip.ModelInferRequest.FromString(message)
+        except DecodeError:
+            self._note("what no parser can read was accepted", message)
+            return
         answer = oip.ModelInferResponse.FromString(reply)
         if request.model_name != "echo" or not request.raw_input_contents:
             return

@@ -1,6 +1,6 @@
 """Valid messages made invalid, or made to lie: seeded, so that what fails can be run again.
 
-What is added to a message is made of bytes below 0x40, and flips change one bit: no mutation can make the bytes that mark
+What is added to a message is made of bytes below 0x40, and flips change one bit: no mutation makes the bytes that mark
 an honest client's input (`honest.MARK`) out of messages that have none.
 """
 
@@ -100,6 +100,8 @@ def splice(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
     """With fields of another message in place of its own."""
     other = rng.choice(others)
     mine, its = ([each[begin:end] for begin, end in fields(each)] for each in (data, other))
+    if not its:
+        return b""
     if rng.random() < 0.5:
         mine[rng.randrange(len(mine))] = rng.choice(its)
         return b"".join(mine)

@@ -671,3 +671,24 @@ def test_no_line_of_python_runs_a_session(
     # Up to a dozen values a histogram takes one by one.
     assert not {name: count for name, count in (few - many).items() if "C:" not in name}
     assert all(len(front.told[seat].replies) >= 2 for seat in seats)
+
+
+def test_nothing_of_an_earlier_run_is_in_the_buffers_of_a_later_one(rigs: Rigs) -> None:
+    """Behind each row's last step there are zeros, whatever ran before."""
+    rig = rigs("lstm")
+    front = rig.front()
+    seats = [front.open() for _ in range(MAX_BATCH)]
+    for number, lengths in enumerate(([4, 4, 4, 4], [2, 3, 4, 2], [4, 3, 2, 3], [1, 2, 1, 2])):
+        mark = np.float32(number + 1)
+        for seat, length in zip(seats, lengths, strict=True):
+            front.send(seat, np.full((length, 3), mark, np.float32))
+        rig.desk.drain()
+        batch = rig.desk.form()
+        assert batch is not None
+        rows = rig.rings._stage(batch).values[0]
+        for row, length in zip(rows, batch.counts.tolist(), strict=False):
+            assert (row[:length] == mark).all()
+            assert (row[length:] == 0).all()
+        rig.rings.run(batch)
+        rig.serve()
+        front.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,63 @@ def test_a_message_that_is_laid_out_oddly_misleads_nobody(
         _changed(data, changes),
     ):
         _held(plans, answers, other)
+
+
+def test_no_byte_of_a_known_message_can_be_another_unseen() -> None:
+    """Every byte of every known message, as any other value, and left out, and there twice."""
+    for whole in KNOWN:
+        for at in range(len(whole)):
+            front, back = whole[:at], whole[at + 1 :]
+            for value in range(256):
+                changed = front + bytes((value,)) + back
+                if PLANS.find(changed) is not None:
+                    assert _held(PLANS, ANSWERS, changed)
+            for changed in (front + back, front + whole[at : at + 1] * 2 + back):
+                if PLANS.find(changed) is not None:
+                    assert _held(PLANS, ANSWERS, changed)
+
+
+def test_an_id_whose_length_takes_two_bytes_is_parsed() -> None:
+    whole = KNOWN[0]  # without an id
+    front = len(_field(1, b"a_model"))
+    for size in (0, 1, 2, 0x7F):
+        # As a parser reads it, the id has one byte more than is here: the first of what is behind it.
+        data = whole[:front] + bytes((0x1A, 0x80 | size, 1)) + b"a" * (0x7F + size) + whole[front:]
+        assert PLANS.find(data) is None
+        assert not _held(PLANS, ANSWERS, data)
+
+
+_EXTRA = [
+    b"", _field(1, b"a_model"), _field(1, b"a_model", 1), _field(2, b""), _field(2, b"3"), _field(3, b""),
+    _field(3, b"7"),
+    _field(3, b"7", 1), _field(3, b"abc"), _PARAMETERS, _field(6, b""), _field(9, _field(7, bytes(12))),
+    _field(9, bytes(3) + _field(7, b"2" * 12)), _field(9, b""), b"\x48\x01", _field(1, b"other"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("extra", range(len(_EXTRA)))
+def test_a_field_more_anywhere_misleads_nobody(extra: int, padding: int) -> None:
+    """Fields in another order, there twice, or unknown: what is kept of such a message is right for all like it."""
+    usual = [_field(1, b"a_model"), _field(3, b"7"), _PARAMETERS, _INPUT[0], _field(7, bytes(12), padding)]
+    answers = Answers()
+    for first in range(len(usual) + 1):
+        for second, other in itertools.product(range(len(usual) + 2), _EXTRA):
+            parts = [*usual]
+            parts.insert(first, _EXTRA[extra])
+            parts.insert(second, other)
+            data = b"".join(parts)
+            read = _read(data, answers)
+            if read is None:
+                continue
+            plans = Plans()
+            plans.keep(data, read[0])
+            for like in (
+                data, data[:-12] + b"3" * 12, data[:-1], data[:-12], data + b"\x00", data + bytes(12), data[:-1] + b"9",
+                data.replace(_field(3, b"7"), _field(3, b"xyz")), data.replace(_field(3, b"7"), b""),
+                data.replace(_field(7, bytes(12)), _field(7, bytes(11))), data.replace(bytes(12), b"4" * 12),
+            ):  # fmt: skip
+                _held(plans, answers, like)
 
 
 @given(data=st.binary(max_size=200))

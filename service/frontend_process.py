@@ -86,7 +86,11 @@ class FrontendProcess(ChildProcess):
         if self._transport is None:
             try:
                 self._transport = Transport(
-                    settings, self._services(about["methods"]), self._lane, port=self._port
+                    settings,
+                    self._services(about["methods"]),
+                    self._lane,
+                    self._reports.error,
+                    port=self._port,
                 )
             except OSError as error:
                 self._unfit(error)

@@ -42,7 +42,7 @@ class Server:
         lane = choose_lane(settings.lane)
         self.host = Host(settings, self._report_model)
         self.host.metrics.lane = lane.name
-        self._transport = Transport(settings, self.host.services(lane), lane)
+        self._transport = Transport(settings, self.host.services(lane), lane, self.host.metrics.error)
         self.port = self._transport.port
         self._registry = CollectorRegistry()
         self.host.report_to(self._registry)

@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     idle_timeout_s: Annotated[float, Field(ge=0)] = 300.0
     # Seconds that live streams get to finish after SIGTERM.
     grace_s: Annotated[float, Field(ge=0)] = 10.0
+    # Seconds that a call has to send its first message; 0: as long as it likes.
+    first_message_s: Annotated[float, Field(ge=0)] = 20.0
+    # Whether clients may ask which services and messages there are.
+    reflection: bool = True
     # What happens to a message with NaN or infinite input.
     non_finite: Literal["reject", "allow"] = "reject"
     # Microseconds to look for messages before sleeping, where the last waits were short; 0: sleep at once.

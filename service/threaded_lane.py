@@ -15,13 +15,13 @@ import grpc
 import structlog
 
 from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
+from .first_messages import FirstMessages
 from .reading import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
+from .threaded_unary import Status, UnaryCall, set_status, until_gone
 
 _log = structlog.get_logger(__name__)
 
 _CALLS = 16_384
-
-Status = tuple[grpc.StatusCode, str, Trailing]
 
 
 class StreamCall:
@@ -29,9 +29,10 @@ class StreamCall:
 
     gone = "cancelled"
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, first: FirstMessages) -> None:
         self.peer: str = context.peer()
         self._context = context
+        self._first = first
         self._changed = threading.Condition()
         self._outbox: deque[bytes] = deque()
         self._status: Status | None = None
@@ -57,6 +58,7 @@ class StreamCall:
             self._fault(error)
         else:
             self._busy = True
+            self._first.owes(self, self.end)
             threading.Thread(target=self._read, args=(requests,), name="stream-reader", daemon=True).start()
         while True:
             with self._changed:
@@ -67,7 +69,7 @@ class StreamCall:
                     assert self._status is not None
                     # A cancelled call can look half-closed first; the public API tells no better than this.
                     self._finished = self._context.is_active()
-                    _set_status(self._context, self._status)
+                    set_status(self._context, self._status)
                     return
                 data = self._outbox.popleft()
                 wake = None
@@ -84,7 +86,8 @@ class StreamCall:
         handler = self._handler
         assert handler is not None
         try:
-            for message in _until_gone(requests):
+            for message in until_gone(requests):
+                self._first.came(self)
                 with self._changed:
                     if self._over or self._status is not None:
                         break
@@ -100,6 +103,7 @@ class StreamCall:
             self._fault(error)
         with self._changed:
             self._busy = False
+        self._first.came(self)
         self._end_if_over()
 
     def _may_read(self) -> bool:
@@ -170,96 +174,13 @@ class StreamCall:
                 self._changed.notify_all()
 
 
-def _until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
-    """The requests; grpcio ends those of a cancelled call with an error."""
-    while True:
-        try:
-            request = next(requests)
-        except (StopIteration, grpc.RpcError):
-            return
-        yield request
-
-
-class UnaryCall:
-    """One unary call (a `calls.UnaryCall`)."""
-
-    def __init__(self, context: grpc.ServicerContext) -> None:
-        self.peer: str = context.peer()
-        self._context = context
-        self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._cancelled = False
-        self._data = b""
-        self._status: Status | None = None
-        self._callback: Callable[[], None] | None = None
-
-    def run(self, on_request: OnRequest, data: bytes) -> bytes:
-        """Answer the request; waits until it is answered."""
-        if not self._context.add_callback(self._on_over):
-            return b""
-        try:
-            on_request(self, data)
-        except Exception as error:
-            _log.error("unary handler failed", exc_info=error)
-            self.fail(grpc.StatusCode.INTERNAL, FAULT)
-        self._done.wait()
-        if self._status is not None:
-            _set_status(self._context, self._status)
-        return self._data
-
-    def _on_over(self) -> None:
-        with self._lock:
-            if self._done.is_set():
-                return
-            self._cancelled = True
-            callback, self._callback = self._callback, None
-            self._done.set()
-        if callback is not None:
-            try:
-                callback()
-            except Exception as error:
-                _log.error("unary handler failed at its cancellation", exc_info=error)
-
-    def answer(self, data: bytes) -> None:
-        """Send the response with status OK."""
-        self._first(data, None)
-
-    def fail(self, code: grpc.StatusCode, details: str, trailing: Trailing = ()) -> None:
-        """End the call with an error."""
-        self._first(b"", (code, details, trailing))
-
-    def _first(self, data: bytes, status: Status | None) -> None:
-        with self._lock:
-            if not self._done.is_set():
-                self._data, self._status = data, status
-                self._callback = None
-                self._done.set()
-
-    def soon(self, callback: Callable[[], None]) -> bool:
-        """Not here: each call's messages have a thread of their own."""
-        return False
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the call ends before it is answered."""
-        with self._lock:
-            if not self._done.is_set():
-                self._callback = callback
-            if not self._cancelled:
-                return
-        callback()
-
-
-def _set_status(context: grpc.ServicerContext, status: Status) -> None:
-    code, details, trailing = status
-    context.set_code(code)
-    context.set_details(details)
-    context.set_trailing_metadata(tuple(trailing))
-
-
 class ThreadedLane:
     """Makes handlers whose calls each have threads (a `calls.Lane`)."""
 
     name = "threaded"
+
+    def __init__(self) -> None:
+        self.first_messages = FirstMessages()
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server with a thread for every call at once; they are made as they are needed. It never spins."""
@@ -269,14 +190,14 @@ class ThreadedLane:
         """A bidirectional method."""
 
         def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            return StreamCall(context).run(requests, open_)
+            return StreamCall(context, self.first_messages).run(requests, open_)
 
         return grpc.stream_stream_rpc_method_handler(behaviour)
 
     def unary(self, on_request: OnRequest) -> Handler:
         """A unary method."""
 
-        def behaviour(data: bytes, context: grpc.ServicerContext) -> bytes:
-            return UnaryCall(context).run(on_request, data)
+        def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            return UnaryCall(context, self.first_messages).run(on_request, requests)
 
-        return grpc.unary_unary_rpc_method_handler(behaviour)
+        return grpc.stream_stream_rpc_method_handler(behaviour)

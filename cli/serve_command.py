@@ -70,6 +70,13 @@ def command(
     reflection: Annotated[
         bool | None, _Option(help="Let clients ask which services there are.  [reflection]")
     ] = None,
+    watchdog_s: Annotated[
+        float | None,
+        _Option(help="Seconds without progress after which a busy thread counts as stalled; 0: never.  [30]"),
+    ] = None,
+    watchdog_exit: Annotated[
+        bool | None, _Option(help="End with exit code 70 when a thread stalls.  [no-watchdog-exit]")
+    ] = None,
     non_finite: Annotated[
         str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
     ] = None,

@@ -130,3 +130,9 @@ class ServerLane(Lane, Protocol):
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server for its handlers. `spin_s`: how long its thread may look for messages before it sleeps."""
+
+    def beats(self, server: grpc.Server) -> int | None:
+        """A number that changes while the server's thread comes by for events, once a second at least.
+
+        None if this grpcio does not let it be told.
+        """

@@ -12,7 +12,7 @@ from .calls import Handler, OnRequest, OpenStream, Options
 from .first_messages import FirstMessages
 from .lane import StreamCall
 from .lane_unary import UnaryCall
-from .serving_queue import server_on_queue
+from .serving_queue import beats, server_on_queue
 from .threaded_lane import ThreadedLane
 
 _OTHERS = 4
@@ -48,6 +48,10 @@ class FastLane:
         return server_on_queue(
             futures.ThreadPoolExecutor(_OTHERS, thread_name_prefix="calls"), options, spin_s=spin_s
         )
+
+    def beats(self, server: grpc.Server) -> int | None:
+        """A number that changes while the server's thread comes by for events."""
+        return beats(server)
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""

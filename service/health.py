@@ -29,7 +29,8 @@ class Health:
         """`on_error` is told of each error that a client is sent."""
         self._on_error = on_error
         self._serving = {"": False}
-        self._draining = self._stalled = False
+        self._draining = False
+        self._stalled: frozenset[str] = frozenset()
         self._watches: dict[str, set[Watch]] = {}
         self._lock = threading.Lock()
 
@@ -68,9 +69,10 @@ class Health:
         self._draining = True
         self._tell()
 
-    def stall(self, stalled: bool) -> None:
-        """Nothing is serving for as long as the server makes no progress."""
-        self._stalled = stalled
+    def stall(self, what: str, stalled: bool) -> None:
+        """Nothing is serving for as long as `what` makes no progress."""
+        with self._lock:
+            self._stalled = self._stalled | {what} if stalled else self._stalled - {what}
         self._tell()
 
     def _tell(self) -> None:

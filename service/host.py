@@ -101,6 +101,13 @@ class Host:
         if self.settings.triton_metrics:
             registry.register(TritonMetrics(self.metrics))
 
+    def progress(self) -> dict[str, int | None]:
+        """What the watchdog looks at: each engine's progress, by its thread's name."""
+        return {
+            f"engine-{model.file.name}-{model.file.version}": model.batcher.progress
+            for model in self._control.running()
+        }
+
     def start(self) -> None:
         """Begin to look after the sessions and the folder of models."""
         self._housekeeper.start()

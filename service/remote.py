@@ -12,7 +12,7 @@ from .errors import ServiceError
 from .pipe import Pipe, pack
 from .remote_batcher import RemoteBatcher
 from .ring_records import pack_error
-from .tunnel import ENDED, ERROR, FAILED
+from .tunnel import ENDED, ERROR, FAILED, STALLED
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Reports:
                 self._kept.append((kind, number, body))
             else:
                 self._pipe.send(kind, number, body)
+
+    def stall(self, thread: str, stalled: bool) -> None:
+        """The front end's thread makes no progress, or does again."""
+        self.send(STALLED, int(stalled), thread.encode())
 
     def error(self, error: ServiceError) -> None:
         """A client was sent `error` (as `ServerMetrics.error`)."""

@@ -184,7 +184,24 @@ class ThreadedLane:
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server with a thread for every call at once; they are made as they are needed. It never spins."""
-        return grpc.server(futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="calls"), options=options)
+        workers = futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="calls")
+        try:
+            from .serving_queue import server_on_queue
+        except (
+            ImportError,
+            AttributeError,
+            TypeError,
+        ):  # grpcio has changed below: nobody watches its thread then
+            return grpc.server(workers, options=options)
+        return server_on_queue(workers, options, spin_s=0.0)
+
+    def beats(self, server: grpc.Server) -> int | None:
+        """A number that changes while the server's thread comes by for events; None if that cannot be told."""
+        try:
+            from .serving_queue import beats
+        except (ImportError, AttributeError, TypeError):
+            return None
+        return beats(server)
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""

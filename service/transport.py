@@ -51,6 +51,7 @@ class Transport:
             OSError: the port cannot be bound.
         """
         self._names = tuple(services)
+        self._lane = lane
         self._health = health.Health(on_error)
         self._owing = lane.first_messages
         self._owing.after_s = settings.first_message_s
@@ -113,6 +114,14 @@ class Transport:
     def report_model(self, name: str, serving: bool) -> None:
         """Have health say whether `name` is served."""
         self._health.report((name,), serving=serving)
+
+    def stall(self, what: str, stalled: bool) -> None:
+        """Have health say NOT_SERVING while `what` makes no progress."""
+        self._health.stall(what, stalled)
+
+    def progress(self) -> dict[str, int | None]:
+        """What the watchdog looks at: the progress of the thread that serves."""
+        return {"serving": self._lane.beats(self._grpc)}
 
     def drain(self) -> None:
         """Health says NOT_SERVING from now on, whatever is reported."""

@@ -93,10 +93,13 @@ def test_a_stall_is_told_and_taken_back(channel: grpc.Channel, health: Health) -
     health.report([""], serving=True)
     call = watch(channel)
     assert next(call).status == SERVING
-    health.stall(True)
+    health.stall("serving", True)
+    health.stall("engine", True)
     assert next(call).status == NOT_SERVING
     assert check(channel) == NOT_SERVING
-    health.stall(False)
+    health.stall("serving", False)
+    assert check(channel) == NOT_SERVING
+    health.stall("engine", False)
     assert next(call).status == SERVING
     call.cancel()
 

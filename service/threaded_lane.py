@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import suppress
 
 import grpc
 import structlog
@@ -17,7 +18,7 @@ import structlog
 from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
 from .first_messages import FirstMessages
 from .reading import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
-from .threaded_unary import Status, UnaryCall, set_status, until_gone
+from .threaded_unary import Status, UnaryCall, set_status, start_reader, until_gone
 
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +60,11 @@ class StreamCall:
         else:
             self._busy = True
             self._first.owes(self, self.end)
-            threading.Thread(target=self._read, args=(requests,), name="stream-reader", daemon=True).start()
+            try:
+                start_reader("stream-reader", self._read, requests)
+            except RuntimeError as error:
+                self._busy = False
+                self._fault(error)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._outbox or self._status is not None or self._over)
@@ -174,6 +179,17 @@ class StreamCall:
                 self._changed.notify_all()
 
 
+class _Workers(futures.ThreadPoolExecutor):
+    """Threads for calls, made as they are needed. If the machine gives no more, calls wait for one.
+
+    grpcio's serving thread submits the calls and would end with the error that there is no more thread.
+    """
+
+    def _adjust_thread_count(self) -> None:
+        with suppress(RuntimeError):
+            super()._adjust_thread_count()
+
+
 class ThreadedLane:
     """Makes handlers whose calls each have threads (a `calls.Lane`)."""
 
@@ -184,7 +200,7 @@ class ThreadedLane:
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server with a thread for every call at once; they are made as they are needed. It never spins."""
-        workers = futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="calls")
+        workers = _Workers(_CALLS, thread_name_prefix="calls")
         try:
             from .serving_queue import server_on_queue
         except (

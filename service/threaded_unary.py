@@ -36,9 +36,10 @@ class UnaryCall:
             return
         self._first_message.owes(self, self.fail)
         # Read on a thread of its own, so that the call can be ended though no message comes.
-        threading.Thread(
-            target=self._read, args=(on_request, requests), name="call-reader", daemon=True
-        ).start()
+        try:
+            start_reader("call-reader", self._read, on_request, requests)
+        except RuntimeError as error:
+            self._fault(error)
         self._done.wait()
         self._first_message.came(self)
         if self._status is not None:
@@ -54,8 +55,11 @@ class UnaryCall:
                 return
             self.fail(grpc.StatusCode.UNIMPLEMENTED, "a unary call carries one message; none came")
         except Exception as error:
-            _log.error("unary handler failed", exc_info=error)
-            self.fail(grpc.StatusCode.INTERNAL, FAULT)
+            self._fault(error)
+
+    def _fault(self, error: Exception) -> None:
+        _log.error("unary handler failed", exc_info=error)
+        self.fail(grpc.StatusCode.INTERNAL, FAULT)
 
     def _on_over(self) -> None:
         with self._lock:
@@ -97,6 +101,15 @@ class UnaryCall:
             if not self._cancelled:
                 return
         callback()
+
+
+def start_reader(name: str, read: Callable[..., None], *args: object) -> None:
+    """Have `read` called on a thread of its own.
+
+    Raises:
+        RuntimeError: the machine gives no more threads.
+    """
+    threading.Thread(target=read, args=args, name=name, daemon=True).start()
 
 
 def until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:

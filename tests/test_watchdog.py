@@ -20,6 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from streamcell.cli.server_process import ServerProcess
 from streamcell.client import Client, StreamCellError, connect
 from streamcell.service import watchdog
+from streamcell.service.calls import ServerLane
+from streamcell.service.fast_lane import FastLane
+from streamcell.service.threaded_lane import ThreadedLane
 from streamcell.service.watchdog import EXIT_CODE, Watchdog, stacks
 
 WAIT_S = 60.0
@@ -203,6 +206,18 @@ def test_a_process_that_was_stopped_and_goes_on_does_not_count_as_hanging(models
                 step(client)
         assert server.metric("streamcell_stalls_total") == 0
         assert server.process.poll() is None
+
+
+@pytest.mark.parametrize("lane", [FastLane(), ThreadedLane()], ids=["fast", "threaded"])
+def test_the_thread_of_an_idle_server_comes_by_on_both_lanes(
+    lane: ServerLane, eventually: Eventually
+) -> None:
+    server = lane.server()
+    assert lane.beats(server) == 0
+    server.start()
+    seen = [lane.beats(server) for _ in range(3)]
+    assert eventually(lambda: lane.beats(server) not in seen)
+    assert server.stop(0).wait(WAIT_S)
 
 
 class Dog:

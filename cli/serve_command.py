@@ -64,6 +64,19 @@ def command(
         float | None, _Option(help="Idle seconds before a session ends; 0: never.  [300]")
     ] = None,
     grace_s: Annotated[float | None, _Option(help="Seconds streams get after SIGTERM.  [10]")] = None,
+    first_message_s: Annotated[
+        float | None, _Option(help="Seconds a call has to send its first message; 0: no limit.  [20]")
+    ] = None,
+    reflection: Annotated[
+        bool | None, _Option(help="Let clients ask which services there are.  [reflection]")
+    ] = None,
+    watchdog_s: Annotated[
+        float | None,
+        _Option(help="Seconds without progress after which a busy thread counts as stalled; 0: never.  [30]"),
+    ] = None,
+    watchdog_exit: Annotated[
+        bool | None, _Option(help="End with exit code 70 when a thread stalls.  [no-watchdog-exit]")
+    ] = None,
     non_finite: Annotated[
         str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
     ] = None,

@@ -71,7 +71,7 @@ class Batcher:
         self._sleeping = False
         self._booked = False  # a batch is to be run, or is being run, while the engine's thread sleeps
         self._stopped = False
-        self._streams = 0  # of frames, live
+        self._streams = self._taken = 0  # of frames, live; batches and turns, so far
         # Runs what is ready on the calling thread, where that is better just now.
         self.inline: Callable[[Soon], None] | None = None
 
@@ -199,6 +199,7 @@ class Batcher:
         """Take a batch of sessions in the engine's thread's place, which sleeps until `unbook`; None for none."""
         with self._lock:
             batch = None if self._stopped else self.ready.form_sessions()
+            self._taken += batch is not None
         if batch is not None:
             self._resume(batch)
         return batch
@@ -251,12 +252,18 @@ class Batcher:
                 if self._stopped:
                     return None
                 work = self.ready.form()
-                if work is None:
-                    self._sleeping = True
+                self._sleeping = work is None
+                self._taken += work is not None
             if work is not None:
                 self._resume(work)
                 return work
             self._wake.acquire()
+            self._sleeping = False  # rings wake it, too
+
+    @property
+    def progress(self) -> int | None:
+        """A number that each batch changes; None while nothing runs and nothing waits to be run."""
+        return None if self._stopped or (self._sleeping and not self._booked) else self._taken
 
     def _resume(self, work: Batch | Turn | RingBatch) -> None:
         for session in work.sessions:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import grpc
+
+if TYPE_CHECKING:
+    from .first_messages import FirstMessages
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Trailing = Metadata
@@ -122,5 +125,14 @@ class Lane(Protocol):
 class ServerLane(Lane, Protocol):
     """A lane whose calls come from a gRPC server in this process."""
 
+    # Its calls that have sent nothing yet.
+    first_messages: FirstMessages
+
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server for its handlers. `spin_s`: how long its thread may look for messages before it sleeps."""
+
+    def beats(self, server: grpc.Server) -> int | None:
+        """A number that changes while the server's thread comes by for events, once a second at least.
+
+        None if this grpcio does not let it be told.
+        """

@@ -1,23 +1,20 @@
-"""The calls that do not run a model: plain grpcio handlers on its thread pool."""
+"""The calls that do not run a model: what there is, and who is on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
-
-import grpc
+from collections.abc import Generator
 
 from streamcell.proto import pb
 
-from .errors import InvalidArgument, ServiceError, as_status, shown
-from .metrics import ServerMetrics
+from .answering import Answering
+from .calls import Handler, Lane
+from .errors import InvalidArgument, shown
 from .specs import model_message, session_message
 from .stream import Service
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-
-_PAGE_SIZE = 1000
+_PAGE_SIZE = 1000  # the most sessions of a page
+_SLICE = 64  # sessions that are written down at a time
+_TOKEN_DIGITS = 18
 
 
 class _BadPageToken(InvalidArgument):
@@ -30,14 +27,13 @@ class Control:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
         """The method handlers by name."""
-        metrics = self._service.metrics
         return {
-            "ListModels": unary(self.list_models, pb.ListModelsRequest, metrics),
-            "GetModel": unary(self.get_model, pb.GetModelRequest, metrics),
-            "ListSessions": unary(self.list_sessions, pb.ListSessionsRequest, metrics),
-            "CloseSession": unary(self.close_session, pb.CloseSessionRequest, metrics),
+            "ListModels": lane.unary(answering.now(pb.ListModelsRequest, self.list_models)),
+            "GetModel": lane.unary(answering.now(pb.GetModelRequest, self.get_model)),
+            "ListSessions": lane.unary(answering.sliced(pb.ListSessionsRequest, self.list_sessions)),
+            "CloseSession": lane.unary(answering.now(pb.CloseSessionRequest, self.close_session)),
         }
 
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
@@ -53,57 +49,37 @@ class Control:
             )
         )
 
-    def list_sessions(self, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
-        """A page of the live sessions, oldest first. A page token is the id of the last session before the page."""
-        live = self._service.sessions.all()
+    def list_sessions(
+        self, request: pb.ListSessionsRequest
+    ) -> Generator[None, None, pb.ListSessionsResponse]:
+        """A page of the live sessions, oldest first, in slices. A page token is the place of the last one before it."""
         if request.model:
             self._service.models.find(request.model)
-            live = [each for each in live if each.model.file.name == request.model]
-        if request.page_token:
-            opened_s, _, session_id = request.page_token.partition(" ")
-            try:
-                after = (float(opened_s), session_id)
-            except ValueError:
-                raise _BadPageToken(
-                    f"page_token {shown(request.page_token)}: expected the `next_page_token` of an earlier reply"
-                ) from None
-        else:
-            after = (float("-inf"), "")
-        keyed = sorted(((each.session.opened_s, each.session.session_id), each) for each in live)
-        keyed = [(key, each) for key, each in keyed if key > after]
-        size = request.page_size or _PAGE_SIZE
-        page = keyed[:size]
-        token = "{!r} {}".format(*page[-1][0]) if len(keyed) > size else ""
-        return pb.ListSessionsResponse(
-            sessions=[session_message(each) for _, each in page], next_page_token=token
-        )
+        after = _place(request.page_token)
+        size = min(request.page_size or _PAGE_SIZE, _PAGE_SIZE)
+        response = pb.ListSessionsResponse()
+        while True:
+            count = min(_SLICE, size - len(response.sessions))
+            live, after, more = self._service.sessions.page(request.model, after, count)
+            response.sessions.extend(map(session_message, live))
+            if not more or len(response.sessions) >= size:
+                break
+            yield
+        if more:
+            response.next_page_token = str(after)
+        return response
 
     def close_session(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
         """End a session; raises SessionNotFound."""
         return pb.CloseSessionResponse(step_index=self._service.sessions.close(request.session_id))
 
 
-def unary(
-    method: Callable[[_Request], _Response], request_type: type[_Request], metrics: ServerMetrics
-) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler on grpcio's thread pool; a `ServiceError` that `method` raises becomes the call's status."""
-
-    def call(request: _Request, context: grpc.ServicerContext) -> _Response:
-        try:
-            return method(request)
-        except ServiceError as error:
-            metrics.error(error)
-            _abort(context, error)
-
-    return grpc.unary_unary_rpc_method_handler(
-        call,
-        request_deserializer=request_type.FromString,  # type: ignore[attr-defined]
-        response_serializer=lambda reply: reply.SerializeToString(),
-    )
-
-
-def _abort(context: grpc.ServicerContext, error: ServiceError) -> NoReturn:
-    code, text, trailing = as_status(error)
-    context.set_trailing_metadata(trailing)
-    context.abort(code, text)
-    raise AssertionError("abort returns never")
+def _place(token: str) -> int:
+    """The place that a page token names; 0 without one."""
+    if not token:
+        return 0
+    if len(token) > _TOKEN_DIGITS or not (token.isascii() and token.isdigit()):
+        raise _BadPageToken(
+            f"page_token {shown(token)}: expected the `next_page_token` of an earlier reply; list from the start"
+        )
+    return int(token)

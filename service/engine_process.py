@@ -31,6 +31,7 @@ from .logs import configure
 from .pipe import Pipe
 from .settings import Settings
 from .tunnel_lane import TunnelLane
+from .watchdog import Watchdog
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +48,7 @@ class EngineProcess(ChildProcess):
         self._links: list[Link] = []
         self._registry = CollectorRegistry()
         self._holders = itertools.count(2)
+        self._watchdog: Watchdog | None = None
 
     def came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
         """A message of the supervisor's."""
@@ -83,12 +85,22 @@ class EngineProcess(ChildProcess):
         GCCollector(registry=self._registry)
         garbage.calm()
         host.start()
+        self._watchdog = Watchdog(
+            host.progress, settings.watchdog_s, self._stalled, ends=settings.watchdog_exit
+        )
+        self._watchdog.start()
         served = [f"{model.file.name}/{model.file.version}" for model in host.models]
         self._pipe.send(READY, 0, json.dumps(served).encode())
 
     def _served(self, name: str, served: bool) -> None:
         for link in tuple(self._links):
             link.tell_served(name, served)
+
+    def _stalled(self, thread: str, stalled: bool) -> None:
+        assert self._host is not None
+        self._host.metrics.stall("engine", thread, stalled)
+        for link in tuple(self._links):
+            link.tell_stalled(thread, stalled)
 
     def _attach(self, number: int) -> None:
         """Make what one front end needs and hand it to the supervisor; `number` comes back with it."""
@@ -117,10 +129,14 @@ class EngineProcess(ChildProcess):
         self._pipe.send(ATTACHED, number, json.dumps(about).encode(), (theirs.fileno(),))
         theirs.close()
         link.start(lambda: self._links.remove(link))
+        for thread in self._host.metrics.stalled("engine"):
+            link.tell_stalled(thread, True)
 
     def _drain(self) -> None:
         if self._host is not None:
             self._host.drain()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         self._pipe.send(DRAINED)
 
 

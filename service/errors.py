@@ -185,6 +185,12 @@ class SessionNotFound(NotFound):
     reason = "SESSION_NOT_FOUND"
 
 
+class UnknownService(NotFound):
+    """A health check names something that is not served here."""
+
+    reason = "UNKNOWN_SERVICE"
+
+
 class UnknownHandle(NotFound):
     """A frame names a session that its stream does not have."""
 
@@ -212,6 +218,27 @@ class SessionLimit(ServiceError):
 class MessageTooLarge(ServiceError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "MESSAGE_TOO_LARGE"
+
+
+class ControlBusy(ServiceError):
+    """Many calls that list things are waiting to be answered."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "CONTROL_BUSY"
+
+
+class ReflectionLimit(ServiceError):
+    """As many reflection calls are running as may."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "REFLECTION_LIMIT"
+
+
+class NoMessage(ServiceError):
+    """A call that sends nothing."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "NO_MESSAGE"
 
 
 class SessionExpired(ServiceError):

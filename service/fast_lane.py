@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
 import grpc
 
 from .calls import Handler, OnRequest, OpenStream, Options
+from .first_messages import FirstMessages
 from .lane import StreamCall
 from .lane_unary import UnaryCall
-from .serving_queue import server_on_queue
+from .serving_queue import beats, server_on_queue
 from .threaded_lane import ThreadedLane
 
 _OTHERS = 4
@@ -40,12 +41,17 @@ class FastLane:
     def __init__(self) -> None:
         self._inline = _Inline(1)
         self._threaded = ThreadedLane()
+        self.first_messages: FirstMessages = self._threaded.first_messages
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server on a `ServingQueue`; its threads are for the calls that no lane drives."""
         return server_on_queue(
             futures.ThreadPoolExecutor(_OTHERS, thread_name_prefix="calls"), options, spin_s=spin_s
         )
+
+    def beats(self, server: grpc.Server) -> int | None:
+        """A number that changes while the server's thread comes by for events."""
+        return beats(server)
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
@@ -54,24 +60,19 @@ class FastLane:
         def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
             if finish is None:
                 return wrapped(requests, context)
-            StreamCall(context, finish, open_)
+            StreamCall(context, finish, open_, self.first_messages)
             return None
 
         return self._handler(behaviour)
 
     def unary(self, on_request: OnRequest) -> Handler:
         """A unary method."""
-        wrapped: Any = self._threaded.unary(on_request).unary_unary
-
-        def one(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            for data in requests:
-                yield wrapped(data, context)
-                return
+        wrapped: Any = self._threaded.unary(on_request).stream_stream
 
         def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
             if finish is None:
-                return one(requests, context)
-            UnaryCall(context, finish, on_request)
+                return wrapped(requests, context)
+            UnaryCall(context, finish, on_request, self.first_messages)
             return None
 
         return self._handler(behaviour)

@@ -19,7 +19,7 @@ from .remote_batcher import LOST, RemoteBatcher
 from .ring import Reader, Ring
 from .ring_records import Layout
 from .seats import SharedCapacity
-from .tunnel import LANE, SERVED
+from .tunnel import LANE, SERVED, STALLED
 from .tunnel_front import Tunnel
 
 if TYPE_CHECKING:
@@ -91,21 +91,33 @@ class FrontendLink:
         except NotFound:  # the stream will be told
             return False
 
-    def start(self, lane: str, on_served: Callable[[str, bool], None], on_lost: Callable[[], None]) -> None:
+    def start(
+        self,
+        lane: str,
+        on_served: Callable[[str, bool], None],
+        on_stalled: Callable[[str, bool], None],
+        on_lost: Callable[[], None],
+    ) -> None:
         """Begin to take replies, and tell the engine which `lane` drives the calls.
 
-        `on_served` is told when a model begins or ceases to be served; `on_lost` is called once the engine's process
-        has gone, and then every call ends.
+        `on_served` is told when a model begins or ceases to be served, `on_stalled` when a thread of the engine's makes
+        no progress or does again; `on_lost` is called once the engine's process has gone, and then every call ends.
         """
+        stalled: set[str] = set()
 
         def came(kind: int, number: int, body: bytes, fds: list[int]) -> None:
             if kind == SERVED:
                 on_served(body.decode(), bool(number))
+            elif kind == STALLED:
+                stalled.add(body.decode())
+                on_stalled(body.decode(), bool(number))
             else:
                 self.tunnel.came(kind, number, body)
 
         def lost() -> None:
             on_lost()
+            for thread in stalled:
+                on_stalled(thread, False)
             self._reports.attach(None)
             self._gone.set()
             self._bell.release()

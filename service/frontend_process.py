@@ -28,6 +28,7 @@ from .settings import Settings
 from .stream import Service, StreamSession
 from .transport import Transport
 from .tunnel_front import PassedStream, PassedUnary
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from .metrics import ServerMetrics
@@ -43,6 +44,7 @@ class FrontendProcess(ChildProcess):
         self._reports = Reports()
         self._models: list[tuple[dict[str, Any], list[int]]] = []  # of the link that is being made
         self._transport: Transport | None = None
+        self._watchdog: Watchdog | None = None
         self._draining = False
         self.link: FrontendLink  # a lost one answers every call with ENGINE_LOST
         self.service: Service
@@ -68,6 +70,8 @@ class FrontendProcess(ChildProcess):
                 self._transport.drain()
                 self.service.sessions.drain()
         elif kind == STOP:
+            if self._watchdog is not None:
+                self._watchdog.stop()
             if self._transport is not None:
                 self._transport.stop()
             self.stop()
@@ -86,13 +90,18 @@ class FrontendProcess(ChildProcess):
         if self._transport is None:
             try:
                 self._transport = Transport(
-                    settings, self._services(about["methods"]), self._lane, port=self._port
+                    settings,
+                    self._services(about["methods"]),
+                    self._lane,
+                    self._reports.error,
+                    port=self._port,
                 )
             except OSError as error:
                 self._unfit(error)
                 return
             garbage.calm()
             self._transport.start()
+            self._watch(self._transport)
         transport, served = self._transport, set(about["served"])
 
         def on_served(name: str, on: bool) -> None:
@@ -103,9 +112,20 @@ class FrontendProcess(ChildProcess):
             if self.link is link:
                 transport.report(served, serving=False)
 
-        link.start(self._lane.name, on_served, on_lost)
+        link.start(self._lane.name, on_served, transport.stall, on_lost)
         transport.report(about["served"], serving=True)
         self._pipe.send(READY, 0, self._lane.name.encode())
+
+    def _watch(self, transport: Transport) -> None:
+        def changed(thread: str, stalled: bool) -> None:
+            transport.stall(thread, stalled)
+            self._reports.stall(thread, stalled)
+
+        settings = self._settings
+        self._watchdog = Watchdog(
+            transport.progress, settings.watchdog_s, changed, ends=settings.watchdog_exit
+        )
+        self._watchdog.start()
 
     def _unfit(self, error: Exception) -> None:
         self._pipe.send(UNFIT, 0, str(error).encode())

@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry
 
 from streamcell.proto import pb
 
+from .answering import Answering
 from .bell import Bell
 from .calls import Call, Handler, Lane
 from .control import Control
+from .control_thread import ControlThread
 from .device import Device
 from .errors import ServerDraining
 from .frames import FrameStream
@@ -68,12 +70,14 @@ class Host:
         self.service = Service(self.models, self.sessions, self.metrics, Limits.of(settings))
         self._control = ModelControl(settings, device, self.models, self.sessions, self.metrics, served)
         self._oip = OipService(Infer(self.service, settings.max_infer_bytes, settings.queue_messages), device)
+        self._thread = ControlThread()
         self._stopping = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
 
     def services(self, lane: Lane) -> dict[str, dict[str, Handler]]:
-        """A handler a method, by the service's full name; `lane` drives those that run a model."""
+        """A handler a method, by the service's full name; `lane` drives their calls."""
         service = self.service
+        answering = Answering(self.metrics.error, self._thread)
 
         def open_(call: Call) -> StreamSession:
             return StreamSession(call, service)
@@ -83,11 +87,11 @@ class Host:
                 "Stream": lane.stream(open_),
                 "StreamFrames": lane.stream(lambda call: FrameStream(call, service)),
                 "Predict": lane.unary(lambda call, data: predict(call, data, service)),
-                **Control(service).handlers(),
+                **Control(service).handlers(lane, answering),
             },
             OIP_SERVICE: {
-                **self._oip.handlers(lane),
-                **OipRepository(self._control, self.metrics).handlers(lane),
+                **self._oip.handlers(lane, answering),
+                **OipRepository(self._control, self.settings.max_message_bytes).handlers(lane, answering),
             },
         }
 
@@ -96,6 +100,13 @@ class Host:
         registry.register(self.metrics)
         if self.settings.triton_metrics:
             registry.register(TritonMetrics(self.metrics))
+
+    def progress(self) -> dict[str, int | None]:
+        """What the watchdog looks at: each engine's progress, by its thread's name."""
+        return {
+            f"engine-{model.file.name}-{model.file.version}": model.batcher.progress
+            for model in self._control.running()
+        }
 
     def start(self) -> None:
         """Begin to look after the sessions and the folder of models."""
@@ -128,4 +139,5 @@ class Host:
 
     def stop(self) -> None:
         """End the engines' threads. Call once the calls have ended."""
+        self._thread.stop()
         self._control.stop()

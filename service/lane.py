@@ -1,9 +1,8 @@
 """The fast lane: calls driven by operations of our own on grpcio's completion queue.
 
 grpcio's serving thread calls the tags of these operations, so a stream needs no thread and no event loop. This
-module, `lane_unary.py` and `serving_queue.py` are the only ones that touch grpcio's private surface;
-`tests/test_lane_contract.py` holds what they rely on, and `lane_choice.py` falls back to the public API where that
-no longer works.
+module, `lane_unary.py` and `serving_queue.py` are the only ones that touch grpcio's private surface; what they rely on
+`tests/test_lane_contract.py` holds, and `lane_choice.py` falls back to the public API where that no longer works.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
+from .first_messages import FirstMessages
 from .reading import PAUSE_REPLIES, WAKE_REPLIES, Reading
 from .serving_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle
 
@@ -30,22 +30,28 @@ PASSES = 128  # of a callback through the queue, at most
 class StreamCall:
     """One stream on the fast lane (a `calls.Call`).
 
-    For a client that waits for each answer, sending it and receiving the next message is one batch of
-    operations; `reading.py` tells such a client from one that pipelines.
+    For a client that waits for each answer, sending it and receiving the next message is one batch of operations;
+    `reading.py` tells such a client from one that pipelines.
+
+    Operations are started under the call's lock, to keep their order. That freezes nothing: the core queues them, or
+    writes to a socket that never blocks, and calls no tag inside. Handlers are called without the lock.
     """
 
     gone = "cancelled"
 
     __slots__ = (
-        "_call", "_context", "_finish", "_handler", "_lock", "_open", "_outbox", "_over", "_reading", "_sending",
-        "_status", "_waiting", "_wake", "peer",
+        "_call", "_context", "_finish", "_first", "_handler", "_lock", "_open", "_outbox", "_over", "_reading",
+        "_sending", "_status", "_waiting", "_wake", "peer",
     )  # fmt: skip
 
-    def __init__(self, context: Any, finish: Callable[[None], None], open_: OpenStream) -> None:
+    def __init__(
+        self, context: Any, finish: Callable[[None], None], open_: OpenStream, first: FirstMessages
+    ) -> None:
         self.peer: str = context.peer()
         self._call = context._rpc_event.call
         self._context = context
         self._finish = finish
+        self._first = first
         self._lock = threading.Lock()
         self._outbox: deque[bytes] = deque()
         self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
@@ -58,7 +64,7 @@ class StreamCall:
         self._handler: StreamHandler | None = None
         context.add_callback(self._on_end)
         context._state.initial_metadata_allowed = False
-        # The handler is opened by this operation's tag: grpcio holds locks of the whole server just here.
+        # The handler is opened by this operation's tag: grpcio holds locks of the whole server here.
         self._call.start_server_batch((cygrpc.SendInitialMetadataOperation((), 0),), self._on_headers)
 
     # Tags, called on grpcio's serving thread
@@ -66,6 +72,7 @@ class StreamCall:
     def _on_headers(self, event: Any) -> Any:
         if self._over:
             return AGAIN
+        self._first.owes(self, self.end)
         try:
             handler = self._open(self)
         except Exception as error:
@@ -92,8 +99,10 @@ class StreamCall:
         return AGAIN
 
     def _arrived(self, message: bytes | None) -> None:
+        reading = self._reading
+        if not reading.messages:
+            self._first.came(self)
         with self._lock:
-            reading = self._reading
             handler = None if self._over or self._status is not None else self._handler
             reading.reading = False
             if message is None:
@@ -124,6 +133,7 @@ class StreamCall:
     def _on_end(self) -> None:
         """grpcio's termination callback: once, when nothing of the call is outstanding."""
         no_longer_idle()
+        self._first.came(self)
         cancelled = self._context._state.client is _server._CANCELLED
         with self._lock:
             handler, self._handler = self._handler, None
@@ -218,7 +228,7 @@ class StreamCall:
             if self._over or self._status is not None:
                 return
             self._status = (code, details, trailing)
-            # The core keeps the order of what is sent, so the status may follow a send that is in flight.
+            # The core keeps the order: the status may follow a send that is in flight.
             if self._outbox or (self._sending and not self._waiting):
                 return
             self._over = True
@@ -241,8 +251,8 @@ class StreamCall:
     def _send(self, data: bytes) -> None:
         self._sending = True
         read = self._may_read()
-        # One batch for both is cheapest, and shows the end of the send only with the next message: it is right
-        # where nothing is left to be sent before that message.
+        # One batch for both is cheapest, and shows the end of the send only with the next message: right where
+        # nothing is left to be sent before that message.
         self._waiting = read and not self._reading.unanswered and not self._outbox
         if self._waiting:
             self._reading.reading = True
@@ -283,7 +293,7 @@ class StreamCall:
 def finish_call(
     context: Any, finish: Callable[[None], None], code: grpc.StatusCode, details: str, trailing: Trailing
 ) -> None:
-    """End a call through grpcio, which knows what to do where it has gone meanwhile."""
+    """End a call through grpcio, which knows what to do if it has gone."""
     context.set_code(code)
     context.set_details(details)
     context.set_trailing_metadata(tuple(trailing))

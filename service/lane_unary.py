@@ -11,6 +11,7 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from .calls import FAULT, OnRequest, Trailing
+from .first_messages import FirstMessages
 from .lane import PASSES, finish_call
 from .one_answer import OneAnswer
 from .serving_queue import AGAIN, ARRIVALS, call_soon, expect
@@ -21,9 +22,11 @@ _log = structlog.get_logger(__name__)
 class UnaryCall(OneAnswer):
     """One unary call on the fast lane (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
 
-    __slots__ = ("_call", "_context", "_finish", "_on_request", "peer")
+    __slots__ = ("_call", "_context", "_finish", "_first_message", "_on_request", "peer")
 
-    def __init__(self, context: Any, finish: Callable[[None], None], on_request: OnRequest) -> None:
+    def __init__(
+        self, context: Any, finish: Callable[[None], None], on_request: OnRequest, first: FirstMessages
+    ) -> None:
         super().__init__()
         ARRIVALS.calls += 1
         self.peer: str = context.peer()
@@ -31,11 +34,14 @@ class UnaryCall(OneAnswer):
         self._context = context
         self._finish = finish
         self._on_request = on_request
+        self._first_message = first
         if context.add_callback(self._gone):
+            first.owes(self, self.fail)
             self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
 
     def _on_read(self, event: Any) -> Any:
         message = event.batch_operations[0].message()
+        self._first_message.came(self)
         try:
             if message is None:
                 self.fail(grpc.StatusCode.UNIMPLEMENTED, "a unary call carries one message; none came")
@@ -45,6 +51,10 @@ class UnaryCall(OneAnswer):
             _log.error("unary handler failed", exc_info=error)
             self.fail(grpc.StatusCode.INTERNAL, FAULT)
         return AGAIN
+
+    def _gone(self) -> None:
+        self._first_message.came(self)
+        super()._gone()
 
     def soon(self, callback: Callable[[], None], passes: int = PASSES) -> bool:
         """Have `callback` called on grpcio's serving thread, after what has arrived.

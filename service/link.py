@@ -23,6 +23,7 @@ from .tunnel import (
     READ,
     REQUEST,
     SERVED,
+    STALLED,
     unpack_pairs,
 )  # fmt: skip
 from .tunnel_calls import TunnelCall, TunnelUnary
@@ -64,6 +65,10 @@ class Link:
         """A model is served from now on, or no longer."""
         self._pipe.send(SERVED, int(served), name.encode())
 
+    def tell_stalled(self, thread: str, stalled: bool) -> None:
+        """A thread of this process makes no progress, or does again."""
+        self._pipe.send(STALLED, int(stalled), thread.encode())
+
     def _came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
         call = self._calls.get(number)
         if isinstance(call, TunnelCall) and kind == MESSAGE:
@@ -86,7 +91,7 @@ class Link:
                 if isinstance(call, TunnelCall):
                     call.gone = "cancelled"
                 call.end_of_call(body != b"\0")
-        elif kind in (LANE, ENDED, ERROR, FAILED):
+        elif kind in (LANE, ENDED, ERROR, FAILED, STALLED):
             self._report(kind, number, body)
 
     def _request(self, method: str, number: int, peer: str, data: bytes) -> None:
@@ -102,6 +107,9 @@ class Link:
         if kind == LANE:
             self._host.metrics.lane = body.decode()
             return
+        if kind == STALLED:
+            self._host.metrics.stall("frontend", str(self._holder), bool(number))
+            return
         if kind == ERROR:
             self._host.metrics.error(unpack_error(body))
             return
@@ -116,6 +124,7 @@ class Link:
 
     def _lost(self) -> None:
         _log.info("front end gone", holder=self._holder)
+        self._host.metrics.stall("frontend", str(self._holder), False)
         for desk in self._desks.values():
             desk.lose(self._holder)
         calls, self._calls = list(self._calls.values()), {}

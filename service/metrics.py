@@ -29,7 +29,9 @@ class ServerMetrics(Collector):
 
     def __init__(self) -> None:
         self.models: list[ModelMetrics] = []
-        self.ready = False
+        self._taking = False
+        self._stalled: frozenset[tuple[str, str]] = frozenset()
+        self._stalls: Counter[str] = Counter({"serving": 0, "engine": 0, "frontend": 0})
         self.lane = ""
         self._errors: Counter[tuple[str, str]] = Counter()
         self._load_failures: Counter[str] = Counter()
@@ -45,6 +47,26 @@ class ServerMetrics(Collector):
         """Report `metrics` no more."""
         with self._lock:
             self.models = [each for each in self.models if each is not metrics]
+
+    @property
+    def ready(self) -> bool:
+        """Whether new sessions are taken and every thread makes progress."""
+        return self._taking and not self._stalled
+
+    @ready.setter
+    def ready(self, taking: bool) -> None:
+        self._taking = taking
+
+    def stall(self, kind: str, name: str, stalled: bool) -> None:
+        """A thread makes no progress, or does again. `kind`: "serving", "engine", or "frontend" for one that serves."""
+        thread = {(kind, name)}
+        with self._lock:
+            self._stalls[kind] += stalled and not thread <= self._stalled
+            self._stalled = self._stalled | thread if stalled else self._stalled - thread
+
+    def stalled(self, kind: str) -> list[str]:
+        """The threads of a kind that make no progress."""
+        return sorted(name for each, name in self._stalled if each == kind)
 
     def load_failed(self, model: str) -> None:
         """A version of `model` could not be loaded while serving."""
@@ -130,7 +152,12 @@ class ServerMetrics(Collector):
             names = {model.labels[0] for model in self.models} | self._load_failures.keys()
             for name in sorted(names):
                 failures.add_metric([name], self._load_failures[name])
-        yield from (opened, ended, cancelled, generations, errors, failures)
+            stalls = CounterMetricFamily(
+                "streamcell_stalls", "Times that a thread made no progress for long.", labels=("thread",)
+            )
+            for kind, count in self._stalls.items():
+                stalls.add_metric([kind], count)
+        yield from (opened, ended, cancelled, generations, errors, failures, stalls)
 
     def _gauges(self) -> Iterable[Metric]:
         sessions = GaugeMetricFamily("streamcell_sessions", "Live sessions.", labels=(*_MODEL, "state"))
@@ -150,7 +177,14 @@ class ServerMetrics(Collector):
             load.add_metric(model.labels, model.load_s)
         yield from (sessions, slots, used, held, load)
         yield GaugeMetricFamily(
-            "streamcell_ready", "1 while new sessions are taken.", value=float(self.ready)
+            "streamcell_ready",
+            "1 while new sessions are taken and every thread makes progress.",
+            value=float(self.ready),
+        )
+        yield GaugeMetricFamily(
+            "streamcell_stalled_threads",
+            "Threads that make no progress though they have work.",
+            value=float(len(self._stalled)),
         )
         yield InfoMetricFamily("streamcell_lane", "How calls are driven.", value={"lane": self.lane})
         yield InfoMetricFamily(

@@ -21,6 +21,7 @@ from .errors import (
 )
 from .garbage import settle_again
 from .load_errors import ModelLoadError
+from .loaded import LoadedModel
 from .locate import Located, locate
 from .metrics import ServerMetrics
 from .model_changes import ModelChanges
@@ -104,6 +105,10 @@ class ModelControl:
         failed = {name: reason for name, (_, reason) in changes.failed.copy().items()}
         return make_index(located, changes.models, changes.retired, loading=changes.loading, failed=failed)
 
+    def running(self) -> list[LoadedModel]:
+        """Every model that has an engine: those served, and those whose last sessions are still live."""
+        return [*self._changes.models, *self._changes.retired]
+
     def halt(self) -> None:
         """Finish the load at hand and fail what is asked for beyond it."""
         if self._thread.is_alive():
@@ -114,7 +119,7 @@ class ModelControl:
 
     def stop(self) -> None:
         """Stop every engine. Sessions have been ended, and `halt` was called."""
-        for model in (*self._changes.models, *self._changes.retired):
+        for model in self.running():
             model.let_go()
 
     def _ask(self, name: str, job: Callable[[Future[None]], None]) -> Future[None]:

@@ -6,19 +6,15 @@ thread waits for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Generator
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
-
-import grpc
-from google.protobuf.message import DecodeError, Message
+from typing import Any, Protocol
 
 from streamcell.proto.inference import oip
 
-from .calls import FAULT, Lane, UnaryCall
-from .control import unary
-from .errors import LoadParameter, MalformedMessage, ServiceError, as_status, shown
-from .metrics import ServerMetrics
+from .answering import Answering
+from .calls import Handler, Lane
+from .errors import LoadParameter, shown
 from .model_control import ModelControl
 
 # What Triton's clients always send with an unload. No model here depends on another.
@@ -31,32 +27,31 @@ class _Ask(Protocol):
     parameters: Any
 
 
-_Request = TypeVar("_Request", bound=Message)
-
-
 class OipRepository:
     """`RepositoryIndex`, `RepositoryModelLoad` and `RepositoryModelUnload`."""
 
-    def __init__(self, control: ModelControl, metrics: ServerMetrics) -> None:
+    def __init__(self, control: ModelControl, most_bytes: int) -> None:
+        """`most_bytes`: of a load's message, which may come with files that are then refused."""
         self._control = control
-        self._metrics = metrics
+        self._most_bytes = most_bytes
 
-    def handlers(self, lane: Lane) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
         """The method handlers by name."""
+        load, unload = oip.RepositoryModelLoadResponse(), oip.RepositoryModelUnloadResponse()
+        later, most = answering.later, self._most_bytes
         return {
-            "RepositoryIndex": unary(self.index, oip.RepositoryIndexRequest, self._metrics),
-            "RepositoryModelLoad": lane.unary(
-                self._later(oip.RepositoryModelLoadRequest, self.load, oip.RepositoryModelLoadResponse())
-            ),
+            "RepositoryIndex": lane.unary(answering.sliced(oip.RepositoryIndexRequest, self.index)),
+            "RepositoryModelLoad": lane.unary(later(oip.RepositoryModelLoadRequest, self.load, load, most)),
             "RepositoryModelUnload": lane.unary(
-                self._later(
-                    oip.RepositoryModelUnloadRequest, self.unload, oip.RepositoryModelUnloadResponse()
-                )
+                later(oip.RepositoryModelUnloadRequest, self.unload, unload, most)
             ),
         }
 
-    def index(self, request: oip.RepositoryIndexRequest) -> oip.RepositoryIndexResponse:
-        """Every version of every model, or only those that are ready."""
+    def index(
+        self, request: oip.RepositoryIndexRequest
+    ) -> Generator[None, None, oip.RepositoryIndexResponse]:
+        """Every version of every model, or only those that are ready. To read the folder may take long."""
+        yield
         return oip.RepositoryIndexResponse(
             models=[
                 oip.RepositoryIndexResponse.ModelIndex(
@@ -76,36 +71,6 @@ class OipRepository:
         """Unload a model; raises LoadParameter, and as `ModelControl.unload`."""
         _check(request, _UNLOAD_PARAMETERS)
         return self._control.unload(request.model_name)
-
-    def _later(
-        self, request_type: type[_Request], method: Callable[[_Request], Future[None]], answer: Message
-    ) -> Callable[[UnaryCall, bytes], None]:
-        def call(call: UnaryCall, data: bytes) -> None:
-            def finish(done: Future[None]) -> None:
-                error = done.exception()
-                if error is None:
-                    call.answer(answer.SerializeToString())
-                elif isinstance(error, ServiceError):
-                    refuse(error)
-                else:
-                    call.fail(grpc.StatusCode.INTERNAL, FAULT)
-
-            def refuse(error: ServiceError) -> None:
-                self._metrics.error(error)
-                call.fail(*as_status(error))
-
-            try:
-                try:
-                    request = request_type.FromString(data)
-                except DecodeError as error:
-                    raise MalformedMessage(
-                        f"the message is not a {request_type.DESCRIPTOR.full_name}"
-                    ) from error
-                method(request).add_done_callback(finish)
-            except ServiceError as error:
-                refuse(error)
-
-        return call
 
 
 def _check(request: _Ask, known: Collection[str]) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any
-
-import grpc
 
 from streamcell.proto.inference import oip
 
-from .calls import Call, Lane
-from .control import unary
+from .answering import Answering
+from .calls import Call, Handler, Lane
 from .device import Device
 from .errors import ModelUnloading, NotFound, ServiceError
 from .loaded import LoadedModel
@@ -35,9 +32,9 @@ class OipService:
         self._service = infer.service
         self._device = device
 
-    def handlers(self, lane: Lane) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """The method handlers by name; `lane` drives those that run a model."""
-        metrics = self._service.metrics
+    def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
+        """The method handlers by name."""
+        now = answering.now
 
         def open_(call: Call) -> InferStream:
             return InferStream(call, self._infer, self._streams)
@@ -45,13 +42,13 @@ class OipService:
         return {
             "ModelInfer": lane.unary(lambda call, data: infer_once(call, data, self._infer)),
             "ModelStreamInfer": lane.stream(open_),
-            "ServerLive": unary(self.server_live, oip.ServerLiveRequest, metrics),
-            "ServerReady": unary(self.server_ready, oip.ServerReadyRequest, metrics),
-            "ModelReady": unary(self.model_ready, oip.ModelReadyRequest, metrics),
-            "ServerMetadata": unary(self.server_metadata, oip.ServerMetadataRequest, metrics),
-            "ModelMetadata": unary(self.model_metadata, oip.ModelMetadataRequest, metrics),
-            "ModelConfig": unary(self.model_config, oip.ModelConfigRequest, metrics),
-            "ModelStatistics": unary(self.model_statistics, oip.ModelStatisticsRequest, metrics),
+            "ServerLive": lane.unary(now(oip.ServerLiveRequest, self.server_live)),
+            "ServerReady": lane.unary(now(oip.ServerReadyRequest, self.server_ready)),
+            "ModelReady": lane.unary(now(oip.ModelReadyRequest, self.model_ready)),
+            "ServerMetadata": lane.unary(now(oip.ServerMetadataRequest, self.server_metadata)),
+            "ModelMetadata": lane.unary(now(oip.ModelMetadataRequest, self.model_metadata)),
+            "ModelConfig": lane.unary(now(oip.ModelConfigRequest, self.model_config)),
+            "ModelStatistics": lane.unary(now(oip.ModelStatisticsRequest, self.model_statistics)),
         }
 
     def server_live(self, request: oip.ServerLiveRequest) -> oip.ServerLiveResponse:

@@ -12,7 +12,7 @@ from .errors import ServiceError
 from .pipe import Pipe, pack
 from .remote_batcher import RemoteBatcher
 from .ring_records import pack_error
-from .tunnel import ENDED, ERROR, FAILED
+from .tunnel import ENDED, ERROR, FAILED, STALLED
 
 # What is kept for the next engine may take, and what a report takes beside its body.
 _MOST_KEPT_BYTES = 16 * 2**20
@@ -58,6 +58,10 @@ class Reports:
                     self._kept_bytes -= _REPORT_BYTES + len(self._kept.popleft()[2])
             else:
                 self._pipe.send(kind, number, body)
+
+    def stall(self, thread: str, stalled: bool) -> None:
+        """The front end's thread makes no progress, or does again."""
+        self.send(STALLED, int(stalled), thread.encode())
 
     def error(self, error: ServiceError) -> None:
         """A client was sent `error` (as `ServerMetrics.error`)."""

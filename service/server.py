@@ -18,6 +18,7 @@ from .lane_choice import choose_lane
 from .process_metrics import OneProcess
 from .settings import Settings
 from .transport import Transport
+from .watchdog import Watchdog
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +43,7 @@ class Server:
         lane = choose_lane(settings.lane)
         self.host = Host(settings, self._report_model)
         self.host.metrics.lane = lane.name
-        self._transport = Transport(settings, self.host.services(lane), lane)
+        self._transport = Transport(settings, self.host.services(lane), lane, self.host.metrics.error)
         self.port = self._transport.port
         self._registry = CollectorRegistry()
         self.host.report_to(self._registry)
@@ -50,11 +51,21 @@ class Server:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
+        self._watchdog = Watchdog(
+            lambda: {**self._transport.progress(), **self.host.progress()},
+            settings.watchdog_s,
+            self._stalled,
+            ends=settings.watchdog_exit,
+        )
         self._http: WSGIServer | None = None
         self.metrics_port = 0
 
     def _report_model(self, name: str, served: bool) -> None:
         self._transport.report_model(name, served)
+
+    def _stalled(self, thread: str, stalled: bool) -> None:
+        self.host.metrics.stall("serving" if thread == "serving" else "engine", thread, stalled)
+        self._transport.stall(thread, stalled)
 
     def start(self) -> None:
         """Answer calls and report ready."""
@@ -64,6 +75,7 @@ class Server:
         self._transport.start()
         self._transport.report((model.file.name for model in self.host.models), serving=True)
         self.host.start()
+        self._watchdog.start()
         _log.info(
             "serving",
             host=self.settings.host,
@@ -81,6 +93,7 @@ class Server:
         """
         self._transport.drain()
         self.host.drain()
+        self._watchdog.stop()
         self._transport.stop()
         self.host.stop()
         if self._http is not None:

@@ -65,7 +65,8 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
     """
 
     __slots__ = (
-        "_callback", "_expects", "_looks", "_passed", "_plain", "_short", "_wanted", "poll", "spin_s",
+        "_asked", "_begun", "_callback", "_expects", "_looks", "_passed", "_plain", "_short", "_wanted", "beats",
+        "poll", "spin_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -77,14 +78,20 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self._short, self._wanted = 0, _LEAST
         self._callback: Callable[[], None] | None = None
         self._passed = 0
+        self._begun = self._asked = False
+        self.beats = 0  # times that the thread has come by after it was asked to
 
     def _first(self, deadline: float | None) -> Any:
         _serving.queue = self
+        self._begun = True
         self.poll = self._plain
         return self._plain(deadline)
 
     def _attentive(self, deadline: float | None) -> Any:
         """`poll`, until it has waited."""
+        if self._asked:
+            self._asked = False
+            self.beats += 1
         event = self._plain(0)
         while self._callback is not None:
             came = event.completion_type != _NOTHING
@@ -134,6 +141,14 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self._callback, self._passed = callback, 0
         self.poll = self._attentive
         return True
+
+    def ask(self) -> int:
+        """Have the next wait counted in `beats`, which is returned. For any thread; costs nothing otherwise."""
+        if self._begun:
+            # Should the serving thread set `poll` just now, the next one who asks will have it counted.
+            self._asked = True
+            self.poll = self._attentive
+        return self.beats
 
     def call_now(self) -> None:
         """Call what waits for `once_idle`."""
@@ -193,7 +208,21 @@ def server_on_queue(workers: futures.ThreadPoolExecutor, options: Any, *, spin_s
             server = grpc.server(workers, options=options)
         finally:
             cygrpc.CompletionQueue = original
-    queue = getattr(getattr(server, "_state", None), "completion_queue", None)
-    if isinstance(queue, ServingQueue) and len(os.sched_getaffinity(0)) > 1:
+    queue = _queue_of(server)
+    if queue is not None and len(os.sched_getaffinity(0)) > 1:
         queue.spin_s = spin_s
     return server
+
+
+def _queue_of(server: grpc.Server) -> ServingQueue | None:
+    queue = getattr(getattr(server, "_state", None), "completion_queue", None)
+    return queue if isinstance(queue, ServingQueue) else None
+
+
+def beats(server: grpc.Server) -> int | None:
+    """A number that changes with each look while `server`'s thread comes by for events; None where none can be had.
+
+    An idle thread comes by once a second.
+    """
+    queue = _queue_of(server)
+    return None if queue is None else queue.ask()

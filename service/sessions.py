@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound, shown
 from .members import FrameOwner, Members
 from .model_metrics import ModelMetrics
+from .opening_order import OpeningOrder
 from .session import Owner, Session
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Live:
 
     session: Session
     model: LoadedModel
+    number: int = 0  # how many were opened before it, and one
 
 
 class SessionTable:
@@ -32,6 +34,9 @@ class SessionTable:
     def __init__(self, *, idle_timeout_s: float) -> None:
         self.idle_timeout_s = idle_timeout_s
         self._live: dict[str, Live] = {}
+        self._opened = 0
+        self._order: OpeningOrder[Live] = OpeningOrder()
+        self._orders: dict[str, OpeningOrder[Live]] = {}  # by the model's name
         self._lock = threading.Lock()
         self._draining = False
 
@@ -44,12 +49,11 @@ class SessionTable:
         """
         self.check_not_draining()
         try:
-            live = Live(model.batcher.open(secrets.token_hex(8), owner, peer), model)
+            session = model.batcher.open(secrets.token_hex(8), owner, peer)
         except ServiceError as error:
             model.metrics.request_failed(error)
             raise
-        with self._lock:
-            self._live[live.session.session_id] = live
+        live = self._list(session, model)
         model.metrics.session_opened()
         return live
 
@@ -60,23 +64,38 @@ class SessionTable:
             ServerDraining: the server is shutting down.
         """
         self.check_not_draining()
-        live = Live(model.batcher.open_frames(secrets.token_hex(8), owner, peer), model)
-        with self._lock:
-            self._live[live.session.session_id] = live
-        return live
+        return self._list(model.batcher.open_frames(secrets.token_hex(8), owner, peer), model)
 
     def adopt(self, session: Session, model: LoadedModel) -> Live:
         """List a session that was opened elsewhere."""
-        live = Live(session, model)
-        with self._lock:
-            self._live[session.session_id] = live
+        live = self._list(session, model)
         model.metrics.session_opened()
+        return live
+
+    def _list(self, session: Session, model: LoadedModel) -> Live:
+        with self._lock:
+            self._opened += 1
+            live = self._live[session.session_id] = Live(session, model, self._opened)
+            self._order.add(live.number, live)
+            name = model.file.name
+            if name not in self._orders:
+                self._orders[name] = OpeningOrder()
+            self._orders[name].add(live.number, live)
         return live
 
     def forget(self, live: Live) -> None:
         """List a session no more."""
         with self._lock:
-            self._live.pop(live.session.session_id, None)
+            self._forget(live)
+
+    def _forget(self, live: Live) -> None:
+        if self._live.pop(live.session.session_id, None) is None:
+            return
+        self._order.remove(live.number)
+        name = live.model.file.name
+        self._orders[name].remove(live.number)
+        if not self._orders[name]:
+            del self._orders[name]
 
     def end(self, live: Live, reason: str) -> bool:
         """End a session for `reason`, a metrics label; False where it had ended."""
@@ -100,7 +119,7 @@ class SessionTable:
         """
         live = self._live.get(session_id)
         if live is None:
-            raise SessionNotFound(f"no live session {shown(session_id)}", session_id=session_id)
+            raise _not_found(session_id)
         return live
 
     def all(self) -> list[Live]:
@@ -110,12 +129,31 @@ class SessionTable:
 
     def on(self, model: LoadedModel) -> list[Live]:
         """The live sessions of `model`, oldest first, streams of frames among them."""
-        return [live for live in self.all() if live.model is model]
+        return [live for live in self._named(model.file.name) if live.model is model]
+
+    def _named(self, name: str) -> list[Live]:
+        with self._lock:
+            return list(self._orders.get(name, ()))
+
+    def page(self, name: str, after: int, most: int) -> tuple[list[Live], int, bool]:
+        """Some live sessions in the order they were opened, at no more cost than there are.
+
+        Args:
+            name: of the model that they are on; empty for all.
+            after: the place that a call before gave; 0 to begin.
+            most: how many at most. There may be fewer, though more follow.
+
+        Returns:
+            They, the place of the last one, and whether more follow.
+        """
+        with self._lock:
+            order = self._orders.get(name) if name else self._order
+            return ([], after, False) if order is None else order.after(after, most)
 
     def counts(self, metrics: ModelMetrics) -> dict[str, int]:
         """Live sessions of the version that `metrics` are of, by state."""
         counts = {"open": 0, "active": 0, "detached": 0}
-        for live in self.all():
+        for live in self._named(metrics.labels[0]):
             if live.model.metrics is metrics:
                 unused = live.session.unused
                 counts["open"] += unused
@@ -124,15 +162,22 @@ class SessionTable:
 
     def queued(self, metrics: ModelMetrics) -> int:
         """Messages of sessions of the version that `metrics` are of that wait to be run."""
-        return sum(live.session.queued for live in self.all() if live.model.metrics is metrics)
+        name = metrics.labels[0]
+        return sum(live.session.queued for live in self._named(name) if live.model.metrics is metrics)
 
     def close(self, session_id: str) -> int:
         """End a session at another client's request and return its step index.
 
+        It is listed no more from here on, though a front end may still have to hear of its end.
+
         Raises:
             SessionNotFound: it has ended, or never was.
         """
-        live = self.find(session_id)
+        with self._lock:
+            live = self._live.get(session_id)
+            if live is None:
+                raise _not_found(session_id)
+            self._forget(live)
         live.session.owner.fail(
             SessionClosed("the session was closed through CloseSession", session_id=session_id)
         )
@@ -185,3 +230,7 @@ class SessionTable:
 
     def __len__(self) -> int:
         return len(self._live)
+
+
+def _not_found(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"no live session {shown(session_id)}", session_id=session_id)

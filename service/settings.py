@@ -67,6 +67,14 @@ class Settings(BaseSettings):
     idle_timeout_s: Annotated[float, Field(ge=0)] = 300.0
     # Seconds that live streams get to finish after SIGTERM.
     grace_s: Annotated[float, Field(ge=0)] = 10.0
+    # Seconds that a call has to send its first message; 0: as long as it likes.
+    first_message_s: Annotated[float, Field(ge=0)] = 20.0
+    # Whether clients may ask which services and messages there are.
+    reflection: bool = True
+    # Seconds after which a thread that has work and makes no progress counts as stalled; 0: none does.
+    watchdog_s: Annotated[float, Field(ge=0)] = 30.0
+    # Whether the process ends, with exit code 70, when a thread of it stalls, for its supervisor to start it again.
+    watchdog_exit: bool = False
     # What happens to a message with NaN or infinite input.
     non_finite: Literal["reject", "allow"] = "reject"
     # Microseconds to look for messages before sleeping, where the last waits were short; 0: sleep at once.
@@ -106,6 +114,10 @@ class Settings(BaseSettings):
     def _consistent(self) -> Settings:
         if self.load_model and self.model_control != "explicit":
             raise ValueError("load_model is for model_control = explicit: otherwise every model is loaded")
+        if 0 < self.watchdog_s < 2:
+            raise ValueError(
+                "watchdog_s: expected 0 or at least 2 seconds: an idle thread shows itself once a second"
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
         return self

@@ -10,18 +10,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import suppress
 
 import grpc
 import structlog
 
 from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
+from .first_messages import FirstMessages
 from .reading import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
+from .threaded_unary import Status, UnaryCall, set_status, start_reader, until_gone
 
 _log = structlog.get_logger(__name__)
 
 _CALLS = 16_384
-
-Status = tuple[grpc.StatusCode, str, Trailing]
 
 
 class StreamCall:
@@ -29,9 +30,10 @@ class StreamCall:
 
     gone = "cancelled"
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, first: FirstMessages) -> None:
         self.peer: str = context.peer()
         self._context = context
+        self._first = first
         self._changed = threading.Condition()
         self._outbox: deque[bytes] = deque()
         self._status: Status | None = None
@@ -57,7 +59,12 @@ class StreamCall:
             self._fault(error)
         else:
             self._busy = True
-            threading.Thread(target=self._read, args=(requests,), name="stream-reader", daemon=True).start()
+            self._first.owes(self, self.end)
+            try:
+                start_reader("stream-reader", self._read, requests)
+            except RuntimeError as error:
+                self._busy = False
+                self._fault(error)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._outbox or self._status is not None or self._over)
@@ -67,7 +74,7 @@ class StreamCall:
                     assert self._status is not None
                     # A cancelled call can look half-closed first; the public API tells no better than this.
                     self._finished = self._context.is_active()
-                    _set_status(self._context, self._status)
+                    set_status(self._context, self._status)
                     return
                 data = self._outbox.popleft()
                 wake = None
@@ -84,7 +91,8 @@ class StreamCall:
         handler = self._handler
         assert handler is not None
         try:
-            for message in _until_gone(requests):
+            for message in until_gone(requests):
+                self._first.came(self)
                 with self._changed:
                     if self._over or self._status is not None:
                         break
@@ -100,6 +108,7 @@ class StreamCall:
             self._fault(error)
         with self._changed:
             self._busy = False
+        self._first.came(self)
         self._end_if_over()
 
     def _may_read(self) -> bool:
@@ -170,90 +179,15 @@ class StreamCall:
                 self._changed.notify_all()
 
 
-def _until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
-    """The requests; grpcio ends those of a cancelled call with an error."""
-    while True:
-        try:
-            request = next(requests)
-        except (StopIteration, grpc.RpcError):
-            return
-        yield request
+class _Workers(futures.ThreadPoolExecutor):
+    """Threads for calls, made as they are needed. If the machine gives no more, calls wait for one.
 
+    grpcio's serving thread submits the calls and would end with the error that there is no more thread.
+    """
 
-class UnaryCall:
-    """One unary call (a `calls.UnaryCall`)."""
-
-    def __init__(self, context: grpc.ServicerContext) -> None:
-        self.peer: str = context.peer()
-        self._context = context
-        self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._cancelled = False
-        self._data = b""
-        self._status: Status | None = None
-        self._callback: Callable[[], None] | None = None
-
-    def run(self, on_request: OnRequest, data: bytes) -> bytes:
-        """Answer the request; waits until it is answered."""
-        if not self._context.add_callback(self._on_over):
-            return b""
-        try:
-            on_request(self, data)
-        except Exception as error:
-            _log.error("unary handler failed", exc_info=error)
-            self.fail(grpc.StatusCode.INTERNAL, FAULT)
-        self._done.wait()
-        if self._status is not None:
-            _set_status(self._context, self._status)
-        return self._data
-
-    def _on_over(self) -> None:
-        with self._lock:
-            if self._done.is_set():
-                return
-            self._cancelled = True
-            callback, self._callback = self._callback, None
-            self._done.set()
-        if callback is not None:
-            try:
-                callback()
-            except Exception as error:
-                _log.error("unary handler failed at its cancellation", exc_info=error)
-
-    def answer(self, data: bytes) -> None:
-        """Send the response with status OK."""
-        self._first(data, None)
-
-    def fail(self, code: grpc.StatusCode, details: str, trailing: Trailing = ()) -> None:
-        """End the call with an error."""
-        self._first(b"", (code, details, trailing))
-
-    def _first(self, data: bytes, status: Status | None) -> None:
-        with self._lock:
-            if not self._done.is_set():
-                self._data, self._status = data, status
-                self._callback = None
-                self._done.set()
-
-    def soon(self, callback: Callable[[], None]) -> bool:
-        """Not here: each call's messages have a thread of their own."""
-        return False
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the call ends before it is answered."""
-        with self._lock:
-            if not self._done.is_set():
-                self._callback = callback
-            if not self._cancelled:
-                return
-        callback()
-
-
-def _set_status(context: grpc.ServicerContext, status: Status) -> None:
-    code, details, trailing = status
-    context.set_code(code)
-    context.set_details(details)
-    context.set_trailing_metadata(tuple(trailing))
+    def _adjust_thread_count(self) -> None:
+        with suppress(RuntimeError):
+            super()._adjust_thread_count()
 
 
 class ThreadedLane:
@@ -261,22 +195,42 @@ class ThreadedLane:
 
     name = "threaded"
 
+    def __init__(self) -> None:
+        self.first_messages = FirstMessages()
+
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server with a thread for every call at once; they are made as they are needed. It never spins."""
-        return grpc.server(futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="calls"), options=options)
+        workers = _Workers(_CALLS, thread_name_prefix="calls")
+        try:
+            from .serving_queue import server_on_queue
+        except (
+            ImportError,
+            AttributeError,
+            TypeError,
+        ):  # grpcio has changed below: nobody watches its thread then
+            return grpc.server(workers, options=options)
+        return server_on_queue(workers, options, spin_s=0.0)
+
+    def beats(self, server: grpc.Server) -> int | None:
+        """A number that changes while the server's thread comes by for events; None if that cannot be told."""
+        try:
+            from .serving_queue import beats
+        except (ImportError, AttributeError, TypeError):
+            return None
+        return beats(server)
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
 
         def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            return StreamCall(context).run(requests, open_)
+            return StreamCall(context, self.first_messages).run(requests, open_)
 
         return grpc.stream_stream_rpc_method_handler(behaviour)
 
     def unary(self, on_request: OnRequest) -> Handler:
         """A unary method."""
 
-        def behaviour(data: bytes, context: grpc.ServicerContext) -> bytes:
-            return UnaryCall(context).run(on_request, data)
+        def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            return UnaryCall(context, self.first_messages).run(on_request, requests)
 
-        return grpc.unary_unary_rpc_method_handler(behaviour)
+        return grpc.stream_stream_rpc_method_handler(behaviour)

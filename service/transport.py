@@ -1,22 +1,25 @@
-"""The gRPC server itself: its port, its options, health and reflection around the services that it is given."""
+"""The gRPC server itself: its port, its options, health and reflection beside the services that it is given."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from streamcell.proto import pb
 from streamcell.proto.inference import oip
 
+from . import health, reflected
+from .answering import OnError
 from .calls import Handler, ServerLane
-from .reflected import serve_reflection
 from .settings import Settings
 
 # grpcio itself refuses messages this much over the limit; those below it get the typed error.
 _HEADROOM_BYTES = 1024 * 1024
 _STOP_S = 1.0
+_HOUSEKEEPING_S = 0.5
 
 Services = Mapping[str, Mapping[str, Handler]]
 
@@ -27,7 +30,13 @@ class Transport:
     """A bound port with health and reflection; `start` answers calls, `stop` ends them."""
 
     def __init__(
-        self, settings: Settings, services: Services, lane: ServerLane, *, port: int | None = None
+        self,
+        settings: Settings,
+        services: Services,
+        lane: ServerLane,
+        on_error: OnError,
+        *,
+        port: int | None = None,
     ) -> None:
         """Bind the port.
 
@@ -35,13 +44,20 @@ class Transport:
             settings: where to listen, with what certificates, and the bounds on a message.
             services: method handlers by the service's full name and the method's.
             lane: whose server it is to be.
+            on_error: told of each error that a client is sent from here.
             port: shared with other processes, in place of the settings'; None: the settings' and no sharing.
 
         Raises:
             OSError: the port cannot be bound.
         """
         self._names = tuple(services)
-        self._health = health.HealthServicer()
+        self._lane = lane
+        self._health = health.Health(on_error)
+        self._owing = lane.first_messages
+        self._owing.after_s = settings.first_message_s
+        self._owing.on_late = on_error
+        self._stopping = threading.Event()
+        self._housekeeper = threading.Thread(target=self._keep_house, name="calls-housekeeping", daemon=True)
         self._grpc = lane.server(
             (
                 ("grpc.so_reuseport", int(port is not None)),
@@ -59,14 +75,17 @@ class Transport:
             # Processes that share the port would spin in each other's way.
             spin_s=settings.spin_us * 1e-6 if port is None else 0.0,
         )
+        services = {**services, health.SERVICE: self._health.handlers(lane)}
+        if settings.reflection:
+            files = (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR)
+            reflection = reflected.Reflection(files, self._owing, on_error)
+            services[reflected.SERVICE] = reflection.handlers(lane)
         self._grpc.add_generic_rpc_handlers(
             tuple(
                 grpc.method_handlers_generic_handler(name, dict(methods))
                 for name, methods in services.items()
             )
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        serve_reflection(self._grpc, (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR))
         self.port = self._bind(settings, settings.port if port is None else port)
 
     def _bind(self, settings: Settings, port: int) -> int:
@@ -82,21 +101,33 @@ class Transport:
     def start(self) -> None:
         """Answer calls. Health says nothing yet: see `report`."""
         self._grpc.start()
+        self._housekeeper.start()
+
+    def _keep_house(self) -> None:
+        while not self._stopping.wait(_HOUSEKEEPING_S):
+            self._owing.tick(_HOUSEKEEPING_S)
 
     def report(self, models: Iterable[str], *, serving: bool) -> None:
         """Have health say whether the server, its services and `models` are serving."""
-        for name in ("", *self._names, *set(models)):
-            self.report_model(name, serving)
+        self._health.report(("", *self._names, *models), serving=serving)
 
     def report_model(self, name: str, serving: bool) -> None:
         """Have health say whether `name` is served."""
-        answer = health_pb2.HealthCheckResponse
-        self._health.set(name, answer.SERVING if serving else answer.NOT_SERVING)
+        self._health.report((name,), serving=serving)
+
+    def stall(self, what: str, stalled: bool) -> None:
+        """Have health say NOT_SERVING while `what` makes no progress."""
+        self._health.stall(what, stalled)
+
+    def progress(self) -> dict[str, int | None]:
+        """What the watchdog looks at: the progress of the thread that serves."""
+        return {"serving": self._lane.beats(self._grpc)}
 
     def drain(self) -> None:
         """Health says NOT_SERVING from now on, whatever is reported."""
-        self._health.enter_graceful_shutdown()
+        self._health.drain()
 
     def stop(self) -> None:
         """End what runs and close the port; returns once that is done."""
+        self._stopping.set()
         self._grpc.stop(_STOP_S).wait()

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent import futures
-from typing import Any
-
 import grpc
 import structlog
 
-from .calls import FAULT, Handler, OnRequest, OpenStream, Trailing
+from .calls import FAULT, Handler, OnRequest, OpenStream
 from .tunnel_calls import TunnelCall, TunnelUnary
 
 _log = structlog.get_logger(__name__)
-
-_PLAIN_WORKERS = 4
 
 
 class _StreamMethod(grpc.RpcMethodHandler):  # type: ignore[type-arg]
@@ -27,12 +22,9 @@ class _UnaryMethod(grpc.RpcMethodHandler):  # type: ignore[type-arg]
 
 
 class TunnelLane:
-    """Makes handlers for calls that come through pipes (a `calls.Lane`); plain handlers it calls on threads."""
+    """Makes handlers for calls that come through pipes (a `calls.Lane`)."""
 
     name = "tunnel"
-
-    def __init__(self) -> None:
-        self._pool = futures.ThreadPoolExecutor(_PLAIN_WORKERS, thread_name_prefix="calls")
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
@@ -44,8 +36,8 @@ class TunnelLane:
 
     @staticmethod
     def is_unary(handler: Handler) -> bool:
-        """Whether a handler that a tunnel made, or a plain one, is for unary calls."""
-        return not isinstance(handler, _StreamMethod)
+        """Whether a handler that a tunnel made is for unary calls."""
+        return isinstance(handler, _UnaryMethod)
 
     def begin(self, handler: Handler, call: TunnelCall) -> None:
         """A stream begins."""
@@ -57,42 +49,9 @@ class TunnelLane:
 
     def request(self, handler: Handler, call: TunnelUnary, data: bytes) -> None:
         """A unary call has come."""
-        if not isinstance(handler, _UnaryMethod):
-            self._pool.submit(_plain, handler, call, data)
-            return
+        assert isinstance(handler, _UnaryMethod)
         try:
             handler.on_request(call, data)
         except Exception as error:
             _log.error("unary handler failed", exc_info=error)
             call.fail(grpc.StatusCode.INTERNAL, FAULT)
-
-
-class _Aborted(Exception):
-    pass
-
-
-class _Context:
-    """What plain handlers use of grpcio's context."""
-
-    def __init__(self) -> None:
-        self.trailing: Trailing = ()
-        self.status = (grpc.StatusCode.UNKNOWN, "")
-
-    def set_trailing_metadata(self, trailing: Trailing) -> None:
-        self.trailing = trailing
-
-    def abort(self, code: grpc.StatusCode, details: str) -> None:
-        self.status = (code, details)
-        raise _Aborted
-
-
-def _plain(handler: Any, call: TunnelUnary, data: bytes) -> None:
-    context = _Context()
-    try:
-        reply = handler.unary_unary(handler.request_deserializer(data), context)
-        call.answer(handler.response_serializer(reply))
-    except _Aborted:
-        call.fail(*context.status, context.trailing)
-    except Exception as error:
-        _log.error("unary handler failed", exc_info=error)
-        call.fail(grpc.StatusCode.INTERNAL, FAULT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import queue
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -193,4 +195,54 @@ def test_a_lone_client_that_pipelines_is_read_to_the_end_before_what_was_put_off
     assert ARRIVALS.messages - before == 5
     assert order.count(b"called") == 1
     assert order.index(b"called") < order.index(b"last")
+    talk.close()
+
+
+def test_a_thread_that_comes_by_shows_it_when_it_is_asked(served: tuple[ServingQueue, int]) -> None:
+    """With a client that it looks for, with one that it sleeps for, and idle."""
+    serving, port = served
+    talk = Talk(port)
+    for spin_s in (0.0, LONG_S):
+        serving.spin_s = spin_s
+        talk.step()
+        for _ in range(50):
+            before, asked = serving.beats, 0
+            while serving.beats == before:  # an ask may get lost while the thread changes `poll` itself
+                serving.ask()
+                talk.step()
+                asked += 1
+                assert asked < 20
+    talk.close()
+    before = serving.ask()
+    end_s = time.monotonic() + 60
+    while serving.beats == before and time.monotonic() < end_s:  # idle: within a second or so
+        serving.ask()
+        time.sleep(0.05)
+    assert serving.beats > before
+
+
+def test_a_thread_that_hangs_does_not_come_by(
+    served: tuple[ServingQueue, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving, port = served
+    talk = Talk(port)
+    talk.step()
+    held, go_on = threading.Event(), threading.Event()
+
+    def hang(call: Any, data: bytes) -> None:
+        held.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(DoingEcho, "doing", hang)
+    talk.sent.put(b"y")
+    assert held.wait(60)
+    before = serving.ask()
+    monkeypatch.setattr(DoingEcho, "doing", None)
+    for _ in range(5):
+        assert serving.ask() == before
+    go_on.set()
+    assert next(talk.answers) == b"y"
+    talk.step()
+    talk.step()
+    assert serving.beats == before + 1
     talk.close()

@@ -42,6 +42,8 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         ({"models": "m", "port": 70000}, "port"),
         ({"models": "m", "non_finite": "maybe"}, "non_finite"),
         ({"models": "m", "max_batch": 0}, "max_batch"),
+        ({"models": "m", "watchdog_s": 1}, "watchdog_s"),
+        ({"models": "m", "first_message_s": -1}, "first_message_s"),
         ({"models": "m", "tls_cert": "a.pem"}, "tls_cert and tls_key go together"),
         ({"models": "m", "load_model": ["a"]}, "load_model is for model_control = explicit"),
     ],

@@ -1,0 +1,130 @@
+"""The unary calls of the lane that keeps to grpcio's public API; see `threaded_lane.py`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+import structlog
+
+from .calls import FAULT, OnRequest, Trailing
+from .first_messages import FirstMessages
+
+_log = structlog.get_logger(__name__)
+
+Status = tuple[grpc.StatusCode, str, Trailing]
+
+
+class UnaryCall:
+    """One unary call (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
+
+    def __init__(self, context: grpc.ServicerContext, first: FirstMessages) -> None:
+        self.peer: str = context.peer()
+        self._context = context
+        self._first_message = first
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._cancelled = False
+        self._data = b""
+        self._status: Status | None = None
+        self._callback: Callable[[], None] | None = None
+
+    def run(self, on_request: OnRequest, requests: Iterator[bytes]) -> Iterator[bytes]:
+        """The answer, or none and a status; waits until there is one."""
+        if not self._context.add_callback(self._on_over):
+            return
+        self._first_message.owes(self, self.fail)
+        # Read on a thread of its own, so that the call can be ended though no message comes.
+        try:
+            start_reader("call-reader", self._read, on_request, requests)
+        except RuntimeError as error:
+            self._fault(error)
+        self._done.wait()
+        self._first_message.came(self)
+        if self._status is not None:
+            set_status(self._context, self._status)
+        elif not self._cancelled:
+            yield self._data
+
+    def _read(self, on_request: OnRequest, requests: Iterator[bytes]) -> None:
+        try:
+            for data in until_gone(requests):
+                self._first_message.came(self)
+                on_request(self, data)
+                return
+            self.fail(grpc.StatusCode.UNIMPLEMENTED, "a unary call carries one message; none came")
+        except Exception as error:
+            self._fault(error)
+
+    def _fault(self, error: Exception) -> None:
+        _log.error("unary handler failed", exc_info=error)
+        self.fail(grpc.StatusCode.INTERNAL, FAULT)
+
+    def _on_over(self) -> None:
+        with self._lock:
+            if self._done.is_set():
+                return
+            self._cancelled = True
+            callback, self._callback = self._callback, None
+            self._done.set()
+        if callback is not None:
+            try:
+                callback()
+            except Exception as error:
+                _log.error("unary handler failed at its cancellation", exc_info=error)
+
+    def answer(self, data: bytes) -> None:
+        """Send the response with status OK."""
+        self._first(data, None)
+
+    def fail(self, code: grpc.StatusCode, details: str, trailing: Trailing = ()) -> None:
+        """End the call with an error."""
+        self._first(b"", (code, details, trailing))
+
+    def _first(self, data: bytes, status: Status | None) -> None:
+        with self._lock:
+            if not self._done.is_set():
+                self._data, self._status = data, status
+                self._callback = None
+                self._done.set()
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """Not here: each call's messages have a thread of their own."""
+        return False
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if the call ends before it is answered."""
+        with self._lock:
+            if not self._done.is_set():
+                self._callback = callback
+            if not self._cancelled:
+                return
+        callback()
+
+
+def start_reader(name: str, read: Callable[..., None], *args: object) -> None:
+    """Have `read` called on a thread of its own.
+
+    Raises:
+        RuntimeError: the machine gives no more threads.
+    """
+    threading.Thread(target=read, args=args, name=name, daemon=True).start()
+
+
+def until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
+    """The requests; grpcio ends those of a cancelled call with an error."""
+    while True:
+        try:
+            request = next(requests)
+        except (StopIteration, grpc.RpcError):
+            return
+        yield request
+
+
+def set_status(context: grpc.ServicerContext, status: Status) -> None:
+    """Have the call end with `status` once its handler returns."""
+    code, details, trailing = status
+    context.set_code(code)
+    context.set_details(details)
+    context.set_trailing_metadata(tuple(trailing))

@@ -1,0 +1,147 @@
+"""Notices a thread that makes no progress though it has work: it logs where all threads stand and says so.
+
+Time is counted by the watchdog's own passes. A pass that comes late is not counted, for what kept the watchdog from
+running kept the others, too: a process that was stopped, or gets no CPU, is not one that hangs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import TypeAlias
+
+import structlog
+
+_log = structlog.get_logger(__name__)
+
+# A process that ends itself for a stall exits with this: EX_SOFTWARE of sysexits.h.
+EXIT_CODE = 70
+
+# By a thread's name, a number that changes with its progress; None while it has nothing to do.
+Marks: TypeAlias = Mapping[str, int | None]
+
+_PASSES = 5  # at least, from the last progress to a stall
+_PASS_S = 1.0
+_LATE = 2.0  # times as long as a pass should take
+_LOG_S = 2.0
+_MOST_THREADS, _MOST_FRAMES, _MOST_CHARACTERS = 64, 40, 20_000
+# Threads of calls, of which there can be thousands, are shown last.
+_MANY = ("calls", "stream-reader", "call-reader")
+
+
+class Watchdog:
+    """Looks at some threads' marks, on a thread of its own from `start` until `stop`."""
+
+    def __init__(
+        self,
+        marks: Callable[[], Marks],
+        after_s: float,
+        changed: Callable[[str, bool], None],
+        *,
+        ends: bool = False,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        """Make a watchdog.
+
+        Args:
+            marks: of the threads to watch; called once a pass.
+            after_s: a thread that has work and makes no progress for so long is stalled; 0: none ever is.
+            changed: told of each thread that stalls (True) or goes on (False), before anything is logged.
+            ends: whether the process ends with a thread's first stall.
+            end: ends the process.
+        """
+        self._marks = marks
+        self._after_s = after_s
+        self._changed = changed
+        self._ends = ends
+        self._end = end
+        self._pass_s = min(_PASS_S, after_s / _PASSES)
+        self._seen: dict[str, tuple[int, float]] = {}  # mark, seconds without progress
+        self._stalled: frozenset[str] = frozenset()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch, unless no thread is ever stalled."""
+        if self._after_s:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stopping.set()
+
+    def _watch(self) -> None:
+        while True:
+            began_s = time.monotonic()
+            if self._stopping.wait(self._pass_s):
+                return
+            try:
+                self.look(time.monotonic() - began_s)
+            except Exception as error:  # a fault of ours: the next pass may do better
+                _log.error("watchdog failed", exc_info=error)
+
+    def look(self, passed_s: float) -> None:
+        """Make one pass. It does not count if more time has passed than should have."""
+        counted_s = self._pass_s if passed_s < _LATE * self._pass_s else 0.0
+        seen = self._seen
+        self._seen = {}
+        for name, mark in self._marks().items():
+            if mark is None:
+                continue
+            before, since_s = seen.get(name, (None, 0.0))
+            self._seen[name] = (mark, since_s + counted_s if mark == before else 0.0)
+        stalled = frozenset(name for name, (_, since_s) in self._seen.items() if since_s >= self._after_s)
+        again, fresh = sorted(self._stalled - stalled), sorted(stalled - self._stalled)
+        self._stalled = stalled
+        for name in again:
+            self._changed(name, False)
+        for name in fresh:
+            self._changed(name, True)
+        if again:
+            self._say(_log.info, "progress again", threads=again)
+        if fresh:
+            self._say(
+                _log.error,
+                "no progress",
+                threads=fresh,
+                after_s=self._after_s,
+                ends=self._ends,
+                stacks=stacks(),
+            )
+            if self._ends:
+                self._end(EXIT_CODE)
+
+    def _say(self, log: Callable[..., object], event: str, **facts: object) -> None:
+        """Log, but do not wait for a log that is stuck."""
+        thread = threading.Thread(target=log, args=(event,), kwargs=facts, name="watchdog-log", daemon=True)
+        thread.start()
+        thread.join(_LOG_S)
+
+
+def stacks() -> dict[str, list[str]]:
+    """Where each thread stands, innermost last, within a bound."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    found = [(names.get(ident, f"thread {ident}"), frame) for ident, frame in sys._current_frames().items()]
+    found.sort(key=lambda each: each[0].startswith(_MANY))
+    shown: dict[str, list[str]] = {}
+    characters = 0
+    for name, frame in found[:_MOST_THREADS]:
+        lines = _lines(frame)
+        characters += sum(map(len, lines))
+        if characters > _MOST_CHARACTERS:
+            break
+        shown[name if name not in shown else f"{name} ({len(shown)})"] = lines
+    return shown
+
+
+def _lines(frame: FrameType | None) -> list[str]:
+    lines: list[str] = []
+    while frame is not None and len(lines) < _MOST_FRAMES:
+        code = frame.f_code
+        lines.append(f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_qualname}")
+        frame = frame.f_back
+    return lines[::-1]

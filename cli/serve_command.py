@@ -89,6 +89,13 @@ def command(
         Path | None, _Option(help="PEM certificate chain; with --tls-key, serves TLS.")
     ] = None,
     tls_key: Annotated[Path | None, _Option(help="PEM private key.")] = None,
+    metrics_tls_cert: Annotated[
+        Path | None, _Option(help="PEM certificate chain of the Prometheus port; with --metrics-tls-key.")
+    ] = None,
+    metrics_tls_key: Annotated[Path | None, _Option(help="PEM private key of the Prometheus port.")] = None,
+    metrics_tls: Annotated[
+        bool | None, _Option(help="Serve the Prometheus port with --tls-cert and --tls-key.  [off]")
+    ] = None,
     triton_metrics: Annotated[
         bool | None, _Option(help="Report nv_inference_*, Triton's names, too.  [off]")
     ] = None,

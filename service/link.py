@@ -19,6 +19,7 @@ from .tunnel import (
     GONE,
     HALF_CLOSE,
     LANE,
+    LINES_LOST,
     MESSAGE,
     READ,
     REQUEST,
@@ -86,7 +87,7 @@ class Link:
                 if isinstance(call, TunnelCall):
                     call.gone = "cancelled"
                 call.end_of_call(body != b"\0")
-        elif kind in (LANE, ENDED, ERROR, FAILED):
+        elif kind in (LANE, ENDED, ERROR, FAILED, LINES_LOST):
             self._report(kind, number, body)
 
     def _request(self, method: str, number: int, peer: str, data: bytes) -> None:
@@ -101,6 +102,9 @@ class Link:
         """Figures that only a front end has; `number` is how many."""
         if kind == LANE:
             self._host.metrics.lane = body.decode()
+            return
+        if kind == LINES_LOST:
+            self._host.lost_lines.add(body.decode(), number)
             return
         if kind == ERROR:
             self._host.metrics.error(unpack_error(body))

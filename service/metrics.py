@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from .errors import ServiceError
 from .model_metrics import ModelMetrics
+from .readiness import Readiness
 
 _MODEL = ("model", "version")
 
@@ -29,11 +30,16 @@ class ServerMetrics(Collector):
 
     def __init__(self) -> None:
         self.models: list[ModelMetrics] = []
-        self.ready = False
+        self.readiness = Readiness()
         self.lane = ""
         self._errors: Counter[tuple[str, str]] = Counter()
         self._load_failures: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether new sessions may be sent here."""
+        return self.readiness()
 
     def add(self, metrics: ModelMetrics) -> None:
         """Report `metrics` too, once."""
@@ -150,7 +156,7 @@ class ServerMetrics(Collector):
             load.add_metric(model.labels, model.load_s)
         yield from (sessions, slots, used, held, load)
         yield GaugeMetricFamily(
-            "streamcell_ready", "1 while new sessions are taken.", value=float(self.ready)
+            "streamcell_ready", "1 while new sessions are taken.", value=float(self.readiness())
         )
         yield InfoMetricFamily("streamcell_lane", "How calls are driven.", value={"lane": self.lane})
         yield InfoMetricFamily(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -135,13 +135,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 2
     configure_logs(settings.log_level, settings.log_format)
-    asked = threading.Event()
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        asked.set()
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
+    wait = _asked_to_stop()
     try:
         server = make_server(settings)
         calm()
@@ -149,6 +143,25 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 1
-    asked.wait()
+    wait()
     server.stop()
     return 0
+
+
+def _asked_to_stop() -> Callable[[], None]:
+    """Catch SIGTERM and SIGINT from now on; what it returns waits for one.
+
+    The kernel's handler writes to a pipe. A lock that Python's handler would release can be missed: a signal that comes
+    just before the main thread goes to sleep does not wake it.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: None)
+
+    def wait() -> None:
+        while os.read(reading, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass
+
+    return wait

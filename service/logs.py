@@ -75,6 +75,7 @@ def configure(level: str, form: str) -> None:
 def flush(patience_s: float = _EXIT_S) -> None:
     """Wait until what was logged is written, and no longer than `patience_s`."""
     if _writer is not None:
+        sys.stderr.flush()
         _writer.flush(patience_s)
 
 

@@ -81,6 +81,8 @@ class Reception:
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
+        self._woken, self._wake = socket.socketpair()
+        self._selector.register(self._woken, selectors.EVENT_READ)
         self._reading: dict[Visitor, None] = {}  # in the order in which they came
         self._queued: deque[Visitor] = deque()  # slow ones that wait for others
         self._answered: set[Visitor] = set()
@@ -94,6 +96,7 @@ class Reception:
     def stop(self, patience_s: float) -> None:
         """Accept no more and close what is not being answered; returns after at most `patience_s`."""
         self._stopping = True
+        self._wake.close()
         self._thread.join(patience_s)
 
     def done(self, visitor: Visitor) -> None:
@@ -112,15 +115,17 @@ class Reception:
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, _ in self._selector.select(_TICK_S):
-                if key.data is None:
-                    self._accept()
-                else:
+            waiting = self._reading or self._queued or self._answered
+            for key, _ in self._selector.select(_TICK_S if waiting else None):
+                if key.data is not None:
                     self._go_on(key.data)
+                elif key.fileobj is self._listener:
+                    self._accept()
             self._expire()
         for visitor in (*self._reading, *self._queued):
             visitor.close()
         self._selector.close()
+        self._woken.close()
 
     def _accept(self) -> None:
         try:

@@ -81,8 +81,9 @@ class MetricsServer:
         Raises:
             OSError: the port cannot be bound.
         """
-        http = self._http = _Http((self._host, self._wanted_port), self.answer, self._context)
+        http = _Http((self._host, self._wanted_port), self.answer, self._context)
         http.begin()
+        self._http = http
         self.port = http.bind_addr[1]
 
     def stop(self) -> None:

@@ -20,6 +20,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from streamcell.proto import pb, rpc
+from streamcell.proto.inference import oip
+from streamcell.proto.inference import rpc as oip_rpc
 
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm"))
 IDLE = 200
@@ -148,6 +150,33 @@ def test_a_slow_head_ends_the_connection(served: Any) -> None:
     with socket.create_connection(address(served), timeout=60) as connection:
         connection.sendall(b"GET /metrics HTT")
         assert connection.recv(1) == b""
+
+
+def test_no_client_can_make_the_page_grow(start_server: Any, models_dir: Path) -> None:
+    server = start_server(models_dir, "--model-control", "explicit", "--load-model", "*")
+    sizes = []
+    with grpc.insecure_channel(server.target) as channel:
+        ours, open_inference = rpc.StreamCellStub(channel), oip_rpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        for number in range(40):
+            odd = f'odd {number} "\n' + "x" * number
+            for call in (
+                lambda odd=odd: list(ours.Stream(iter([pb.StreamRequest(open=pb.OpenSession(model=odd))]))),
+                lambda odd=odd: ours.Predict(pb.PredictRequest(model=odd, version=odd, inputs=[b"x"])),
+                lambda odd=odd: ours.Predict(pb.PredictRequest(model="lstm", version=odd, inputs=[b"x"])),
+                lambda odd=odd: open_inference.RepositoryModelLoad(
+                    oip.RepositoryModelLoadRequest(model_name=odd)
+                ),
+                lambda odd=odd: open_inference.RepositoryModelUnload(
+                    oip.RepositoryModelUnloadRequest(model_name=odd)
+                ),
+                lambda odd=odd: open_inference.ModelInfer(oip.ModelInferRequest(model_name=odd, id=odd)),
+            ):
+                with pytest.raises(grpc.RpcError):
+                    call()
+            if number in (9, 39):
+                sizes.append(len([line for line in server.metrics().splitlines() if line[0] != "#"]))
+    assert sizes[0] == sizes[1]
+    assert "odd" not in server.metrics()
 
 
 def test_readiness_ends_with_sigterm_and_clients_that_hang_do_not_keep_the_server(

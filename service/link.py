@@ -107,7 +107,7 @@ class Link:
             self._host.lost_lines.add(body.decode(), number)
             return
         if kind == ERROR:
-            self._host.metrics.error(unpack_error(body))
+            self._host.metrics.error(unpack_error(body), number)
             return
         model, version, what = unpack(body)
         desk = self._desks.get((model.decode(), version.decode()))

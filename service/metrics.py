@@ -57,10 +57,10 @@ class ServerMetrics(Collector):
         with self._lock:
             self._load_failures[model] += 1
 
-    def error(self, error: ServiceError) -> None:
-        """A call or a session ended with `error`."""
+    def error(self, error: ServiceError, times: int = 1) -> None:
+        """As many calls or sessions ended with `error`."""
         with self._lock:
-            self._errors[error.code.name, error.reason] += 1
+            self._errors[error.code.name, error.reason] += times
 
     def collect(self) -> Iterable[Metric]:
         """Every family, as prometheus_client asks for them."""

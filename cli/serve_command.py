@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -102,6 +102,13 @@ def command(
         Path | None, _Option(help="PEM certificate chain; with --tls-key, serves TLS.")
     ] = None,
     tls_key: Annotated[Path | None, _Option(help="PEM private key.")] = None,
+    metrics_tls_cert: Annotated[
+        Path | None, _Option(help="PEM certificate chain of the Prometheus port; with --metrics-tls-key.")
+    ] = None,
+    metrics_tls_key: Annotated[Path | None, _Option(help="PEM private key of the Prometheus port.")] = None,
+    metrics_tls: Annotated[
+        bool | None, _Option(help="Serve the Prometheus port with --tls-cert and --tls-key.  [off]")
+    ] = None,
     triton_metrics: Annotated[
         bool | None, _Option(help="Report nv_inference_*, Triton's names, too.  [off]")
     ] = None,
@@ -141,13 +148,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 2
     configure_logs(settings.log_level, settings.log_format)
-    asked = threading.Event()
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        asked.set()
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
+    wait = _asked_to_stop()
     try:
         server = make_server(settings)
         calm()
@@ -155,6 +156,25 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 1
-    asked.wait()
+    wait()
     server.stop()
     return 0
+
+
+def _asked_to_stop() -> Callable[[], None]:
+    """Catch SIGTERM and SIGINT from now on; what it returns waits for one.
+
+    The kernel's handler writes to a pipe. A lock that Python's handler would release can be missed: a signal that comes
+    just before the main thread goes to sleep does not wake it.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: None)
+
+    def wait() -> None:
+        while os.read(reading, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass
+
+    return wait

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
 
-from . import polling  # noqa: F401  # before grpcio is imported
+from . import native_output, polling  # noqa: F401  # before grpcio is imported
 
 if TYPE_CHECKING:
     from .device import DeviceError

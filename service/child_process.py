@@ -9,6 +9,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from .logs import flush
 from .pipe import Pipe
 
 
@@ -40,5 +41,5 @@ def run(make: Callable[[Pipe], ChildProcess]) -> None:
     process = make(pipe)
     pipe.start("supervisor", process.came, lambda: os._exit(1))
     process.wait()
-    sys.stderr.flush()
+    flush()
     os._exit(0)

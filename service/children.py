@@ -19,8 +19,9 @@ _log = structlog.get_logger(__name__)
 
 # From the supervisor: the settings, make room for a front end, what do the figures say, take no new sessions, end.
 SETTINGS, ATTACH, SCRAPE, DRAIN, STOP = range(40, 45)
-# To it: ready or unfit to serve, a model's rings and the rest of what a front end needs, figures, drained.
-READY, UNFIT, RINGS, ATTACHED, SCRAPED, DRAINED = range(50, 56)
+# To it: ready or unfit to serve, a model's rings and the rest of what a front end needs, figures, drained,
+# whether new sessions may be sent to it (number 1) or not (0).
+READY, UNFIT, RINGS, ATTACHED, SCRAPED, DRAINED, READINESS = range(50, 57)
 
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 30.0
 _LASTING_S = 30.0  # a process that ran for so long is started again at once

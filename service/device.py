@@ -107,7 +107,8 @@ class Device:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        # Errors are raised with the same text. Printed too, a client that has runs fail could fill a disk.
+        options.log_severity_level = 4
         provider: Any = _PROVIDERS[self.kind]
         if self.kind == "cuda":
             provider = (provider, self._cuda_options(stream, graphs))

@@ -20,7 +20,20 @@ from . import garbage
 from .bell import EventBell
 from .calls import Handler
 from .child_process import ChildProcess, run
-from .children import ATTACH, ATTACHED, DRAIN, DRAINED, READY, RINGS, SCRAPE, SCRAPED, SETTINGS, STOP, UNFIT
+from .children import (
+    ATTACH,
+    ATTACHED,
+    DRAIN,
+    DRAINED,
+    READINESS,
+    READY,
+    RINGS,
+    SCRAPE,
+    SCRAPED,
+    SETTINGS,
+    STOP,
+    UNFIT,
+)
 from .desk import Desk
 from .device import DeviceError
 from .family_wire import pack_families
@@ -47,6 +60,7 @@ class EngineProcess(ChildProcess):
         self._methods: dict[str, Handler] = {}
         self._links: list[Link] = []
         self._registry = CollectorRegistry()
+        self._scraping: threading.Thread | None = None
         self._holders = itertools.count(2)
         self._watchdog: Watchdog | None = None
 
@@ -57,7 +71,7 @@ class EngineProcess(ChildProcess):
         elif kind == ATTACH:
             self._attach(number)
         elif kind == SCRAPE:
-            self._pipe.send(SCRAPED, number, pack_families(self._registry))
+            self._scrape(number)
         elif kind == DRAIN:
             threading.Thread(target=self._drain, daemon=True).start()
         elif kind == STOP:
@@ -82,6 +96,7 @@ class EngineProcess(ChildProcess):
         for service, handlers in host.services(self._lane).items():
             self._methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
         host.report_to(self._registry)
+        host.metrics.readiness.watch(lambda on: self._pipe.send(READINESS, int(on)))
         GCCollector(registry=self._registry)
         garbage.calm()
         host.start()
@@ -131,6 +146,16 @@ class EngineProcess(ChildProcess):
         link.start(lambda: self._links.remove(link))
         for thread in self._host.metrics.stalled("engine"):
             link.tell_stalled(thread, True)
+
+    def _scrape(self, number: int) -> None:
+        """Send the figures, from a thread of their own: they are collected in slices, and others must not wait."""
+
+        def collect() -> None:
+            self._pipe.send(SCRAPED, number, pack_families(self._registry))
+
+        if self._scraping is None or not self._scraping.is_alive():
+            self._scraping = threading.Thread(target=collect, name="scrape", daemon=True)
+            self._scraping.start()
 
     def _drain(self) -> None:
         if self._host is not None:

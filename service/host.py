@@ -20,6 +20,7 @@ from .device import Device
 from .errors import ServerDraining
 from .frames import FrameStream
 from .loaded import load
+from .log_metrics import LostLines
 from .metrics import ServerMetrics
 from .model_choice import at_start
 from .model_control import ModelControl
@@ -65,6 +66,7 @@ class Host:
         device = Device.parse(settings.device, tf32=settings.tf32)
         device.check()
         self.metrics = ServerMetrics()
+        self.lost_lines = LostLines()
         self.models = Models([load(file, settings, device, bell=bell()) for file in at_start(settings)])
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         self.service = Service(self.models, self.sessions, self.metrics, Limits.of(settings))
@@ -98,6 +100,7 @@ class Host:
     def report_to(self, registry: CollectorRegistry) -> None:
         """Have `registry` collect the figures."""
         registry.register(self.metrics)
+        registry.register(self.lost_lines)
         if self.settings.triton_metrics:
             registry.register(TritonMetrics(self.metrics))
 
@@ -111,7 +114,7 @@ class Host:
     def start(self) -> None:
         """Begin to look after the sessions and the folder of models."""
         self._housekeeper.start()
-        self.metrics.ready = True
+        self.metrics.readiness.serve(True)
         self._control.start()
 
     def _keep_house(self) -> None:
@@ -123,7 +126,7 @@ class Host:
 
         Returns at once where no session is live.
         """
-        self.metrics.ready = False
+        self.metrics.readiness.serve(False)
         self.sessions.drain()
         _log.info("draining", sessions=len(self.sessions), grace_s=self.settings.grace_s)
         deadline_s = time.monotonic() + self.settings.grace_s

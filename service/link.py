@@ -19,6 +19,7 @@ from .tunnel import (
     GONE,
     HALF_CLOSE,
     LANE,
+    LINES_LOST,
     MESSAGE,
     READ,
     REQUEST,
@@ -91,7 +92,7 @@ class Link:
                 if isinstance(call, TunnelCall):
                     call.gone = "cancelled"
                 call.end_of_call(body != b"\0")
-        elif kind in (LANE, ENDED, ERROR, FAILED, STALLED):
+        elif kind in (LANE, ENDED, ERROR, FAILED, LINES_LOST, STALLED):
             self._report(kind, number, body)
 
     def _request(self, method: str, number: int, peer: str, data: bytes) -> None:
@@ -110,8 +111,11 @@ class Link:
         if kind == STALLED:
             self._host.metrics.stall("frontend", str(self._holder), bool(number))
             return
+        if kind == LINES_LOST:
+            self._host.lost_lines.add(body.decode(), number)
+            return
         if kind == ERROR:
-            self._host.metrics.error(unpack_error(body))
+            self._host.metrics.error(unpack_error(body), number)
             return
         model, version, what = unpack(body)
         desk = self._desks.get((model.decode(), version.decode()))

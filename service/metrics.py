@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from .errors import ServiceError
 from .model_metrics import ModelMetrics
+from .readiness import Readiness
 
 _MODEL = ("model", "version")
 
@@ -29,13 +30,18 @@ class ServerMetrics(Collector):
 
     def __init__(self) -> None:
         self.models: list[ModelMetrics] = []
-        self._taking = False
+        self.readiness = Readiness()
         self._stalled: frozenset[tuple[str, str]] = frozenset()
         self._stalls: Counter[str] = Counter({"serving": 0, "engine": 0, "frontend": 0})
         self.lane = ""
         self._errors: Counter[tuple[str, str]] = Counter()
         self._load_failures: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether new sessions are taken and every thread makes progress."""
+        return self.readiness()
 
     def add(self, metrics: ModelMetrics) -> None:
         """Report `metrics` too, once."""
@@ -48,21 +54,13 @@ class ServerMetrics(Collector):
         with self._lock:
             self.models = [each for each in self.models if each is not metrics]
 
-    @property
-    def ready(self) -> bool:
-        """Whether new sessions are taken and every thread makes progress."""
-        return self._taking and not self._stalled
-
-    @ready.setter
-    def ready(self, taking: bool) -> None:
-        self._taking = taking
-
     def stall(self, kind: str, name: str, stalled: bool) -> None:
         """A thread makes no progress, or does again. `kind`: "serving", "engine", or "frontend" for one that serves."""
         thread = {(kind, name)}
         with self._lock:
             self._stalls[kind] += stalled and not thread <= self._stalled
             self._stalled = self._stalled | thread if stalled else self._stalled - thread
+        (self.readiness.hold if stalled else self.readiness.release)(f"{kind} {name} stalled")
 
     def stalled(self, kind: str) -> list[str]:
         """The threads of a kind that make no progress."""
@@ -73,10 +71,10 @@ class ServerMetrics(Collector):
         with self._lock:
             self._load_failures[model] += 1
 
-    def error(self, error: ServiceError) -> None:
-        """A call or a session ended with `error`."""
+    def error(self, error: ServiceError, times: int = 1) -> None:
+        """As many calls or sessions ended with `error`."""
         with self._lock:
-            self._errors[error.code.name, error.reason] += 1
+            self._errors[error.code.name, error.reason] += times
 
     def collect(self) -> Iterable[Metric]:
         """Every family, as prometheus_client asks for them."""
@@ -179,7 +177,7 @@ class ServerMetrics(Collector):
         yield GaugeMetricFamily(
             "streamcell_ready",
             "1 while new sessions are taken and every thread makes progress.",
-            value=float(self.ready),
+            value=float(self.readiness()),
         )
         yield GaugeMetricFamily(
             "streamcell_stalled_threads",

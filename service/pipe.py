@@ -61,6 +61,11 @@ class Pipe:
                     self._writer = threading.Thread(target=self._write, name="pipe-writer", daemon=True)
                     self._writer.start()
 
+    @property
+    def behind(self) -> bool:
+        """Whether something waits to be sent, since the other end does not keep up."""
+        return bool(self._unsent)
+
     def _try(self, data: memoryview, fds: Sequence[int]) -> int:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+import time
+from collections import Counter
 from dataclasses import dataclass
 
 from streamcell.card import Signature
 
 from .errors import ServiceError
+from .logs import lines_lost
 from .pipe import Pipe, pack
 from .remote_batcher import RemoteBatcher
-from .ring_records import pack_error
-from .tunnel import ENDED, ERROR, FAILED, STALLED
+from .ring_records import pack_reason
+from .tunnel import ENDED, ERROR, FAILED, LINES_LOST, STALLED
 
-# What is kept for the next engine may take, and what a report takes beside its body.
-_MOST_KEPT_BYTES = 16 * 2**20
-_REPORT_BYTES = 256
+_TOGETHER_S = 0.2
+_LOST_LINES_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,41 +32,67 @@ class RemoteFile:
 
 
 class Reports:
-    """A front end's figures, counted by the engine's process. What comes while there is none is kept for the next."""
+    """A front end's figures, which the engine's process counts.
+
+    What comes while there is none, or faster than that reads, is added up here: a figure of each kind, which clients
+    cannot grow.
+    """
 
     def __init__(self) -> None:
         self._pipe: Pipe | None = None
-        self._kept: deque[tuple[int, int, bytes]] = deque()
-        self._kept_bytes = 0
+        self._kept: Counter[tuple[int, bytes]] = Counter()
+        self._stalls: dict[bytes, bool] = {}  # by thread, what the engine has not been told of
         self._lock = threading.Lock()
+        self._some = threading.Event()
+        threading.Thread(target=self._catch_up, name="reports", daemon=True).start()
 
     def attach(self, pipe: Pipe | None) -> None:
         """Report through `pipe` from now on."""
         with self._lock:
             self._pipe = pipe
-            if pipe is not None:
-                self._kept_bytes = 0
-            while pipe is not None and self._kept:
-                pipe.send(*self._kept.popleft())
+            self._send_kept()
 
     def send(self, kind: int, number: int, body: bytes) -> None:
-        """Report something."""
+        """Report `number` of something."""
         with self._lock:
-            if self._pipe is None:
-                self._kept.append((kind, number, body))
-                self._kept_bytes += _REPORT_BYTES + len(body)
-                while self._kept_bytes > _MOST_KEPT_BYTES:
-                    self._kept_bytes -= _REPORT_BYTES + len(self._kept.popleft()[2])
-            else:
+            if self._pipe is not None and not self._pipe.behind:
                 self._pipe.send(kind, number, body)
+                return
+            self._kept[kind, body] += number
+        self._some.set()
+
+    def _send_kept(self) -> None:
+        while self._pipe is not None and self._stalls and not self._pipe.behind:
+            thread, stalled = self._stalls.popitem()
+            self._pipe.send(STALLED, int(stalled), thread)
+        while self._pipe is not None and self._kept and not self._pipe.behind:
+            (kind, body), number = self._kept.popitem()
+            self._pipe.send(kind, number, body)
+
+    def _catch_up(self) -> None:
+        told: Counter[str] = Counter()
+        while True:
+            self._some.wait(_LOST_LINES_S)
+            time.sleep(_TOGETHER_S)
+            lost = lines_lost()
+            with self._lock:
+                for reason, lines in (lost - told).items():
+                    self._kept[LINES_LOST, reason.encode()] += lines
+                told = lost
+                self._send_kept()
+                if not self._kept and not self._stalls:
+                    self._some.clear()
 
     def stall(self, thread: str, stalled: bool) -> None:
         """The front end's thread makes no progress, or does again."""
-        self.send(STALLED, int(stalled), thread.encode())
+        with self._lock:
+            self._stalls[thread.encode()] = stalled
+            self._send_kept()
+        self._some.set()
 
     def error(self, error: ServiceError) -> None:
         """A client was sent `error` (as `ServerMetrics.error`)."""
-        self.send(ERROR, 1, pack_error(error))
+        self.send(ERROR, 1, pack_reason(error))
 
 
 class RemoteMetrics:
@@ -85,7 +112,7 @@ class RemoteMetrics:
 
     def request_failed(self, error: ServiceError, requests: int = 1, total_s: float = 0.0) -> None:
         """`requests` requests were refused with `error`."""
-        self._reports.send(FAILED, requests, pack(*self._labels, pack_error(error)))
+        self._reports.send(FAILED, requests, pack(*self._labels, pack_reason(error)))
 
 
 @dataclass(frozen=True)

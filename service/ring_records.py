@@ -118,8 +118,13 @@ def _packed(parts: list[object]) -> bytes:
     return json.dumps(parts, ensure_ascii=False).encode(errors="replace")
 
 
+def pack_reason(error: ServiceError) -> bytes:
+    """What kind of error `error` is, as a text: nothing of it is a client's to choose."""
+    return json.dumps([error.reason, "", {}]).encode()
+
+
 def unpack_error(text: bytes) -> ServiceError:
-    """The error that `pack_error` made a text of."""
+    """The error that `pack_error` or `pack_reason` made a text of."""
     reason, said, facts = json.loads(text)
     return _class_of(reason)(said, **facts)
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from wsgiref.simple_server import WSGIServer
-
 import structlog
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from .host import Host
 from .lane_choice import choose_lane
+from .metrics_http import MetricsServer
 from .process_metrics import OneProcess
 from .settings import Settings
 from .transport import Transport
@@ -36,16 +29,17 @@ class Server:
             ModelLoadError: there is no model, or one cannot be served; the text says which and why.
             DeviceError: the device cannot be had.
             LaneError: the fast lane was asked for and does not work with this grpcio.
-            OSError: a port cannot be bound.
+            OSError: a port cannot be bound, or a certificate cannot be used.
         """
         self.settings = settings
+        self._registry = CollectorRegistry()
+        self._http = MetricsServer(settings, self._registry, lambda: self.host.metrics.ready)
         # Before the engines' threads exist, for loading a model holds the GIL for long.
         lane = choose_lane(settings.lane)
         self.host = Host(settings, self._report_model)
         self.host.metrics.lane = lane.name
         self._transport = Transport(settings, self.host.services(lane), lane, self.host.metrics.error)
         self.port = self._transport.port
-        self._registry = CollectorRegistry()
         self.host.report_to(self._registry)
         self._registry.register(OneProcess())
         ProcessCollector(registry=self._registry)
@@ -57,7 +51,6 @@ class Server:
             self._stalled,
             ends=settings.watchdog_exit,
         )
-        self._http: WSGIServer | None = None
         self.metrics_port = 0
 
     def _report_model(self, name: str, served: bool) -> None:
@@ -69,9 +62,8 @@ class Server:
 
     def start(self) -> None:
         """Answer calls and report ready."""
-        host = self.settings.metrics_host or self.settings.host
-        self._http, _ = start_http_server(self.settings.metrics_port, host, self._registry)
-        self.metrics_port = self._http.server_port
+        self._http.start()
+        self.metrics_port = self._http.port
         self._transport.start()
         self._transport.report((model.file.name for model in self.host.models), serving=True)
         self.host.start()
@@ -96,7 +88,5 @@ class Server:
         self._watchdog.stop()
         self._transport.stop()
         self.host.stop()
-        if self._http is not None:
-            self._http.shutdown()
-            self._http.server_close()
+        self._http.stop()
         _log.info("stopped")

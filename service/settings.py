@@ -90,6 +90,10 @@ class Settings(BaseSettings):
     tf32: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    # The same for the metrics port, and whether it uses the gRPC port's.
+    metrics_tls_cert: Path | None = None
+    metrics_tls_key: Path | None = None
+    metrics_tls: bool = False
     # Triton's own metric names beside ours.
     triton_metrics: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -102,6 +106,15 @@ class Settings(BaseSettings):
     def latest_only(self) -> bool:
         """Whether only the latest version of each model is served."""
         return (self.versions or ("all" if self.model_control == "none" else "latest")) == "latest"
+
+    @property
+    def metrics_pair(self) -> tuple[Path, Path] | None:
+        """Certificate chain and key of the metrics port; None: plain HTTP."""
+        if self.metrics_tls_cert is not None and self.metrics_tls_key is not None:
+            return self.metrics_tls_cert, self.metrics_tls_key
+        if self.metrics_tls and self.tls_cert is not None and self.tls_key is not None:
+            return self.tls_cert, self.tls_key
+        return None
 
     @field_validator("load_model", mode="before")
     @classmethod
@@ -120,6 +133,12 @@ class Settings(BaseSettings):
             )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
+        if (self.metrics_tls_cert is None) != (self.metrics_tls_key is None):
+            raise ValueError("metrics_tls_cert and metrics_tls_key go together")
+        if self.metrics_tls and self.metrics_pair is None:
+            raise ValueError(
+                "metrics_tls needs tls_cert and tls_key, or metrics_tls_cert and metrics_tls_key"
+            )
         return self
 
     @classmethod

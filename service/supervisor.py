@@ -9,16 +9,16 @@ import sys
 import threading
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from wsgiref.simple_server import WSGIServer
 
 import structlog
-from prometheus_client import CollectorRegistry, PlatformCollector, start_http_server
+from prometheus_client import CollectorRegistry, PlatformCollector
 
 from .children import (
     ATTACH,
     ATTACHED,
     DRAIN,
     DRAINED,
+    READINESS,
     READY,
     RINGS,
     SCRAPE,
@@ -30,6 +30,8 @@ from .children import (
 )  # fmt: skip
 from .family_wire import Families
 from .load_errors import ModelLoadError
+from .log_metrics import LostLines
+from .metrics_http import MetricsServer
 from .ports import reserve
 from .process_metrics import ProcessFigures
 from .settings import Settings
@@ -48,7 +50,8 @@ class Supervisor:
 
         Raises:
             ModelLoadError: there is no model, one cannot be served, or the device cannot be had.
-            OSError: a process cannot be started, the port cannot be bound, or this is not Linux.
+            OSError: a process cannot be started, the port cannot be bound, a certificate cannot be used, or this
+                is not Linux.
         """
         if sys.platform != "linux":
             raise OSError("front ends need Linux: memfd, eventfd and SO_REUSEPORT as they are there")
@@ -59,13 +62,15 @@ class Supervisor:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._serving = False
+        self._engine_ready = False
         self._loaded: Future[list[str]] = Future()  # the models that the first engine has loaded
         self._fit: Child | None = None  # the engine's process, once it has
         self._linked: dict[Child, Child] = {}  # a front end and the engine's process it has been linked to
         self._links: dict[int, Child] = {}  # those that are being made
         self._scrapes: dict[int, Future[bytes]] = {}
         self._drained = threading.Event()
-        self._http: WSGIServer | None = None
+        registry = CollectorRegistry()
+        self._http = MetricsServer(settings, registry, self._ready)
         self._engine = Kept(
             lambda: Child("engine_process", "engine", self._engine_said),
             self._engine_begun,
@@ -73,6 +78,9 @@ class Supervisor:
         )
         self._frontends = [self._frontend(number) for number in range(settings.frontends)]
         self._answering: list[Future[str]] = [Future() for _ in self._frontends]  # by which lane
+        registry.register(Families(self._scrape, LostLines()))
+        registry.register(ProcessFigures(self._engine, self._frontends))
+        PlatformCollector(registry=registry)
         try:
             self._engine.start()
             for frontend in self._frontends:
@@ -132,8 +140,11 @@ class Supervisor:
                 _settle(waiting, body)
         elif kind == DRAINED:
             self._drained.set()
+        elif kind == READINESS:
+            self._engine_ready = bool(number)
 
     def _engine_lost(self, child: Child) -> None:
+        self._engine_ready = False
         with self._lock:
             self._fit = None
             scrapes, self._scrapes = self._scrapes, {}
@@ -167,15 +178,10 @@ class Supervisor:
         Raises:
             OSError: a port cannot be bound, or no lane that was asked for works.
         """
-        registry = CollectorRegistry()
-        registry.register(Families(self._scrape))
-        registry.register(ProcessFigures(self._engine, self._frontends))
-        PlatformCollector(registry=registry)
         settings = self.settings
-        host = settings.metrics_host or settings.host
         try:
-            self._http, _ = start_http_server(settings.metrics_port, host, registry)
-            self.metrics_port = self._http.server_port
+            self._http.start()
+            self.metrics_port = self._http.port
             self._serving = True
             for frontend in self._frontends:
                 if frontend.child is not None:
@@ -195,6 +201,10 @@ class Supervisor:
             device=settings.device,
         )
 
+    def _ready(self) -> bool:
+        """Whether new sessions may be sent here: the engine's process says so, and a front end takes them."""
+        return self._serving and self._engine_ready and bool(self._linked)
+
     def _scrape(self) -> bytes | None:
         """The engine's figures; None where there is none to ask."""
         engine = self._fit
@@ -212,6 +222,7 @@ class Supervisor:
 
         Returns once everything has stopped.
         """
+        self._serving = False
         for kept in (self._engine, *self._frontends):
             kept.let_go()
         for frontend in self._frontends:
@@ -234,9 +245,7 @@ class Supervisor:
         for stop in stops:
             stop.join()
         self._engine.stop()
-        if self._http is not None:
-            self._http.shutdown()
-            self._http.server_close()
+        self._http.stop()
         self._reserved.close()
 
 

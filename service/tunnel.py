@@ -19,10 +19,11 @@ REPLY, REPLY_ON, STATUS, ANSWER, ACCEPTED, SKIP = range(20, 26)
 # Not of a call but figures that only a front end has: its lane; and, as many as the number says, ended sessions, errors
 # that clients were sent, and failed requests.
 LANE, ENDED, ERROR, FAILED = range(30, 34)
+LINES_LOST = 35  # as many log lines as the number says were not written
 # Nor is this: the model of that name is served from now on (number 1), or no longer (0).
 SERVED = 34
 # Nor is this, either way: the sender's thread of that name makes no progress (number 1), or does again (0).
-STALLED = 35
+STALLED = 36
 
 WINDOW = 8  # messages of a call that may be on their way to its handler
 ROOM = 32  # replies of a call that may be on their way to its client

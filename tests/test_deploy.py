@@ -70,7 +70,7 @@ def test_the_images_start_command_starts_a_server(models_dir: Path) -> None:
         with connect(server.target) as client:
             assert client.ready()
         probe = health_command()
-        port = server.target.rpartition(":")[2]
+        port = server.metrics_url.split("/")[2].rpartition(":")[2]
         assert run_probe(probe, port) == 0
     assert run_probe(probe, port) != 0  # nobody there
 
@@ -86,7 +86,7 @@ def run_probe(command: list[str], port: str) -> int:
     program, *arguments = command
     assert program == "python"
     return subprocess.run(
-        [sys.executable, *arguments], env={"STREAMCELL_PORT": port}, capture_output=True, timeout=30
+        [sys.executable, *arguments], env={"STREAMCELL_METRICS_PORT": port}, capture_output=True, timeout=30
     ).returncode
 
 

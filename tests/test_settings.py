@@ -79,3 +79,19 @@ def test_model_control_serves_the_latest_version_unless_told_otherwise(
 def test_an_unknown_key_in_the_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="max_bach"):
         Settings.load(toml(tmp_path, 'models = "m"\nmax_bach = 3\n'))
+
+
+def test_the_metrics_port_has_a_certificate_of_its_own_or_the_grpc_port_s() -> None:
+    grpc_pair = {"tls_cert": Path("a"), "tls_key": Path("b")}
+    own = {"metrics_tls_cert": Path("c"), "metrics_tls_key": Path("d")}
+    for given, pair in (
+        ({}, None),
+        (grpc_pair, None),
+        ({**grpc_pair, "metrics_tls": True}, (Path("a"), Path("b"))),
+        ({**grpc_pair, **own}, (Path("c"), Path("d"))),
+        ({**own, "metrics_tls": True}, (Path("c"), Path("d"))),
+    ):
+        assert Settings(models=Path("m"), **given).metrics_pair == pair
+    for wrong in ({"metrics_tls": True}, {"metrics_tls_cert": Path("c")}, {"metrics_tls_key": Path("d")}):
+        with pytest.raises(ValidationError, match="metrics_tls"):
+            Settings(models=Path("m"), **wrong)

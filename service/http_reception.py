@@ -1,0 +1,223 @@
+"""Connections that have not sent a whole request yet: one thread reads them all, so that none costs a worker.
+
+An HTTP server with a pool of threads is at the mercy of whoever connects and sends nothing, or a byte a second. Here
+a connection is handed to the pool once its request's head is there, and to no more than the pool can spare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+_MOST_HEAD_BYTES = 16 * 1024
+_READ_BYTES = 4096
+_HEAD_S = 5.0  # from the connection to the whole head, TLS's handshake included
+_ANSWER_S = 10.0  # from the head to the end of the answer
+_TICK_S = 0.5
+_MOST_CONNECTIONS = 256
+# A page that fits is sent at once, however slow its reader is.
+_SEND_BUFFER_BYTES = 512 * 1024
+_END = b"\r\n\r\n"
+
+
+class Visitor:
+    """One connection.
+
+    Attributes:
+        socket: the connection's, TLS or plain.
+        head: what has come so far.
+        address: the other side's.
+        arrived_s: when the head was whole, by `time.monotonic`.
+        deadline_s: when it is closed, whatever it does.
+    """
+
+    def __init__(self, connection: socket.socket, address: str) -> None:
+        self.socket = connection
+        self.address = address
+        self.head = b""
+        self.arrived_s = 0.0
+        self.deadline_s = time.monotonic() + _HEAD_S
+        self.slow = False
+
+    def close(self) -> None:
+        """End the connection."""
+        with contextlib.suppress(OSError):
+            self.socket.close()
+
+
+class Reception:
+    """Accepts connections, reads their heads and has them answered."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        answer: Callable[[Visitor], None],
+        *,
+        context: ssl.SSLContext | None,
+        slow: Callable[[bytes], bool],
+        most_slow: int,
+    ) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            listener: bound and listening.
+            answer: has a visitor answered by a worker; `done` must follow.
+            context: for TLS.
+            slow: whether a head asks for something that may take long.
+            most_slow: how many of those may be answered at once, fewer than there are workers.
+        """
+        listener.setblocking(False)
+        self._listener = listener
+        self._answer = answer
+        self._context = context
+        self._is_slow = slow
+        self._free_slow = most_slow
+        self._lock = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._woken, self._wake = socket.socketpair()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._reading: dict[Visitor, None] = {}  # in the order in which they came
+        self._queued: deque[Visitor] = deque()  # slow ones that wait for others
+        self._answered: set[Visitor] = set()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="metrics-reception", daemon=True)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._thread.start()
+
+    def stop(self, patience_s: float) -> None:
+        """Accept no more and close what is not being answered; returns after at most `patience_s`."""
+        self._stopping = True
+        self._wake.close()
+        self._thread.join(patience_s)
+
+    def done(self, visitor: Visitor) -> None:
+        """`visitor` has been answered and its connection closed."""
+        following = None
+        with self._lock:
+            self._answered.discard(visitor)
+            if visitor.slow:
+                if self._queued:
+                    following = self._queued.popleft()
+                    self._answered.add(following)
+                else:
+                    self._free_slow += 1
+        if following is not None:
+            self._answer(following)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            waiting = self._reading or self._queued or self._answered
+            for key, _ in self._selector.select(_TICK_S if waiting else None):
+                if key.data is not None:
+                    self._go_on(key.data)
+                elif key.fileobj is self._listener:
+                    self._accept()
+            self._expire()
+        for visitor in (*self._reading, *self._queued):
+            visitor.close()
+        self._selector.close()
+        self._woken.close()
+
+    def _accept(self) -> None:
+        try:
+            connection, address = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor is free, or the peer has gone already
+            self._drop_oldest()
+            time.sleep(0.01)
+            return
+        with self._lock:
+            busy = len(self._queued) + len(self._answered)
+        if len(self._reading) + busy >= _MOST_CONNECTIONS and not self._drop_oldest():
+            connection.close()
+            return
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        if self._context is not None:
+            try:
+                connection = self._context.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
+            except OSError:
+                connection.close()
+                return
+        visitor = Visitor(connection, str(address[0]))
+        self._reading[visitor] = None
+        self._selector.register(connection, selectors.EVENT_READ, visitor)
+        self._go_on(visitor)
+
+    def _drop_oldest(self) -> bool:
+        """Close the connection that has been sending its head for longest; False if there is none."""
+        visitor = next(iter(self._reading), None)
+        if visitor is None:
+            return False
+        self._leave(visitor)
+        visitor.close()
+        return True
+
+    def _leave(self, visitor: Visitor) -> None:
+        del self._reading[visitor]
+        self._selector.unregister(visitor.socket)
+
+    def _go_on(self, visitor: Visitor) -> None:
+        """Read what there is of a head."""
+        wanted = selectors.EVENT_READ
+        try:
+            while _END not in visitor.head:
+                data = visitor.socket.recv(_READ_BYTES)
+                visitor.head += data
+                if not data or len(visitor.head) > _MOST_HEAD_BYTES:
+                    self._leave(visitor)
+                    visitor.close()
+                    return
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except ssl.SSLWantWriteError:
+            wanted = selectors.EVENT_WRITE
+        except OSError:  # gone, or it does not speak TLS
+            self._leave(visitor)
+            visitor.close()
+            return
+        else:
+            self._leave(visitor)
+            self._pass_on(visitor)
+            return
+        self._selector.modify(visitor.socket, wanted, visitor)
+
+    def _pass_on(self, visitor: Visitor) -> None:
+        visitor.arrived_s = now_s = time.monotonic()
+        visitor.deadline_s = now_s + _ANSWER_S
+        visitor.socket.settimeout(_ANSWER_S)
+        visitor.slow = self._is_slow(visitor.head)
+        with self._lock:
+            if visitor.slow:
+                if not self._free_slow:
+                    self._queued.append(visitor)
+                    return
+                self._free_slow -= 1
+            self._answered.add(visitor)
+        self._answer(visitor)
+
+    def _expire(self) -> None:
+        now_s = time.monotonic()
+        for visitor in [each for each in self._reading if each.deadline_s < now_s]:
+            self._leave(visitor)
+            visitor.close()
+        with self._lock:
+            while self._queued and self._queued[0].deadline_s < now_s:
+                self._queued.popleft().close()
+            late = [each for each in self._answered if each.deadline_s < now_s]
+        for visitor in late:  # its worker finds that it cannot be written to
+            with contextlib.suppress(OSError):
+                # Not SSLSocket's own, after which its worker would write in plain text.
+                socket.socket.shutdown(visitor.socket, socket.SHUT_RDWR)

@@ -1,16 +1,25 @@
-# The two commands a user needs are `make demo` and `make test`.
+# The two commands a user needs are `make demo` and `make test`. Each first installs what it needs and says so.
 PYTHON ?= python3
 VENV := .venv
+SERVE := .venv-serve
 BIN := $(VENV)/bin
 PACKAGES := benchmarks card cli client export models proto service study
 
-.PHONY: demo study test bench fuzz lint typecheck stubs install clean
+# Where pip finds PyTorch's own builds, if not on PyPI. On Linux PyPI's torch brings CUDA's libraries, some gigabytes:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# takes the build for CPUs instead. It counts for the first installation.
+TORCH_INDEX ?=
 
+.PHONY: demo study test bench fuzz lint typecheck stubs install serve-only clean
+
+# DEMO=NAME for one of the others.
 demo: $(VENV)/installed
 	$(BIN)/streamcell demo $(DEMO)
 
+# ARGS goes to pytest: make test ARGS="-k session", ARGS="-m 'not slow'".
 test: $(VENV)/installed
-	$(BIN)/pytest
+	@.ci/programs prometheus promtool openssl node
+	PATH="$(CURDIR)/build/node/links:$$PATH" $(BIN)/pytest $(ARGS)
 
 # Broken messages at real servers beside honest clients, and the parsers under coverage-guided fuzzing, for FUZZ_S seconds
 # in all (600 if not given). FUZZ_SEED repeats a round. Where there is no atheris, that is said and the parsers are left out.
@@ -29,11 +38,21 @@ study: $(VENV)/installed
 
 install: $(VENV)/installed
 
-# One environment for everything; constraints.txt pins what is tried and known to work.
-$(VENV)/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
+# The server and the client alone, without torch, in an environment of its own.
+serve-only: $(SERVE)/installed
+	@echo "== now: $(SERVE)/bin/streamcell serve --models FOLDER"
+
+# constraints.txt pins what is tried and known to work.
+$(VENV)/installed: EXTRA := dev
+$(SERVE)/installed: EXTRA := serve
+$(VENV)/installed $(SERVE)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "StreamCell needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(@D)/bin/pip || { .ci/programs venv && echo "== making $(@D)" && $(PYTHON) -m venv $(@D); }
+	@echo "== installing streamcell[$(EXTRA)] into $(@D): a minute or more, as fast as the network brings it"
+	$(@D)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$(EXTRA)]'
+	@touch $@
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -43,11 +62,12 @@ lint: $(VENV)/installed
 typecheck: $(VENV)/installed
 	mkdir -p build/typecheck/streamcell
 	for package in $(PACKAGES); do ln -sfn ../../../$$package build/typecheck/streamcell/$$package; done
-	$(BIN)/mypy $(addprefix --package streamcell.,$(PACKAGES))
+	ln -sfn ../../../package/__init__.py build/typecheck/streamcell/__init__.py
+	$(BIN)/mypy --package streamcell
 
 # Regenerates the committed stubs; `python proto/generate.py --check` fails where they are stale.
 stubs:
 	$(PYTHON) proto/generate.py
 
 clean:
-	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,7 +26,8 @@ class Options:
     Attributes:
         console: where to tell what is going on.
         data_folder: where parsed data sets are cached.
-        minutes: how long to train; None: the demo's own choice.
+        minutes: train for so long, by the clock; None: for the demo's number of epochs, which gives the same
+            weights each time.
         sessions: how many sessions to hold open at a time.
         passes: how often the test part is streamed, where that is measured.
         retrain: train again where a finished run is there.
@@ -38,6 +39,12 @@ class Options:
     sessions: int = 64
     passes: int = 4
     retrain: bool = False
+
+    def training(self, epochs: int | None = None) -> dict[str, Any]:
+        """How long to train, as settings of a run: `epochs`, or the preset's own; `minutes` go before both."""
+        if self.minutes is not None:
+            return {"minutes": self.minutes}
+        return {} if epochs is None else {"epochs": epochs}
 
 
 @dataclass(frozen=True)

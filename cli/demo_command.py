@@ -29,7 +29,11 @@ def command(
     data_folder: Annotated[Path, typer.Option(help="Where parsed data is cached.")] = Path("data"),
     sessions: Annotated[int, typer.Option(min=1, help="Concurrent sessions.")] = 64,
     minutes: Annotated[
-        float | None, typer.Option(help="How long to train.  [1 for chorales]", show_default=False)
+        float | None,
+        typer.Option(
+            help="Train for so long, by the clock.  [a fixed number of epochs, the same each time]",
+            show_default=False,
+        ),
     ] = None,
     passes: Annotated[int, typer.Option(min=1, help="Times that the held-out pieces are streamed.")] = 4,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train again where a run is there.")] = False,
@@ -48,6 +52,7 @@ def command(
         raise typer.BadParameter(
             f"there is no demo {name!r}; there is {', '.join(by_name())}", param_hint="NAME"
         )
+    console.print(f"{demo.name}: {escape(demo.summary)}", highlight=False)
     from streamcell.client import StreamCellError
     from streamcell.export import ExportError
     from streamcell.models import ModelError

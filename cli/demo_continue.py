@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .demo_base import Demo, Options, Report
+from .demo_chorales import EPOCHS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from .continuation import Continued
     from .demo_train import Trained
 
-_MINUTES = 1.0
 _PIECES = 4
 _MARGIN = 3  # keys shown beyond the lowest and highest
 
@@ -65,8 +65,7 @@ def _trained(folder: Path, options: Options) -> Trained:
 
     shared = folder_of(DEFAULT)
     out = shared if not options.retrain and finished(shared) else folder
-    minutes = _MINUTES if options.minutes is None else options.minutes
-    config = presets.config("chorales", out=out, data_folder=options.data_folder, minutes=minutes)
+    config = presets.config("chorales", out=out, data_folder=options.data_folder, **options.training(EPOCHS))
     return prepare(config, "chorales", retrain=options.retrain, console=options.console)
 
 

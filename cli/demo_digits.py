@@ -27,7 +27,7 @@ def run(folder: Path, options: Options) -> Report:
     from .demo_train import prepare
     from .server_process import ServerProcess
 
-    config = presets.config("digits", out=folder, data_folder=options.data_folder, minutes=options.minutes)
+    config = presets.config("digits", out=folder, data_folder=options.data_folder, **options.training())
     trained = prepare(config, "digits", retrain=options.retrain, console=options.console)
     images = np.concatenate([series.x for series in trained.test])
     truth = np.concatenate([series.y for series in trained.test]).argmax(1)

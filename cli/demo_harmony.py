@@ -30,7 +30,7 @@ def run(folder: Path, options: Options) -> Report:
     from .demo_train import prepare
     from .server_process import ServerProcess
 
-    config = presets.config("harmony", out=folder, data_folder=options.data_folder, minutes=options.minutes)
+    config = presets.config("harmony", out=folder, data_folder=options.data_folder, **options.training())
     trained = prepare(config, "harmony", retrain=options.retrain, console=options.console)
     deaf = replace(config, out=folder / "without-memory", model=presets.model("harmony", "mlp"))
     without = prepare(deaf, "harmony-mlp", retrain=options.retrain, console=options.console)

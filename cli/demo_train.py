@@ -56,6 +56,8 @@ def prepare(config: TrainConfig, name: str, *, retrain: bool, console: Console) 
     with RichProgress(console) as progress:
         data = load_data(config, progress)
         if retrain or not finished(out):
+            length = f"{config.epochs} epochs" if config.minutes is None else f"{config.minutes:g} minutes"
+            console.print(f"training for {length}, into {out} …")
             train(config, progress=progress, overwrite=True)
             exported.unlink(missing_ok=True)
         else:

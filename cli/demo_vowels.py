@@ -24,7 +24,7 @@ def run(folder: Path, options: Options) -> Report:
     from .demo_train import prepare
     from .server_process import ServerProcess
 
-    config = presets.config("vowels", out=folder, data_folder=options.data_folder, minutes=options.minutes)
+    config = presets.config("vowels", out=folder, data_folder=options.data_folder, **options.training())
     trained = prepare(config, "vowels", retrain=options.retrain, console=options.console)
     utterances = [series.x for series in trained.test]
     truth = np.stack([series.y[-1] for series in trained.test]).argmax(1)

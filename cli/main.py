@@ -8,17 +8,36 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Annotated
 
 import typer
 
 app = typer.Typer(
     name="streamcell",
-    help="Serve recurrent PyTorch models as live sessions.",
     no_args_is_help=True,
     # Rich takes "[auto]" in a help text for markup of its own and shows nothing.
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"streamcell {version('streamcell')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    """Serve recurrent PyTorch models as live sessions."""
+
 
 COMMANDS = ("train", "export", "serve", "stream", "demo")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -154,14 +155,24 @@ def counted() -> Callable[[Callable[[], object]], Counter[str]]:
     return count
 
 
+# The Debian package of a program that tests start; Node.js may come from PyPI too, as .ci/programs does it.
+_PACKAGES = {
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "openssl": "openssl",
+    "node": "nodejs npm",
+    "npm": "npm",
+}
+
+
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
-    """Finds a program from Debian's package `prometheus`."""
+    """Finds a program of `_PACKAGES`, or skips the test and says how to get it."""
 
     def find(name: str) -> str:
         found = shutil.which(name)
         if found is None:
-            pytest.fail(f"{name} is not installed: apt-get install prometheus")
+            pytest.skip(f"{name} is not installed: apt-get install {_PACKAGES[name]}")
         return found
 
     return find
@@ -193,3 +204,53 @@ def prometheus(worked: ServerProcess, program: Callable[[str], str], tmp_path: P
         yield f"http://{address}"
         process.terminate()
         process.wait(30)
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Training demos and studies come last, each group in its order."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test has failed: nothing may go untested there because a machine lacks something."""
+    return _skips_fail((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself."""
+    return _skips_fail((yield))
+
+
+_R = TypeVar("_R", pytest.TestReport, pytest.CollectReport)
+
+
+def _skips_fail(report: _R) -> _R:
+    if report.skipped and not hasattr(report, "wasxfail") and _in_ci():
+        report.outcome = "failed"
+        report.longrepr = f"{_reason(report)}\nCI is set, where no test may be skipped"
+    return report
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """What was not tested, and how to get it, as the last lines before the count."""
+    yield
+    skipped: Counter[str] = Counter(map(_reason, terminalreporter.stats.get("skipped", [])))
+    if not skipped:
+        return
+    terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+    for reason, count in skipped.most_common():
+        terminalreporter.line(f"{count} test{'s' if count > 1 else ''} skipped: {reason}")
+    terminalreporter.line("With CI=1 every one of these is a failure.")

@@ -33,7 +33,7 @@ def test_every_command_is_listed() -> None:
     [
         ("serve", ["[127.0.0.1]", "[auto]", "[10000]"]),
         ("train", ["[lstm; mlp for digits]", "[1; 3 for cnn, 4 for tcn]"]),
-        ("demo", ["[runs/demo; runs/demo-NAME for NAME]", "[1 for chorales]"]),
+        ("demo", ["[runs/demo; runs/demo-NAME for NAME]", "[a fixed number of epochs, the same each time]"]),
         ("stream", ["[newest]"]),
     ],
 )

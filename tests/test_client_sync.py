@@ -6,7 +6,7 @@ import gc
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,12 +218,12 @@ def test_limits_and_ends_of_a_servers_life_are_typed(start_server: Any, models_d
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def certificate(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]) -> tuple[Path, Path]:
     """A self-signed certificate for localhost and its key."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = [
-        "openssl",
+        program("openssl"),
         "req",
         "-x509",
         "-newkey",

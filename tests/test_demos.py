@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
-from streamcell.cli import app
-from streamcell.cli.demo_base import SHAPES, Report
+from streamcell.cli import app, demo_chorales
+from streamcell.cli.demo_base import SHAPES, Options, Report
 from streamcell.cli.demos import DEFAULT, DEMOS, by_name, by_shape, folder
-from streamcell.models import load_chorales
+from streamcell.models import load_chorales, presets
 from streamcell.models.chorales import corpus_files, split_of
+from streamcell.models.config import DATASETS
 from streamcell.models.harmony import load_degrees
 
 PLAIN = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
@@ -83,6 +86,13 @@ def run_demo(name: str, out: Path, data_folder: Path, *more: str) -> dict[str, A
     return document
 
 
+def trained(out: Path) -> dict[str, Any]:
+    """What the run in `out` says of its training."""
+    document: dict[str, Any] = json.loads((out / "config.json").read_text())["training"]
+    return document
+
+
+@pytest.mark.slow
 def test_digits_are_read_alike_in_batches_and_in_streams(tmp_path: Path, data_folder: Path) -> None:
     report = run_demo("digits", tmp_path, data_folder)
     assert report["accuracy_torch"] == report["accuracy_predict"] == report["accuracy_streamed"] > 0.9
@@ -91,6 +101,7 @@ def test_digits_are_read_alike_in_batches_and_in_streams(tmp_path: Path, data_fo
     assert report["mean_batch"] > 1
 
 
+@pytest.mark.slow
 def test_vowels_are_answered_once_at_the_end_of_each_utterance(tmp_path: Path, data_folder: Path) -> None:
     report = run_demo("vowels", tmp_path, data_folder)
     assert report["accuracy_torch"] == report["accuracy_served"] > 0.9
@@ -99,6 +110,7 @@ def test_vowels_are_answered_once_at_the_end_of_each_utterance(tmp_path: Path, d
     assert report["mean_batch"] > 1
 
 
+@pytest.mark.slow
 def test_harmony_is_labelled_step_by_step_as_in_pytorch(tmp_path: Path, data_folder: Path) -> None:
     report = run_demo("harmony", tmp_path, data_folder)
     assert report["accuracy_torch"] == report["accuracy_served"]
@@ -107,10 +119,12 @@ def test_harmony_is_labelled_step_by_step_as_in_pytorch(tmp_path: Path, data_fol
     assert report["accuracy_without_memory"] > 0
 
 
+@pytest.mark.slow
 def test_chorales_are_the_default_and_their_report_says_what_it_did(
     tmp_path: Path, data_folder: Path
 ) -> None:
     report = run_demo(DEFAULT.name, tmp_path, data_folder, "--minutes", "0.03", "--passes", "2")
+    assert trained(tmp_path)["minutes"] == 0.03
     assert list(report) == [
         *("loss_torch", "loss_served", "sessions", "pieces", "steps", "steps_per_s", "p50_ms", "p99_ms"),
         *("mean_batch", "server_cpu_us_per_step", "files"),
@@ -123,6 +137,36 @@ def test_chorales_are_the_default_and_their_report_says_what_it_did(
     again = run_demo(DEFAULT.name, tmp_path, data_folder, "--passes", "1")
     assert (tmp_path / "weights.safetensors").read_bytes() == weights
     assert again["loss_torch"] == report["loss_torch"]
+
+
+@pytest.mark.slow
+def test_a_demo_that_trains_again_comes_to_the_same_weights_and_the_same_loss(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_chorales, "EPOCHS", 3)
+    losses, weights = [], []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, threads + 1):  # what the process has otherwise makes no difference to training
+            torch.set_num_threads(count)
+            torch.rand(count)  # nor what has been drawn
+            report = run_demo(DEFAULT.name, tmp_path, data_folder, "--passes", "1", "--retrain")
+            losses.append(report["loss_torch"])
+            weights.append((tmp_path / "weights.safetensors").read_bytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert trained(tmp_path)["epochs"] == trained(tmp_path)["result"]["epochs"] == 3
+    assert trained(tmp_path)["minutes"] is None
+    assert weights[0] == weights[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+def test_every_demo_trains_by_epochs_unless_it_is_told_minutes() -> None:
+    given = Options(Console(), minutes=2.0), Options(Console())
+    assert [each.training(7) for each in given] == [{"minutes": 2.0}, {"epochs": 7}]
+    assert [each.training() for each in given] == [{"minutes": 2.0}, {}]
+    for dataset in DATASETS:
+        assert presets.config(dataset, **given[1].training()).minutes is None
 
 
 @pytest.mark.parametrize("module", ["torch", "music21", "onnxruntime", "numpy"])

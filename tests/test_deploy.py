@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,7 @@ def test_every_label_in_use_is_one_the_server_has(served: ServerProcess) -> None
     assert checked > 20
 
 
-def test_every_query_of_the_dashboards_is_promql(tmp_path: Path) -> None:
+def test_every_query_of_the_dashboards_is_promql(tmp_path: Path, program: Callable[[str], str]) -> None:
     queries = [
         query.replace("$__rate_interval", "1m").replace("$instance", ".+").replace("$model", ".+")
         for query in dashboard_queries()
@@ -214,15 +214,15 @@ def test_every_query_of_the_dashboards_is_promql(tmp_path: Path) -> None:
     rules = [{"record": f"query:{i}", "expr": query} for i, query in enumerate(queries)]
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}))
-    checked = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True)
+    checked = subprocess.run([program("promtool"), "check", "rules", file], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     assert f"{len(rules)} rules found" in checked.stdout
 
 
-def test_the_alerts_fire_and_keep_silent_as_their_tests_say() -> None:
+def test_the_alerts_fire_and_keep_silent_as_their_tests_say(program: Callable[[str], str]) -> None:
     folder = ROOT / "deploy" / "prometheus"
     checked = subprocess.run(
-        ["promtool", "test", "rules", "alerts_test.yml"], cwd=folder, capture_output=True, text=True
+        [program("promtool"), "test", "rules", "alerts_test.yml"], cwd=folder, capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     cases = yaml.safe_load((folder / "alerts_test.yml").read_text())["tests"]

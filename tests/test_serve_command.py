@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_tls(start_server: Any, models_dir: Path, tmp_path: Path) -> None:
+def test_tls(start_server: Any, models_dir: Path, tmp_path: Path, program: Callable[[str], str]) -> None:
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
         [
-            "openssl",
+            program("openssl"),
             "req",
             "-x509",
             "-newkey",

@@ -48,6 +48,7 @@ def test_the_adding_problem_is_what_it_says() -> None:
     assert float((y - 1).square().mean()) == pytest.approx(adding.CHANCE, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_gru_learns_to_add_in_a_short_sequence() -> None:
     settings = replace(QUICK, adding_units=16, adding_rows=32, adding_updates=600, adding_test=200)
     run = adding.run(adding.Setting("GRU", 6, adding.CLIP, 1), settings)
@@ -88,6 +89,7 @@ def test_the_text_follows_the_figures() -> None:
     assert "ReLU parts the spirals (99 % right or more) at every depth." in text
 
 
+@pytest.mark.slow
 def test_the_whole_study_writes_the_page_and_its_pictures(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "streamcell.study", "--quick", "--out", str(tmp_path)],

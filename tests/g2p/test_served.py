@@ -109,6 +109,7 @@ def test_a_token_outside_the_table_is_refused_alone(token: int, client: Client) 
         assert good.step_index == 3
 
 
+@pytest.mark.slow
 def test_the_demo_goes_from_the_dictionary_to_served_error_rates(
     few: Dictionary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

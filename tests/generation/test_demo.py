@@ -56,6 +56,7 @@ def test_a_roll_comes_back_from_its_midi_file(tmp_path: Path, share: float) -> N
     np.testing.assert_array_equal(read_midi(tmp_path / "roll.mid"), roll)
 
 
+@pytest.mark.slow
 def test_the_demo_continues_pieces_and_writes_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

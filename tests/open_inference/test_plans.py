@@ -188,7 +188,7 @@ _FIELDS = st.sampled_from([
 _ODD = st.lists(_FIELDS, min_size=3, max_size=8).map(b"".join)
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(
     first=st.one_of(
         _ODD, st.permutations([_field(1, b"a_model"), _field(3, b"7"), _PARAMETERS, _INPUT[0]]).map(b"".join)

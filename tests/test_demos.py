@@ -143,7 +143,7 @@ def test_chorales_are_the_default_and_their_report_says_what_it_did(
 def test_a_demo_that_trains_again_comes_to_the_same_weights_and_the_same_loss(
     tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_chorales, "EPOCHS", 3)
+    monkeypatch.setattr(demo_chorales, "EPOCHS", 2)
     losses, weights = [], []
     threads = torch.get_num_threads()
     try:
@@ -155,7 +155,7 @@ def test_a_demo_that_trains_again_comes_to_the_same_weights_and_the_same_loss(
             weights.append((tmp_path / "weights.safetensors").read_bytes())
     finally:
         torch.set_num_threads(threads)
-    assert trained(tmp_path)["epochs"] == trained(tmp_path)["result"]["epochs"] == 3
+    assert trained(tmp_path)["epochs"] == trained(tmp_path)["result"]["epochs"] == 2
     assert trained(tmp_path)["minutes"] is None
     assert weights[0] == weights[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -64,6 +61,33 @@ def command(
         float | None, _Option(help="Idle seconds before a session ends; 0: never.  [300]")
     ] = None,
     grace_s: Annotated[float | None, _Option(help="Seconds streams get after SIGTERM.  [10]")] = None,
+    max_concurrent_streams: Annotated[
+        int | None, _Option(help="HTTP/2 streams a connection.  [twice --max-sessions]")
+    ] = None,
+    max_connections: Annotated[
+        int | None,
+        _Option(
+            help="Connections a process that answers calls.  [twice --max-sessions, as descriptors allow]"
+        ),
+    ] = None,
+    keepalive_s: Annotated[
+        float | None, _Option(help="Seconds of silence after which a connection is pinged.  [20]")
+    ] = None,
+    keepalive_timeout_s: Annotated[
+        float | None, _Option(help="Seconds that a pinged connection has to answer.  [10]")
+    ] = None,
+    max_in_flight_bytes: Annotated[
+        int | None,
+        _Option(
+            help="Bytes of half-received messages, queued work and unread replies.  [a quarter of the memory]"
+        ),
+    ] = None,
+    max_connection_bytes: Annotated[
+        int | None, _Option(help="The same of one connection.  [half of --max-in-flight-bytes]")
+    ] = None,
+    stop_s: Annotated[
+        float | None, _Option(help="Seconds that stopping may take after the grace.  [10]")
+    ] = None,
     non_finite: Annotated[
         str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
     ] = None,
@@ -116,6 +140,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
         make_server,
     )
     from streamcell.service.garbage import calm
+    from streamcell.service.signals import Signals
 
     try:
         settings = Settings.load(config, **flags)
@@ -128,20 +153,15 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 2
     configure_logs(settings.log_level, settings.log_format)
-    asked = threading.Event()
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        asked.set()
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
+    signals = Signals(settings.grace_s + settings.stop_s)
     try:
-        server = make_server(settings)
+        signals.server = server = make_server(settings)
         calm()
         server.start()
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 1
-    asked.wait()
+    signals.wait()
     server.stop()
+    signals.done()
     return 0

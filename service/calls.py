@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 
+from .in_flight import InFlight
+
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Trailing = Metadata
 Options: TypeAlias = Sequence[tuple[str, Any]]
@@ -122,5 +124,13 @@ class Lane(Protocol):
 class ServerLane(Lane, Protocol):
     """A lane whose calls come from a gRPC server in this process."""
 
+    in_flight: InFlight  # the calls of its servers, and what of them is in memory
+
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server for its handlers. `spin_s`: how long its thread may look for messages before it sleeps."""
+
+    def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
+        """Have `callback` called once what has come to the sockets of `server`, one of its own, is with its handlers.
+
+        False, and it is not called, where the lane cannot tell.
+        """

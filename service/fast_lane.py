@@ -9,9 +9,10 @@ from typing import Any
 import grpc
 
 from .calls import Handler, OnRequest, OpenStream, Options
+from .in_flight import InFlight
 from .lane import StreamCall
 from .lane_unary import UnaryCall
-from .serving_queue import server_on_queue
+from .serving_queue import server_on_queue, when_read
 from .threaded_lane import ThreadedLane
 
 _OTHERS = 4
@@ -39,13 +40,18 @@ class FastLane:
 
     def __init__(self) -> None:
         self._inline = _Inline(1)
-        self._threaded = ThreadedLane()
+        self.in_flight = InFlight()
+        self._threaded = ThreadedLane(self.in_flight)
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server on a `ServingQueue`; its threads are for the calls that no lane drives."""
         return server_on_queue(
             futures.ThreadPoolExecutor(_OTHERS, thread_name_prefix="calls"), options, spin_s=spin_s
         )
+
+    def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
+        """Have `callback` called once what has come to the server's sockets is with its handlers."""
+        return when_read(server, callback)
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
@@ -54,7 +60,7 @@ class FastLane:
         def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
             if finish is None:
                 return wrapped(requests, context)
-            StreamCall(context, finish, open_)
+            StreamCall(context, finish, open_, self.in_flight)
             return None
 
         return self._handler(behaviour)
@@ -71,7 +77,7 @@ class FastLane:
         def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
             if finish is None:
                 return one(requests, context)
-            UnaryCall(context, finish, on_request)
+            UnaryCall(context, finish, on_request, self.in_flight)
             return None
 
         return self._handler(behaviour)

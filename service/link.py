@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -12,6 +13,7 @@ from .host import Host
 from .pipe import Pipe, unpack
 from .ring_records import unpack_error
 from .tunnel import (
+    ALL_READ,
     BEGIN,
     ENDED,
     ERROR,
@@ -21,6 +23,7 @@ from .tunnel import (
     LANE,
     MESSAGE,
     READ,
+    READ_ALL,
     REQUEST,
     SERVED,
     unpack_pairs,
@@ -50,6 +53,8 @@ class Link:
         self._lane = lane
         self._methods = methods
         self._calls: dict[int, TunnelCall | TunnelUnary] = {}
+        self._all_read = threading.Event()
+        self._asked = 0
 
     def start(self, on_lost: Callable[[], None]) -> None:
         """Begin to take messages; `on_lost` is called once the front end has gone and its calls have ended."""
@@ -63,6 +68,16 @@ class Link:
     def tell_served(self, name: str, served: bool) -> None:
         """A model is served from now on, or no longer."""
         self._pipe.send(SERVED, int(served), name.encode())
+
+    def ask(self) -> None:
+        """Ask whether what has come to its sockets has been passed on: see `all_read`."""
+        self._all_read.clear()
+        self._asked += 1
+        self._pipe.send(READ_ALL, self._asked)
+
+    def all_read(self, patience_s: float) -> bool:
+        """Wait for the answer to the last `ask`; True also if the front end goes. False: it takes too long."""
+        return self._all_read.wait(patience_s)
 
     def _came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
         call = self._calls.get(number)
@@ -86,6 +101,9 @@ class Link:
                 if isinstance(call, TunnelCall):
                     call.gone = "cancelled"
                 call.end_of_call(body != b"\0")
+        elif kind == ALL_READ:
+            if number == self._asked:
+                self._all_read.set()
         elif kind in (LANE, ENDED, ERROR, FAILED):
             self._report(kind, number, body)
 
@@ -121,3 +139,5 @@ class Link:
         calls, self._calls = list(self._calls.values()), {}
         for call in calls:
             call.end_of_call(cancelled=True)
+        self._asked = -1
+        self._all_read.set()

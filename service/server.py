@@ -40,9 +40,11 @@ class Server:
         self.settings = settings
         # Before the engines' threads exist, for loading a model holds the GIL for long.
         lane = choose_lane(settings.lane)
-        self.host = Host(settings, self._report_model)
+        self.host = Host(settings, self._report_model, all_read=self._all_read)
         self.host.metrics.lane = lane.name
-        self._transport = Transport(settings, self.host.services(lane), lane)
+        self._transport = Transport(
+            settings, self.host.services(lane), lane, on_error=self.host.metrics.error
+        )
         self.port = self._transport.port
         self._registry = CollectorRegistry()
         self.host.report_to(self._registry)
@@ -55,6 +57,9 @@ class Server:
 
     def _report_model(self, name: str, served: bool) -> None:
         self._transport.report_model(name, served)
+
+    def _all_read(self) -> bool:
+        return self._transport.all_read()
 
     def start(self) -> None:
         """Answer calls and report ready."""
@@ -73,6 +78,13 @@ class Server:
             lane=self.host.metrics.lane,
             device=self.settings.device,
         )
+
+    def kill(self) -> None:
+        """It has no other processes."""
+
+    def reload(self) -> None:
+        """Read the certificate anew, for connections that come."""
+        self._transport.reload()
 
     def stop(self) -> None:
         """Shut down in order: not ready, no new sessions, a grace period, typed ends, then the engines.

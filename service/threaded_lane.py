@@ -15,6 +15,7 @@ import grpc
 import structlog
 
 from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
+from .in_flight import FRAMING_BYTES, InFlight
 from .reading import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
 
 _log = structlog.get_logger(__name__)
@@ -27,10 +28,12 @@ Status = tuple[grpc.StatusCode, str, Trailing]
 class StreamCall:
     """One stream (a `calls.Call`)."""
 
-    gone = "cancelled"
-
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, in_flight: InFlight) -> None:
         self.peer: str = context.peer()
+        self.gone = "cancelled"
+        self.messages = 0  # that have come
+        self._unanswered: deque[int] = deque()  # bytes of each message that is not answered
+        self._sending_bytes = 0  # of the reply that is with grpcio
         self._context = context
         self._changed = threading.Condition()
         self._outbox: deque[bytes] = deque()
@@ -42,6 +45,7 @@ class StreamCall:
         self._over = False  # the call has gone
         self._handler: StreamHandler | None = None
         self._busy = False  # the reading thread may be inside the handler
+        self._connection = in_flight.join(self)
 
     def metadata(self) -> Metadata:
         """What the client sent before its messages."""
@@ -50,6 +54,7 @@ class StreamCall:
     def run(self, requests: Iterator[bytes], open_: OpenStream) -> Iterator[bytes]:
         """Every reply, then the status; runs on the stream's thread of grpcio's pool."""
         if not self._context.add_callback(self._on_over):
+            self._connection.leave(self)
             return
         try:
             self._handler = open_(self)
@@ -76,7 +81,9 @@ class StreamCall:
                 self._changed.notify_all()
             if wake is not None:
                 wake()
+            self._sending_bytes = len(data)
             yield data
+            self._sending_bytes = 0
         self._end_if_over()
 
     def _read(self, requests: Iterator[bytes]) -> None:
@@ -89,6 +96,9 @@ class StreamCall:
                     if self._over or self._status is not None:
                         break
                     self._resumed = False
+                    self.messages += 1
+                    self._unanswered.append(len(message))
+                self._connection.take(len(message) + FRAMING_BYTES)
                 room = handler.on_message(message)
                 with self._changed:
                     self._paused = not room and not self._resumed
@@ -104,9 +114,11 @@ class StreamCall:
 
     def _may_read(self) -> bool:
         ended = self._over or self._status is not None
-        return ended or (not self._paused and len(self._outbox) < OUTBOX_REPLIES)
+        room = not self._paused and len(self._outbox) < OUTBOX_REPLIES
+        return ended or (room and not self._connection.stopped)
 
     def _on_over(self) -> None:
+        self._connection.leave(self)
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -131,12 +143,17 @@ class StreamCall:
     def reply(self, data: bytes, *, last: bool = True) -> None:
         """Send one message after those before it."""
         with self._changed:
+            if last and self._unanswered:
+                self._unanswered.popleft()
             if not self._over and self._status is None:
                 self._outbox.append(data)
                 self._changed.notify_all()
 
     def skip(self) -> None:
-        """The message at hand gets no reply: nothing to note, for the reading thread waits for none."""
+        """The message at hand gets no reply."""
+        with self._changed:
+            if self._unanswered:
+                self._unanswered.popleft()
 
     def read_on(self) -> None:
         """The reading thread reads ahead of the replies anyhow."""
@@ -169,6 +186,32 @@ class StreamCall:
                 self._status = (code, details, trailing)
                 self._changed.notify_all()
 
+    @property
+    def half_open(self) -> bool:
+        """Whether a message may be on its way."""
+        return not self._over
+
+    def held_bytes(self) -> int:
+        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+        with self._changed:
+            return sum(self._unanswered) + sum(map(len, self._outbox)) + 2 * self._sending_bytes
+
+    def read_again(self) -> None:
+        """The connection may be read again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
+        """End the call now, unsent replies dropped; `reason` is why its session has ended."""
+        self.gone = reason
+        with self._changed:
+            self._outbox.clear()
+        self.end(code, details, trailing)
+
+    def drop(self) -> None:
+        """End it though its client reads nothing, after `cut`: the status would wait behind a reply."""
+        self._context.cancel()  # type: ignore[attr-defined]
+
 
 def _until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
     """The requests; grpcio ends those of a cancelled call with an error."""
@@ -183,8 +226,13 @@ def _until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
 class UnaryCall:
     """One unary call (a `calls.UnaryCall`)."""
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    half_open = False
+    messages = 1
+
+    def __init__(self, context: grpc.ServicerContext, in_flight: InFlight) -> None:
         self.peer: str = context.peer()
+        self._held = 0
+        self._connection = in_flight.join(self)
         self._context = context
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -195,7 +243,10 @@ class UnaryCall:
 
     def run(self, on_request: OnRequest, data: bytes) -> bytes:
         """Answer the request; waits until it is answered."""
+        self._held = len(data)
+        self._connection.take(self._held + FRAMING_BYTES)
         if not self._context.add_callback(self._on_over):
+            self._connection.leave(self)
             return b""
         try:
             on_request(self, data)
@@ -207,7 +258,23 @@ class UnaryCall:
             _set_status(self._context, self._status)
         return self._data
 
+    def held_bytes(self) -> int:
+        """Bytes of its request or, once it is answered, of the response that is not sent."""
+        return self._held
+
+    def read_again(self) -> None:
+        """It reads once."""
+
+    def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
+        """End the call now."""
+        self.fail(code, details, trailing)
+
+    def drop(self) -> None:
+        """End it though its client reads no response, after `cut`."""
+        self._context.cancel()  # type: ignore[attr-defined]
+
     def _on_over(self) -> None:
+        self._connection.leave(self)
         with self._lock:
             if self._done.is_set():
                 return
@@ -232,6 +299,7 @@ class UnaryCall:
         with self._lock:
             if not self._done.is_set():
                 self._data, self._status = data, status
+                self._held = len(data)
                 self._callback = None
                 self._done.set()
 
@@ -261,15 +329,22 @@ class ThreadedLane:
 
     name = "threaded"
 
+    def __init__(self, in_flight: InFlight | None = None) -> None:
+        self.in_flight = in_flight or InFlight()
+
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server with a thread for every call at once; they are made as they are needed. It never spins."""
         return grpc.server(futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="calls"), options=options)
+
+    def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
+        """The public API does not tell."""
+        return False
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
 
         def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            return StreamCall(context).run(requests, open_)
+            return StreamCall(context, self.in_flight).run(requests, open_)
 
         return grpc.stream_stream_rpc_method_handler(behaviour)
 
@@ -277,6 +352,6 @@ class ThreadedLane:
         """A unary method."""
 
         def behaviour(data: bytes, context: grpc.ServicerContext) -> bytes:
-            return UnaryCall(context).run(on_request, data)
+            return UnaryCall(context, self.in_flight).run(on_request, data)
 
         return grpc.unary_unary_rpc_method_handler(behaviour)

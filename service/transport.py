@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -11,23 +12,35 @@ from streamcell.proto import pb
 from streamcell.proto.inference import oip
 
 from .calls import Handler, ServerLane
+from .errors import ServiceError
+from .in_flight import WINDOW_BYTES
+from .os_limits import connections_allowed, memory_bounds
 from .reflected import serve_reflection
 from .settings import Settings
+from .tls import Certificates
 
 # grpcio itself refuses messages this much over the limit; those below it get the typed error.
 _HEADROOM_BYTES = 1024 * 1024
 _STOP_S = 1.0
+_READ_S = 10.0
 
 Services = Mapping[str, Mapping[str, Handler]]
 
-_WAITING_CALLS = 1_000_000
+# Opened and reset in a loop, each costs the core 20 KB until it has been looked at: 80 MB in all.
+_WAITING_CALLS = 4_000
 
 
 class Transport:
     """A bound port with health and reflection; `start` answers calls, `stop` ends them."""
 
     def __init__(
-        self, settings: Settings, services: Services, lane: ServerLane, *, port: int | None = None
+        self,
+        settings: Settings,
+        services: Services,
+        lane: ServerLane,
+        *,
+        port: int | None = None,
+        on_error: Callable[[ServiceError], None] = lambda error: None,
     ) -> None:
         """Bind the port.
 
@@ -35,19 +48,36 @@ class Transport:
             settings: where to listen, with what certificates, and the bounds on a message.
             services: method handlers by the service's full name and the method's.
             lane: whose server it is to be.
+            on_error: told of each error that is no handler's.
             port: shared with other processes, in place of the settings'; None: the settings' and no sharing.
 
         Raises:
             OSError: the port cannot be bound.
         """
+        self._settings = settings
+        self._certificates: Certificates | None = None
+        self._on_error = on_error
+        self._lane = lane
         self._names = tuple(services)
         self._health = health.HealthServicer()
         self._grpc = lane.server(
             (
                 ("grpc.so_reuseport", int(port is not None)),
-                # Calls that begin at once are taken one by one; the core would refuse some from 1,000 waiting ones on.
+                ("grpc.max_concurrent_streams", settings.streams_a_connection),
+                ("grpc.max_allowed_incoming_connections", connections_allowed(settings)),
+                # Calls that begin at once are taken one by one; by itself the core refuses some from 1,000 on.
                 ("grpc.server.max_pending_requests", _WAITING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", _WAITING_CALLS),
+                # What a stream may send before it is read. The core's own choice grows to 4 MiB, which is no bound with
+                # many streams; for a message that is awaited it makes room in any case.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+                # A peer that died without a word is found out, and what it held is free again.
+                ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1000)),
+                ("grpc.http2.max_pings_without_data", 0),
+                # Without it the core waits a minute for an answer, whatever the other says.
+                ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+                ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
                 (
                     "grpc.max_receive_message_length",
                     max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES,
@@ -73,15 +103,31 @@ class Transport:
         address = f"{settings.host}:{port}"
         try:
             if settings.tls_cert is not None and settings.tls_key is not None:
-                pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-                return self._grpc.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                self._certificates = Certificates(settings.tls_cert, settings.tls_key)
+                return self._grpc.add_secure_port(address, self._certificates.credentials)
             return self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}") from error
 
+    def all_read(self) -> bool:
+        """Wait until what has come to the sockets is with the handlers; False if that takes too long."""
+        done = threading.Event()
+        return not self._lane.when_read(self._grpc, done.set) or done.wait(_READ_S)
+
+    def when_read(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once what has come to the sockets is with the handlers."""
+        if not self._lane.when_read(self._grpc, callback):
+            callback()
+
+    def reload(self) -> None:
+        """Read the certificate anew, for connections that come."""
+        if self._certificates is not None:
+            self._certificates.reload()
+
     def start(self) -> None:
         """Answer calls. Health says nothing yet: see `report`."""
         self._grpc.start()
+        self._lane.in_flight.watch(*memory_bounds(self._settings), self._on_error)
 
     def report(self, models: Iterable[str], *, serving: bool) -> None:
         """Have health say whether the server, its services and `models` are serving."""
@@ -100,3 +146,4 @@ class Transport:
     def stop(self) -> None:
         """End what runs and close the port; returns once that is done."""
         self._grpc.stop(_STOP_S).wait()
+        self._lane.in_flight.stop()

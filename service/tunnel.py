@@ -19,8 +19,9 @@ REPLY, REPLY_ON, STATUS, ANSWER, ACCEPTED, SKIP = range(20, 26)
 # Not of a call but figures that only a front end has: its lane; and, as many as the number says, ended sessions, errors
 # that clients were sent, and failed requests.
 LANE, ENDED, ERROR, FAILED = range(30, 34)
-# Nor is this: the model of that name is served from now on (number 1), or no longer (0).
-SERVED = 34
+# Nor are these: the model of that name is served from now on (number 1), or no longer (0); and a question of the
+# engine's, answered once what had come to the front end's sockets has been passed on.
+SERVED, READ_ALL, ALL_READ = 34, 35, 36
 
 WINDOW = 8  # messages of a call that may be on their way to its handler
 ROOM = 32  # replies of a call that may be on their way to its client

@@ -7,7 +7,6 @@ import faulthandler
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -75,7 +74,7 @@ class Signals:
         timer.start()
         # Should no Python run any more, this does; it ends with exit code 1.
         with contextlib.suppress(RuntimeError, OSError, ValueError):
-            faulthandler.dump_traceback_later(self._within_s + 2.0, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._within_s + 2.0, exit=True, file=2)
 
     def _hung(self) -> None:
         if self._ended:

@@ -210,7 +210,7 @@ class StreamCall:
 
     def drop(self) -> None:
         """End it though its client reads nothing, after `cut`: the status would wait behind a reply."""
-        self._context.cancel()  # type: ignore[attr-defined]
+        self._context.cancel()
 
 
 def _until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
@@ -271,7 +271,7 @@ class UnaryCall:
 
     def drop(self) -> None:
         """End it though its client reads no response, after `cut`."""
-        self._context.cancel()  # type: ignore[attr-defined]
+        self._context.cancel()
 
     def _on_over(self) -> None:
         self._connection.leave(self)

@@ -61,7 +61,8 @@ class Certificates:
         self._cert, self._key = cert, key
         self._next: grpc.ServerCertificateConfiguration | None = None
         first = grpc.ssl_server_certificate_configuration([read_pair(cert, key)])
-        self.credentials = grpc.dynamic_ssl_server_credentials(first, self._fetch)
+        # None is what grpcio takes for no change; its types do not say so.
+        self.credentials = grpc.dynamic_ssl_server_credentials(first, self._fetch)  # type: ignore[arg-type]
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """What is to be used from now on, None for what is; grpcio asks at each handshake."""

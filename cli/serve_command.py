@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +74,33 @@ def command(
     watchdog_exit: Annotated[
         bool | None, _Option(help="End with exit code 70 when a thread stalls.  [no-watchdog-exit]")
     ] = None,
+    max_concurrent_streams: Annotated[
+        int | None, _Option(help="HTTP/2 streams a connection.  [twice --max-sessions]")
+    ] = None,
+    max_connections: Annotated[
+        int | None,
+        _Option(
+            help="Connections a process that answers calls.  [twice --max-sessions, as descriptors allow]"
+        ),
+    ] = None,
+    keepalive_s: Annotated[
+        float | None, _Option(help="Seconds of silence after which a connection is pinged.  [20]")
+    ] = None,
+    keepalive_timeout_s: Annotated[
+        float | None, _Option(help="Seconds that a pinged connection has to answer.  [10]")
+    ] = None,
+    max_in_flight_bytes: Annotated[
+        int | None,
+        _Option(
+            help="Bytes of half-received messages, queued work and unread replies.  [a quarter of the memory]"
+        ),
+    ] = None,
+    max_connection_bytes: Annotated[
+        int | None, _Option(help="The same of one connection.  [half of --max-in-flight-bytes]")
+    ] = None,
+    stop_s: Annotated[
+        float | None, _Option(help="Seconds that stopping may take after the grace.  [10]")
+    ] = None,
     non_finite: Annotated[
         str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
     ] = None,
@@ -136,6 +160,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
         make_server,
     )
     from streamcell.service.garbage import calm
+    from streamcell.service.signals import Signals
 
     try:
         settings = Settings.load(config, **flags)
@@ -148,33 +173,15 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 2
     configure_logs(settings.log_level, settings.log_format)
-    wait = _asked_to_stop()
+    signals = Signals(settings.grace_s + settings.stop_s)
     try:
-        server = make_server(settings)
+        signals.server = server = make_server(settings)
         calm()
         server.start()
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)
         return 1
-    wait()
+    signals.wait()
     server.stop()
+    signals.done()
     return 0
-
-
-def _asked_to_stop() -> Callable[[], None]:
-    """Catch SIGTERM and SIGINT from now on; what it returns waits for one.
-
-    The kernel's handler writes to a pipe. A lock that Python's handler would release can be missed: a signal that comes
-    just before the main thread goes to sleep does not wake it.
-    """
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: None)
-
-    def wait() -> None:
-        while os.read(reading, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
-            pass
-
-    return wait

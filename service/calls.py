@@ -9,6 +9,7 @@ import grpc
 
 if TYPE_CHECKING:
     from .first_messages import FirstMessages
+from .in_flight import InFlight
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Trailing = Metadata
@@ -125,8 +126,8 @@ class Lane(Protocol):
 class ServerLane(Lane, Protocol):
     """A lane whose calls come from a gRPC server in this process."""
 
-    # Its calls that have sent nothing yet.
-    first_messages: FirstMessages
+    first_messages: FirstMessages  # its calls that have sent nothing yet
+    in_flight: InFlight  # the calls of its servers, and what of them is in memory
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server for its handlers. `spin_s`: how long its thread may look for messages before it sleeps."""
@@ -135,4 +136,10 @@ class ServerLane(Lane, Protocol):
         """A number that changes while the server's thread comes by for events, once a second at least.
 
         None if this grpcio does not let it be told.
+        """
+
+    def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
+        """Have `callback` called once what has come to the sockets of `server`, one of its own, is with its handlers.
+
+        False, and it is not called, where the lane cannot tell.
         """

@@ -17,8 +17,9 @@ from .pipe import OnMessage, Pipe
 
 _log = structlog.get_logger(__name__)
 
-# From the supervisor: the settings, make room for a front end, what do the figures say, take no new sessions, end.
-SETTINGS, ATTACH, SCRAPE, DRAIN, STOP = range(40, 45)
+# From the supervisor: the settings, make room for a front end, what do the figures say, take no new sessions, end, read
+# the certificate anew.
+SETTINGS, ATTACH, SCRAPE, DRAIN, STOP, RELOAD = range(40, 46)
 # To it: ready or unfit to serve, a model's rings and the rest of what a front end needs, figures, drained,
 # whether new sessions may be sent to it (number 1) or not (0).
 READY, UNFIT, RINGS, ATTACHED, SCRAPED, DRAINED, READINESS = range(50, 57)

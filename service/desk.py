@@ -68,6 +68,7 @@ class Desk:
         self._scratch = np.zeros(seats, np.int64)
         self._stuck = False  # nothing that is pending can run before more has come
         self._lost: deque[int] = deque()
+        self._asked: threading.Event | None = None  # set once the rings have been read
         self._lock = threading.Lock()
 
     # Front ends come and go
@@ -105,21 +106,34 @@ class Desk:
         self.closing[seats] = False
         self.capacity.reclaim(holder)
 
+    def all_read(self, patience_s: float) -> bool:
+        """Wait until the engine's thread has taken in what the rings hold now; False if that takes too long."""
+        asked = self._asked = threading.Event()
+        self._wake()
+        return asked.wait(patience_s)
+
     # The engine's thread
 
     def drain(self) -> None:
         """Take in what has come through every ring, unless much is pending that can run."""
+        asked, read = self._asked, True
         while self._lost:
             self._drop_line(self._lost.popleft())
         for line in list(self._lines.values()):
             if line.waiting:
                 with self._lock:
                     self._flush(line)
-            if len(self._pending) < self._most or self._stuck:
+            if len(self._pending) >= self._most and not self._stuck:
+                read = False
+            else:
                 records = line.reader.read()
                 if records is not None:
                     self._take_in(line, records)
                     self._stuck = False
+        if asked is not None and read:
+            asked.set()
+            if self._asked is asked:
+                self._asked = None
 
     def _take_in(self, line: _Line, records: Records) -> None:
         head = head_of(records)

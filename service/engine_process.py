@@ -9,6 +9,7 @@ import itertools
 import json
 import socket
 import threading
+import time
 from collections.abc import Sequence
 
 import structlog
@@ -48,6 +49,8 @@ from .watchdog import Watchdog
 
 _log = structlog.get_logger(__name__)
 
+_READ_S = 10.0
+
 
 class EngineProcess(ChildProcess):
     """The host of the models, and the front ends that are attached to it."""
@@ -84,7 +87,12 @@ class EngineProcess(ChildProcess):
         # Models that come and go are known in this process only: all that concerns them is passed on whole.
         rings = settings.model_control == "none"
         try:
-            host = self._host = Host(settings, self._served, bell=EventBell if rings else lambda: None)
+            host = self._host = Host(
+                settings,
+                self._served,
+                bell=EventBell if rings else lambda: None,
+                all_read=self._all_read,
+            )
         except (DeviceError, ModelLoadError, OSError) as error:
             self._pipe.send(UNFIT, body=str(error).encode())
             self.stop()
@@ -106,6 +114,16 @@ class EngineProcess(ChildProcess):
         self._watchdog.start()
         served = [f"{model.file.name}/{model.file.version}" for model in host.models]
         self._pipe.send(READY, 0, json.dumps(served).encode())
+
+    def _all_read(self) -> bool:
+        """Wait until what has come to the front ends is with the sessions; False if one of them takes too long."""
+        links = tuple(self._links)
+        for link in links:
+            link.ask()
+        until_s = time.monotonic() + _READ_S
+        return all(link.all_read(max(0.0, until_s - time.monotonic())) for link in links) and all(
+            desk.all_read(max(0.0, until_s - time.monotonic())) for desk in self._desks.values()
+        )
 
     def _served(self, name: str, served: bool) -> None:
         for link in tuple(self._links):

@@ -241,6 +241,13 @@ class NoMessage(ServiceError):
     reason = "NO_MESSAGE"
 
 
+class MemoryInFlight(ServiceError):
+    """A connection has more in the server's memory than it may: half-received messages, queued work, unread replies."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "MEMORY_IN_FLIGHT"
+
+
 class SessionExpired(ServiceError):
     """Idle for longer than the server keeps a session; its state is gone."""
 

@@ -10,9 +10,10 @@ import grpc
 
 from .calls import Handler, OnRequest, OpenStream, Options
 from .first_messages import FirstMessages
+from .in_flight import InFlight
 from .lane import StreamCall
 from .lane_unary import UnaryCall
-from .serving_queue import beats, server_on_queue
+from .serving_queue import beats, server_on_queue, when_read
 from .threaded_lane import ThreadedLane
 
 _OTHERS = 4
@@ -40,7 +41,8 @@ class FastLane:
 
     def __init__(self) -> None:
         self._inline = _Inline(1)
-        self._threaded = ThreadedLane()
+        self.in_flight = InFlight()
+        self._threaded = ThreadedLane(self.in_flight)
         self.first_messages: FirstMessages = self._threaded.first_messages
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
@@ -53,6 +55,10 @@ class FastLane:
         """A number that changes while the server's thread comes by for events."""
         return beats(server)
 
+    def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
+        """Have `callback` called once what has come to the server's sockets is with its handlers."""
+        return when_read(server, callback)
+
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
         wrapped: Any = self._threaded.stream(open_).stream_stream
@@ -60,7 +66,7 @@ class FastLane:
         def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
             if finish is None:
                 return wrapped(requests, context)
-            StreamCall(context, finish, open_, self.first_messages)
+            StreamCall(context, finish, open_, self.first_messages, self.in_flight)
             return None
 
         return self._handler(behaviour)
@@ -72,7 +78,7 @@ class FastLane:
         def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
             if finish is None:
                 return wrapped(requests, context)
-            UnaryCall(context, finish, on_request, self.first_messages)
+            UnaryCall(context, finish, on_request, self.first_messages, self.in_flight)
             return None
 
         return self._handler(behaviour)

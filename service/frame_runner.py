@@ -40,8 +40,8 @@ class FrameRunner:
         pieces: list[tuple[Members, Piece]] = []
         for members in turn.sessions:
             if members.current is None or members.current.plan is None:
-                self._expire(members)
                 self._begin(members, turn)
+                self._expire(members)
             if members.current is not None and members.current.piece is not None:
                 pieces.append((members, members.current.piece))
         for run in self._packed(pieces):
@@ -67,7 +67,8 @@ class FrameRunner:
 
     def _expire(self, members: Members) -> None:
         before_s, members.expire_before_s = members.expire_before_s, 0.0
-        if not before_s:
+        # Frames that wait may have rows for members that look idle: housekeeping asks again.
+        if not before_s or members.queue:
             return
 
         def expire() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,7 @@ from .remote_batcher import LOST, RemoteBatcher
 from .ring import Reader, Ring
 from .ring_records import Layout
 from .seats import SharedCapacity
-from .tunnel import LANE, SERVED, STALLED
+from .tunnel import ALL_READ, LANE, READ_ALL, SERVED, STALLED
 from .tunnel_front import Tunnel
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class FrontendLink:
         self._reports = reports
         self._bell = EventBell()
         self._gone = threading.Event()
+        self._asked: deque[int] = deque()  # questions of the engine's whether all has been read
         self._batchers: dict[int, RemoteBatcher] = {}  # by each of their descriptors
         self.models: list[RemoteModel] = [
             self._model(about, fds, holder, reports, queue_messages) for about, fds in models
@@ -97,11 +99,13 @@ class FrontendLink:
         on_served: Callable[[str, bool], None],
         on_stalled: Callable[[str, bool], None],
         on_lost: Callable[[], None],
+        when_read: Callable[[Callable[[], None]], None],
     ) -> None:
         """Begin to take replies, and tell the engine which `lane` drives the calls.
 
         `on_served` is told when a model begins or ceases to be served, `on_stalled` when a thread of the engine's makes
         no progress or does again; `on_lost` is called once the engine's process has gone, and then every call ends.
+        `when_read` has a function called once the sockets have been read.
         """
         stalled: set[str] = set()
 
@@ -111,6 +115,8 @@ class FrontendLink:
             elif kind == STALLED:
                 stalled.add(body.decode())
                 on_stalled(body.decode(), bool(number))
+            elif kind == READ_ALL:
+                when_read(lambda: self._ask(number))
             else:
                 self.tunnel.came(kind, number, body)
 
@@ -134,13 +140,27 @@ class FrontendLink:
         self._reports.attach(self._pipe)
         self._pipe.start("engine", came, lost)
 
+    def _ask(self, number: int) -> None:
+        """What the sockets held is with the handlers: have the replying thread pass on what waits for replies."""
+        self._asked.append(number)
+        self._bell.release()
+
     def _reply(self) -> None:
         while not self._gone.is_set():
-            for fd in self._bell.wait():
-                batcher = self._batchers.get(fd)
-                if batcher is None:
-                    continue
-                if fd == batcher.replies.ring.written:
-                    batcher.came()
-                else:
-                    batcher.flush()
+            asked = [self._asked.popleft() for _ in range(len(self._asked))]
+            if asked:  # they were asked before the look that follows, which must not sleep
+                self._bell.release()
+            self._take()
+            for number in asked:
+                self._pipe.send(ALL_READ, number)
+
+    def _take(self) -> None:
+        """Sleep until something has come, and deal with it."""
+        for fd in self._bell.wait():
+            batcher = self._batchers.get(fd)
+            if batcher is None:
+                continue
+            if fd == batcher.replies.ring.written:
+                batcher.came()
+            else:
+                batcher.flush()

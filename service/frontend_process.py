@@ -16,7 +16,7 @@ from streamcell.proto import pb
 from . import garbage
 from .calls import Call, Handler, StreamHandler, UnaryCall
 from .child_process import ChildProcess, run
-from .children import ATTACHED, DRAIN, READY, RINGS, SETTINGS, STOP, UNFIT
+from .children import ATTACHED, DRAIN, READY, RELOAD, RINGS, SETTINGS, STOP, UNFIT
 from .frontend_link import FrontendLink
 from .lane_choice import LaneError, choose_lane
 from .logs import configure
@@ -69,6 +69,9 @@ class FrontendProcess(ChildProcess):
             if self._transport is not None:
                 self._transport.drain()
                 self.service.sessions.drain()
+        elif kind == RELOAD:
+            if self._transport is not None:
+                self._transport.reload()
         elif kind == STOP:
             if self._watchdog is not None:
                 self._watchdog.stop()
@@ -112,7 +115,7 @@ class FrontendProcess(ChildProcess):
             if self.link is link:
                 transport.report(served, serving=False)
 
-        link.start(self._lane.name, on_served, transport.stall, on_lost)
+        link.start(self._lane.name, on_served, transport.stall, on_lost, transport.when_read)
         transport.report(about["served"], serving=True)
         self._pipe.send(READY, 0, self._lane.name.encode())
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from streamcell.proto import pb
 
 from .answering import Answering
+from .attention import Attention
 from .bell import Bell
 from .calls import Call, Handler, Lane
 from .control import Control
@@ -40,6 +41,7 @@ _log = structlog.get_logger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamCell"].full_name
 _HOUSEKEEPING_S = 0.5
+_DRAINING_S = 0.25  # between two looks for sequences that nobody can be waiting for
 
 
 class Host:
@@ -50,6 +52,7 @@ class Host:
         settings: Settings,
         served: Callable[[str, bool], None],
         bell: Callable[[], Bell | None] = lambda: None,
+        all_read: Callable[[], bool] = lambda: True,
     ) -> None:
         """Load the models and start their engines.
 
@@ -57,6 +60,7 @@ class Host:
             settings: the server's.
             served: told when a model begins or ceases to be served.
             bell: makes what a model's engine sleeps on, where front ends share the models.
+            all_read: waits until what has come to the sockets is with the sessions; False if that takes too long.
 
         Raises:
             ModelLoadError: there is no model, or one cannot be served; the text says which and why.
@@ -73,6 +77,7 @@ class Host:
         self._control = ModelControl(settings, device, self.models, self.sessions, self.metrics, served)
         self._oip = OipService(Infer(self.service, settings.max_infer_bytes, settings.queue_messages), device)
         self._thread = ControlThread()
+        self._all_read = all_read
         self._stopping = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
 
@@ -118,8 +123,10 @@ class Host:
         self._control.start()
 
     def _keep_house(self) -> None:
+        attention = Attention(_HOUSEKEEPING_S)
         while not self._stopping.wait(_HOUSEKEEPING_S):
-            self.sessions.expire_idle()
+            if attention.passes():
+                self.sessions.expire_idle(attention, self._all_read)
 
     def drain(self) -> None:
         """Take no new sessions, give live ones the grace period, and end what is left with a typed error.
@@ -130,9 +137,14 @@ class Host:
         self.sessions.drain()
         _log.info("draining", sessions=len(self.sessions), grace_s=self.settings.grace_s)
         deadline_s = time.monotonic() + self.settings.grace_s
+        attention = Attention(_DRAINING_S)
+        look_s = time.monotonic() + _DRAINING_S
         while len(self.sessions) and time.monotonic() < deadline_s:
             time.sleep(0.02)
-            self._oip.end_abandoned()
+            if time.monotonic() >= look_s:
+                look_s = time.monotonic() + _DRAINING_S
+                if attention.passes():
+                    self._oip.end_abandoned(attention, self._all_read)
         self.sessions.fail_all(
             lambda: ServerDraining("the server has shut down; the session's state is gone")
         )

@@ -19,6 +19,7 @@ from grpc._cython import cygrpc
 
 from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
 from .first_messages import FirstMessages
+from .in_flight import FRAMING_BYTES, LARGE_BYTES, InFlight
 from .reading import PAUSE_REPLIES, WAKE_REPLIES, Reading
 from .serving_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle
 
@@ -37,17 +38,21 @@ class StreamCall:
     writes to a socket that never blocks, and calls no tag inside. Handlers are called without the lock.
     """
 
-    gone = "cancelled"
-
     __slots__ = (
-        "_call", "_context", "_finish", "_first", "_handler", "_lock", "_open", "_outbox", "_over", "_reading",
-        "_sending", "_status", "_waiting", "_wake", "peer",
+        "_call", "_connection", "_context", "_finish", "_first", "_handler", "_lock", "_open", "_outbox", "_over",
+        "_reading", "_sending", "_sending_bytes", "_status", "_waiting", "_wake", "gone", "peer",
     )  # fmt: skip
 
     def __init__(
-        self, context: Any, finish: Callable[[None], None], open_: OpenStream, first: FirstMessages
+        self,
+        context: Any,
+        finish: Callable[[None], None],
+        open_: OpenStream,
+        first: FirstMessages,
+        in_flight: InFlight,
     ) -> None:
         self.peer: str = context.peer()
+        self.gone = "cancelled"
         self._call = context._rpc_event.call
         self._context = context
         self._finish = finish
@@ -56,12 +61,14 @@ class StreamCall:
         self._outbox: deque[bytes] = deque()
         self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
         self._sending = False  # a send is in flight
+        self._sending_bytes = 0  # of it
         self._waiting = False  # … in one batch with a receive: its end shows only with the next message
         self._over = False  # the status is on its way or the call has gone: nothing more is sent
         self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
         self._reading = Reading()
         self._open = open_
         self._handler: StreamHandler | None = None
+        self._connection = in_flight.join(self)
         context.add_callback(self._on_end)
         context._state.initial_metadata_allowed = False
         # The handler is opened by this operation's tag: grpcio holds locks of the whole server here.
@@ -108,7 +115,9 @@ class StreamCall:
             if message is None:
                 reading.half_closed = True
             elif handler is not None:
-                ahead = reading.arrived()
+                size = len(message)
+                ahead = reading.arrived(size)
+                self._connection.taken += size + FRAMING_BYTES
                 ARRIVALS.messages += 1
         if handler is None:
             return
@@ -134,6 +143,7 @@ class StreamCall:
         """grpcio's termination callback: once, when nothing of the call is outstanding."""
         no_longer_idle()
         self._first.came(self)
+        self._connection.leave(self)
         cancelled = self._context._state.client is _server._CANCELLED
         with self._lock:
             handler, self._handler = self._handler, None
@@ -234,6 +244,46 @@ class StreamCall:
             self._over = True
         self._send_status()
 
+    def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
+        """End the call now, unsent replies dropped; `reason` is why its session has ended."""
+        with self._lock:
+            if self._over:
+                return
+            self.gone = reason
+            self._outbox.clear()
+            self._status = (code, details, trailing)
+            self._over = True
+        self._send_status()
+
+    def drop(self) -> None:
+        """End it though its client reads nothing, after `cut`: the status would wait behind a reply."""
+        if self._status is not None:
+            code, details, _ = self._status
+            self._call.cancel(code.value[0], details)
+
+    @property
+    def half_open(self) -> bool:
+        """Whether a message may be on its way."""
+        return self._reading.reading
+
+    @property
+    def messages(self) -> int:
+        """How many have come."""
+        return self._reading.messages
+
+    def held_bytes(self) -> int:
+        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+        with self._lock:
+            # While it is sent, the core has a copy.
+            unsent = 2 * self._sending_bytes if self._sending and not self._waiting else 0
+            return sum(self._reading.unanswered) + sum(map(len, self._outbox)) + unsent
+
+    def read_again(self) -> None:
+        """The connection may be read again."""
+        with self._lock:
+            if self._handler is not None and self._may_read():
+                self._read()
+
     def _fault(self, error: Exception) -> None:
         """A bug in a handler ends its call, not the serving thread."""
         _log.error("stream handler failed", exc_info=error)
@@ -242,7 +292,12 @@ class StreamCall:
     # With the lock held
 
     def _may_read(self) -> bool:
-        return not self._over and self._status is None and self._reading.may_read(len(self._outbox))
+        return (
+            not self._over
+            and self._status is None
+            and not self._connection.stopped
+            and self._reading.may_read(len(self._outbox))
+        )
 
     def _read(self) -> None:
         self._reading.reading = True
@@ -251,9 +306,10 @@ class StreamCall:
     def _send(self, data: bytes) -> None:
         self._sending = True
         read = self._may_read()
-        # One batch for both is cheapest, and shows the end of the send only with the next message: right where
-        # nothing is left to be sent before that message.
-        self._waiting = read and not self._reading.unanswered and not self._outbox
+        # One batch for both is cheapest, and shows the end of the send only with the next message: it is right
+        # where nothing is left to be sent before that message, and what is sent is small.
+        self._sending_bytes = size = len(data)
+        self._waiting = read and size < LARGE_BYTES and not self._reading.unanswered and not self._outbox
         if self._waiting:
             self._reading.reading = True
             self._call.start_server_batch(

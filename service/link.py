@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -12,6 +13,7 @@ from .host import Host
 from .pipe import Pipe, unpack
 from .ring_records import unpack_error
 from .tunnel import (
+    ALL_READ,
     BEGIN,
     ENDED,
     ERROR,
@@ -22,6 +24,7 @@ from .tunnel import (
     LINES_LOST,
     MESSAGE,
     READ,
+    READ_ALL,
     REQUEST,
     SERVED,
     STALLED,
@@ -52,6 +55,8 @@ class Link:
         self._lane = lane
         self._methods = methods
         self._calls: dict[int, TunnelCall | TunnelUnary] = {}
+        self._all_read = threading.Event()
+        self._asked = 0
 
     def start(self, on_lost: Callable[[], None]) -> None:
         """Begin to take messages; `on_lost` is called once the front end has gone and its calls have ended."""
@@ -69,6 +74,16 @@ class Link:
     def tell_stalled(self, thread: str, stalled: bool) -> None:
         """A thread of this process makes no progress, or does again."""
         self._pipe.send(STALLED, int(stalled), thread.encode())
+
+    def ask(self) -> None:
+        """Ask whether what has come to its sockets has been passed on: see `all_read`."""
+        self._all_read.clear()
+        self._asked += 1
+        self._pipe.send(READ_ALL, self._asked)
+
+    def all_read(self, patience_s: float) -> bool:
+        """Wait for the answer to the last `ask`; True also if the front end goes. False: it takes too long."""
+        return self._all_read.wait(patience_s)
 
     def _came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
         call = self._calls.get(number)
@@ -92,6 +107,9 @@ class Link:
                 if isinstance(call, TunnelCall):
                     call.gone = "cancelled"
                 call.end_of_call(body != b"\0")
+        elif kind == ALL_READ:
+            if number == self._asked:
+                self._all_read.set()
         elif kind in (LANE, ENDED, ERROR, FAILED, LINES_LOST, STALLED):
             self._report(kind, number, body)
 
@@ -134,3 +152,5 @@ class Link:
         calls, self._calls = list(self._calls.values()), {}
         for call in calls:
             call.end_of_call(cancelled=True)
+        self._asked = -1
+        self._all_read.set()

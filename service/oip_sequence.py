@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -153,12 +152,12 @@ class Sequence:
         self._over(None)
         return False
 
-    def abandoned(self, idle_s: float) -> bool:
-        """Whether it has had nothing to do for so long, and the stream of its last request is gone."""
+    def abandoned(self, before_s: float) -> bool:
+        """Whether it was last used before that time, has nothing to do, and the stream of its last request is gone."""
         live, last = self._live, self._last
         if live is None or self._pending or self._held or (last is not None and not last.gone):
             return False
-        return time.monotonic() - live.session.last_used_s > idle_s
+        return live.session.last_used_s < before_s
 
     # The session's side, on the engine's thread
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
+from .attention import Attention
 from .errors import InvalidArgument, SequenceGap, SequenceNotStarted, ServerDraining, ServiceError, cut, shown
 from .loaded import LoadedModel
 from .oip_requests import Key
@@ -82,12 +84,21 @@ class Sequences:
             kind, why = SequenceGap, f"an earlier request of the sequence was refused: {why}"
         return kind(f"{why}; {text}", **{**facts, "model": model, "sequence": sequence})
 
-    def end_abandoned(self) -> None:
-        """End the sequences that have had nothing to do for a second and whose streams are gone."""
-        with self._lock:
-            sequences = list(self._live.values())
-        for sequence in sequences:
-            if sequence.abandoned(_ABANDONED_S):
+    def end_abandoned(self, attention: Attention, all_read: Callable[[], bool] = lambda: True) -> None:
+        """End the sequences that have had nothing to do for a second and whose streams are gone.
+
+        The arguments are those of `SessionTable.expire_idle`.
+        """
+        before_s = attention.before_s(_ABANDONED_S)
+
+        def abandoned() -> list[Sequence]:
+            with self._lock:
+                sequences = list(self._live.values())
+            return [sequence for sequence in sequences if sequence.abandoned(before_s)]
+
+        if abandoned() and all_read():
+            attention.attended()
+            for sequence in abandoned():
                 sequence.fail(ServerDraining("the server has shut down; the sequence's state is gone"))
 
     def _on_ended(self, sequence: Sequence, error: ServiceError | None) -> None:

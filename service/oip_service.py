@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 from streamcell.proto.inference import oip
 
 from .answering import Answering
+from .attention import Attention
 from .calls import Call, Handler, Lane
 from .device import Device
 from .errors import ModelUnloading, NotFound, ServiceError
@@ -95,9 +96,9 @@ class OipService:
     def _versions(self, name: str) -> list[LoadedModel]:
         return [model for model in self._service.models if model.file.name == name]
 
-    def end_abandoned(self) -> None:
+    def end_abandoned(self, attention: Attention, all_read: Callable[[], bool]) -> None:
         """While the server shuts down: end the sequences that nobody can be waiting for."""
-        self._infer.sequences.end_abandoned()
+        self._infer.sequences.end_abandoned(attention, all_read)
 
     def end_streams(self, error: ServiceError) -> None:
         """The server has shut down: end the streams that are left, with `error`."""

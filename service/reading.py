@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 OUTBOX_REPLIES = 32  # unsent replies at which a call is not read
 # A handler that replies unasked pauses at so many unsent replies, and goes on at so few. Below those at which a call is
 # not read, so that it can still be told to stop.
@@ -30,20 +32,21 @@ class Reading:
         self.resumed = False  # it found room before its `on_message` returned
         self.ahead = False  # the client pipelines
         self.looking = False  # the message at hand is followed by a read at once
-        self.messages = self.unanswered = self.dry = 0
+        self.messages = self.dry = 0
+        self.unanswered: deque[int] = deque()  # bytes of each message that is not answered, oldest first
 
     def read_on(self) -> None:
         """The message at hand will have several replies: read ahead of them."""
         self.ahead = True
         self.dry = 0
 
-    def arrived(self) -> bool:
-        """A message came; whether to read on at once to see if another is waiting."""
+    def arrived(self, size: int) -> bool:
+        """A message of `size` bytes came; whether to read on at once to see if another is waiting."""
         self.messages += 1
         if self.unanswered:
             self.ahead = True
             self.dry = 0
-        self.unanswered += 1
+        self.unanswered.append(size)
         self.resumed = False
         self.delivering = True
         self.looking = self.ahead or self.messages % _PROBE_EVERY == 2
@@ -52,7 +55,7 @@ class Reading:
     def answered(self) -> None:
         """A message is being answered."""
         if self.unanswered:
-            self.unanswered -= 1
+            self.unanswered.popleft()
         if self.ahead and self.reading and not self.unanswered:
             self.dry += 1
             if self.dry >= _DRY_SPELLS:

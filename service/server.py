@@ -36,7 +36,7 @@ class Server:
         self._http = MetricsServer(settings, self._registry, lambda: self.host.metrics.ready)
         # Before the engines' threads exist, for loading a model holds the GIL for long.
         lane = choose_lane(settings.lane)
-        self.host = Host(settings, self._report_model)
+        self.host = Host(settings, self._report_model, all_read=self._all_read)
         self.host.metrics.lane = lane.name
         self._transport = Transport(settings, self.host.services(lane), lane, self.host.metrics.error)
         self.port = self._transport.port
@@ -60,6 +60,9 @@ class Server:
         self.host.metrics.stall("serving" if thread == "serving" else "engine", thread, stalled)
         self._transport.stall(thread, stalled)
 
+    def _all_read(self) -> bool:
+        return self._transport.all_read()
+
     def start(self) -> None:
         """Answer calls and report ready."""
         self._http.start()
@@ -77,6 +80,14 @@ class Server:
             lane=self.host.metrics.lane,
             device=self.settings.device,
         )
+
+    def kill(self) -> None:
+        """It has no other processes."""
+
+    def reload(self) -> None:
+        """Read the certificates anew, for connections that come."""
+        self._transport.reload()
+        self._http.reload()
 
     def stop(self) -> None:
         """Shut down in order: not ready, no new sessions, a grace period, typed ends, then the engines.

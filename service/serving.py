@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from .os_limits import check_descriptors
 from .settings import Settings
+from .tls import read_pair
 
 
 class Serving(Protocol):
@@ -15,6 +17,12 @@ class Serving(Protocol):
 
     def start(self) -> None:
         """Answer calls and report ready."""
+
+    def kill(self) -> None:
+        """End its other processes at once."""
+
+    def reload(self) -> None:
+        """Read its certificates anew, for connections that come."""
 
     def stop(self) -> None:
         """Drain, and shut down; returns once everything has stopped."""
@@ -27,8 +35,11 @@ def make_server(settings: Settings) -> Serving:
         ModelLoadError: there is no model, or one cannot be served; the text says which and why.
         DeviceError: the device cannot be had.
         LaneError: the fast lane was asked for and does not work with this grpcio.
-        OSError: a port cannot be bound.
+        OSError: a port cannot be bound, the certificate cannot be used, or descriptors are too few.
     """
+    check_descriptors(settings)
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        read_pair(settings.tls_cert, settings.tls_key)
     if settings.frontends:
         from .supervisor import Supervisor
 

@@ -25,6 +25,7 @@ _NOTHING = cygrpc.CompletionType.queue_timeout
 _LEAST, _MOST = 2, 256  # sleeps in a row before it looks again
 _FEW = 2  # arrivals
 _EVENTS = 16  # that `once_idle` lets pass at most
+_ENOUGH = 65_536  # events after which `when_read` takes the sockets as read, however many more come
 
 AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects of a tag that ends no call
 
@@ -49,6 +50,17 @@ ARRIVALS = Arrivals()
 _patching = threading.Lock()
 
 
+class _Probe:
+    """Somebody wants to know when what the sockets hold now has been read."""
+
+    __slots__ = ("callback", "events", "looks")
+
+    def __init__(self, callback: Callable[[], None], sockets: int) -> None:
+        self.callback = callback
+        self.looks = sockets  # that find nothing: each reads one socket at most
+        self.events = _ENOUGH
+
+
 class _Serving(threading.local):
     queue: ServingQueue | None = None  # that the thread serves
 
@@ -65,8 +77,8 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
     """
 
     __slots__ = (
-        "_asked", "_begun", "_callback", "_expects", "_looks", "_passed", "_plain", "_short", "_wanted", "beats",
-        "poll", "spin_s",
+        "_asked", "_begun", "_callback", "_expects", "_looks", "_passed", "_plain", "_probe", "_short", "_wanted",
+        "beats", "poll", "spin_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -80,12 +92,18 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self._passed = 0
         self._begun = self._asked = False
         self.beats = 0  # times that the thread has come by after it was asked to
+        self._probe: _Probe | None = None
 
     def _first(self, deadline: float | None) -> Any:
         _serving.queue = self
         self._begun = True
+        self._be_plain()
+        return self.poll(deadline)
+
+    def _be_plain(self) -> None:
         self.poll = self._plain
-        return self._plain(deadline)
+        if self._probe is not None:  # another thread may have asked just now
+            self.poll = self._attentive
 
     def _attentive(self, deadline: float | None) -> Any:
         """`poll`, until it has waited."""
@@ -102,13 +120,26 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             if came:
                 return event
             event = self._plain(0)
+        if self._probe is not None:
+            event = self._read_for(self._probe, event)
         if event.completion_type != _NOTHING:
             return event
-        self.poll = self._plain
+        self._be_plain()
         if not self._expects:
             return self._plain(deadline)
         self._expects = False
         return self._look(deadline) if self._looks else self._sleep(deadline)
+
+    def _read_for(self, probe: _Probe, event: Any) -> Any:
+        """Look until something comes, or until every socket has been read."""
+        while probe.looks > 0 and event.completion_type == _NOTHING:
+            probe.looks -= 1
+            event = self._plain(0)
+        probe.events -= 1
+        if event.completion_type == _NOTHING or probe.events < 0:
+            self._probe = None
+            _try(probe.callback)
+        return event
 
     def _look(self, deadline: float | None) -> Any:
         end_s = time.perf_counter() + self.spin_s
@@ -149,6 +180,15 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             self._asked = True
             self.poll = self._attentive
         return self.beats
+
+    def when_read(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the serving thread once it has read what the sockets hold now, and dealt with it.
+
+        From any thread. Of two that wait at once the later stands. An idle server's thread comes round within a second.
+        """
+        self._probe = _Probe(callback, len(os.listdir("/proc/self/fd")) + _EVENTS)
+        if self.poll != self._first:
+            self.poll = self._attentive
 
     def call_now(self) -> None:
         """Call what waits for `once_idle`."""
@@ -194,6 +234,15 @@ def no_longer_idle() -> None:
     """Call what waits on this thread now. For the end of a call: behind the last one a queue is not served any more."""
     if _serving.queue is not None:
         _serving.queue.call_now()
+
+
+def when_read(server: grpc.Server, callback: Callable[[], None]) -> bool:
+    """`ServingQueue.when_read` of the queue that `server` is on. False, and it is not called, if it is grpcio's own."""
+    queue = getattr(getattr(server, "_state", None), "completion_queue", None)
+    if not isinstance(queue, ServingQueue):
+        return False
+    queue.when_read(callback)
+    return True
 
 
 def server_on_queue(workers: futures.ThreadPoolExecutor, options: Any, *, spin_s: float) -> grpc.Server:

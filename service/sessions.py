@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .attention import Attention
 from .errors import ServerDraining, ServiceError, SessionClosed, SessionExpired, SessionNotFound, shown
 from .members import FrameOwner, Members
 from .model_metrics import ModelMetrics
@@ -183,20 +184,27 @@ class SessionTable:
         )
         return live.session.step_index
 
-    def expire_idle(self) -> None:
+    def expire_idle(self, attention: Attention, all_read: Callable[[], bool] = lambda: True) -> None:
         """End every session that has had no message, and has had nothing to do, for the idle time-out.
 
         A stream of frames without a frame for so long ends with all its sessions; in one that is used, those end
         that no frame had a row for.
+
+        Args:
+            attention: tells how long that is, at its latest pass.
+            all_read: waits until the messages that have come are with their sessions. False: nobody ends this time.
         """
         if not self.idle_timeout_s:
             return
-        oldest_s = time.monotonic() - self.idle_timeout_s
+        oldest_s = attention.before_s(self.idle_timeout_s)
+        if any(_idle(live.session, oldest_s) for live in self.all()) and all_read():
+            attention.attended()
+            self._expire(oldest_s)
+
+    def _expire(self, oldest_s: float) -> None:
         for live in self.all():
             session = live.session
-            # A generation that its client does not read is nothing to do.
-            busy = session.in_flight or (session.queued and not session.held)
-            if session.last_used_s < oldest_s and not busy:
+            if _idle_whole(session, oldest_s):
                 session.owner.fail(
                     SessionExpired(
                         f"no message for {self.idle_timeout_s:g} s: the session has expired and its state is gone",
@@ -205,7 +213,7 @@ class SessionTable:
                         step_index=session.step_index,
                     )
                 )
-            elif isinstance(session, Members) and len(session.idle(oldest_s)):
+            elif isinstance(session, Members) and _idle(session, oldest_s):
                 session.expire_before_s = oldest_s
                 live.model.batcher.nudge(session)
 
@@ -234,3 +242,19 @@ class SessionTable:
 
 def _not_found(session_id: str) -> SessionNotFound:
     return SessionNotFound(f"no live session {shown(session_id)}", session_id=session_id)
+
+
+def _idle_whole(session: Session, oldest_s: float) -> bool:
+    """Whether it was last used before and has nothing to do; being at work counts as use."""
+    # A generation that its client does not read is nothing to do.
+    if session.in_flight or (session.queued and not session.held):
+        session.last_used_s = time.monotonic()
+        return False
+    return session.last_used_s < oldest_s
+
+
+def _idle(session: Session, oldest_s: float) -> bool:
+    """The same, or whether a member of a stream of frames was last used before."""
+    if _idle_whole(session, oldest_s):
+        return True
+    return isinstance(session, Members) and not session.queued and len(session.idle(oldest_s)) > 0

@@ -76,6 +76,19 @@ class Settings(BaseSettings):
     # Whether the process ends, with exit code 70, when a thread of it stalls, for its supervisor to start it again.
     watchdog_exit: bool = False
     # What happens to a message with NaN or infinite input.
+    # HTTP/2 streams a connection; None: twice max_sessions, so that a proxy may carry every session on one.
+    max_concurrent_streams: _Positive | None = None
+    # Connections a process that answers calls; None: twice max_sessions, or as many as its descriptors allow.
+    max_connections: _Positive | None = None
+    # Seconds of silence after which a connection is asked whether it is alive, and that it has to answer.
+    keepalive_s: Annotated[float, Field(ge=0.1, le=86_400)] = 20.0
+    keepalive_timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0
+    # Bytes of half-received messages, queued work and unread replies, of the server; None: a quarter of its memory.
+    max_in_flight_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = None
+    # The same of one connection; None: half of the server's.
+    max_connection_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = None
+    # Seconds that all else gets to stop in after the grace; then the process ends itself.
+    stop_s: Annotated[float, Field(gt=0)] = 10.0
     non_finite: Literal["reject", "allow"] = "reject"
     # Microseconds to look for messages before sleeping, where the last waits were short; 0: sleep at once.
     spin_us: Annotated[int, Field(ge=0, le=10_000)] = 100
@@ -101,6 +114,11 @@ class Settings(BaseSettings):
 
     # Set by `load` for the one construction it makes.
     _toml: ClassVar[Path | None] = None
+
+    @property
+    def streams_a_connection(self) -> int:
+        """HTTP/2 streams that a connection may have."""
+        return self.max_concurrent_streams or 2 * self.max_sessions
 
     @property
     def latest_only(self) -> bool:

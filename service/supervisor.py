@@ -20,6 +20,7 @@ from .children import (
     DRAINED,
     READINESS,
     READY,
+    RELOAD,
     RINGS,
     SCRAPE,
     SCRAPED,
@@ -216,6 +217,20 @@ class Supervisor:
         with suppress(OSError, TimeoutError):
             return waiting.result(_SCRAPE_S)
         return None
+
+    def kill(self) -> None:
+        """End the processes at once."""
+        for kept in (*self._frontends, self._engine):
+            kept.let_go()
+            if (child := kept.child) is not None:
+                child.process.kill()
+
+    def reload(self) -> None:
+        """Have the front ends and the metrics port read their certificates anew, for connections that come."""
+        for frontend in self._frontends:
+            if frontend.child is not None:
+                frontend.child.pipe.send(RELOAD)
+        self._http.reload()
 
     def stop(self) -> None:
         """Shut down in order: front ends take no new sessions, the engine drains, all end.

@@ -17,6 +17,7 @@ import structlog
 
 from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
 from .first_messages import FirstMessages
+from .in_flight import FRAMING_BYTES, InFlight
 from .reading import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
 from .threaded_unary import Status, UnaryCall, set_status, start_reader, until_gone
 
@@ -28,10 +29,12 @@ _CALLS = 16_384
 class StreamCall:
     """One stream (a `calls.Call`)."""
 
-    gone = "cancelled"
-
-    def __init__(self, context: grpc.ServicerContext, first: FirstMessages) -> None:
+    def __init__(self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight) -> None:
         self.peer: str = context.peer()
+        self.gone = "cancelled"
+        self.messages = 0  # that have come
+        self._unanswered: deque[int] = deque()  # bytes of each message that is not answered
+        self._sending_bytes = 0  # of the reply that is with grpcio
         self._context = context
         self._first = first
         self._changed = threading.Condition()
@@ -44,6 +47,7 @@ class StreamCall:
         self._over = False  # the call has gone
         self._handler: StreamHandler | None = None
         self._busy = False  # the reading thread may be inside the handler
+        self._connection = in_flight.join(self)
 
     def metadata(self) -> Metadata:
         """What the client sent before its messages."""
@@ -52,6 +56,7 @@ class StreamCall:
     def run(self, requests: Iterator[bytes], open_: OpenStream) -> Iterator[bytes]:
         """Every reply, then the status; runs on the stream's thread of grpcio's pool."""
         if not self._context.add_callback(self._on_over):
+            self._connection.leave(self)
             return
         try:
             self._handler = open_(self)
@@ -83,7 +88,9 @@ class StreamCall:
                 self._changed.notify_all()
             if wake is not None:
                 wake()
+            self._sending_bytes = len(data)
             yield data
+            self._sending_bytes = 0
         self._end_if_over()
 
     def _read(self, requests: Iterator[bytes]) -> None:
@@ -97,6 +104,9 @@ class StreamCall:
                     if self._over or self._status is not None:
                         break
                     self._resumed = False
+                    self.messages += 1
+                    self._unanswered.append(len(message))
+                self._connection.take(len(message) + FRAMING_BYTES)
                 room = handler.on_message(message)
                 with self._changed:
                     self._paused = not room and not self._resumed
@@ -113,9 +123,11 @@ class StreamCall:
 
     def _may_read(self) -> bool:
         ended = self._over or self._status is not None
-        return ended or (not self._paused and len(self._outbox) < OUTBOX_REPLIES)
+        room = not self._paused and len(self._outbox) < OUTBOX_REPLIES
+        return ended or (room and not self._connection.stopped)
 
     def _on_over(self) -> None:
+        self._connection.leave(self)
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -140,12 +152,17 @@ class StreamCall:
     def reply(self, data: bytes, *, last: bool = True) -> None:
         """Send one message after those before it."""
         with self._changed:
+            if last and self._unanswered:
+                self._unanswered.popleft()
             if not self._over and self._status is None:
                 self._outbox.append(data)
                 self._changed.notify_all()
 
     def skip(self) -> None:
-        """The message at hand gets no reply: nothing to note, for the reading thread waits for none."""
+        """The message at hand gets no reply."""
+        with self._changed:
+            if self._unanswered:
+                self._unanswered.popleft()
 
     def read_on(self) -> None:
         """The reading thread reads ahead of the replies anyhow."""
@@ -178,6 +195,32 @@ class StreamCall:
                 self._status = (code, details, trailing)
                 self._changed.notify_all()
 
+    @property
+    def half_open(self) -> bool:
+        """Whether a message may be on its way."""
+        return not self._over
+
+    def held_bytes(self) -> int:
+        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+        with self._changed:
+            return sum(self._unanswered) + sum(map(len, self._outbox)) + 2 * self._sending_bytes
+
+    def read_again(self) -> None:
+        """The connection may be read again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
+        """End the call now, unsent replies dropped; `reason` is why its session has ended."""
+        self.gone = reason
+        with self._changed:
+            self._outbox.clear()
+        self.end(code, details, trailing)
+
+    def drop(self) -> None:
+        """End it though its client reads nothing, after `cut`: the status would wait behind a reply."""
+        self._context.cancel()
+
 
 class _Workers(futures.ThreadPoolExecutor):
     """Threads for calls, made as they are needed. If the machine gives no more, calls wait for one.
@@ -195,8 +238,9 @@ class ThreadedLane:
 
     name = "threaded"
 
-    def __init__(self) -> None:
+    def __init__(self, in_flight: InFlight | None = None) -> None:
         self.first_messages = FirstMessages()
+        self.in_flight = in_flight or InFlight()
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server with a thread for every call at once; they are made as they are needed. It never spins."""
@@ -219,11 +263,15 @@ class ThreadedLane:
             return None
         return beats(server)
 
+    def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
+        """The public API does not tell."""
+        return False
+
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
 
         def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            return StreamCall(context, self.first_messages).run(requests, open_)
+            return StreamCall(context, self.first_messages, self.in_flight).run(requests, open_)
 
         return grpc.stream_stream_rpc_method_handler(behaviour)
 
@@ -231,6 +279,6 @@ class ThreadedLane:
         """A unary method."""
 
         def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            return UnaryCall(context, self.first_messages).run(on_request, requests)
+            return UnaryCall(context, self.first_messages, self.in_flight).run(on_request, requests)
 
         return grpc.stream_stream_rpc_method_handler(behaviour)

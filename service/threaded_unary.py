@@ -10,6 +10,7 @@ import structlog
 
 from .calls import FAULT, OnRequest, Trailing
 from .first_messages import FirstMessages
+from .in_flight import FRAMING_BYTES, InFlight
 
 _log = structlog.get_logger(__name__)
 
@@ -19,8 +20,11 @@ Status = tuple[grpc.StatusCode, str, Trailing]
 class UnaryCall:
     """One unary call (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
 
-    def __init__(self, context: grpc.ServicerContext, first: FirstMessages) -> None:
+    def __init__(self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight) -> None:
         self.peer: str = context.peer()
+        self.messages = 0
+        self._held = 0  # bytes of the request, then of the response
+        self._connection = in_flight.join(self)
         self._context = context
         self._first_message = first
         self._lock = threading.Lock()
@@ -33,6 +37,7 @@ class UnaryCall:
     def run(self, on_request: OnRequest, requests: Iterator[bytes]) -> Iterator[bytes]:
         """The answer, or none and a status; waits until there is one."""
         if not self._context.add_callback(self._on_over):
+            self._connection.leave(self)
             return
         self._first_message.owes(self, self.fail)
         # Read on a thread of its own, so that the call can be ended though no message comes.
@@ -51,6 +56,9 @@ class UnaryCall:
         try:
             for data in until_gone(requests):
                 self._first_message.came(self)
+                self.messages = 1
+                self._held = len(data)
+                self._connection.take(self._held + FRAMING_BYTES)
                 on_request(self, data)
                 return
             self.fail(grpc.StatusCode.UNIMPLEMENTED, "a unary call carries one message; none came")
@@ -61,7 +69,28 @@ class UnaryCall:
         _log.error("unary handler failed", exc_info=error)
         self.fail(grpc.StatusCode.INTERNAL, FAULT)
 
+    @property
+    def half_open(self) -> bool:
+        """Whether its request may be on its way."""
+        return not self.messages and not self._done.is_set()
+
+    def held_bytes(self) -> int:
+        """Bytes of its request or, once it is answered, of the response that is not sent."""
+        return self._held
+
+    def read_again(self) -> None:
+        """It reads once."""
+
+    def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
+        """End the call now."""
+        self.fail(code, details, trailing)
+
+    def drop(self) -> None:
+        """End it though its client reads no response, after `cut`."""
+        self._context.cancel()
+
     def _on_over(self) -> None:
+        self._connection.leave(self)
         with self._lock:
             if self._done.is_set():
                 return
@@ -86,6 +115,7 @@ class UnaryCall:
         with self._lock:
             if not self._done.is_set():
                 self._data, self._status = data, status
+                self._held = len(data)
                 self._callback = None
                 self._done.set()
 

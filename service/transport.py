@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -14,16 +14,21 @@ from streamcell.proto.inference import oip
 from . import health, reflected
 from .answering import OnError
 from .calls import Handler, ServerLane
+from .in_flight import WINDOW_BYTES
+from .os_limits import connections_allowed, memory_bounds
 from .settings import Settings
+from .tls import Certificates
 
 # grpcio itself refuses messages this much over the limit; those below it get the typed error.
 _HEADROOM_BYTES = 1024 * 1024
 _STOP_S = 1.0
 _HOUSEKEEPING_S = 0.5
+_READ_S = 10.0
 
 Services = Mapping[str, Mapping[str, Handler]]
 
-_WAITING_CALLS = 1_000_000
+# Opened and reset in a loop, each costs the core 20 KB until it has been looked at: 80 MB in all.
+_WAITING_CALLS = 4_000
 
 
 class Transport:
@@ -50,6 +55,10 @@ class Transport:
         Raises:
             OSError: the port cannot be bound.
         """
+        self._settings = settings
+        self._certificates: Certificates | None = None
+        self._on_error = on_error
+        self._lane = lane
         self._names = tuple(services)
         self._lane = lane
         self._health = health.Health(on_error)
@@ -61,9 +70,21 @@ class Transport:
         self._grpc = lane.server(
             (
                 ("grpc.so_reuseport", int(port is not None)),
-                # Calls that begin at once are taken one by one; the core would refuse some from 1,000 waiting ones on.
+                ("grpc.max_concurrent_streams", settings.streams_a_connection),
+                ("grpc.max_allowed_incoming_connections", connections_allowed(settings)),
+                # Calls that begin at once are taken one by one; by itself the core refuses some from 1,000 on.
                 ("grpc.server.max_pending_requests", _WAITING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", _WAITING_CALLS),
+                # What a stream may send before it is read. The core's own choice grows to 4 MiB, which is no bound with
+                # many streams; for a message that is awaited it makes room in any case.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+                # A peer that died without a word is found out, and what it held is free again.
+                ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1000)),
+                ("grpc.http2.max_pings_without_data", 0),
+                # Without it the core waits a minute for an answer, whatever the other says.
+                ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+                ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
                 (
                     "grpc.max_receive_message_length",
                     max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES,
@@ -92,16 +113,32 @@ class Transport:
         address = f"{settings.host}:{port}"
         try:
             if settings.tls_cert is not None and settings.tls_key is not None:
-                pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-                return self._grpc.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                self._certificates = Certificates(settings.tls_cert, settings.tls_key)
+                return self._grpc.add_secure_port(address, self._certificates.credentials)
             return self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}") from error
+
+    def all_read(self) -> bool:
+        """Wait until what has come to the sockets is with the handlers; False if that takes too long."""
+        done = threading.Event()
+        return not self._lane.when_read(self._grpc, done.set) or done.wait(_READ_S)
+
+    def when_read(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once what has come to the sockets is with the handlers."""
+        if not self._lane.when_read(self._grpc, callback):
+            callback()
+
+    def reload(self) -> None:
+        """Read the certificate anew, for connections that come."""
+        if self._certificates is not None:
+            self._certificates.reload()
 
     def start(self) -> None:
         """Answer calls. Health says nothing yet: see `report`."""
         self._grpc.start()
         self._housekeeper.start()
+        self._lane.in_flight.watch(*memory_bounds(self._settings), self._on_error)
 
     def _keep_house(self) -> None:
         while not self._stopping.wait(_HOUSEKEEPING_S):
@@ -131,3 +168,4 @@ class Transport:
         """End what runs and close the port; returns once that is done."""
         self._stopping.set()
         self._grpc.stop(_STOP_S).wait()
+        self._lane.in_flight.stop()

@@ -24,6 +24,9 @@ LINES_LOST = 35  # as many log lines as the number says were not written
 SERVED = 34
 # Nor is this, either way: the sender's thread of that name makes no progress (number 1), or does again (0).
 STALLED = 36
+# And these: a question of the engine's, and its answer, given once the front end has passed on what had
+# come to its sockets.
+READ_ALL, ALL_READ = 37, 38
 
 WINDOW = 8  # messages of a call that may be on their way to its handler
 ROOM = 32  # replies of a call that may be on their way to its client

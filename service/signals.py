@@ -1,0 +1,104 @@
+"""What signals ask of a running server: to stop, to stop now, to read its certificates anew."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+_log = structlog.get_logger(__name__)
+
+HUNG = 3  # exit code of a server that would not stop in time
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stoppable(Protocol):
+    """What of a server signals reach."""
+
+    def kill(self) -> None:
+        """End its other processes at once."""
+
+    def reload(self) -> None:
+        """Read its certificates anew."""
+
+
+class Signals:
+    """Takes signals on a thread of its own, so that they are heard whatever the main thread is busy with."""
+
+    def __init__(self, stop_within_s: float) -> None:
+        """Take signals from now on. From the main thread. `stop_within_s`: from the first one to stop on."""
+        self.server: Stoppable | None = None  # once there is one
+        self._within_s = stop_within_s
+        self._asked = threading.Event()
+        self._ended = False
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._sockets = ours, theirs
+        for number in (*_STOPS, signal.SIGHUP):
+            signal.signal(number, lambda signum, frame: None)
+        threading.Thread(target=self._take, name="signals", daemon=True).start()
+
+    def wait(self) -> None:
+        """Return once the server is asked to stop."""
+        self._asked.wait()
+
+    def done(self) -> None:
+        """The server has stopped."""
+        self._ended = True
+        faulthandler.cancel_dump_traceback_later()
+
+    def _take(self) -> None:
+        while data := self._sockets[0].recv(64):
+            for number in data:
+                if number == signal.SIGHUP:
+                    self._guarded(self.server.reload if self.server is not None else None)
+                elif number not in _STOPS:
+                    continue
+                elif self._asked.is_set():
+                    self._end(128 + number)
+                else:
+                    self._asked.set()
+                    self._bound()
+
+    def _bound(self) -> None:
+        timer = threading.Timer(self._within_s, self._hung)
+        timer.daemon = True
+        timer.start()
+        # Should no Python run any more, this does; it ends with exit code 1.
+        with contextlib.suppress(RuntimeError, OSError, ValueError):
+            faulthandler.dump_traceback_later(self._within_s + 2.0, exit=True, file=2)
+
+    def _hung(self) -> None:
+        if self._ended:
+            return
+        # Whoever should read what is written here may be what hangs.
+        with contextlib.suppress(OSError):
+            os.set_blocking(2, False)
+        telling = threading.Thread(target=self._tell, daemon=True)
+        telling.start()
+        telling.join(1.0)
+        self._end(HUNG)
+
+    def _tell(self) -> None:
+        _log.error("not stopped in time, ending the process", seconds=self._within_s)
+        faulthandler.dump_traceback(file=2, all_threads=True)
+
+    def _end(self, code: int) -> None:
+        self._guarded(self.server.kill if self.server is not None else None)
+        os._exit(code)
+
+    @staticmethod
+    def _guarded(action: Callable[[], None] | None) -> None:
+        try:
+            if action is not None:
+                action()
+        except Exception as error:
+            _log.error("signal could not be followed", exc_info=error)

@@ -19,7 +19,8 @@ from .pool import StatePool
 from .programs import Cell, Programs
 from .rewrite import Pooled
 from .slots import INITIAL_ROW
-from .staging import Staged, staging
+from .staging import Staged, resting, staging
+from .values import index_check
 
 __all__ = ["Cell", "Engine", "Staged", "fixed_sizes"]
 
@@ -90,6 +91,9 @@ class Engine:
         self.pool = StatePool(
             pooled.pools, slots=max_sessions if signature.states else 0, scratch=self.max_batch, device=device
         )
+        # One an input; what stands behind them in `Staged.values` are outputs.
+        self._index_checks = [index_check(tensor) for tensor in signature.inputs]
+        self._resting = [resting(tensor) for tensor in signature.inputs]
         self._graphs, self._graphs_forced = self._wants_graphs(cuda_graphs), bool(cuda_graphs)
         make: Callable[..., Programs] = partial(
             Programs,
@@ -162,13 +166,13 @@ class Engine:
             self._clear_padding(staged, used)
 
     def _clear_padding(self, staged: Staged, used: int) -> None:
-        """Zero what integer inputs hold in padding: what another shape of run left there may be no token of a table."""
-        for array in staged.values[: len(staged.inputs)]:
+        """Clear integer inputs in padding: what another shape of run left there may be no token of a table."""
+        for array, step in zip(staged.values, self._resting, strict=False):
             if array.dtype.kind not in "iu":
                 continue
-            array[used:] = 0
+            array[used:] = step
             if self.signature.lengths and staged.steps > 1:
-                array[:used][np.arange(staged.steps) >= staged.lengths[:used, None]] = 0
+                array[:used][np.arange(staged.steps) >= staged.lengths[:used, None]] = step
 
     def run(self, staged: Staged) -> None:
         """Run the model on what is staged. Outputs are in `staged.outputs`, states in the pool.
@@ -180,9 +184,11 @@ class Engine:
         staged.go()
 
     def bad_rows(self, staged: Staged, used: int, *, allow_non_finite: bool) -> list[int]:
-        """Which of the first `used` rows hold a NaN or an infinity (unless allowed), or a bool that is not 0 or 1."""
+        """Which of the first `used` rows hold what they may not: a NaN or an infinity (unless allowed), a bool that
+        is not 0 or 1, an index of no row.
+        """
         bad: set[int] = set()
-        for array in staged.values[: len(staged.inputs)]:
+        for array, check in zip(staged.values, self._index_checks, strict=False):
             if array.dtype.kind == "f" and not allow_non_finite:
                 rows = array if used == len(array) else array[:used]
                 flat = rows.reshape(-1)
@@ -192,6 +198,10 @@ class Engine:
                 fine = np.isfinite(rows)
             elif array.dtype.kind == "b":
                 fine = array[:used].view(np.uint8) <= 1
+            elif check is not None:
+                if check.fine(rows := array[:used]):
+                    continue
+                fine = check.inside(rows)
             else:
                 continue
             if not fine.all():
@@ -199,7 +209,7 @@ class Engine:
         return sorted(bad)
 
     def clear_inputs(self) -> None:
-        """Zero the staging memory, so that no refused value stays behind in padding."""
+        """Clear the staging memory, so that no refused value stays behind in padding."""
         self._staging.clear()
 
     def warm_up(self) -> None:

@@ -85,6 +85,12 @@ class NonFiniteInput(InvalidArgument):
     reason = "NON_FINITE_INPUT"
 
 
+class IndexOutOfRange(InvalidArgument):
+    """A value that names no row of the table which the model looks it up in."""
+
+    reason = "INDEX_OUT_OF_RANGE"
+
+
 class TooManySteps(InvalidArgument):
     reason = "TOO_MANY_STEPS"
 
@@ -257,6 +263,12 @@ class EngineFailed(ServiceError):
     """The model's run failed; no step of the message was applied."""
 
     reason = "ENGINE_FAILED"
+
+
+class RunTimeout(ServiceError):
+    """A run of the model took longer than this server allows, and was ended."""
+
+    reason = "RUN_TIMEOUT"
 
 
 def as_status(error: ServiceError) -> tuple[grpc.StatusCode, str, Metadata]:

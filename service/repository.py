@@ -20,6 +20,7 @@ from streamcell.card import CardError, Generation, ModelCard, Signature, read_ca
 
 from .border import check_signature, read_border
 from .detect import detect
+from .index_ranges import with_index_ranges
 from .load_errors import ModelLoadError, RepositoryError, SidecarError
 from .locate import Located, Stamp, locate, sidecar_path, stamp
 from .sidecar import read_sidecar, resolve
@@ -144,6 +145,8 @@ def _open(path: Path, name: str, version: str) -> ModelFile:
     else:
         signature = detect(border, sidecar_name=beside.name)
     check_signature(border, signature, constants)
+    stated = {t.name for t in sidecar.inputs if t.index_range is not None} if sidecar is not None else set()
+    signature = with_index_ranges(model.graph, signature, stated)
     if sidecar is not None and sidecar.name is not None:
         name = sidecar.name
     if not _NAME.fullmatch(name):

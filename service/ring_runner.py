@@ -150,14 +150,17 @@ class RingRunner:
         return batch.keep(keep)
 
     def _bad(self, batch: RingBatch, places: np.ndarray) -> ServiceError | None:
-        """What is wrong with a message, or with a part of one, as if what ran of it before were all zeros."""
-        before = int(batch.head["index"][places[0]])
+        """What is wrong with a message, or with the part of one that follows what ran of it before."""
         payloads = tuple(
-            bytes(before * (end - begin)) + batch.records[places, begin:end].tobytes()
-            for begin, end in batch.desk.inputs.places
+            batch.records[places, begin:end].tobytes() for begin, end in batch.desk.inputs.places
         )
-        work = Work(payloads, before + len(places), Output.NONE, 0, 0.0)
-        return check_values(self._engine.signature, work, self._allow_non_finite)
+        work = Work(payloads, len(places), Output.NONE, 0, 0.0)
+        return check_values(
+            self._engine.signature,
+            work,
+            self._allow_non_finite,
+            steps_before=int(batch.head["index"][places[0]]),
+        )
 
     def _firsts(self, batch: RingBatch, error: ServiceError) -> list[tuple[int, int, ServiceError]]:
         """`error` for every session of the batch."""

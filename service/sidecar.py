@@ -30,6 +30,9 @@ class SidecarTensor(_Strict):
     # The shape of one session's single timestep; needed where the graph leaves a size open.
     step_shape: tuple[Dimension, ...] | None = None
     distribution: Literal["bernoulli_logits", "categorical_logits", "real"] | None = None
+    # The lowest and the highest index of an input that indexes a table, or "any" to check none; left out: what the
+    # graph says.
+    index_range: tuple[int, int] | Literal["any"] | None = None
 
 
 class SidecarState(_Strict):
@@ -175,12 +178,16 @@ def _tensor(port: Port, given: SidecarTensor, lead: tuple[str, ...], key: str) -
         if len(port.dims) < len(lead):
             raise SidecarError(f"{where}: expected [{', '.join([*lead, '…'])}], the graph has {port}")
         shape = _sizes(port, range(len(lead), len(port.dims)), where, "step_shape")
-    return Tensor(
-        name=port.name,
-        dtype=_dtype(port, given.dtype, where),
-        step_shape=shape,
-        distribution=given.distribution,
-    )
+    try:
+        return Tensor(
+            name=port.name,
+            dtype=_dtype(port, given.dtype, where),
+            step_shape=shape,
+            distribution=given.distribution,
+            index_ranges=(given.index_range,) if isinstance(given.index_range, tuple) else (),
+        )
+    except ValidationError as error:
+        raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
 
 
 def _sizes(port: Port, axes: range | list[int], where: str, key: str) -> tuple[int, ...]:

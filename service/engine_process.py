@@ -70,7 +70,7 @@ class EngineProcess(ChildProcess):
         try:
             host = self._host = Host(settings, self._served, bell=EventBell if rings else lambda: None)
         except (DeviceError, ModelLoadError, OSError) as error:
-            self._pipe.send(UNFIT, body=str(error).encode())
+            self._pipe.send(UNFIT, body=str(error).encode(errors="backslashreplace"))
             self.stop()
             return
         for model in host.models if rings else ():

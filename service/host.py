@@ -17,7 +17,7 @@ from .control import Control
 from .device import Device
 from .errors import ServerDraining
 from .frames import FrameStream
-from .loaded import load
+from .loaded import load_all
 from .metrics import ServerMetrics
 from .model_choice import at_start
 from .model_control import ModelControl
@@ -63,7 +63,7 @@ class Host:
         device = Device.parse(settings.device, tf32=settings.tf32)
         device.check()
         self.metrics = ServerMetrics()
-        self.models = Models([load(file, settings, device, bell=bell()) for file in at_start(settings)])
+        self.models = Models(load_all(at_start(settings), settings, device, bell))
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         self.service = Service(self.models, self.sessions, self.metrics, Limits.of(settings))
         self._control = ModelControl(settings, device, self.models, self.sessions, self.metrics, served)

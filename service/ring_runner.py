@@ -9,7 +9,7 @@ import numpy as np
 import structlog
 
 from .engine import Engine
-from .errors import EngineFailed, RefusedByModel, ServiceError
+from .errors import RefusedByModel, RunTimeout, ServiceError, run_failure
 from .model_metrics import ModelMetrics
 from .ring import Records
 from .ring_batch import RingBatch
@@ -45,7 +45,7 @@ class RingRunner:
                 staged = self._stage(batch) if len(batch.seats) else staged
             times_s = self._run(batch, staged) if len(batch.seats) else None
         except Exception as error:  # ONNX Runtime's errors share no base class
-            if self._engine.commits_last:
+            if self._engine.commits_last and not isinstance(error, RunTimeout):
                 self._run_alone(batch, refused)
             else:
                 self._fail(batch, error, refused)
@@ -183,9 +183,9 @@ class RingRunner:
                 self._land(alone, staged, times_s)
 
     def _fail(self, batch: RingBatch, cause: Exception, refused: list[tuple[int, int, ServiceError]]) -> None:
-        """The run failed: no state was written; each session of the batch ends with ENGINE_FAILED."""
+        """The run failed, or was ended for taking too long; each session of the batch ends with it."""
         _log.error("engine run failed", rows=len(batch.seats), steps=batch.steps, exc_info=cause)
-        error = EngineFailed("the model's run failed; no step of this message was applied")
+        error = run_failure(cause)
         messages = int(np.count_nonzero(batch.head["first"].astype(bool) | (batch.place == 0)))
         # The first of each session is counted by its front end.
         self._metrics.request_failed(error, messages - len(batch.seats))

@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     idle_timeout_s: Annotated[float, Field(ge=0)] = 300.0
     # Seconds that live streams get to finish after SIGTERM.
     grace_s: Annotated[float, Field(ge=0)] = 10.0
+    # Seconds that one run of a model may take before it is ended, with the sessions of its batch; 0: any.
+    run_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+    # Seconds that loading a model may take, its warm-up included; 0: any.
+    load_timeout_s: Annotated[float, Field(ge=0)] = 300.0
+    # Whether the folder of models may hold links to files outside it.
+    follow_links: bool = False
     # What happens to a message with NaN or infinite input.
     non_finite: Literal["reject", "allow"] = "reject"
     # Microseconds to look for messages before sleeping, where the last waits were short; 0: sleep at once.

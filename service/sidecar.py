@@ -17,6 +17,9 @@ from streamcell.card.signature import Dimension, Dtype
 from .border import Border, Port, axes_before_step
 from .load_errors import SidecarError
 
+# Of the whole file.
+MOST_BYTES = 1 << 20
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,8 +106,14 @@ def read_sidecar(path: Path) -> Sidecar:
         SidecarError: it is no TOML, or a key is missing, unknown or has a wrong value; it names file and key.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise SidecarError(f"a sidecar has at most {MOST_BYTES} bytes, this one has more", path)
+        data = tomllib.loads(text.decode())
+    except RecursionError as error:
+        raise SidecarError("not valid TOML: it is nested too deeply", path) from error
+    except ValueError as error:
         raise SidecarError(f"not valid TOML: {error}", path) from error
     except OSError as error:
         raise SidecarError(f"cannot be read: {error.strerror}", path) from error

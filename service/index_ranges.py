@@ -8,69 +8,20 @@ index of -1 for a table's last row; nobody sends that on purpose, so indices beg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Collection, Mapping
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
 
 from streamcell.card import Signature, Tensor
 
-Ints: TypeAlias = npt.NDArray[np.int64]
+from .index_trace import MOST_DEPTH, Ints, Scope, Trace, attribute_of, through
+
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 # Ranges that differ from element to element are kept for steps of no more elements.
 MOST_ELEMENTS = 1024
-_MOST_CONSTANT, _MOST_DEPTH = 1024, 16
-_INDEX_TYPES = (
-    onnx.TensorProto.INT32,
-    onnx.TensorProto.INT64,
-    onnx.TensorProto.UINT32,
-    onnx.TensorProto.UINT64,
-)
-_SAME_SHAPE = frozenset({"Identity", "Cast", "DequantizeLinear", "Dropout"})
-
-
-@dataclass(frozen=True, eq=False)
-class _Trace:
-    """Values that came from one input.
-
-    Attributes:
-        elements: how many a step has.
-        places: for one row of one timestep, which element of the step stands where; None: no longer known.
-        shift: what has been added to each element, int64[elements].
-        mixed: whether other values stand among them.
-    """
-
-    elements: int
-    places: Ints | None
-    shift: Ints
-    mixed: bool = False
-
-    def moved(self, move: Callable[[Ints], Ints] | None) -> _Trace:
-        """All of the values, elsewhere; `move` is None where it is not known where."""
-        if self.places is None or move is None:
-            return replace(self, places=None)
-        try:
-            return replace(self, places=move(self.places))
-        except (ValueError, IndexError, TypeError):
-            return replace(self, places=None)
-
-    def chosen(self, choose: Callable[[Ints], Ints] | None) -> _Trace | None:
-        """Some of the values; None where it is not known which."""
-        if self.places is not None and choose is not None:
-            try:
-                return replace(self, places=choose(self.places))
-            except (ValueError, IndexError, TypeError):
-                return None
-        return None if self.elements > 1 or self.mixed else replace(self, places=None)
-
-    def present(self) -> Ints:
-        """The elements among the values."""
-        return np.arange(self.elements) if self.places is None else np.unique(self.places)
 
 
 def with_index_ranges(
@@ -88,17 +39,18 @@ def with_index_ranges(
 
 def find_ranges(graph: onnx.GraphProto, signature: Signature, tensor: Tensor) -> Ranges:
     """The range of each element of a step of `tensor`, one for all where it is the same, none where it is open."""
-    elements = math.prod(tensor.step_shape)
+    # Of too many nothing is told apart: two stand for all.
+    elements = size if (size := math.prod(tensor.step_shape)) <= MOST_ELEMENTS else 2
     if not tensor.dtype.startswith(("int", "uint")):
         return ()
     lead = (1, 1) if signature.has_time else (1,)
-    places = np.arange(elements).reshape(*lead, *tensor.step_shape) if elements <= MOST_ELEMENTS else None
+    places = np.arange(size).reshape(*lead, *tensor.step_shape) if size == elements else None
     limits = np.iinfo(tensor.dtype)
     found = _Found(
         np.full(elements, max(limits.min, -(2**63))), np.full(elements, min(limits.max, 2**63 - 1))
     )
-    trace = _Trace(elements, places, np.zeros(elements, np.int64))
-    _walk(graph, {tensor.name: trace}, _Scope(graph), found)
+    trace = Trace(elements, places, np.zeros(elements, np.int64))
+    _walk(graph, {tensor.name: trace}, Scope(graph), found)
     return found.ranges() if found.any else ()
 
 
@@ -124,7 +76,7 @@ class _Found:
     def __init__(self, low: Ints, high: Ints) -> None:
         self.low, self.high, self.any = low, high, False
 
-    def bound(self, trace: _Trace, size: int | None, at: Ints | None = None) -> None:
+    def bound(self, trace: Trace, size: int | None, at: Ints | None = None) -> None:
         """The values of `trace`, those at `at` where that is given, index an axis of `size`."""
         if size is None or size <= 0:
             return
@@ -142,71 +94,11 @@ class _Found:
         pairs = list(zip(self.low.tolist(), self.high.tolist(), strict=True))
         if len(set(pairs)) == 1:
             return (pairs[0],)
-        return tuple(pairs) if len(pairs) <= MOST_ELEMENTS else ()
-
-
-class _Scope:
-    """What is known of the values of a graph and of those around it: small constants, and shapes."""
-
-    def __init__(self, graph: onnx.GraphProto, outer: _Scope | None = None) -> None:
-        self._outer = outer
-        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._makers = {name: node for node in graph.node for name in node.output if name}
-        self._declared = {value.name: value.type for value in (*graph.input, *graph.value_info)}
-
-    def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """The value of a small constant of whole numbers."""
-        tensor = self._tensor(name)
-        if tensor is None or math.prod(tensor.dims) > _MOST_CONSTANT or tensor.data_type not in _INDEX_TYPES:
-            return self._outer.constant(name) if self._outer is not None and not self._has(name) else None
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            return None
-        try:
-            return numpy_helper.to_array(tensor)
-        except (ValueError, TypeError):
-            return None
-
-    def dims(self, name: str, depth: int = 0) -> tuple[int | None, ...] | None:
-        """The shape of a value, None for sizes that are not known."""
-        if depth > _MOST_DEPTH:
-            return None
-        if (tensor := self._tensor(name)) is not None:
-            return tuple(tensor.dims)
-        node = self._makers.get(name)
-        if node is not None and node.op_type in _SAME_SHAPE and node.input:
-            return self.dims(node.input[0], depth + 1)
-        if node is not None and node.op_type == "Transpose":
-            dims = self.dims(node.input[0], depth + 1)
-            perm = _attribute(node, "perm") or (range(len(dims))[::-1] if dims else ())
-            return None if dims is None or len(perm) != len(dims) else tuple(dims[axis] for axis in perm)
-        if name in self._declared:
-            shape = self._declared[name].tensor_type.shape
-            return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in shape.dim)
-        if node is None and self._outer is not None:
-            return self._outer.dims(name, depth + 1)
-        return None
-
-    def _has(self, name: str) -> bool:
-        return name in self._tensors or name in self._makers or name in self._declared
-
-    def _tensor(self, name: str) -> onnx.TensorProto | None:
-        if (tensor := self._tensors.get(name)) is not None:
-            return tensor
-        node = self._makers.get(name)
-        if node is None or node.op_type != "Constant":
-            return None
-        for attribute in node.attribute:
-            if attribute.name == "value":
-                return attribute.t
-            if attribute.name == "value_int":
-                return numpy_helper.from_array(np.array(attribute.i, np.int64))
-            if attribute.name == "value_ints":
-                return numpy_helper.from_array(np.array(attribute.ints, np.int64))
-        return None
+        return tuple(pairs)
 
 
 def _walk(
-    graph: onnx.GraphProto, traces: Mapping[str, _Trace], scope: _Scope, found: _Found, depth: int = 0
+    graph: onnx.GraphProto, traces: Mapping[str, Trace], scope: Scope, found: _Found, depth: int = 0
 ) -> None:
     traces = dict(traces)
     for node in graph.node:
@@ -214,16 +106,16 @@ def _walk(
             if (trace := traces.get(name)) is None or node.domain not in ("", "ai.onnx"):
                 continue
             _use(node, position, trace, scope, found)
-            for output, goes_on in _through(node, position, trace, scope):
+            for output, goes_on in through(node, position, trace, scope):
                 traces.setdefault(output, goes_on)
-        if node.op_type in ("Scan", "Loop") and depth < _MOST_DEPTH:
+        if node.op_type in ("Scan", "Loop") and depth < MOST_DEPTH:
             for attribute in node.attribute:
                 if attribute.name == "body":
                     body = {**traces, **_entering(node, attribute.g, traces)}
-                    _walk(attribute.g, body, _Scope(attribute.g, scope), found, depth + 1)
+                    _walk(attribute.g, body, Scope(attribute.g, scope), found, depth + 1)
 
 
-def _use(node: onnx.NodeProto, position: int, trace: _Trace, scope: _Scope, found: _Found) -> None:
+def _use(node: onnx.NodeProto, position: int, trace: Trace, scope: Scope, found: _Found) -> None:
     """Note the range where `node` takes the values for indices."""
     if node.op_type == "OneHot" and position == 0:
         depth = scope.constant(node.input[1])
@@ -232,11 +124,11 @@ def _use(node: onnx.NodeProto, position: int, trace: _Trace, scope: _Scope, foun
     if position != 1 or (dims := scope.dims(node.input[0])) is None:
         return
     if node.op_type in ("Gather", "GatherElements", "ScatterElements", "Scatter"):
-        axis = _attribute(node, "axis") or 0
+        axis = attribute_of(node, "axis") or 0
         if -len(dims) <= axis < len(dims):
             found.bound(trace, dims[axis])
     elif node.op_type in ("GatherND", "ScatterND"):
-        first = (_attribute(node, "batch_dims") or 0) if node.op_type == "GatherND" else 0
+        first = (attribute_of(node, "batch_dims") or 0) if node.op_type == "GatherND" else 0
         if trace.places is not None and trace.places.ndim:
             columns = trace.places.reshape(-1, trace.places.shape[-1]).T
             for size, column in zip(dims[first:], columns, strict=False):
@@ -245,122 +137,14 @@ def _use(node: onnx.NodeProto, position: int, trace: _Trace, scope: _Scope, foun
             found.bound(trace, dims[first])
 
 
-def _through(
-    node: onnx.NodeProto, position: int, trace: _Trace, scope: _Scope
-) -> Iterator[tuple[str, _Trace]]:
-    """What of the values goes on, by the name of the output that has it."""
-    op, output = node.op_type, node.output[0] if node.output else ""
-    if op in ("Add", "Sub"):
-        if (shifted := _shifted(node, position, trace, scope)) is not None:
-            yield output, shifted
-    elif op == "Concat":
-        yield output, replace(trace.moved(None), mixed=len(node.input) > 1)
-    elif position:
-        return
-    elif op in ("Identity", "Squeeze", "Unsqueeze", "Flatten", "Reshape", "Transpose", "Expand", "Tile"):
-        yield output, trace.moved(_mover(node, scope))
-    elif op == "Cast":
-        if _attribute(node, "to") in _INDEX_TYPES:
-            yield output, trace
-    elif op in ("Slice", "Gather", "GatherElements", "GatherND"):
-        if (kept := trace.chosen(_chooser(node, scope))) is not None:
-            yield output, kept
-    elif op == "Split":
-        axis, count = _attribute(node, "axis") or 0, len(node.output)
-        for number, name in enumerate(node.output):
-            sizes = _numbers(node, "split", 1, scope)
-
-            def part(places: Ints, number: int = number, sizes: list[int] | None = sizes) -> Ints:
-                at = np.cumsum(sizes)[:-1].tolist() if sizes else count
-                return np.split(places, at, axis)[number]
-
-            if (kept := trace.chosen(part)) is not None:
-                yield name, kept
-
-
-def _shifted(node: onnx.NodeProto, position: int, trace: _Trace, scope: _Scope) -> _Trace | None:
-    """The trace behind an Add or a Sub of constants."""
-    other = scope.constant(node.input[1 - position]) if len(node.input) == 2 else None
-    if other is None or (node.op_type == "Sub" and position == 1) or trace.mixed:
-        return None
-    by = other.astype(np.int64) * (1 if node.op_type == "Add" else -1)
-    shift = trace.shift.copy()
-    if by.size == 1:
-        shift += by.reshape(-1)[0]
-        return replace(trace, shift=shift)
-    if trace.places is None:
-        return None
-    try:
-        places, added = np.broadcast_arrays(trace.places, by)
-    except ValueError:
-        return None
-    if places.size != trace.places.size or len(np.unique(places)) != places.size:
-        return None  # one element would have several shifts
-    shift[places.reshape(-1)] += added.reshape(-1)
-    return replace(trace, places=places, shift=shift)
-
-
-def _mover(node: onnx.NodeProto, scope: _Scope) -> Callable[[Ints], Ints] | None:
-    op = node.op_type
-    if op == "Identity":
-        return lambda places: places
-    if op == "Transpose":
-        perm = _attribute(node, "perm")
-        return lambda places: places.transpose(perm)
-    if op == "Flatten":
-        axis = _attribute(node, "axis")
-        axis = 1 if axis is None else axis
-        return lambda places: places.reshape(math.prod(places.shape[:axis]), -1)
-    numbers = _numbers(node, "shape" if op == "Reshape" else "axes", 1, scope)
-    if op == "Reshape" and numbers is not None and not _attribute(node, "allowzero"):
-        return lambda places: places.reshape([n or places.shape[i] for i, n in enumerate(numbers)])
-    if op == "Unsqueeze" and numbers is not None:
-        return lambda places: np.expand_dims(places, tuple(numbers))
-    if op == "Squeeze" and numbers is not None:
-        return lambda places: np.squeeze(places, tuple(numbers))
-    return None
-
-
-def _chooser(node: onnx.NodeProto, scope: _Scope) -> Callable[[Ints], Ints] | None:
-    if node.op_type == "Gather":
-        indices, axis = scope.constant(node.input[1]), _attribute(node, "axis") or 0
-        return None if indices is None else lambda places: np.take(places, indices, axis)
-    if node.op_type == "Slice":
-        starts, ends = (_numbers(node, key, at, scope) for key, at in (("starts", 1), ("ends", 2)))
-        if starts is None or ends is None:
-            return None
-        axes = _numbers(node, "axes", 3, scope) or list(range(len(starts)))
-        steps = _numbers(node, "steps", 4, scope) or [1] * len(starts)
-
-        def cut(places: Ints) -> Ints:
-            cuts = [slice(None)] * places.ndim
-            for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-                cuts[axis] = slice(start, None if step < 0 and end < -places.shape[axis] else end, step)
-            return places[tuple(cuts)]
-
-        return cut
-    return None
-
-
-def _entering(node: onnx.NodeProto, body: onnx.GraphProto, traces: Mapping[str, _Trace]) -> dict[str, _Trace]:
+def _entering(node: onnx.NodeProto, body: onnx.GraphProto, traces: Mapping[str, Trace]) -> dict[str, Trace]:
     """What goes into the body of a Scan or a Loop, by its names there."""
-    entering: dict[str, _Trace] = {}
-    scanned = len(node.input) - (_attribute(node, "num_scan_inputs") or 0) if node.op_type == "Scan" else None
+    entering: dict[str, Trace] = {}
+    scanned = (
+        len(node.input) - (attribute_of(node, "num_scan_inputs") or 0) if node.op_type == "Scan" else None
+    )
     for position, (name, inner) in enumerate(zip(node.input, body.input, strict=False)):
         if (trace := traces.get(name)) is not None and (node.op_type == "Scan" or position > 1):
             # Each turn takes a part of what is scanned; all of it goes in.
             entering[inner.name] = trace.moved(None) if scanned is not None and position >= scanned else trace
     return entering
-
-
-def _numbers(node: onnx.NodeProto, key: str, position: int, scope: _Scope) -> list[int] | None:
-    """A list of numbers that newer opsets take as an input and older ones as an attribute."""
-    if len(node.input) > position and node.input[position]:
-        value = scope.constant(node.input[position])
-        return None if value is None else [int(number) for number in value.reshape(-1)]
-    given = _attribute(node, key)
-    return None if given is None else [int(number) for number in given]
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> Any:
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)

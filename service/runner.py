@@ -197,14 +197,8 @@ class Runner:
                 kept.append(row)
             else:
                 self._batcher.landed(Batch([row], 0, uniform=False), applied=False)
-        if batch.searches:
-            left = {id(row.session) for row in kept}
-            gone = [search for search in batch.searches if id(search.active[0]) not in left]
-            batch.searches = [search for search in batch.searches if search not in gone]
+        if gone := batch.keep(kept):
             self._batcher.landed(Batch([], 0, uniform=False, searches=gone), applied=False)
-        batch.rows = kept
-        batch.steps = max((row.steps for row in kept), default=0)
-        batch.uniform = False
 
     # Deliver
 
@@ -293,10 +287,7 @@ class Runner:
                 self._deliver(alone, staged)
 
     def _fail(self, batch: Batch, cause: Exception) -> None:
-        """The run failed, or was ended for taking too long; each session of the batch ends with it.
-
-        What was written of their states is not read again.
-        """
+        """The run failed or was ended: each session of the batch ends, so what was written is not read again."""
         if isinstance(cause, RunTimeout):
             self._shortness.stalled()
             self._batcher.inline = None

@@ -11,6 +11,9 @@ from .signature import Signature
 
 FORMAT: Literal["streamcell.card/1"] = "streamcell.card/1"
 METADATA_KEY = "streamcell.card"
+# Of the document: it goes to clients whole, and their limit on a message is 4 MiB.
+MOST_BYTES = 1 << 20
+_MOST_PROBLEMS, _MOST_TEXT = 10, 200
 
 
 class CardError(ValueError):
@@ -67,11 +70,25 @@ def read_card(model: _HasMetadata) -> ModelCard | None:
     """
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
+            if len(entry.value) > MOST_BYTES:
+                raise CardError(
+                    f"the embedded model card has at most {MOST_BYTES} bytes, this one has {len(entry.value)}"
+                )
             try:
                 return ModelCard.model_validate_json(entry.value)
             except ValidationError as error:
-                raise CardError(f"the embedded model card is not valid: {error}") from error
+                raise CardError(f"the embedded model card is not valid: {_explain(error)}") from error
     return None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problems, each by its key and without the value, which may be long."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [
+        f"{'.'.join(map(str, each['loc']))}: {each['msg']}"[:_MOST_TEXT] for each in problems[:_MOST_PROBLEMS]
+    ]
+    more = f"; and {len(problems) - len(told)} more" if len(problems) > len(told) else ""
+    return "; ".join(told) + more
 
 
 def write_card(model: _HasMetadata, card: ModelCard) -> None:

@@ -47,6 +47,26 @@ class Tensor(_Strict):
     step_shape: tuple[Dimension, ...] = ()
     # What the values parametrise, for clients that sample or score them.
     distribution: Literal["bernoulli_logits", "categorical_logits", "real"] | None = None
+    # The lowest and the highest value of an input that indexes a table: one pair for all elements of a step or one
+    # for each, in C order; none: every value of the dtype.
+    index_ranges: tuple[tuple[int, int], ...] = ()
+
+    @model_validator(mode="after")
+    def _ranges_fit(self) -> Tensor:
+        if not self.index_ranges:
+            return self
+        if not self.dtype.startswith(("int", "uint")):
+            raise ValueError(f"{self.name!r}: {self.dtype} is no index and has no index_ranges")
+        if len(self.index_ranges) not in (1, math.prod(self.step_shape)):
+            raise ValueError(
+                f"{self.name!r}: {len(self.index_ranges)} index_ranges, expected one or {math.prod(self.step_shape)}"
+            )
+        bits = min(63, 8 * DTYPES[self.dtype] - (not self.dtype.startswith("u")))
+        least, most = (0 if self.dtype.startswith("u") else -(2**bits)), 2**bits - 1
+        for low, high in self.index_ranges:
+            if not least <= low <= high <= most:
+                raise ValueError(f"{self.name!r}: index range {low} to {high} is none of {self.dtype}")
+        return self
 
     @cached_property
     def step_bytes(self) -> int:

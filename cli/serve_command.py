@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from streamcell.service import Settings as ServerSettings
 
 _Option = typer.Option
 
@@ -101,6 +105,15 @@ def command(
     stop_s: Annotated[
         float | None, _Option(help="Seconds that stopping may take after the grace.  [10]")
     ] = None,
+    run_timeout_s: Annotated[
+        float | None, _Option(help="Seconds a run of a model may take; 0: any.  [60]")
+    ] = None,
+    load_timeout_s: Annotated[
+        float | None, _Option(help="Seconds that loading a model may take; 0: any.  [300]")
+    ] = None,
+    follow_links: Annotated[
+        bool | None, _Option(help="Follow links that lead out of the folder of models.  [off]")
+    ] = None,
     non_finite: Annotated[
         str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
     ] = None,
@@ -180,8 +193,20 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
         server.start()
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)
+        _end_with_loads(settings)
         return 1
     signals.wait()
     server.stop()
     signals.done()
     return 0
+
+
+def _end_with_loads(settings: ServerSettings) -> None:
+    """End the process where a load that was given up still goes on: the interpreter would wait for it."""
+    if settings.frontends:  # models are loaded in another process
+        return
+    from streamcell.service.load_thread import abandoned
+
+    if abandoned():
+        sys.stderr.flush()
+        os._exit(1)

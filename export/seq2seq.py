@@ -56,7 +56,7 @@ def _signature(model: Seq2Seq, lengths: str | None) -> Signature:
     distribution = cast("_Distribution | None", model.distribution)
     shape = (model.num_layers, model.hidden_size)
     return Signature(
-        inputs=(Tensor(name="x", dtype="int64", step_shape=()),),
+        inputs=(Tensor(name="x", dtype="int64", index_ranges=((0, model.input_size - 1),)),),
         outputs=(
             Tensor(name="y", dtype="float32", step_shape=(model.output_size,), distribution=distribution),
         ),

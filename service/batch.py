@@ -47,6 +47,16 @@ class Batch:
         """Whose rows they are."""
         return chain((row.session for row in self.rows), (search.session for search in self.searches))
 
+    def keep(self, rows: list[Row]) -> list[Search]:
+        """Go on with `rows` of the batch, some of them cut short; the searches that none of them belongs to."""
+        left = {id(row.session) for row in rows}
+        gone = [search for search in self.searches if id(search.active[0]) not in left]
+        self.searches = [search for search in self.searches if search not in gone]
+        self.rows = rows
+        self.steps = max((row.steps for row in rows), default=0)
+        self.uniform = False
+        return gone
+
     def apart(self) -> Iterator[Batch]:
         """The rows one by one, but a search's together."""
         for row in self.rows:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import structlog
 
 from .copies import Copies, CudaError, HostCopies, cuda_copies
+from .time_limit import TimeLimit
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # The first ONNX Runtime whose CUDA kernels no longer re-read freed host memory when a graph is replayed
@@ -21,6 +22,9 @@ GRAPHS_SINCE = (1, 31)
 
 # The session's setting that makes it tell where each node runs.
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+# The largest result of constants that is computed as a session is made.
+_FOLDED_BYTES = "optimization.constant_folding_max_output_size_in_bytes"
+_LEAST_FOLDED_BYTES = 1 << 20
 _log = structlog.get_logger(__name__)
 
 
@@ -88,7 +92,13 @@ class Device:
             )
 
     def session(
-        self, model: bytes, *, intra_op_threads: int, stream: int = 0, graphs: bool = False
+        self,
+        model: bytes,
+        *,
+        intra_op_threads: int,
+        stream: int = 0,
+        graphs: bool = False,
+        limit: TimeLimit | None = None,
     ) -> ort.InferenceSession:
         """A session that runs on this device and nowhere else by accident.
 
@@ -97,6 +107,7 @@ class Device:
             intra_op_threads: ONNX Runtime's threads within an operator.
             stream: the CUDA stream to run on; 0: one of ONNX Runtime's own.
             graphs: whether runs are to be captured as CUDA graphs.
+            limit: ends the making of the session when it takes too long.
 
         Raises:
             DeviceError: ONNX Runtime fell back to another provider, or cannot capture this graph.
@@ -109,6 +120,10 @@ class Device:
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         # Errors are raised with the same text. Printed too, a client that has runs fail could fill a disk.
         options.log_severity_level = 4
+        # Nodes of constants are computed as the session is made. A small file can name huge ones.
+        options.add_session_config_entry(_FOLDED_BYTES, str(max(_LEAST_FOLDED_BYTES, 4 * len(model))))
+        if limit is not None:
+            limit.cover(options)
         provider: Any = _PROVIDERS[self.kind]
         if self.kind == "cuda":
             provider = (provider, self._cuda_options(stream, graphs))

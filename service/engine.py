@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,11 +16,14 @@ from streamcell.card import Signature
 
 from .copies import CudaError
 from .device import Device, DeviceError
+from .errors import RunTimeout
 from .pool import StatePool
 from .programs import Cell, Programs
 from .rewrite import Pooled
 from .slots import INITIAL_ROW
-from .staging import Staged, staging
+from .staging import Staged, resting, staging
+from .time_limit import TimeLimit
+from .values import index_check
 
 __all__ = ["Cell", "Engine", "Staged", "fixed_sizes"]
 
@@ -56,6 +60,7 @@ class Engine:
         fixed_shapes: bool | None = None,
         cell: Cell | None = None,
         cuda_graphs: bool | None = None,
+        limit: TimeLimit | None = None,
     ) -> None:
         """Build the sessions and the pool.
 
@@ -72,6 +77,7 @@ class Engine:
                 written out, or at each size what was faster at warm-up; None: that on CUDA and, for GRU and RNN,
                 on the CPU, where the LSTM operator is the faster one.
             cuda_graphs: replay runs of one timestep as CUDA graphs; None: on CUDA where that is known to be safe.
+            limit: ends runs, and the making of the sessions, when they take too long; None: nothing does.
 
         Raises:
             DeviceError: the device, or the CUDA graphs that were asked for, cannot be had.
@@ -90,6 +96,10 @@ class Engine:
         self.pool = StatePool(
             pooled.pools, slots=max_sessions if signature.states else 0, scratch=self.max_batch, device=device
         )
+        self.limit = limit or TimeLimit()
+        # One an input; what stands behind them in `Staged.values` are outputs.
+        self._index_checks = [index_check(tensor) for tensor in signature.inputs]
+        self._resting = [resting(tensor) for tensor in signature.inputs]
         self._graphs, self._graphs_forced = self._wants_graphs(cuda_graphs), bool(cuda_graphs)
         make: Callable[..., Programs] = partial(
             Programs,
@@ -101,6 +111,7 @@ class Engine:
             intra_op_threads=intra_op_threads,
             cell=cell or self._default_cell(pooled),
             graphs_forced=self._graphs_forced,
+            limit=self.limit,
         )
         self._staged: OrderedDict[tuple[int, int], Staged] = OrderedDict()
         self._build(make)
@@ -162,27 +173,38 @@ class Engine:
             self._clear_padding(staged, used)
 
     def _clear_padding(self, staged: Staged, used: int) -> None:
-        """Zero what integer inputs hold in padding: what another shape of run left there may be no token of a table."""
-        for array in staged.values[: len(staged.inputs)]:
+        """Clear integer inputs in padding: what another shape of run left there may be no token of a table."""
+        for array, step in zip(staged.values, self._resting, strict=False):
             if array.dtype.kind not in "iu":
                 continue
-            array[used:] = 0
+            array[used:] = step
             if self.signature.lengths and staged.steps > 1:
-                array[:used][np.arange(staged.steps) >= staged.lengths[:used, None]] = 0
+                array[:used][np.arange(staged.steps) >= staged.lengths[:used, None]] = step
 
     def run(self, staged: Staged) -> None:
         """Run the model on what is staged. Outputs are in `staged.outputs`, states in the pool.
 
         Raises:
             onnxruntime errors: the run failed. Where `commits_last`, no state was written.
+            RunTimeout: it took too long and was ended. Of its own rows, some states may have been written.
             CudaError: a copy to or from the card failed.
         """
-        staged.go()
+        limit = self.limit
+        limit.due_s = time.perf_counter() + limit.run_s
+        try:
+            staged.go()
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            if limit.over():
+                raise RunTimeout.after(limit.run_s) from error
+            raise
+        limit.over()
 
     def bad_rows(self, staged: Staged, used: int, *, allow_non_finite: bool) -> list[int]:
-        """Which of the first `used` rows hold a NaN or an infinity (unless allowed), or a bool that is not 0 or 1."""
+        """Which of the first `used` rows hold what they may not: a NaN or an infinity (unless allowed), a bool that
+        is not 0 or 1, an index of no row.
+        """
         bad: set[int] = set()
-        for array in staged.values[: len(staged.inputs)]:
+        for array, check in zip(staged.values, self._index_checks, strict=False):
             if array.dtype.kind == "f" and not allow_non_finite:
                 rows = array if used == len(array) else array[:used]
                 flat = rows.reshape(-1)
@@ -192,6 +214,10 @@ class Engine:
                 fine = np.isfinite(rows)
             elif array.dtype.kind == "b":
                 fine = array[:used].view(np.uint8) <= 1
+            elif check is not None:
+                if check.fine(rows := array[:used]):
+                    continue
+                fine = check.inside(rows)
             else:
                 continue
             if not fine.all():
@@ -199,7 +225,7 @@ class Engine:
         return sorted(bad)
 
     def clear_inputs(self) -> None:
-        """Zero the staging memory, so that no refused value stays behind in padding."""
+        """Clear the staging memory, so that no refused value stays behind in padding."""
         self._staging.clear()
 
     def warm_up(self) -> None:
@@ -214,7 +240,7 @@ class Engine:
         try:
             self._warm_up()
         except Exception as error:  # ONNX Runtime's errors share no base class
-            if not self._graphs or self._graphs_forced or self._make_programs is None:
+            if self.limit.ended or not self._graphs or self._graphs_forced or self._make_programs is None:
                 raise
             _log.warning("CUDA graphs are off: the model ran into an error with them", error=str(error))
             # A capture that failed leaves its stream unusable.
@@ -232,7 +258,7 @@ class Engine:
             for rows in batches:
                 staged = self.stage(rows, steps)
                 self.pad(staged, 0)
-                self.run(staged)
+                staged.go()
         if self._programs.unsettled:
             self._staged = OrderedDict((key, value) for key, value in self._staged.items() if key[1] != 1)
             for rows, staged in self._programs.settle(self._scratch).items():

@@ -94,7 +94,7 @@ class EngineProcess(ChildProcess):
                 all_read=self._all_read,
             )
         except (DeviceError, ModelLoadError, OSError) as error:
-            self._pipe.send(UNFIT, body=str(error).encode())
+            self._pipe.send(UNFIT, body=str(error).encode(errors="backslashreplace"))
             self.stop()
             return
         for model in host.models if rings else ():

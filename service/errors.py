@@ -115,6 +115,12 @@ class NonFiniteInput(InvalidArgument):
     reason = "NON_FINITE_INPUT"
 
 
+class IndexOutOfRange(InvalidArgument):
+    """A value that names no row of the table which the model looks it up in."""
+
+    reason = "INDEX_OUT_OF_RANGE"
+
+
 class TooManySteps(InvalidArgument):
     reason = "TOO_MANY_STEPS"
 
@@ -153,8 +159,10 @@ class RefusedByModel(InvalidArgument):
     reason = "REFUSED_BY_MODEL"
 
     @classmethod
-    def because(cls, error: Exception, what: str = "message") -> RefusedByModel:
-        """ONNX Runtime's own words, without its path and line."""
+    def because(cls, error: Exception, what: str = "message") -> ServiceError:
+        """ONNX Runtime's own words, without its path and line; a run that took too long says so itself."""
+        if isinstance(error, RunTimeout):
+            return run_failure(error)
         text = str(error).rpartition("Status Message: ")[2]
         return cls(f"the model cannot run this {what}: {text}", model_error=text)
 
@@ -321,6 +329,27 @@ class EngineFailed(ServiceError):
     """The model's run failed; no step of the message was applied."""
 
     reason = "ENGINE_FAILED"
+
+
+class RunTimeout(ServiceError):
+    """A run of the model took longer than this server allows, and was ended."""
+
+    reason = "RUN_TIMEOUT"
+
+    @classmethod
+    def after(cls, limit_s: float) -> RunTimeout:
+        """The one error of all sessions of the run."""
+        return cls(
+            f"the model's run took longer than {limit_s:g} s and was ended; the session has ended with it",
+            limit_s=f"{limit_s:g}",
+        )
+
+
+def run_failure(cause: Exception) -> ServiceError:
+    """What a session is told whose run failed for `cause` and is not run again."""
+    if isinstance(cause, RunTimeout):
+        return RunTimeout(str(cause), **cause.facts)
+    return EngineFailed("the model's run failed; no step of this message was applied")
 
 
 def as_status(error: ServiceError) -> tuple[grpc.StatusCode, str, Metadata]:

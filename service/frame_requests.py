@@ -23,7 +23,7 @@ from .errors import (
 from .frame import Bytes, Frame
 from .requests import Limits, output_mode
 from .session import Output, Work
-from .values import check_values
+from .values import check_values, index_check
 
 if TYPE_CHECKING:
     from .loaded import LoadedModel
@@ -140,25 +140,32 @@ def _refuse_lengths(frame: Frame, limit: int) -> None:
 
 
 def _refuse_values(signature: Signature, frame: Frame, allow_non_finite: bool) -> None:
-    """Refuse rows with a NaN or an infinity, unless allowed, or a bool that is not 0 or 1."""
+    """Refuse rows with a NaN or an infinity, unless allowed, a bool that is not 0 or 1, or an index of no row."""
     for tensor, data in zip(signature.inputs, frame.inputs, strict=True):
         dtype = np.dtype(tensor.dtype)
         if dtype.kind == "f" and not allow_non_finite:
             fine = np.isfinite(data.view(dtype))
         elif dtype.kind == "b":
             fine = data <= 1
+        elif (check := index_check(tensor)) is not None:
+            values = data.view(dtype).reshape(-1, *tensor.step_shape)
+            if check.fine(values):
+                continue
+            fine = check.inside(values).reshape(len(values), -1)
         else:
             continue
         if fine.all():
             continue
         steps = np.flatnonzero(~fine.all(axis=1))
         for row in np.unique(np.searchsorted(frame.begins, steps, "right") - 1).tolist():
-            if (error := _bad_value(signature, frame, row)) is not None:
+            if (error := _bad_value(signature, frame, row, allow_non_finite)) is not None:
                 frame.refuse(row, error)
 
 
-def _bad_value(signature: Signature, frame: Frame, row: int) -> InvalidArgument | None:
+def _bad_value(
+    signature: Signature, frame: Frame, row: int, allow_non_finite: bool
+) -> InvalidArgument | None:
     steps = int(frame.steps if frame.lengths is None else frame.lengths[row])
     begin = int(frame.begins[row])
     payloads = tuple(data[begin : begin + steps].tobytes() for data in frame.inputs)
-    return check_values(signature, Work(payloads, steps, Output.NONE, 0, 0.0), allow_non_finite=False)
+    return check_values(signature, Work(payloads, steps, Output.NONE, 0, 0.0), allow_non_finite)

@@ -10,7 +10,7 @@ import structlog
 from .batcher import Batcher
 from .capacity import Ints
 from .engine import Engine, Staged
-from .errors import EngineFailed, RefusedByModel, ServiceError, WrongByteCount
+from .errors import RefusedByModel, RunTimeout, ServiceError, WrongByteCount, run_failure
 from .frame import Frame, Piece
 from .frame_rows import begin
 from .frame_turns import Turn
@@ -20,7 +20,6 @@ from .slots import INITIAL_ROW
 from .staging import steps_of
 
 _log = structlog.get_logger(__name__)
-_FAILED = "the model's run failed; the session has ended"
 
 
 class FrameRunner:
@@ -172,10 +171,10 @@ class FrameRunner:
     def _failed(self, run: list[tuple[Members, Piece]], error: Exception) -> None:
         """Where every state is as it was, run each row alone, to refuse only what fails again; else end them all."""
         rows = sum(len(piece.rows) for _, piece in run)
-        if not self._engine.commits_last:
+        if not self._engine.commits_last or isinstance(error, RunTimeout):
             _log.error("engine run failed", rows=rows, exc_info=error)
             for members, piece in run:
-                self._end(members, piece, piece.rows, EngineFailed(_FAILED))
+                self._end(members, piece, piece.rows, run_failure(error))
             return
         self._engine.clear_inputs()
         if rows > 1:

@@ -20,7 +20,7 @@ from .control_thread import ControlThread
 from .device import Device
 from .errors import ServerDraining
 from .frames import FrameStream
-from .loaded import load
+from .loaded import load_all
 from .log_metrics import LostLines
 from .metrics import ServerMetrics
 from .model_choice import at_start
@@ -71,7 +71,7 @@ class Host:
         device.check()
         self.metrics = ServerMetrics()
         self.lost_lines = LostLines()
-        self.models = Models([load(file, settings, device, bell=bell()) for file in at_start(settings)])
+        self.models = Models(load_all(at_start(settings), settings, device, bell))
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         self.service = Service(self.models, self.sessions, self.metrics, Limits.of(settings))
         self._control = ModelControl(settings, device, self.models, self.sessions, self.metrics, served)

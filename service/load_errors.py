@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
+_log = structlog.get_logger(__name__)
+
+# Characters of one file's error. A sidecar to begin with is part of one.
+MOST_TEXT = 16_384
+
 
 class ModelLoadError(Exception):
     """A model cannot be served.
@@ -15,13 +22,38 @@ class ModelLoadError(Exception):
     """
 
     def __init__(self, reason: str, path: Path | None = None) -> None:
-        super().__init__(reason if path is None else f"{path}: {reason}")
+        reason = _printable(_clipped(reason))
+        super().__init__(reason if path is None else f"{_printable(str(path))}: {reason}")
         self.reason = reason
         self.path = path
 
     def at(self, path: Path) -> ModelLoadError:
         """The same error, naming `path` where it names no file yet."""
         return self if self.path is not None else type(self)(self.reason, path)
+
+
+def load_failure(error: Exception, path: Path) -> ModelLoadError:
+    """Any exception that reading or loading `path` has raised, as one of these."""
+    if isinstance(error, ModelLoadError):
+        return error.at(path)
+    _log.debug("model not loaded", path=_printable(str(path)), exc_info=error)
+    if isinstance(error, RecursionError):
+        return ModelLoadError("it is nested too deeply", path)
+    if isinstance(error, MemoryError):
+        return ModelLoadError(f"too little memory to load it: {error}", path)
+    return ModelLoadError(f"{type(error).__name__}: {error}", path)
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text)} characters)"
+
+
+def _printable(text: str) -> str:
+    """`text` with what no terminal and no protobuf string can take written out: bytes of a name, control characters."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
 
 
 class SignatureError(ModelLoadError):
@@ -49,7 +81,8 @@ class RepositoryError(ModelLoadError):
 
     def __init__(self, models_dir: Path, errors: Sequence[ModelLoadError]) -> None:
         count = f"{len(errors)} model{'s' if len(errors) != 1 else ''} cannot be served"
-        super().__init__("\n".join([count, *(f"- {error}" for error in errors)]), models_dir)
+        super().__init__(count, models_dir)
+        self.args = ("\n".join([str(self), *(f"- {error}" for error in errors)]),)
         self.errors = tuple(errors)
 
     def at(self, path: Path) -> ModelLoadError:

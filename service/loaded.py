@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
 
 from .batcher import Batcher
 from .bell import Bell
-from .device import Device
+from .device import Device, DeviceError
 from .engine import Engine
+from .load_errors import ModelLoadError, RepositoryError, load_failure
+from .load_thread import within
+from .memory import check_memory
 from .model_metrics import ModelMetrics, Pool
 from .repository import ModelFile
 from .rewrite import pool_states
@@ -19,6 +23,7 @@ from .seats import SharedCapacity
 from .session import Session
 from .settings import Settings
 from .slots import SlotAllocator
+from .time_limit import TimeLimit
 
 _log = structlog.get_logger(__name__)
 
@@ -55,6 +60,29 @@ class LoadedModel:
         return [state.tobytes() for state in self.engine.pool.read(session.slot)]
 
 
+def load_all(
+    files: Iterable[ModelFile], settings: Settings, device: Device, bell: Callable[[], Bell | None]
+) -> list[LoadedModel]:
+    """Load `files`, each with a bell of its own.
+
+    Raises:
+        RepositoryError: one or more cannot be loaded; the report names all of them.
+        DeviceError: the device cannot be had.
+    """
+    loaded: list[LoadedModel] = []
+    errors: list[ModelLoadError] = []
+    for file in files:
+        try:
+            loaded.append(load(file, settings, device, bell=bell()))
+        except ModelLoadError as error:
+            errors.append(error)
+    if errors:
+        for model in loaded:
+            model.let_go()
+        raise RepositoryError(settings.models, errors)
+    return loaded
+
+
 def load(
     file: ModelFile,
     settings: Settings,
@@ -72,26 +100,60 @@ def load(
         bell: where front ends share the model, what its engine's thread sleeps on.
 
     Raises:
-        ModelLoadError: the graph and its description do not agree.
+        ModelLoadError: the graph and its description do not agree, ONNX Runtime refuses it, or it takes more time
+            or more memory than it may; it names the file.
         DeviceError: the device cannot be had.
     """
+    limit = TimeLimit(settings.run_timeout_s)
+    try:
+        return within(
+            settings.load_timeout_s,
+            limit,
+            lambda: _load(file, settings, device, limit, metrics, bell),
+            LoadedModel.let_go,
+            f"{file.name}-{file.version}",
+        )
+    except DeviceError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise load_failure(error, file.path) from error
+
+
+def _load(
+    file: ModelFile,
+    settings: Settings,
+    device: Device,
+    limit: TimeLimit,
+    metrics: ModelMetrics | None,
+    bell: Bell | None,
+) -> LoadedModel:
     began_s = time.perf_counter()
     signature = file.signature
     stateful = bool(signature.states)
     # Whole numbers are mostly indices, and an index that a table does not have fails the run of all its rows.
     indexed = any(tensor.dtype.startswith(("int", "uint")) for tensor in signature.inputs)
     # A stateless model may look at a message as a whole, so its messages are neither cut nor joined.
+    max_chunk = settings.max_chunk if stateful else settings.max_steps_per_message
+    check_memory(
+        signature,
+        file.bytes,
+        max_sessions=settings.max_sessions,
+        max_batch=min(settings.max_batch, signature.max_batch or settings.max_batch),
+        max_steps=max_chunk,
+        state_on_host=device.kind == "cpu",
+    )
     engine = Engine(
         pool_states(file.load(), signature, file.constants, scatter=device.scatter, commit_last=indexed),
         signature,
         device=device,
         max_sessions=settings.max_sessions,
         max_batch=settings.max_batch,
-        max_chunk=settings.max_chunk if stateful else settings.max_steps_per_message,
+        max_chunk=max_chunk,
         intra_op_threads=settings.intra_op_threads,
         fixed_shapes=settings.fixed_shapes,
         cell=settings.cell,
         cuda_graphs=settings.cuda_graphs,
+        limit=limit,
     )
     if metrics is None:
         metrics = ModelMetrics(file.name, file.version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import structlog
 
@@ -10,7 +11,7 @@ from .device import Device
 from .errors import ModelInUse, ModelLoadFailed, ModelNotFound, shown
 from .garbage import settle_again
 from .loaded import LoadedModel
-from .locate import Located, Stamp, stamp
+from .locate import Located, Stamp, sidecar_path, stamp
 from .metrics import ServerMetrics
 from .model_choice import chosen
 from .model_swap import load_changed
@@ -162,9 +163,17 @@ class ModelChanges:
 
 
 def stamp_of(located: Iterable[Located]) -> Stamp:
-    """Of every file that may make the difference between a model that loads and one that does not."""
-    return stamp(
-        path
-        for folder in sorted({each.path.parent for each in located})
-        for path in (folder, *sorted(folder.iterdir()))
-    )
+    """Of every file that may make the difference between a model that loads and one that does not.
+
+    Beside its own files that is what no other model has for its own: it may be external data. So one model's coming
+    or going has no other tried again.
+    """
+    paths: list[Path] = []
+    for each in located:
+        paths += (each.path, sidecar_path(each.path))
+        paths += sorted(
+            path
+            for path in each.path.parent.iterdir()
+            if path.suffix not in (".onnx", ".toml") and not path.is_dir()
+        )
+    return stamp(paths)

@@ -17,7 +17,7 @@ def at_start(settings: Settings) -> list[ModelFile]:
         ModelLoadError: there is no folder; or, without model control, no model; or one that is named is not there.
         RepositoryError: one or more files cannot be served; the report names all of them.
     """
-    located, errors = locate(settings.models)
+    located, errors = locate(settings.models, follow_links=settings.follow_links)
     if settings.model_control == "explicit" and "*" not in settings.load_model:
         missing = set(settings.load_model) - {each.name for each in located}
         located = [each for each in located if each.name in settings.load_model]
@@ -27,7 +27,12 @@ def at_start(settings: Settings) -> list[ModelFile]:
         ]
         if errors:
             raise RepositoryError(settings.models, errors)
-    files = open_all(settings.models, chosen(located, latest_only=settings.latest_only), errors)
+    files = open_all(
+        settings.models,
+        chosen(located, latest_only=settings.latest_only),
+        errors,
+        follow_links=settings.follow_links,
+    )
     if not files and settings.model_control == "none":
         raise ModelLoadError(
             f"no model in {settings.models}: expected NAME.onnx or NAME/<version>/model.onnx"

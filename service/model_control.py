@@ -64,7 +64,7 @@ class ModelControl:
         self._settings = settings
         self._sessions = sessions
         self._changes = ModelChanges(settings, device, models, sessions, metrics, served)
-        self._poll = ModelPoll(settings.models, self._changes)
+        self._poll = ModelPoll(self._locate, self._changes)
         self._pending: set[Future[None]] = set()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="model-control", daemon=True)
@@ -98,7 +98,7 @@ class ModelControl:
         located: list[Located] = []
         if self._settings.model_control != "none":
             try:
-                located, _ = locate(self._settings.models)
+                located, _ = self._locate()
             except ModelLoadError as error:
                 raise ModelLoadFailed(str(error)) from error
         changes = self._changes
@@ -121,6 +121,9 @@ class ModelControl:
         """Stop every engine. Sessions have been ended, and `halt` was called."""
         for model in self.running():
             model.let_go()
+
+    def _locate(self) -> tuple[list[Located], list[ModelLoadError]]:
+        return locate(self._settings.models, follow_links=self._settings.follow_links)
 
     def _ask(self, name: str, job: Callable[[Future[None]], None]) -> Future[None]:
         future: Future[None] = Future()
@@ -184,7 +187,7 @@ class ModelControl:
 
     def _load(self, name: str, done: Future[None]) -> None:
         try:
-            located, errors = locate(self._settings.models)
+            located, errors = self._locate()
         except ModelLoadError as error:
             raise ModelLoadFailed(str(error), model=name) from error
         for misplaced in errors:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
 
 from .errors import ModelInUse, ModelLoadFailed
-from .load_errors import ModelLoadError
-from .locate import locate
+from .load_errors import ModelLoadError, load_failure
+from .locate import Located
 from .model_changes import ModelChanges, stamp_of
 from .model_choice import by_name
 
@@ -19,8 +19,11 @@ _log = structlog.get_logger(__name__)
 class ModelPoll:
     """Looks at a folder, each time it is asked to. For the model control's thread."""
 
-    def __init__(self, models_dir: Path, changes: ModelChanges) -> None:
-        self._models_dir = models_dir
+    def __init__(
+        self, locate: Callable[[], tuple[list[Located], list[ModelLoadError]]], changes: ModelChanges
+    ) -> None:
+        """`locate` says what is in the folder."""
+        self._locate = locate
         self._changes = changes
         self._missing: set[str] = set()
         self._complaints: tuple[str, ...] = ()
@@ -28,17 +31,20 @@ class ModelPoll:
     def look(self) -> None:
         """Make what is served agree with the folder, as far as it can be."""
         try:
-            located, errors = locate(self._models_dir)
+            located, errors = self._locate()
         except ModelLoadError as error:
             self._complain((str(error),))
             return
         complaints = [str(error) for error in errors]
         groups = by_name(located)
         for name, files in groups.items():
-            failed = self._changes.failed.get(name)
-            if failed is None or failed[0] != stamp_of(files):
-                with suppress(ModelLoadFailed):  # noted and logged where it is raised
-                    self._changes.agree(name, files)
+            try:
+                failed = self._changes.failed.get(name)
+                if failed is None or failed[0] != stamp_of(files):
+                    with suppress(ModelLoadFailed):  # noted and logged where it is raised
+                        self._changes.agree(name, files)
+            except Exception as error:  # a model that cannot even be looked at holds up no other
+                complaints.append(str(load_failure(error, files[0].path)))
         missing = {model.file.name for model in self._changes.models} - groups.keys()
         # A file that is replaced by removing it first is missing for a moment: look twice.
         for name in sorted(missing & self._missing):

@@ -43,7 +43,9 @@ def load_changed(
                 taken.append(have)
                 continue
             old = known.get(each.version)
-            file = open_model(each.path, each.name, each.version)
+            file = open_model(
+                each.path, each.name, each.version, None if settings.follow_links else settings.models
+            )
             new.append(load(file, settings, device, old.metrics if old is not None else None))
             taken.append(new[-1])
             if file.changed:

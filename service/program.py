@@ -12,10 +12,10 @@ from .device import Device
 from .pool import StatePool
 from .rewrite import Pooled
 from .staging import Staged, Staging
+from .time_limit import TimeLimit
 
 # These decide on the host what runs, or copy lengths to it: what a CUDA graph replays would not follow them.
 _NOT_CAPTURED = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
-_NO_GRAPH = -1
 
 
 def capturable(model: onnx.ModelProto) -> bool:
@@ -35,6 +35,7 @@ class Program:
         staging: Staging,
         pool: StatePool,
         intra_op_threads: int,
+        limit: TimeLimit,
         stream: int = 0,
         graphs: bool = False,
     ) -> None:
@@ -47,6 +48,7 @@ class Program:
             staging: what its inputs and outputs are bound to.
             pool: what its states are bound to.
             intra_op_threads: ONNX Runtime's threads within an operator.
+            limit: ends its runs, and the making of the session, when they take too long.
             stream: the CUDA stream to run on; 0: one of ONNX Runtime's own.
             graphs: whether runs can be captured.
 
@@ -58,11 +60,14 @@ class Program:
         self._device, self._staging, self._pool = device, staging, pool
         self._queues = bool(stream)
         self._numbers = itertools.count(1)
+        self._limit = limit
+        self._plain = self._options(capture=False)
         self._session: ort.InferenceSession = device.session(
             pooled.model.SerializeToString(),
             intra_op_threads=intra_op_threads,
             stream=stream,
             graphs=graphs,
+            limit=limit,
         )
 
     def runner(self, staged: Staged, *, capture: bool = False) -> Callable[[], None]:
@@ -76,15 +81,13 @@ class Program:
         binding = self._session.io_binding()
         self._staging.bind(staged, self._session, binding)
         self._pool.bind(binding)
-        return self._staging.runner(staged, self._session, binding, self._options(capture))
+        options = self._options(capture) if capture and self.graphs else self._plain
+        return self._staging.runner(staged, self._session, binding, options)
 
-    def _options(self, capture: bool) -> ort.RunOptions | None:
-        if not self.graphs and not self._queues:
-            return None
-        options = ort.RunOptions()
-        if self.graphs:
-            number = next(self._numbers) if capture else _NO_GRAPH
-            options.add_run_config_entry("gpu_graph_id", str(number))
+    def _options(self, capture: bool) -> ort.RunOptions:
+        options = self._limit.run_options()
+        if capture:
+            options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
         if self._queues:
             # The copy out that follows on the same stream waits for all of it.
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")

@@ -15,6 +15,7 @@ from .program import Program, capturable
 from .rewrite import Pooled
 from .single_step import single_step
 from .staging import CardStaging, Staged, Staging
+from .time_limit import TimeLimit
 from .warm_up import faster, replays_as_it_runs
 
 Cell: TypeAlias = Literal["auto", "operator", "decomposed"]
@@ -37,6 +38,7 @@ class Programs:
         cell: Cell,
         graphs: bool,
         graphs_forced: bool,
+        limit: TimeLimit,
     ) -> None:
         """Make the sessions.
 
@@ -51,6 +53,7 @@ class Programs:
             cell: which form runs of one timestep take.
             graphs: capture runs of one timestep as CUDA graphs where the graph allows it.
             graphs_forced: and fail where it does not.
+            limit: ends runs, and the making of the sessions, when they take too long.
 
         Raises:
             DeviceError: the device, or the CUDA graphs, cannot be had.
@@ -58,6 +61,7 @@ class Programs:
         self._device, self._staging, self._pool = device, staging, pool
         self._threads, self._sizes = intra_op_threads, sizes
         self._graphs, self._forced = graphs, graphs_forced
+        self._limit = limit
         self._measured = cell == "auto"
         self._single: Program | None = None
         written_out = None if cell == "operator" else single_step(pooled, signature.lengths)
@@ -91,6 +95,7 @@ class Programs:
                 intra_op_threads=self._threads,
                 stream=stream,
                 graphs=graphs,
+                limit=self._limit,
             )
 
         graphs = self._graphs and capturable(pooled.model)

@@ -6,7 +6,7 @@ file, a sidecar beside it (`name.toml`, `model.toml`) or the graph itself gives 
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,15 @@ from streamcell.card import CardError, Generation, ModelCard, Signature, read_ca
 
 from .border import check_signature, read_border
 from .detect import detect
-from .load_errors import ModelLoadError, RepositoryError, SidecarError
-from .locate import Located, Stamp, locate, sidecar_path, stamp
+from .graph_edit import all_tensors
+from .index_ranges import with_index_ranges
+from .load_errors import ModelLoadError, RepositoryError, SidecarError, load_failure
+from .locate import Located, Stamp, check_file, check_name, locate, sidecar_path, stamp
+from .memory import available_bytes
 from .sidecar import read_sidecar, resolve
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# What protobuf can read, and how often a file is there at once while it is read.
+_MOST_FILE_BYTES, _COPIES = 2**31 - 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,11 @@ class ModelFile:
     generation: Generation | None = None
 
     @property
+    def bytes(self) -> int:
+        """The size of all its files."""
+        return sum(size for _, size, _ in filter(None, self.stamp))
+
+    @property
     def changed(self) -> bool:
         """Whether any of its files is no longer the one that was read."""
         return stamp(self.watched) != self.stamp
@@ -64,10 +73,13 @@ class ModelFile:
         Raises:
             ModelLoadError: the file or its external data cannot be read.
         """
-        return _read(self.path, external_data=True)
+        model = _read(self.path, external_data=True)
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in all_tensors(model)):
+            raise ModelLoadError("it has external data where none can be read", self.path)
+        return model
 
 
-def discover(models_dir: Path) -> list[ModelFile]:
+def discover(models_dir: Path, *, follow_links: bool = False) -> list[ModelFile]:
     """Every model in `models_dir`, by name, a model's versions in numerical order (the newest is the last).
 
     Weights are not kept. Names that begin with a dot are skipped.
@@ -76,19 +88,24 @@ def discover(models_dir: Path) -> list[ModelFile]:
         ModelLoadError: `models_dir` is no folder that can be read.
         RepositoryError: one or more files cannot be served; the report names all of them.
     """
-    located, errors = locate(models_dir)
-    return open_all(models_dir, located, errors)
+    located, errors = locate(models_dir, follow_links=follow_links)
+    return open_all(models_dir, located, errors, follow_links=follow_links)
 
 
 def open_all(
-    models_dir: Path, located: Iterable[Located], errors: Iterable[ModelLoadError] = ()
+    models_dir: Path,
+    located: Iterable[Located],
+    errors: Iterable[ModelLoadError] = (),
+    *,
+    follow_links: bool = False,
 ) -> list[ModelFile]:
     """Open `located`; in the order and with the errors of `discover`, `errors` among them."""
     found: list[ModelFile] = []
     errors = list(errors)
+    root = None if follow_links else models_dir
     for each in located:
         try:
-            found.append(open_model(each.path, each.name, each.version))
+            found.append(open_model(each.path, each.name, each.version, root))
         except ModelLoadError as error:
             errors.append(error)
     owners: dict[tuple[str, str], Path] = {}
@@ -103,29 +120,32 @@ def open_all(
     return sorted(found, key=lambda f: (f.name, int(f.version)))
 
 
-def open_model(path: Path, name: str, version: str = "1") -> ModelFile:
-    """Read one file's card, sidecar or graph.
+def open_model(path: Path, name: str, version: str = "1", root: Path | None = None) -> ModelFile:
+    """Read one file's card, sidecar or graph. If there is a `root`, no link may lead out of that folder.
 
     Raises:
         ModelLoadError: it cannot be served.
     """
     try:
-        return _open(path, name, version)
-    except ModelLoadError as error:
-        raise error.at(path) from error
+        return _open(path, name, version, root)
+    except Exception as error:  # a file can be wrong in ways that nobody has thought of
+        raise load_failure(error, path) from error
 
 
-def _open(path: Path, name: str, version: str) -> ModelFile:
+def _open(path: Path, name: str, version: str, root: Path | None) -> ModelFile:
     beside = sidecar_path(path)
+    has_sidecar = os.path.lexists(beside)
+    for each in (path, beside) if has_sidecar else (path,):
+        check_file(each, root)
     before = stamp((path, beside))
     model = _read(path, external_data=False)
-    external = _external(model, path.parent)
+    external = _external(model, path.parent, root)
     border = read_border(model.graph)
     try:
         card = read_card(model)
     except CardError as error:
         raise ModelLoadError(str(error)) from error
-    sidecar = read_sidecar(beside) if beside.is_file() else None
+    sidecar = read_sidecar(beside) if has_sidecar else None
     constants: dict[str, npt.NDArray[Any]] = {}
     generation: Generation | None = None
     if sidecar is not None:
@@ -144,32 +164,48 @@ def _open(path: Path, name: str, version: str) -> ModelFile:
     else:
         signature = detect(border, sidecar_name=beside.name)
     check_signature(border, signature, constants)
+    stated = {t.name for t in sidecar.inputs if t.index_range is not None} if sidecar is not None else set()
+    signature = with_index_ranges(model.graph, signature, stated)
     if sidecar is not None and sidecar.name is not None:
         name = sidecar.name
-    if not _NAME.fullmatch(name):
-        raise ModelLoadError(
-            f"{name!r} cannot be a model's name: expected letters, digits, '.', '_' and '-', at most 128, the first "
-            f"a letter or a digit; rename the file or say `name` in {beside.name}"
-        )
+    check_name(name, path)
     watched = (path, beside, *external)
     return ModelFile(
         name, version, path, signature, card, constants, watched, before + stamp(external), generation
     )
 
 
-def _external(model: onnx.ModelProto, folder: Path) -> tuple[Path, ...]:
-    """The files beside the model's that hold its weights."""
+def _external(model: onnx.ModelProto, folder: Path, root: Path | None) -> tuple[Path, ...]:
+    """The files beside the model's that hold its weights.
+
+    Raises:
+        ModelLoadError: one is none, or is not beside it.
+    """
     names = {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in all_tensors(model)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
     }
+    for name in names:
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelLoadError(f"its external data cannot be read: {name!r} is not in its own folder")
+        if os.path.lexists(folder / name):  # that it is missing is told where it is read
+            check_file(folder / name, root)
     return tuple(folder / name for name in sorted(names))
 
 
 def _read(path: Path, *, external_data: bool) -> onnx.ModelProto:
+    size = path.stat().st_size
+    if size > _MOST_FILE_BYTES:
+        raise ModelLoadError(
+            f"an ONNX file has at most {_MOST_FILE_BYTES} bytes, this one has {size}; "
+            "keep its weights as external data",
+            path,
+        )
+    if _COPIES * size > (have := available_bytes()):
+        raise ModelLoadError(f"too little memory to read its {size} bytes: {have} are available", path)
     try:
         model = onnx.load(path, load_external_data=external_data)
     except DecodeError as error:

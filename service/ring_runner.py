@@ -9,7 +9,7 @@ import numpy as np
 import structlog
 
 from .engine import Engine
-from .errors import EngineFailed, RefusedByModel, ServiceError
+from .errors import RefusedByModel, RunTimeout, ServiceError, run_failure
 from .model_metrics import ModelMetrics
 from .ring import Records
 from .ring_batch import RingBatch
@@ -45,7 +45,7 @@ class RingRunner:
                 staged = self._stage(batch) if len(batch.seats) else staged
             times_s = self._run(batch, staged) if len(batch.seats) else None
         except Exception as error:  # ONNX Runtime's errors share no base class
-            if self._engine.commits_last:
+            if self._engine.commits_last and not isinstance(error, RunTimeout):
                 self._run_alone(batch, refused)
             else:
                 self._fail(batch, error, refused)
@@ -151,14 +151,17 @@ class RingRunner:
         return batch.keep(keep)
 
     def _bad(self, batch: RingBatch, places: np.ndarray) -> ServiceError | None:
-        """What is wrong with a message, or with a part of one, as if what ran of it before were all zeros."""
-        before = int(batch.head["index"][places[0]])
+        """What is wrong with a message, or with the part of one that follows what ran of it before."""
         payloads = tuple(
-            bytes(before * (end - begin)) + batch.records[places, begin:end].tobytes()
-            for begin, end in batch.desk.inputs.places
+            batch.records[places, begin:end].tobytes() for begin, end in batch.desk.inputs.places
         )
-        work = Work(payloads, before + len(places), Output.NONE, 0, 0.0)
-        return check_values(self._engine.signature, work, self._allow_non_finite)
+        work = Work(payloads, len(places), Output.NONE, 0, 0.0)
+        return check_values(
+            self._engine.signature,
+            work,
+            self._allow_non_finite,
+            steps_before=int(batch.head["index"][places[0]]),
+        )
 
     def _firsts(self, batch: RingBatch, error: ServiceError) -> list[tuple[int, int, ServiceError]]:
         """`error` for every session of the batch."""
@@ -181,9 +184,9 @@ class RingRunner:
                 self._land(alone, staged, times_s)
 
     def _fail(self, batch: RingBatch, cause: Exception, refused: list[tuple[int, int, ServiceError]]) -> None:
-        """The run failed: no state was written; each session of the batch ends with ENGINE_FAILED."""
+        """The run failed, or was ended for taking too long; each session of the batch ends with it."""
         _log.error("engine run failed", rows=len(batch.seats), steps=batch.steps, exc_info=cause)
-        error = EngineFailed("the model's run failed; no step of this message was applied")
+        error = run_failure(cause)
         messages = int(np.count_nonzero(batch.head["first"].astype(bool) | (batch.place == 0)))
         # The first of each session is counted by its front end.
         self._metrics.request_failed(error, messages - len(batch.seats))

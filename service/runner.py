@@ -14,7 +14,7 @@ from .batch import Batch
 from .batcher import Batcher, Soon
 from .cutting import Cutter
 from .engine import Engine, Staged
-from .errors import EngineFailed, RefusedByModel, ServiceError
+from .errors import RefusedByModel, RunTimeout, ServiceError, run_failure
 from .frame_runner import FrameRunner
 from .frame_turns import Turn
 from .generation import GenerationLoop
@@ -71,7 +71,10 @@ class Runner:
             DeviceError and ONNX Runtime's errors: the warm-up failed; the thread has ended.
         """
         self._thread.start()
-        self._warm.result()
+        try:
+            self._warm.result()
+        finally:
+            self._warm = Future()  # an error in it would hold the engine, and the engine it
 
     def stop(self) -> None:
         """Finish the batch at hand and end the thread. Call after the sessions have been ended."""
@@ -113,7 +116,7 @@ class Runner:
         try:
             staged = self._step(batch, refused)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            if self._engine.commits_last:
+            if self._engine.commits_last and not isinstance(error, RunTimeout):
                 self._run_alone(batch, refused)
             else:
                 self._fail(batch, error)
@@ -169,14 +172,8 @@ class Runner:
                 kept.append(row)
             else:
                 self._batcher.landed(Batch([row], 0, uniform=False), applied=False)
-        if batch.searches:
-            left = {id(row.session) for row in kept}
-            gone = [search for search in batch.searches if id(search.active[0]) not in left]
-            batch.searches = [search for search in batch.searches if search not in gone]
+        if gone := batch.keep(kept):
             self._batcher.landed(Batch([], 0, uniform=False, searches=gone), applied=False)
-        batch.rows = kept
-        batch.steps = max((row.steps for row in kept), default=0)
-        batch.uniform = False
 
     def _wrong(self, work: Work) -> ServiceError | None:
         return check_length(self._signature, work) or check_values(
@@ -270,10 +267,13 @@ class Runner:
                 self._deliver(alone, staged)
 
     def _fail(self, batch: Batch, cause: Exception) -> None:
-        """The run failed: no state was written; each session of the batch ends with ENGINE_FAILED."""
+        """The run failed or was ended: each session of the batch ends, so what was written is not read again."""
+        if isinstance(cause, RunTimeout):
+            self._shortness.stalled()
+            self._batcher.inline = None
         _log.error("engine run failed", rows=len(batch.rows), steps=batch.steps, exc_info=cause)
         self._batcher.landed(batch, applied=False)
         for row in batch.rows:
-            error = EngineFailed("the model's run failed; no step of this message was applied")
+            error = run_failure(cause)
             self._metrics.request_failed(error, len(row.parts) - 1)  # the first is counted by its owner
             row.session.owner.fail(error)

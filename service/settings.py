@@ -75,7 +75,12 @@ class Settings(BaseSettings):
     watchdog_s: Annotated[float, Field(ge=0)] = 30.0
     # Whether the process ends, with exit code 70, when a thread of it stalls, for its supervisor to start it again.
     watchdog_exit: bool = False
-    # What happens to a message with NaN or infinite input.
+    # Seconds that one run of a model may take before it is ended, with the sessions of its batch; 0: any.
+    run_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+    # Seconds that loading a model may take, its warm-up included; 0: any.
+    load_timeout_s: Annotated[float, Field(ge=0)] = 300.0
+    # Whether the folder of models may hold links to files outside it.
+    follow_links: bool = False
     # HTTP/2 streams a connection; None: twice max_sessions, so that a proxy may carry every session on one.
     max_concurrent_streams: _Positive | None = None
     # Connections a process that answers calls; None: twice max_sessions, or as many as its descriptors allow.
@@ -89,6 +94,7 @@ class Settings(BaseSettings):
     max_connection_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = None
     # Seconds that all else gets to stop in after the grace; then the process ends itself.
     stop_s: Annotated[float, Field(gt=0)] = 10.0
+    # What happens to a message with NaN or infinite input.
     non_finite: Literal["reject", "allow"] = "reject"
     # Microseconds to look for messages before sleeping, where the last waits were short; 0: sleep at once.
     spin_us: Annotated[int, Field(ge=0, le=10_000)] = 100

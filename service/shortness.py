@@ -22,6 +22,10 @@ class Shortness:
         self._ratio = 2.0
         self.short = False
 
+    def stalled(self) -> None:
+        """A run had to be ended: no other is done here until many have been short."""
+        self._ratio, self.short = 4.0, False
+
     def ran(self, rows: int, took_s: float) -> None:
         """A run of `rows` sessions took `took_s`."""
         ratio = took_s / min(_BATCH_S + _ROW_S * rows, _MOST_S)

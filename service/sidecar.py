@@ -17,6 +17,9 @@ from streamcell.card.signature import Dimension, Dtype
 from .border import Border, Port, axes_before_step
 from .load_errors import SidecarError
 
+# Of the whole file.
+MOST_BYTES = 1 << 20
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +33,9 @@ class SidecarTensor(_Strict):
     # The shape of one session's single timestep; needed where the graph leaves a size open.
     step_shape: tuple[Dimension, ...] | None = None
     distribution: Literal["bernoulli_logits", "categorical_logits", "real"] | None = None
+    # The lowest and the highest index of an input that indexes a table, or "any" to check none; left out: what the
+    # graph says.
+    index_range: tuple[int, int] | Literal["any"] | None = None
 
 
 class SidecarState(_Strict):
@@ -100,8 +106,14 @@ def read_sidecar(path: Path) -> Sidecar:
         SidecarError: it is no TOML, or a key is missing, unknown or has a wrong value; it names file and key.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise SidecarError(f"a sidecar has at most {MOST_BYTES} bytes, this one has more", path)
+        data = tomllib.loads(text.decode())
+    except RecursionError as error:
+        raise SidecarError("not valid TOML: it is nested too deeply", path) from error
+    except ValueError as error:
         raise SidecarError(f"not valid TOML: {error}", path) from error
     except OSError as error:
         raise SidecarError(f"cannot be read: {error.strerror}", path) from error
@@ -175,12 +187,16 @@ def _tensor(port: Port, given: SidecarTensor, lead: tuple[str, ...], key: str) -
         if len(port.dims) < len(lead):
             raise SidecarError(f"{where}: expected [{', '.join([*lead, '…'])}], the graph has {port}")
         shape = _sizes(port, range(len(lead), len(port.dims)), where, "step_shape")
-    return Tensor(
-        name=port.name,
-        dtype=_dtype(port, given.dtype, where),
-        step_shape=shape,
-        distribution=given.distribution,
-    )
+    try:
+        return Tensor(
+            name=port.name,
+            dtype=_dtype(port, given.dtype, where),
+            step_shape=shape,
+            distribution=given.distribution,
+            index_ranges=(given.index_range,) if isinstance(given.index_range, tuple) else (),
+        )
+    except ValidationError as error:
+        raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
 
 
 def _sizes(port: Port, axes: range | list[int], where: str, key: str) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ def tensor_spec(tensor: Tensor) -> pb.TensorSpec:
         dtype=tensor.dtype,
         step_shape=tensor.step_shape,
         distribution=tensor.distribution or "",
+        index_ranges=[pb.IndexRange(low=low, high=high) for low, high in tensor.index_ranges],
     )
 
 

@@ -89,6 +89,13 @@ def steps_of(view: memoryview, step_bytes: int) -> np.ndarray[Any, np.dtype[np.u
     return np.frombuffer(view, np.uint8).reshape(-1, step_bytes)
 
 
+def resting(tensor: Tensor) -> Array:
+    """What a step holds that nobody has sent: zeros, or the nearest index that the model's tables have."""
+    low, high = zip(*tensor.index_ranges or [(0, 0)], strict=True)
+    nearest = np.clip(0, np.array(low, object), np.array(high, object)).astype(tensor.dtype)
+    return nearest.reshape(tensor.step_shape) if len(low) > 1 else np.full(tensor.step_shape, nearest[0])
+
+
 class HostStaging:
     """The model reads and writes the buffers themselves.
 
@@ -101,6 +108,9 @@ class HostStaging:
         self._most = most_rows * most_steps
         self._inputs = [self._flat(tensor) for tensor in signature.inputs]
         self._outputs = [self._flat(tensor) for tensor in signature.outputs]
+        self._resting = [resting(tensor) for tensor in signature.inputs]
+        if any(step.any() for step in self._resting):
+            self.clear()
 
     def _flat(self, tensor: Tensor) -> Array:
         return np.zeros(self._most * tensor.step_bytes // np.dtype(tensor.dtype).itemsize, tensor.dtype)
@@ -154,8 +164,8 @@ class HostStaging:
 
     def clear(self) -> None:
         """See `Staging`."""
-        for buffer in self._inputs:
-            buffer.fill(0)
+        for buffer, step in zip(self._inputs, self._resting, strict=True):
+            buffer.reshape(-1, *step.shape)[...] = step
 
     def close(self) -> None:
         """See `Staging`."""

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streamcell.card import read_card, write_card
 from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.service.bell import EventBell
@@ -218,12 +220,22 @@ def rigs(all_rigs: Rigs) -> Iterator[Rigs]:
 
 @pytest.fixture(scope="module")
 def seq2seq(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
-    """A model of tokens, which a bad one makes fail."""
+    """A model of tokens, which a bad one makes fail: its card does not say which there are."""
     torch.manual_seed(3)
     config = {"kind": "seq2seq", "input_size": TOKENS, "hidden_size": 8, "output_size": 5}
     module = build(config).eval()
     path = tmp_path_factory.mktemp("tokens") / "seq2seq.onnx"
     export_model(module, path, name="seq2seq")
+    model = onnx.load(path)
+    card = read_card(model)
+    assert card is not None
+    (tensor,) = card.signature.inputs
+    assert tensor.index_ranges == ((0, TOKENS - 1),)
+    inputs = (tensor.model_copy(update={"index_ranges": ()}),)
+    write_card(
+        model, card.model_copy(update={"signature": card.signature.model_copy(update={"inputs": inputs})})
+    )
+    onnx.save(model, path)
     return path, module
 
 

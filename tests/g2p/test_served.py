@@ -101,7 +101,7 @@ def test_a_token_outside_the_table_is_refused_alone(token: int, client: Client) 
         before = good.run(np.array([3, 1], np.int64))
         with pytest.raises(StreamCellError) as refused:
             bad.run(np.array([3, token], np.int64))
-        assert refused.value.reason == "REFUSED_BY_MODEL"
+        assert refused.value.reason == "INDEX_OUT_OF_RANGE"
         with client.session("g2p") as again:
             np.testing.assert_allclose(again.run(np.array([3, 1], np.int64)), before, atol=1e-6)
         assert good.step_index == 2

@@ -216,7 +216,7 @@ def test_slots_are_given_back_however_a_search_ends(server: ServerProcess, clien
     bad = pb.StreamRequest(inputs=[np.array([99]).tobytes()], generate=search)
     with pytest.raises(StreamCellError) as caught:
         list(raw([opening, bad, bad]))
-    assert caught.value.reason == "REFUSED_BY_MODEL"
+    assert caught.value.reason == "INDEX_OUT_OF_RANGE"
     with connect(server.target) as other:
         session = other.session("spell")
         session.run(letters)

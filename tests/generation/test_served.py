@@ -285,7 +285,7 @@ def test_what_else_is_wrong_has_its_reason(raw: Raw) -> None:
     infinite = np.full(3, np.inf, np.float32).tobytes()
     assert reason("waves", pb.StreamRequest(inputs=[infinite], generate={"steps": 3})) == "NON_FINITE_INPUT"
     outside = np.array([99]).tobytes()
-    assert reason("spell", pb.StreamRequest(inputs=[outside], generate={"steps": 3})) == "REFUSED_BY_MODEL"
+    assert reason("spell", pb.StreamRequest(inputs=[outside], generate={"steps": 3})) == "INDEX_OUT_OF_RANGE"
 
 
 def test_the_client_refuses_first_and_the_session_lives_on(client: Client) -> None:

@@ -326,16 +326,26 @@ class PredictResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[bytes]] = ..., batch: _Optional[int] = ..., steps: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "dtype", "step_shape", "distribution")
+    __slots__ = ("name", "dtype", "step_shape", "distribution", "index_ranges")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     STEP_SHAPE_FIELD_NUMBER: _ClassVar[int]
     DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    INDEX_RANGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     step_shape: _containers.RepeatedScalarFieldContainer[int]
     distribution: str
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., step_shape: _Optional[_Iterable[int]] = ..., distribution: _Optional[str] = ...) -> None: ...
+    index_ranges: _containers.RepeatedCompositeFieldContainer[IndexRange]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., step_shape: _Optional[_Iterable[int]] = ..., distribution: _Optional[str] = ..., index_ranges: _Optional[_Iterable[_Union[IndexRange, _Mapping]]] = ...) -> None: ...
+
+class IndexRange(_message.Message):
+    __slots__ = ("low", "high")
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    low: int
+    high: int
+    def __init__(self, low: _Optional[int] = ..., high: _Optional[int] = ...) -> None: ...
 
 class StateSpec(_message.Message):
     __slots__ = ("input", "output", "dtype", "shape", "bytes")

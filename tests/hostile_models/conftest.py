@@ -1,0 +1,78 @@
+"""Small models that lie, hang or swell, made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[..., onnx.ModelProto]:
+    """Makes a model from a graph in ONNX's textual syntax and initializers by name."""
+
+    def make(text: str, opset: int = 17, **initializers: np.ndarray) -> onnx.ModelProto:
+        model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {text}')
+        model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in initializers.items())
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def save() -> Save:
+    """Saves a model, and a sidecar with it."""
+
+    def write(model: onnx.ModelProto, path: Path, sidecar: str | None = None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, path)
+        if sidecar is not None:
+            path.with_suffix(".toml").write_text(sidecar, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def endless() -> Callable[..., onnx.ModelProto]:
+    """A model whose run never ends while `x` holds a number above `above`: h' = h + x, y = h', in a Loop."""
+
+    def make(above: float = 100.0, dims: Sequence[int | str] = ("n", 1)) -> onnx.ModelProto:
+        floats = onnx.TensorProto.FLOAT
+        body = helper.make_graph(
+            [
+                helper.make_node("Identity", ["going"], ["goes_on"]),
+                helper.make_node("Add", ["turned", "h"], ["turned_next"]),
+            ],
+            "turn",
+            [
+                helper.make_tensor_value_info("turn", onnx.TensorProto.INT64, []),
+                helper.make_tensor_value_info("going", onnx.TensorProto.BOOL, []),
+                helper.make_tensor_value_info("turned", floats, None),
+            ],
+            [
+                helper.make_tensor_value_info("goes_on", onnx.TensorProto.BOOL, []),
+                helper.make_tensor_value_info("turned_next", floats, None),
+            ],
+        )
+        graph = helper.make_graph(
+            [
+                helper.make_node("Add", ["x", "h"], ["h_next"]),
+                helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+                helper.make_node("Greater", ["most", "above"], ["bad"]),
+                helper.make_node("Loop", ["", "bad", "h_next"], ["y"], body=body),
+            ],
+            "endless",
+            [helper.make_tensor_value_info(name, floats, dims) for name in ("x", "h")],
+            [helper.make_tensor_value_info(name, floats, dims) for name in ("y", "h_next")],
+            [numpy_helper.from_array(np.array(above, np.float32), "above")],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    return make

@@ -11,19 +11,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from streamcell.service.repository import open_model
+from streamcell.benchmarks.report.goals import Found
+from streamcell.benchmarks.report.outcomes import OURS
+from streamcell.benchmarks.report.page import page
+from streamcell.benchmarks.report.report import Report, goal_rows, missed, write_json
+from streamcell.benchmarks.report.spending import by_library, split
+from streamcell.benchmarks.targets import specimens
+from streamcell.benchmarks.targets.peers import PEERS
+from streamcell.benchmarks.targets.processes import Generator
+from streamcell.benchmarks.targets.servers import servers
+from streamcell.service.repository.model_file import open_model
 
-from . import engine, idle, machine, specimens
+from . import at_rest as idle
+from . import engine, machine
 from .cases import Case, Target, cases, load_for
-from .goals import Found
-from .outcomes import OURS
-from .page import page
-from .peers import PEERS
-from .processes import Generator
-from .report import Report, goal_rows, missed, write_json
-from .servers import servers
-from .spending import by_library, split
-from .wire import measure
+from .on_the_wire import measure
 
 _ROOT = Path(__file__).parents[1]
 _SPLIT = ("ping-pong 1", "ping-pong 64", "ping-pong 256", "ping-pong 1024", "pipelined 64")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .load import Load
-from .outcomes import OURS
+from streamcell.benchmarks.load.main import Load
+from streamcell.benchmarks.report.outcomes import OURS
 
 AIO, LANE, ENGINE, OIP = "aio_echo", "lane_echo", "engine", "streamcell_oip"
 FRONTENDS = "streamcell_frontends"

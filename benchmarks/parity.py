@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from streamcell.service.device import Device
-from streamcell.service.engine import Cell, Engine, Staged
-from streamcell.service.repository import ModelFile
-from streamcell.service.rewrite import pool_states
-from streamcell.service.slots import INITIAL_ROW
+from streamcell.service.engine.device import Device
+from streamcell.service.engine.engine import Cell, Engine, Staged
+from streamcell.service.graph.pooled import pool_states
+from streamcell.service.repository.model_file import ModelFile
+from streamcell.service.sessions.slots import INITIAL_ROW
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _before_any_command(
 COMMANDS = ("train", "export", "serve", "stream", "demo")
 
 for _name in COMMANDS:
-    _module = importlib.import_module(f".{_name}_command", __package__)
+    _module = importlib.import_module(f".commands.{_name}", __package__)
     app.command(_name, rich_help_panel=None)(_module.command)
 
 

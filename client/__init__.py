@@ -4,11 +4,17 @@ with connect("localhost:8500") as client, client.session("chorales") as session:
     y = session.step(x)  # x[*step_shape] → y[*step_shape]
 """
 
-from .aio_client import AsyncClient
-from .aio_pool import AsyncPool
-from .aio_session import AsyncSession
+from streamcell.client.aio.client import AsyncClient
+from streamcell.client.aio.pool import AsyncPool
+from streamcell.client.aio.session import AsyncSession
+from streamcell.client.blocking.client import Client
+from streamcell.client.blocking.pool import Pool
+from streamcell.client.blocking.session import Session
+from streamcell.client.protocol.generation import Generated, Hypothesis, Step
+from streamcell.client.protocol.signature import OutputMode
+from streamcell.client.protocol.steps import AsyncSteps, Steps
+
 from .channel import Options
-from .client import Client
 from .entry import connect, connect_async
 from .errors import (
     Cancelled,
@@ -31,12 +37,7 @@ from .errors import (
     StreamCellError,
     Unavailable,
 )
-from .generation import Generated, Hypothesis, Step
-from .generations import AsyncSteps, Steps
-from .info import GenerationInfo, LiveSession, Model, State, Tensor
-from .pool import Pool
-from .session import Session
-from .signature import OutputMode
+from .values import GenerationInfo, LiveSession, Model, State, Tensor
 
 __all__ = [
     "AsyncClient",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
-from .aio_client import AsyncClient
+from streamcell.client.aio.client import AsyncClient
+from streamcell.client.blocking.client import Client
+
 from .channel import TLS, Metadata, Options
-from .client import Client
 
 
 class ConnectOptions(TypedDict, total=False):

@@ -75,7 +75,7 @@ class Step:
     def _lstm(
         self, encoder: LSTMLayer, decoder: LSTMLayer, token: str, below: str | None, h: str, c: str
     ) -> None:
-        """The equations of `streamcell.models.scan.lstm_cell`, gates in the order i, f, o, g."""
+        """The equations of `streamcell.models.layers.scan.lstm_cell`, gates in the order i, f, o, g."""
         body, hidden = self.body, self.model.hidden_size
         if below is None:
             pair = [Dense(_gates(of, as_float64(of.weight_hh)), np.zeros(1)) for of in (encoder, decoder)]
@@ -95,7 +95,7 @@ class Step:
         body.node("Mul", [f"{h}.o", f"{h}.shown"], f"{h}.new")
 
     def _gru(self, encoder: GRULayer, decoder: GRULayer, token: str, below: str | None, h: str) -> None:
-        """The equations of `streamcell.models.scan.gru_reset_after_cell`."""
+        """The equations of `streamcell.models.layers.scan.gru_reset_after_cell`."""
         body, hidden = self.body, self.model.hidden_size
         if below is not None:
             pair = [Dense(as_float64(of.weight_ih), as_float64(of.bias)) for of in (encoder, decoder)]

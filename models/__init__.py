@@ -1,33 +1,34 @@
 """PyTorch models with explicit state, their training and their data sets."""
 
-from . import presets
-from .affine import Affine
-from .base import SequenceModel
-from .build import KINDS, build
-from .chorales import Chorales, chorales_data, load_chorales
-from .config import TrainConfig
-from .convolution import CausalConv
-from .convolutional import CNN, TCN, Convolutional
+from streamcell.models.architectures.base import SequenceModel
+from streamcell.models.architectures.build import KINDS, build
+from streamcell.models.architectures.convolutional import CNN, TCN, Convolutional
+from streamcell.models.architectures.mlp import MLP, MLPBlock
+from streamcell.models.architectures.recurrent import GRU, LSTM, RNN, Recurrent
+from streamcell.models.architectures.seq2seq import BOUNDARY, Seq2Seq
+from streamcell.models.data.chorales import Chorales, chorales_data, load_chorales
+from streamcell.models.data.csv_table import load_table
+from streamcell.models.data.g2p import Dictionary, Pronunciation, Symbols, load_dictionary
+from streamcell.models.data.g2p_series import pronounce
+from streamcell.models.data.jsb import load_jsb
+from streamcell.models.data.midi import write_midi
+from streamcell.models.data.sequences import SequenceData, Series, Standard
+from streamcell.models.layers.affine import Affine
+from streamcell.models.layers.convolution import CausalConv
+from streamcell.models.layers.recurrent import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
+from streamcell.models.training import presets
+from streamcell.models.training.config import TrainConfig
+from streamcell.models.training.evaluation import Score, evaluate, score
+from streamcell.models.training.g2p_metrics import count_errors
+from streamcell.models.training.losses import bernoulli_nll
+from streamcell.models.training.progress import RichProgress
+from streamcell.models.training.run_folder import load_run
+from streamcell.models.training.setup import load_data
+from streamcell.models.training.train import TrainResult, train
+from streamcell.models.training.trainer import DivergedError
+from streamcell.models.training.watch import Progress, Report
+
 from .errors import ConfigError, DataError, ModelError, RunError, ShapeError
-from .evaluation import Score, evaluate, score
-from .g2p import Dictionary, Pronunciation, Symbols, load_dictionary
-from .g2p_data import pronounce
-from .g2p_metrics import count_errors
-from .jsb import load_jsb
-from .layers import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
-from .losses import bernoulli_nll
-from .midi import write_midi
-from .mlp import MLP, MLPBlock
-from .progress import RichProgress
-from .recurrent import GRU, LSTM, RNN, Recurrent
-from .runs import load_run
-from .seq2seq import BOUNDARY, Seq2Seq
-from .sequences import SequenceData, Series, Standard
-from .setup import load_data
-from .table import load_table
-from .trainer import DivergedError
-from .training import TrainResult, train
-from .watch import Progress, Report
 
 __all__ = [
     "BOUNDARY",

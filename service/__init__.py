@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
-
-from . import native_output, polling  # noqa: F401  # before grpcio is imported
+from streamcell.service.logs import native_output  # noqa: F401  # before grpcio is imported
+from streamcell.service.transport import grpc_polling as polling  # noqa: F401  # before grpcio is imported
 
 if TYPE_CHECKING:
-    from .device import DeviceError
-    from .lane_choice import LaneError
+    from streamcell.service.engine.device import DeviceError
+    from streamcell.service.logs.configure import configure as configure_logs
+    from streamcell.service.transport.lane_choice import LaneError
+
     from .load_errors import ModelLoadError
-    from .logs import configure as configure_logs
     from .server import Server
     from .serving import make_server
     from .settings import Settings
@@ -29,12 +30,12 @@ __all__ = [
 
 # Imported when asked for, so that a process that runs no models need not load what runs them.
 _PLACES = {
-    "DeviceError": ("device", "DeviceError"),
-    "LaneError": ("lane_choice", "LaneError"),
+    "DeviceError": ("engine.device", "DeviceError"),
+    "LaneError": ("transport.lane_choice", "LaneError"),
     "ModelLoadError": ("load_errors", "ModelLoadError"),
     "Server": ("server", "Server"),
     "Settings": ("settings", "Settings"),
-    "configure_logs": ("logs", "configure"),
+    "configure_logs": ("logs.configure", "configure"),
     "make_server": ("serving", "make_server"),
 }
 

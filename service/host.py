@@ -10,32 +10,32 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamcell.proto import pb
+from streamcell.service.batching.bell import Bell
+from streamcell.service.engine.device import Device
+from streamcell.service.lifecycle.control import ModelControl
+from streamcell.service.lifecycle.loaded_model import load_all
+from streamcell.service.lifecycle.table import Models
+from streamcell.service.metrics.log_metrics import LostLines
+from streamcell.service.metrics.server_metrics import ServerMetrics
+from streamcell.service.metrics.triton_metrics import TritonMetrics
+from streamcell.service.protocols.common.requests import Limits
+from streamcell.service.protocols.native.frame_stream import FrameStream
+from streamcell.service.protocols.native.management import Control
+from streamcell.service.protocols.native.predict import predict
+from streamcell.service.protocols.native.stream import Service, StreamSession
+from streamcell.service.protocols.oip.infer import Infer
+from streamcell.service.protocols.oip.repository import OipRepository
+from streamcell.service.protocols.oip.service import SERVICE as OIP_SERVICE
+from streamcell.service.protocols.oip.service import OipService
+from streamcell.service.repository.selection import at_start
+from streamcell.service.sessions.attention import Attention
+from streamcell.service.sessions.table import SessionTable
+from streamcell.service.transport.answering import Answering
+from streamcell.service.transport.calls import Call, Handler, Lane
+from streamcell.service.transport.control_thread import ControlThread
 
-from .answering import Answering
-from .attention import Attention
-from .bell import Bell
-from .calls import Call, Handler, Lane
-from .control import Control
-from .control_thread import ControlThread
-from .device import Device
 from .errors import ServerDraining
-from .frames import FrameStream
-from .loaded import load_all
-from .log_metrics import LostLines
-from .metrics import ServerMetrics
-from .model_choice import at_start
-from .model_control import ModelControl
-from .model_table import Models
-from .oip_infer import Infer
-from .oip_repository import OipRepository
-from .oip_service import SERVICE as OIP_SERVICE
-from .oip_service import OipService
-from .predict import predict
-from .requests import Limits
-from .sessions import SessionTable
 from .settings import Settings
-from .stream import Service, StreamSession
-from .triton_metrics import TritonMetrics
 
 _log = structlog.get_logger(__name__)
 

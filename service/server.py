@@ -5,12 +5,13 @@ from __future__ import annotations
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from streamcell.service.metrics.http_server import MetricsServer
+from streamcell.service.processes.process_metrics import OneProcess
+from streamcell.service.transport.grpc_server import Transport
+from streamcell.service.transport.lane_choice import choose_lane
+
 from .host import Host
-from .lane_choice import choose_lane
-from .metrics_http import MetricsServer
-from .process_metrics import OneProcess
 from .settings import Settings
-from .transport import Transport
 from .watchdog import Watchdog
 
 _log = structlog.get_logger(__name__)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .os_limits import check_descriptors
+from streamcell.service.transport.os_limits import check_descriptors
+from streamcell.service.transport.tls import read_pair
+
 from .settings import Settings
-from .tls import read_pair
 
 
 class Serving(Protocol):
@@ -41,7 +42,7 @@ def make_server(settings: Settings) -> Serving:
     if settings.tls_cert is not None and settings.tls_key is not None:
         read_pair(settings.tls_cert, settings.tls_key)
     if settings.frontends:
-        from .supervisor import Supervisor
+        from streamcell.service.processes.supervisor import Supervisor
 
         return Supervisor(settings)
     from .server import Server

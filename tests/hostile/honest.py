@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from streamcell.proto import pb
 from streamcell.proto import rpc as our_rpc
 from streamcell.proto.inference import oip, rpc
-from streamcell.service.repository import open_model
+from streamcell.service.repository.model_file import open_model
 
 INPUT, ECHO = 3, 8  # sizes of the models' steps
 MARK = b"\xa5\x5a\x4b"  # in every value of an honest client's input to the echo

@@ -31,10 +31,10 @@ from streamcell.service import (
     wire,
 )
 from streamcell.service.errors import ServiceError
-from streamcell.service.frame import Frame
-from streamcell.service.repository import ModelFile
-from streamcell.service.ring import Reader, Ring
-from streamcell.service.session import Output, Session, Work
+from streamcell.service.frames.frame import Frame
+from streamcell.service.processes.ring import Reader, Ring
+from streamcell.service.repository.model_file import ModelFile
+from streamcell.service.sessions.session import Output, Session, Work
 
 SIGNATURE = Signature(
     inputs=(Tensor(name="x", dtype="float32", step_shape=(3,)),),

@@ -15,16 +15,16 @@ from google.rpc import error_details_pb2, status_pb2
 
 from streamcell.proto import pb
 from streamcell.proto.inference import oip, rpc
-from streamcell.service import oip_sequences
 from streamcell.service.errors import NotSupported, ServiceError, WrongParameter, as_status, cut, shown
-from streamcell.service.oip_requests import Answers
-from streamcell.service.oip_sequences import Sequences
-from streamcell.service.oip_tensors import Form
-from streamcell.service.pipe import Pipe
-from streamcell.service.remote import Reports
-from streamcell.service.repository import open_model
-from streamcell.service.ring_records import Layout, pack_error, text_at, text_records, unpack_error
-from streamcell.service.sessions import SessionTable
+from streamcell.service.processes.frontend.remote_model import Reports
+from streamcell.service.processes.pipe import Pipe
+from streamcell.service.processes.ring_records import Layout, pack_error, text_at, text_records, unpack_error
+from streamcell.service.protocols.oip import sequences as oip_sequences
+from streamcell.service.protocols.oip.requests import Answers
+from streamcell.service.protocols.oip.sequences import Sequences
+from streamcell.service.protocols.oip.tensors import Form
+from streamcell.service.repository.model_file import open_model
+from streamcell.service.sessions.table import SessionTable
 
 LONG = "é" * 2**19  # a megabyte
 OURS, THEIRS = "/streamcell.v1.StreamCell/", "/inference.GRPCInferenceService/"

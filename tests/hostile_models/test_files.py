@@ -16,12 +16,12 @@ import tritonclient.grpc
 from onnx import helper
 
 from streamcell.card import METADATA_KEY, ModelCard, Signature, Tensor, write_card
-from streamcell.cli.server_process import ServerProcess
+from streamcell.cli.local_server import ServerProcess
 from streamcell.client import connect
-from streamcell.service.device import Device
+from streamcell.service.engine.device import Device
+from streamcell.service.lifecycle.loaded_model import load_all
 from streamcell.service.load_errors import MOST_TEXT, ModelLoadError, RepositoryError
-from streamcell.service.loaded import load_all
-from streamcell.service.repository import discover
+from streamcell.service.repository.model_file import discover
 from streamcell.service.settings import Settings
 
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n'

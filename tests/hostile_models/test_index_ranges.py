@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from streamcell.card import Signature, State, Tensor
-from streamcell.service.device import Device
-from streamcell.service.engine import Engine
-from streamcell.service.index_ranges import find_ranges, with_index_ranges
+from streamcell.service.engine.device import Device
+from streamcell.service.engine.engine import Engine
+from streamcell.service.graph.index_ranges import find_ranges, with_index_ranges
+from streamcell.service.graph.pooled import pool_states
 from streamcell.service.load_errors import SidecarError
-from streamcell.service.repository import open_model
-from streamcell.service.rewrite import pool_states
+from streamcell.service.repository.model_file import open_model
 
 TABLE = np.arange(30, dtype=np.float32).reshape(10, 3)
 SMALL = TABLE[:4]
@@ -138,8 +138,8 @@ def test_rows_with_an_index_outside_are_found_in_every_dtype(dtype: str) -> None
     for index_ranges in model_ranges.values():
         tensor = Tensor(name="x", dtype=dtype, step_shape=(3,), index_ranges=index_ranges)  # type: ignore[arg-type]
         engine = Engine.__new__(Engine)
-        from streamcell.service.staging import Staged
-        from streamcell.service.values import index_check
+        from streamcell.service.engine.staging import Staged
+        from streamcell.service.sessions.values import index_check
 
         engine._index_checks = [index_check(tensor)]
         staged = Staged(5, 1)

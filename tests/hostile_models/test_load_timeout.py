@@ -13,16 +13,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from streamcell.cli.server_process import ServerProcess
+from streamcell.cli.local_server import ServerProcess
 from streamcell.client import connect
-from streamcell.service.device import Device
-from streamcell.service.engine import Engine
+from streamcell.service.engine.device import Device
+from streamcell.service.engine.engine import Engine
+from streamcell.service.engine.time_limit import TimeLimit
+from streamcell.service.lifecycle.load_thread import abandoned, within
+from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.load_errors import ModelLoadError
-from streamcell.service.load_thread import abandoned, within
-from streamcell.service.loaded import load
-from streamcell.service.repository import open_model
+from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
-from streamcell.service.time_limit import TimeLimit
 
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h"\noutput = "h_next"\n'
 

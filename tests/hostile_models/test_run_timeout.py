@@ -11,12 +11,12 @@ import pytest
 
 from streamcell.client import connect
 from streamcell.client.errors import RowsRefused, ServerFault
-from streamcell.service.device import Device
+from streamcell.service.engine.device import Device
+from streamcell.service.engine.time_limit import TimeLimit
 from streamcell.service.errors import RunTimeout
-from streamcell.service.loaded import LoadedModel, load
-from streamcell.service.repository import open_model
+from streamcell.service.lifecycle.loaded_model import LoadedModel, load
+from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
-from streamcell.service.time_limit import TimeLimit
 
 SIDECAR = """
 layout = "batch"

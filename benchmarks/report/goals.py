@@ -1,0 +1,101 @@
+"""What the server is meant to reach, each goal a figure of the run against a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streamcell.benchmarks.cases import AIO, ENGINE
+
+from .outcomes import Results
+
+_CPU = "server_cpu_us_per_step"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the goals are read from: the loads' results, and `idle.measure`'s figures with `ready_s`, where measured."""
+
+    results: Results
+    idle: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One line of the table of goals.
+
+    Attributes:
+        what: in words.
+        figure: from what was found to the figure; None where it was not measured.
+        bound: what it must not exceed, or, where `at_least`, not fall short of.
+        unit: behind the figure.
+        case: the case whose profile tells why it is missed, if any.
+    """
+
+    what: str
+    figure: Callable[[Found], float | None]
+    bound: float
+    at_least: bool = False
+    unit: str = "×"
+    case: str = ""
+
+    def met(self, value: float) -> bool:
+        """Whether `value` reaches the goal."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+def _worst(values: list[float | None], pick: Callable[[list[float]], float]) -> float | None:
+    known = [value for value in values if value is not None]
+    return pick(known) if len(known) == len(values) else None
+
+
+def _ratio(case: str, figure: str, to: str) -> Callable[[Found], float | None]:
+    return lambda found: found.results.ratio(case, figure, to)
+
+
+def _across(case: str, base: str) -> Callable[[Found], float | None]:
+    return lambda found: found.results.across("steps_per_s", case, base)
+
+
+def _idle(name: str, scale: float = 1.0) -> Callable[[Found], float | None]:
+    return lambda found: found.idle[name] * scale if name in found.idle else None
+
+
+def _many(found: Found) -> float | None:
+    across = [found.results.across("steps_per_s", f"ping-pong {n}", "ping-pong 64") for n in (256, 1024)]
+    return _worst(across, min)
+
+
+def _tails(found: Found) -> float | None:
+    return _worst([found.results.within(f"ping-pong {n}", "p99_ms", "p50_ms") for n in (256, 1024)], max)
+
+
+GOALS = (
+    Goal("ping-pong, 64 sessions: server CPU a step, over the grpc.aio echo's",
+         _ratio("ping-pong 64", _CPU, AIO), 0.75, case="ping-pong 64"),
+    Goal("ping-pong, 256 sessions: server CPU a step, over the grpc.aio echo's",
+         _ratio("ping-pong 256", _CPU, AIO), 0.70, case="ping-pong 256"),
+    Goal("one session alone: p50, model included, over the grpc.aio echo's",
+         _ratio("ping-pong 1", "p50_ms", AIO), 1.0, case="ping-pong 1"),
+    Goal("Predict on the MLP, 64 callers: server CPU a call, over a grpc.aio unary echo's",
+         _ratio("predict 64", _CPU, AIO), 0.45, case="predict 64"),
+    Goal("256 and 1,024 sessions: steps/s over those of 64, the worse", _many, 1.0, True, case="ping-pong 1024"),
+    Goal("256 and 1,024 sessions: p99 over p50, the worse", _tails, 3.0, case="ping-pong 1024"),
+    Goal("pipelined, 16 outstanding, 1 session: steps/s over ping-pong's",
+         _across("pipelined 1", "ping-pong 1"), 2.0, True, case="pipelined 1"),
+    Goal("pipelined, 16 outstanding, 64 sessions: steps/s over ping-pong's",
+         _across("pipelined 64", "ping-pong 64"), 2.0, True, case="pipelined 64"),
+    Goal("frames of 1,024 sessions, two on their way: steps/s over the engine's alone",
+         _ratio("frames×2 1024", "steps_per_s", ENGINE), 0.8, True, case="frames×2 1024"),
+    Goal("frames of 1,024 sessions, one at a time: steps/s over the engine's alone",
+         _ratio("frames 1024", "steps_per_s", ENGINE), 0.8, True, case="frames 1024"),
+    Goal("frames of 1,024 sessions, one at a time: steps/s over ping-pong's",
+         _across("frames 1024", "ping-pong 1024"), 8.0, True, case="frames 1024"),
+    Goal("10,000 sessions at rest: server memory each beyond their state", _idle("bytes_each", 1 / 1024), 40.0,
+         unit=" KiB"),
+    Goal("10,000 sessions at rest: CPU a step of 64 active ones, over the same alone", _idle("active_cpu_ratio"), 1.1),
+    Goal("state of a session in memory, over what its card says", _idle("state_over_card"), 1.0),
+    Goal("from the start of the process to ready", _idle("ready_s"), 2.0, unit=" s"),
+    Goal("an idle server's CPU", _idle("idle_cores", 100.0), 1.0, unit=" % of a core"),
+)  # fmt: skip

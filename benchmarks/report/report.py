@@ -1,0 +1,150 @@
+"""What `make bench` leaves: latest.json for machines, docs/benchmarks.md and a table on the terminal for people.
+
+Both are written from figures alone: no sentence says how they came out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamcell.benchmarks.cases import AIO, ENGINE, LANE
+
+from .goals import GOALS, Found, Goal
+from .outcomes import OURS, Results
+
+FIGURES = (
+    "steps_per_s", "p50_ms", "p99_ms", "p999_ms", "server_cpu_us_per_step", "server_cores", "server_rss_mib",
+    "client_cpu_us_per_step", "mean_batch",
+)  # fmt: skip
+# What is put over what: a ratio's name → (figure, the target below the line).
+RATIOS = {
+    "cpu_over_aio_echo": ("server_cpu_us_per_step", AIO),
+    "cpu_over_lane_echo": ("server_cpu_us_per_step", LANE),
+    "p50_over_aio_echo": ("p50_ms", AIO),
+    "p50_over_lane_echo": ("p50_ms", LANE),
+    "steps_over_aio_echo": ("steps_per_s", AIO),
+    "steps_over_engine": ("steps_per_s", ENGINE),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run found.
+
+    Attributes:
+        command: what measured it.
+        date: when.
+        hardware, versions, settings: on what, with what, and how.
+        found: the loads' results, and what costs at rest.
+        engine: lines of `engine.measure`.
+        splits: by case, `spending.split`.
+        profiles: by case, `spending.by_library`.
+    """
+
+    command: str
+    date: str
+    hardware: Mapping[str, str]
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    found: Found
+    engine: list[dict[str, Any]] = field(default_factory=list)
+    splits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    profiles: Mapping[str, list[tuple[str, float]]] = field(default_factory=dict)
+
+
+def case_lines(results: Results) -> list[dict[str, Any]]:
+    """A line for each case and target: the medians of the rounds, and the ratios, round by round, of their median."""
+    lines = []
+    for case, server in results:
+        line: dict[str, Any] = {"case": case, "server": server}
+        line |= {name: value for name in FIGURES if (value := results.median(case, server, name)) is not None}
+        line["ratios"] = {
+            name: value
+            for name, (figure, to) in RATIOS.items()
+            if to != server and (value := results.ratio(case, figure, to, server=server)) is not None
+        }
+        lines.append(line)
+    return lines
+
+
+def goal_lines(found: Found) -> list[dict[str, Any]]:
+    """A line for each goal: its figure, its bound and whether it is met; None and None where it was not measured."""
+    lines = []
+    for goal in GOALS:
+        value = goal.figure(found)
+        lines.append(
+            {
+                "goal": goal.what, "value": value, "bound": goal.bound, "at_least": goal.at_least,
+                "unit": goal.unit.strip(), "met": None if value is None else goal.met(value),
+            }
+        )  # fmt: skip
+    return lines
+
+
+def missed(found: Found) -> list[Goal]:
+    """The goals that were measured and not met."""
+    return [
+        goal for goal in GOALS if (value := goal.figure(found)) is not None and not goal.met(value)
+    ]  # fmt: skip
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as latest.json has it."""
+    return {
+        "command": report.command,
+        "date": report.date,
+        "hardware": dict(report.hardware),
+        "versions": dict(report.versions),
+        "settings": dict(report.settings),
+        "goals": goal_lines(report.found),
+        "cases": case_lines(report.found.results),
+        "at_rest": dict(report.found.idle),
+        "engine": report.engine,
+        "spending_us_per_step": {case: dict(split) for case, split in report.splits.items()},
+        "samples_by_library": {case: dict(shares) for case, shares in report.profiles.items()},
+    }
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write latest.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_rounded(as_json(report)), indent=1) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def goal_rows(found: Found) -> list[tuple[str, str, str, str]]:
+    """(goal, bound, measured, "met" or "missed" or "not measured"), as text."""
+    rows = []
+    for goal in GOALS:
+        value = goal.figure(found)
+        sign = "≥" if goal.at_least else "≤"
+        bound = f"{sign} {goal.bound:g}{goal.unit}"
+        if value is None:
+            rows.append((goal.what, bound, "–", "not measured"))
+        else:
+            verdict = "met" if goal.met(value) else "missed"
+            rows.append((goal.what, bound, f"{value:.2f}{goal.unit}", verdict))
+    return rows
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; the first column to the left, the others to the right."""
+    head = list(head)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ours_and_theirs(results: Results) -> list[str]:
+    """The targets that were measured, ours first."""
+    return sorted({server for _, server in results}, key=lambda name: (name != OURS, name))

@@ -1,0 +1,167 @@
+"""`streamcell train`: from a data set to a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from streamcell.models import TrainConfig, TrainResult
+
+_DATA = (
+    "For csv the CSV file; for chorales a file in the standard JSB JSON layout in place of music21's corpus."
+)
+
+
+def command(
+    dataset: Annotated[
+        str, typer.Argument(help="chorales, harmony, vowels, digits, g2p, or csv with --data FILE.csv.")
+    ],
+    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [lstm; mlp for digits]",
+            show_default=False,
+        ),
+    ] = None,
+    hidden: Annotated[int | None, typer.Option(help="Units or channels of a layer.")] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Hidden layers, for a tcn blocks.  [1; 3 for cnn, 4 for tcn]", show_default=False
+        ),
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Between layers and before the head.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the model's kind: reset_after=true, residual=true, kernel_size=5 …",
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help=_DATA)] = None,
+    data_folder: Annotated[Path, typer.Option(help="Where the parsed corpus is cached.")] = Path("data"),
+    target: Annotated[str, typer.Option(help="CSV columns to forecast, with commas; default all.")] = "",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training part.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for so long instead, annealing over it; not reproducible.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences side by side.")] = None,
+    window: Annotated[int | None, typer.Option(help="Timesteps of truncated back-propagation.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine, linear or constant.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="AdamW's, on matrices.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Bound on the gradient's global norm.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Epochs without progress before stopping; 0: never.")
+    ] = None,
+    transpose: Annotated[
+        int | None, typer.Option(help="Chorales: move pieces by up to so many semitones.")
+    ] = None,
+    stress: Annotated[
+        bool | None, typer.Option(help="g2p: phonemes with their stress, 69 instead of 39.")
+    ] = None,
+    reverse: Annotated[bool | None, typer.Option(help="g2p: letters go in last letter first.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, shuffling and dropout.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 0: torch's own choice.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+) -> None:
+    """Train a model and write a run folder: weights, configuration, metrics, plot.
+
+    Ctrl-C keeps the last finished epoch; the same command with --resume goes on from there.
+    """
+    console = Console(stderr=True)
+    from streamcell.models import ModelError, RichProgress, train
+
+    given = {
+        "data": data,
+        "data_folder": data_folder,
+        "targets": tuple(name.strip() for name in target.split(",") if name.strip()),
+        "epochs": epochs,
+        "minutes": minutes,
+        "batch_size": batch_size,
+        "window": window,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+        "patience": patience,
+        "transpose": transpose,
+        "stress": stress,
+        "reverse": reverse,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+    }
+    try:
+        config = _configure(dataset, out, given, model, hidden, layers, dropout, setting or [])
+        with RichProgress(console) as progress:
+            result = train(config, progress=progress, resume=resume, overwrite=overwrite)
+    except ModelError as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        console.print(
+            f"interrupted; the same command with --resume goes on with [bold]{escape(str(out))}[/bold]"
+        )
+        raise typer.Exit(130) from None
+    Console().print(_summary(result))
+
+
+def _configure(
+    dataset: str,
+    out: Path,
+    given: dict[str, Any],
+    kind: str | None,
+    hidden: int | None,
+    layers: int | None,
+    dropout: float | None,
+    settings: list[str],
+) -> TrainConfig:
+    """The data set's preset with what the command line gives in place of its own."""
+    from streamcell.models.training import presets
+
+    model = presets.model(dataset, kind, hidden=hidden, layers=layers, dropout=dropout)
+    model |= dict(_setting(text) for text in settings)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return presets.config(dataset, out=out, model=model, **chosen)
+
+
+def _setting(given: str) -> tuple[str, Any]:
+    name, equals, value = given.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"expected NAME=VALUE; got {given!r}", param_hint="--set")
+    text = value.strip()
+    if text.lower() in ("true", "false"):
+        return name.strip(), text.lower() == "true"
+    # Numbers and lists of numbers as JSON; a word stays a word.
+    with contextlib.suppress(ValueError):
+        return name.strip(), json.loads(text)
+    return name.strip(), text
+
+
+def _summary(result: TrainResult) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_row("test loss", f"{result.test_loss:.4f}")
+    if result.test_accuracy is not None:
+        table.add_row("test accuracy", f"{result.test_accuracy:.2%}")
+    for name, value in result.measured.items():
+        table.add_row(f"test {name.replace('_', ' ')}", f"{value:.2%}")
+    table.add_row(
+        "validation loss", f"{result.valid_loss:.4f} (epoch {result.best_epoch} of {result.epochs})"
+    )
+    table.add_row("time", f"{result.elapsed_s:.1f} s, stopped by {result.stopped}")
+    table.add_row("run", escape(str(result.folder)))
+    return table

@@ -1,0 +1,41 @@
+"""The demos there are, by shape. Each lives in a module of its own and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import chorales as demo_chorales
+from . import continuation as demo_continue
+from . import digits as demo_digits
+from . import g2p as demo_g2p
+from . import harmony as demo_harmony
+from . import vowels as demo_vowels
+from .base import SHAPES, Demo, Shape
+
+DEMOS: tuple[Demo, ...] = (
+    demo_digits.DEMO,
+    demo_vowels.DEMO,
+    demo_chorales.DEMO,
+    demo_harmony.DEMO,
+    demo_continue.DEMO,
+    demo_g2p.DEMO,
+)
+
+# What `streamcell demo` runs where it is given no name, in `runs/demo`.
+DEFAULT = demo_chorales.DEMO
+
+
+def by_name() -> dict[str, Demo]:
+    """Every demo under its name."""
+    return {demo.name: demo for demo in DEMOS}
+
+
+def by_shape() -> list[tuple[Shape, list[Demo]]]:
+    """The demos of each shape that has one, in the order of `SHAPES`."""
+    found = [(shape, [demo for demo in DEMOS if demo.shape == shape]) for shape in SHAPES]
+    return [(shape, demos) for shape, demos in found if demos]
+
+
+def folder(demo: Demo) -> Path:
+    """Where a demo's files go if nothing else is said."""
+    return Path("runs/demo") if demo is DEFAULT else Path(f"runs/demo-{demo.name}")

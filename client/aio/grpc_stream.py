@@ -1,0 +1,83 @@
+"""One asyncio gRPC stream, read to its end and ended with the server's own status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from streamcell.client.errors import StreamCellError, from_status
+
+# What grpc.aio says in the place of the server's status where a write meets the end of the call.
+_NO_STATUS = "Internal error from Core"
+_STATUS_S = 1.0
+
+_Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
+
+
+class AsyncStream:
+    """A call of grpc.aio whose end is found out by reading.
+
+    Where a write meets the end of its call, grpc.aio drops the server's status for one of its own, and reads no more of
+    the replies that have come. So here such a write does nothing, replies are read up to the last, and the status is
+    taken down as it comes.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._replies = call.__aiter__()
+        self._status: _Status | None = None
+        call.add_done_callback(self._take_down)
+
+    async def write(self, message: Any) -> None:
+        """Send a message; nothing where the call has ended, as `read` is to tell."""
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.write(message)
+
+    async def done_writing(self) -> None:
+        """Say that no more is to come."""
+        with suppress(grpc.aio.InternalError):  # the call has ended
+            await self._call.done_writing()
+
+    async def read(self) -> Any:
+        """The next reply; None behind the last one, when the call has ended."""
+        try:
+            return await anext(self._replies)
+        except (StopAsyncIteration, grpc.aio.AioRpcError):
+            return None
+
+    async def error(self) -> StreamCellError | None:
+        """What the call has ended with; None where all went well. Waits for its end."""
+        await self._call.code()
+        due_s = asyncio.get_running_loop().time() + _STATUS_S
+        while self._status is None and asyncio.get_running_loop().time() < due_s:
+            await asyncio.sleep(0.001)  # the server's status is behind the replies that have just been read
+            self._take_down(self._call)
+        code, text, trailing = self._status or (grpc.StatusCode.INTERNAL, _NO_STATUS, ())
+        return None if code is grpc.StatusCode.OK else from_status(code, text, trailing)
+
+    def cancel(self) -> None:
+        """End the call, unless it has ended."""
+        if not self._call.done():
+            self._call.cancel()
+
+    def _take_down(self, call: Any) -> None:
+        text = _at_once(call.details()) or ""
+        if self._status is None and text != _NO_STATUS:
+            self._status = (_at_once(call.code()), text, tuple(_at_once(call.trailing_metadata()) or ()))
+
+
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine that has nothing to wait for returns: a call's status, once it has one.
+
+    A task would run too late: by then a failed write may have put another status in its place.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise RuntimeError("the call has no status yet")

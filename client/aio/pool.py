@@ -1,0 +1,121 @@
+"""A pool of sessions over an asyncio gRPC stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamcell.client.protocol.pool import CHUNK, EITHER, STEP, Ints, Members, PoolExchange
+from streamcell.client.protocol.signature import OutputMode
+
+from .stream_base import AsyncConversation
+
+
+class AsyncPool(AsyncConversation[PoolExchange]):
+    """Many sessions of one model, stepped together by a message; use what `AsyncClient.pool` gives in an `async with`.
+
+    Members go by number, from 0. `step`, `run` and `send` take a row a member: all open ones in ascending order, or
+    those that `members` names, each at most once. Inputs and outputs are otherwise as for a session.
+
+    A row that the server refuses (a NaN, an expired session, …) leaves the other rows alone: RowsRefused is raised
+    with all outputs and an error a refused row, and the pool lives on. In messages that were on their way then, rows
+    of the same member are refused with SEQUENCE_GAP, so that no step is applied behind a gap. Anything else that
+    the server sends ends the pool.
+
+    One task at a time, except for `cancel`. A task that is cancelled while it awaits a reply ends the pool: whether
+    its steps were applied is not known.
+    """
+
+    async def step(
+        self,
+        x: Any,
+        members: Members = None,
+        *,
+        reset: Members = (),
+        output: OutputMode | None = None,
+    ) -> Any:
+        """Run one timestep of each: `x[n, *step_shape]` gives `y[n, *step_shape]`.
+
+        Members in `reset` go back to the initial state first; None for all.
+        """
+        return await self._ask(x, members, STEP, output, None, reset)
+
+    async def run(
+        self,
+        x: Any,
+        members: Members = None,
+        *,
+        lengths: Any = None,
+        reset: Members = (),
+        output: OutputMode | None = None,
+    ) -> Any:
+        """Run a chunk of each: `x[n, T, *step_shape]` gives `y[n, T, *step_shape]`, or `y[n, 1, …]` in mode "last".
+
+        Row i has only its first `lengths[i]` timesteps where that is given; the outputs beyond are zeros.
+        """
+        return await self._ask(x, members, CHUNK, output, lengths, reset)
+
+    async def send(
+        self,
+        x: Any,
+        members: Members = None,
+        *,
+        lengths: Any = None,
+        reset: Members = (),
+        output: OutputMode | None = None,
+    ) -> None:
+        """Send a timestep or a chunk of each without waiting; `receive` gives the outputs."""
+        frame = self._exchange.request(x, members, EITHER, output, lengths, reset)
+        await self._write(frame)
+
+    async def reset(self, members: Members = None) -> None:
+        """Put members, or all, back to the initial state and to step index 0."""
+        await self._change(reset=members)
+
+    async def close_members(self, members: Members) -> None:
+        """End members; their numbers are free for `open_members`."""
+        await self._change(close=members)
+
+    async def open_members(self, count: int = 1) -> Ints:
+        """Open `count` more, all or none, at the initial state: int64[count], the lowest numbers that are free.
+
+        Raises:
+            SessionLimit, ServerDraining: none was opened; the pool lives on.
+        """
+        opened: Ints = await self._change(count=count)
+        return opened
+
+    @property
+    def members(self) -> Ints:
+        """The open members' numbers, ascending, int64[len(pool)]; expired ones too, until they are closed."""
+        return self._exchange.members
+
+    @property
+    def step_indices(self) -> npt.NDArray[np.int64]:
+        """Timesteps that each has applied since it opened or was reset, by member, as of the last reply received."""
+        return self._exchange.step_indices
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    async def _ask(
+        self,
+        x: Any,
+        members: Members,
+        ranks: tuple[int, ...],
+        output: OutputMode | None,
+        lengths: Any,
+        reset: Members,
+    ) -> Any:
+        self._exchange.expect_idle()
+        frame = self._exchange.request(x, members, ranks, output, lengths, reset)
+        await self._write(frame)
+        return await self._answer()
+
+    async def _change(self, *, close: Members = (), reset: Members = (), count: int = 0) -> Any:
+        self._exchange.expect_idle()
+        frame = self._exchange.change(close=close, reset=reset, count=count)
+        await self._write(frame)
+        return await self._answer()

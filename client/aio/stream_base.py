@@ -1,0 +1,237 @@
+"""A conversation over an asyncio gRPC stream: what sessions and pools share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from streamcell.client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    RowsRefused,
+    ServerFault,
+    StreamCellError,
+    Unavailable,
+)
+from streamcell.client.protocol.session import Exchange
+from streamcell.client.protocol.signature import OutputMode
+from streamcell.client.values import Tensor
+
+from .grpc_stream import AsyncStream
+from .send_ahead import Feed
+from .time_limit import TimeLimit
+
+_T = TypeVar("_T")
+
+
+_Exchange = TypeVar("_Exchange", bound=Exchange[Any])
+
+
+class AsyncConversation(Generic[_Exchange]):
+    """Sends requests and reads their replies, in order, and ends once.
+
+    One task at a time, except for `cancel`. A task that is cancelled while it awaits a reply ends the conversation:
+    whether its steps were applied is not known.
+    """
+
+    def __init__(self, start: Callable[[], Any], exchange: _Exchange, timeout_s: float) -> None:
+        """`start` begins the gRPC call; nothing is sent before `open`."""
+        self._start = start
+        self._exchange = exchange
+        self._limit = TimeLimit(timeout_s, self._stop_call)
+        self._call: AsyncStream | None = None
+
+    async def open(self) -> Self:
+        """Open the session, as `async with` does; once."""
+        if self._call is None and self.alive:
+            self._call = AsyncStream(self._start())
+            await self._write(self._exchange.opening())
+            reply = await self._read()
+            try:
+                self._exchange.greet(reply)
+            except StreamCellError as error:
+                raise self._over(error) from None
+        return self
+
+    async def send(self, x: Any, *, output: OutputMode | None = None) -> None:
+        """Send without awaiting the reply."""
+        raise NotImplementedError
+
+    async def receive(self) -> Any:
+        """The outputs of the oldest unanswered message, with a leading axis if that message had one."""
+        self._exchange.expect_pending()
+        return await self._answer()
+
+    async def stream(
+        self,
+        items: AsyncIterable[Any] | Iterable[Any],
+        *,
+        window: int = 16,
+        output: OutputMode | None = None,
+    ) -> AsyncIterator[Any]:
+        """Send every item, each as for `send`, and yield their outputs in order, each as soon as it is there.
+
+        At most `window` messages are unanswered at a time. Leaving the loop early stops taking items.
+        """
+        if window < 1:
+            raise ValueError(f"window: expected at least 1, got {window}")
+        self._exchange.expect_idle()
+        feed = Feed(items, lambda item: self.send(item, output=output), window)
+        try:
+            while await feed.sent():
+                yield await self.receive()
+                feed.received()
+        finally:
+            feed.stop()
+            await self._drain()
+            await feed.stopped()
+
+    async def close(self) -> None:
+        """Say that no more is to come, await the replies to what was sent, drop these, and end.
+
+        Raises:
+            StreamCellError: a message sent before was not answered.
+        """
+        if not self.alive:
+            return
+        try:
+            if self._call is not None:
+                await self._guard(self._call.done_writing())
+                await self._drain()
+                await self._wait_end()
+        finally:
+            self._exchange.end()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End at once, unanswered messages included."""
+        self._exchange.end(Cancelled("the session was cancelled"))
+        self._limit.close()
+        self._stop_call()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the session is not known to be over."""
+        return self._exchange.error is None
+
+    @property
+    def pending(self) -> int:
+        """Messages sent and not received yet."""
+        return self._exchange.pending
+
+    @property
+    def id(self) -> str:
+        """Names the session in `AsyncClient.sessions` and `AsyncClient.close_session`."""
+        return self._exchange.opened.session_id
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._exchange.opened.model
+
+    @property
+    def version(self) -> str:
+        """The version that the session stays on."""
+        return self._exchange.opened.version
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What one step takes."""
+        return self._exchange.inputs()
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What one step gives."""
+        return self._exchange.outputs()
+
+    @property
+    def max_steps(self) -> int:
+        """The most timesteps that one message may carry."""
+        return self._exchange.opened.max_steps_per_message
+
+    @property
+    def idle_timeout_s(self) -> float:
+        """Seconds without a message after which the session expires; 0 for never."""
+        return self._exchange.opened.idle_timeout_s
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.close()
+        else:
+            self.cancel()
+
+    async def _drain(self) -> None:
+        """Receive what is on its way and drop it."""
+        while self.alive and self._exchange.pending:
+            with suppress(RowsRefused):
+                await self.receive()
+
+    async def _answer(self, take: Callable[[Any], Any] | None = None) -> Any:
+        """What the next reply gives: `take` makes it of the reply, the exchange if not given."""
+        reply = await self._read()
+        try:
+            return (take or self._exchange.answer)(reply)
+        except ServerFault as error:
+            if error.reason != "MALFORMED_REPLY":
+                raise
+            raise self._over(error) from None
+
+    async def _read(self) -> Any:
+        call = self._call
+        assert call is not None
+        reply = await self._guard(call.read())
+        if reply is None:
+            error = await self._guard(call.error())
+            raise self._over(
+                error or Unavailable("the server ended the stream before it answered", reason="STREAM_ENDED")
+            )
+        return reply
+
+    async def _write(self, request: Any) -> None:
+        assert self._call is not None
+        await self._guard(self._call.write(request))
+
+    async def _guard(self, operation: Awaitable[_T]) -> _T:
+        """Await a step of the call within the time limit."""
+        self._limit.start()
+        try:
+            return await operation
+        except asyncio.CancelledError:
+            if self._limit.passed:
+                late = DeadlineExceeded(f"no answer within {self._limit.timeout_s:g} s: the session is over")
+                raise self._over(late) from None
+            if self._exchange.error is not None:  # cancel(), from another task
+                raise self._exchange.error.again() from None
+            self._over(Cancelled("the session was cancelled with the task that awaited its reply"))
+            raise
+        finally:
+            self._limit.stop()
+
+    async def _wait_end(self) -> None:
+        assert self._call is not None
+        self._limit.start()
+        try:
+            await self._call.read()  # with an error or not: everything was answered
+        except asyncio.CancelledError:
+            if not self._limit.passed:
+                raise
+        finally:
+            self._limit.stop()
+
+    def _over(self, error: StreamCellError) -> StreamCellError:
+        first = self._exchange.end(error)
+        self._limit.close()
+        self._stop_call()
+        return error if first is error else first.again()
+
+    def _stop_call(self) -> None:
+        if self._call is not None:
+            self._call.cancel()

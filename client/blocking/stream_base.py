@@ -1,0 +1,267 @@
+"""A conversation over a blocking gRPC stream: what sessions and pools share."""
+
+from __future__ import annotations
+
+import math
+import queue
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+
+from streamcell.client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    RowsRefused,
+    ServerFault,
+    StreamCellError,
+    Unavailable,
+    from_rpc,
+)
+from streamcell.client.protocol.session import Exchange
+from streamcell.client.protocol.signature import OutputMode
+from streamcell.client.values import Tensor
+from streamcell.proto import pb
+
+from .watchdog import Watchdog
+
+Requests = Iterator[Any]
+_Exchange = TypeVar("_Exchange", bound=Exchange[Any])
+
+
+class Conversation(Generic[_Exchange]):
+    """Sends requests and reads their replies, in order, and ends once.
+
+    One thread at a time, except for `cancel`. Leaving the `with` block waits for what was sent and closes; leaving
+    it with an exception cancels.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Requests], Any],
+        exchange: _Exchange,
+        watchdog: Watchdog,
+        timeout_s: float,
+        lazy: bool,
+    ) -> None:
+        """`start` begins the gRPC call for an iterator of requests. Blocks until open unless `lazy`."""
+        self._exchange = exchange
+        self._watchdog = watchdog
+        self._timeout_s = timeout_s
+        self._timed_out = False
+        self.due_s = math.inf
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._requests.put(exchange.opening())
+        self._call = start(iter(self._requests.get, None))
+        if math.isfinite(timeout_s):
+            watchdog.add(self)
+        if not lazy:
+            self._ensure_open()
+
+    def send(self, x: Any, *, output: OutputMode | None = None) -> None:
+        """Send without waiting; `receive` the reply."""
+        raise NotImplementedError
+
+    def receive(self) -> Any:
+        """The outputs of the oldest unanswered message, with a leading axis if that message had one."""
+        self._exchange.expect_pending()
+        return self._answer()
+
+    def stream(
+        self, items: Iterable[Any], *, window: int = 16, output: OutputMode | None = None
+    ) -> Iterator[Any]:
+        """Send every item, each as for `send`, and yield their outputs in order.
+
+        At most `window` messages are unanswered at a time, so an item's outputs are yielded once `window - 1`
+        further items were taken from `items`, or these have come to their end. What `items` raises, or an item
+        that does not fit, ends the stream after the outputs of the items before. Where `items` is live, that is
+        where the next item may depend on the last output or be long in coming, take a window of 1.
+        """
+        if window < 1:
+            raise ValueError(f"window: expected at least 1, got {window}")
+        self._exchange.expect_idle()
+        source = iter(items)
+        failure: Exception | None = None
+        try:
+            while True:
+                try:
+                    self.send(next(source), output=output)
+                except StopIteration:
+                    break
+                except Exception as error:  # the source's or the item's own: first what came before it
+                    failure = error
+                    break
+                if self._exchange.pending >= window:
+                    yield self.receive()
+            while self._exchange.pending:
+                yield self.receive()
+            if failure is not None:
+                raise failure
+        finally:  # left early: the replies on their way are not the next call's
+            self._drain()
+
+    def close(self) -> None:
+        """Say that no more is to come, wait for the replies to what was sent, drop these, and end.
+
+        Raises:
+            StreamCellError: a message sent before was not answered.
+        """
+        if not self.alive:
+            return
+        self._requests.put(None)
+        try:
+            self._ensure_open()
+            self._drain()
+            self._wait_end()
+        finally:
+            self._exchange.end()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End at once, unanswered messages included. Callable from any thread."""
+        self._exchange.end(Cancelled("the session was cancelled"))
+        self._release()
+        self._call.cancel()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the session is not known to be over."""
+        return self._exchange.error is None
+
+    @property
+    def pending(self) -> int:
+        """Messages sent and not received yet."""
+        return self._exchange.pending
+
+    @property
+    def id(self) -> str:
+        """Names the session in `Client.sessions` and `Client.close_session`."""
+        return self._opened().session_id
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._opened().model
+
+    @property
+    def version(self) -> str:
+        """The version that the session stays on."""
+        return self._opened().version
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What one step takes."""
+        self._ensure_open()
+        return self._exchange.inputs()
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What one step gives."""
+        self._ensure_open()
+        return self._exchange.outputs()
+
+    @property
+    def max_steps(self) -> int:
+        """The most timesteps that one message may carry."""
+        return self._opened().max_steps_per_message
+
+    @property
+    def idle_timeout_s(self) -> float:
+        """Seconds without a message after which the session expires; 0 for never."""
+        return self._opened().idle_timeout_s
+
+    def time_out(self) -> None:
+        """The watchdog's: a reply has taken too long."""
+        self._timed_out = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.cancel()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_call") and self.alive:
+            warnings.warn(
+                f"unclosed session {self._exchange.opened.session_id}", ResourceWarning, stacklevel=2
+            )
+            self.cancel()
+
+    def _drain(self) -> None:
+        """Receive what is on its way and drop it."""
+        while self.alive and self._exchange.pending:
+            with suppress(RowsRefused):
+                self.receive()
+
+    def _answer(self, take: Callable[[Any], Any] | None = None) -> Any:
+        """What the next reply gives: `take` makes it of the reply, the exchange if not given."""
+        reply = self._read()
+        try:
+            return (take or self._exchange.answer)(reply)
+        except ServerFault as error:
+            if error.reason != "MALFORMED_REPLY":
+                raise
+            raise self._over(error) from None
+
+    def _opened(self) -> pb.SessionOpened:
+        self._ensure_open()
+        return self._exchange.opened
+
+    def _ensure_open(self) -> None:
+        if self._exchange.is_open:
+            return
+        if self._exchange.error is not None:
+            raise self._exchange.error.again()
+        reply = self._read()
+        try:
+            self._exchange.greet(reply)
+        except StreamCellError as error:
+            raise self._over(error) from None
+
+    def _read(self) -> Any:
+        self._watchdog.arm(self, time.monotonic() + self._timeout_s)
+        try:
+            reply = next(self._call)
+        except grpc.RpcError as error:
+            raise self._over(self._translate(error)) from None
+        except StopIteration:
+            raise self._over(
+                Unavailable("the server ended the stream before it answered", reason="STREAM_ENDED")
+            ) from None
+        finally:
+            self.due_s = math.inf
+        return reply
+
+    def _wait_end(self) -> None:
+        self._watchdog.arm(self, time.monotonic() + self._timeout_s)
+        try:
+            next(self._call, None)
+        except grpc.RpcError:
+            pass  # everything was answered: what came after it lost nothing
+        finally:
+            self.due_s = math.inf
+
+    def _translate(self, error: Any) -> StreamCellError:
+        if self._timed_out:
+            return DeadlineExceeded(f"no answer within {self._timeout_s:g} s: the session is over")
+        return from_rpc(error)
+
+    def _over(self, error: StreamCellError) -> StreamCellError:
+        first = self._exchange.end(error)
+        self._release()
+        self._call.cancel()
+        return error if first is error else first.again()
+
+    def _release(self) -> None:
+        """Let gRPC's thread for the requests go."""
+        self._requests.put(None)

@@ -1,0 +1,291 @@
+"""A generation without its transport: what to ask for, and what its replies mean. Both clients share it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from streamcell.client.errors import InvalidInput, ProtocolMisuse, ServerFault
+from streamcell.client.values import GenerationInfo
+from streamcell.proto import pb
+
+from .signature import SignatureCodec
+from .tensors import TensorCodec
+
+Feedback: TypeAlias = Literal["value", "argmax", "sample"]
+
+_FEEDBACK: dict[str, pb.Feedback] = {
+    "": pb.FEEDBACK_UNSPECIFIED,
+    "value": pb.FEEDBACK_VALUE,
+    "argmax": pb.FEEDBACK_ARGMAX,
+    "sample": pb.FEEDBACK_SAMPLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One generated step.
+
+    Attributes:
+        fed: the input that went in, `[*step_shape]`; None where the server was not asked to tell.
+        output: what came out, as `Session.step` gives it; None where the output mode leaves it out.
+        chosen: what this output gives: a class as an int, or the next input `[*step_shape]`. It is fed by the next
+            step, if there is one. None where `output` itself is fed back and left out.
+    """
+
+    fed: Any
+    output: Any
+    chosen: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A whole generation.
+
+    Attributes:
+        fed: the inputs of its steps, `[steps, *step_shape]`.
+        outputs: of its steps, `[steps, *step_shape]`, a dict of arrays where the model has several outputs; those
+            that the output mode leaves out are not in it.
+        chosen: what each step's output gives: classes int64[steps], or inputs `[steps, *step_shape]`.
+        stop_reason: "steps", "class", "request" or "non_finite".
+        seed: what samples were drawn with.
+    """
+
+    fed: Any
+    outputs: Any
+    chosen: Any
+    stop_reason: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """What a beam search found.
+
+    Attributes:
+        classes: what the outputs gave, a stop class included.
+        log_probability: of all of them, in nats.
+        score: that over the length to the power that was asked for.
+        stopped: whether it ends with a stop class, and not for want of steps.
+    """
+
+    classes: tuple[int, ...]
+    log_probability: float
+    score: float
+    stopped: bool
+
+
+def ask(
+    info: GenerationInfo | None,
+    steps: int,
+    *,
+    feedback: Feedback | None,
+    temperature: float | None,
+    top_k: int | None,
+    seed: int | None,
+    stop: int | Iterable[int] | None,
+    from_output: bool,
+    steps_per_reply: int,
+    beam: pb.BeamSearch | None = None,
+) -> pb.Generate:
+    """What goes on the wire; with a temperature, a top-k or a seed, samples are meant.
+
+    Raises:
+        ProtocolMisuse: GENERATION_UNSUPPORTED.
+        InvalidInput: BAD_GENERATION; the server checks what is left.
+    """
+    if info is None:
+        raise ProtocolMisuse(
+            "this model cannot generate: its card does not say how", reason="GENERATION_UNSUPPORTED"
+        )
+    if not 1 <= steps <= info.max_steps:
+        raise _bad(f"steps: expected 1 to {info.max_steps}, got {steps}")
+    if feedback is None and (temperature is not None or top_k is not None or seed is not None):
+        feedback = "sample"
+    if (feedback or "") not in _FEEDBACK:
+        raise _bad(f"feedback: expected 'value', 'argmax' or 'sample', got {feedback!r}")
+    if temperature is not None and not temperature > 0:
+        raise _bad(f"temperature: expected a number above 0, got {temperature}")
+    classes = None if stop is None else [stop] if isinstance(stop, int) else list(stop)
+    try:
+        return pb.Generate(
+            steps=steps,
+            feedback=_FEEDBACK[feedback or ""],
+            temperature=temperature,
+            top_k=top_k or 0,
+            seed=seed,
+            stop=classes,
+            no_stop=classes == [],
+            from_output=from_output,
+            steps_per_reply=steps_per_reply,
+            beam=beam,
+        )
+    except (TypeError, ValueError) as error:  # protobuf's word on numbers out of range
+        raise _bad(str(error)) from None
+
+
+def ask_beam(
+    info: GenerationInfo | None,
+    steps: int,
+    *,
+    width: int,
+    results: int | None,
+    length_power: float,
+    stop: int | Iterable[int] | None,
+    from_output: bool,
+) -> pb.Generate:
+    """What goes on the wire for a beam search. Raises as `ask`."""
+    if info is not None and info.head != "categorical":
+        raise _bad(f"a beam search needs a categorical head, this model's is {info.head}")
+    if width < 1 or not 0 <= (results or 0) <= width:
+        raise _bad(f"width, results: expected 1 or more, and at most so many results; got {width}, {results}")
+    return ask(
+        info,
+        steps,
+        feedback=None,
+        temperature=None,
+        top_k=None,
+        seed=None,
+        stop=stop,
+        from_output=from_output,
+        steps_per_reply=0,
+        beam=pb.BeamSearch(width=width, results=results or 0, length_power=length_power),
+    )
+
+
+def _bad(text: str) -> InvalidInput:
+    return InvalidInput(text, reason="BAD_GENERATION")
+
+
+class Generation:
+    """One generation's replies, turned into steps.
+
+    Attributes:
+        tag: of its request.
+        stop_reason: "" until its last reply is there.
+        seed: what samples are drawn with, once the first reply is there.
+        stopping: whether it was asked to stop.
+        hypotheses: what a beam search found.
+    """
+
+    def __init__(
+        self, codec: SignatureCodec, info: GenerationInfo, tag: int, first: Any, value: bool
+    ) -> None:
+        """`first` is the first input `[*step_shape]`, None where the server makes it; `value`: outputs are fed back."""
+        self.tag = tag
+        self.stop_reason = ""
+        self.seed = 0
+        self.stopping = False
+        self._codec = codec
+        self._input: TensorCodec = codec.the_input
+        self._info = info
+        self._fed = first
+        self._value = value
+        self._steps: deque[Step] = deque()
+        self.hypotheses: list[Hypothesis] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether no reply is to come."""
+        return bool(self.stop_reason)
+
+    def next(self) -> Step | None:
+        """The oldest step that was not taken yet; None where there is none."""
+        return self._steps.popleft() if self._steps else None
+
+    def drop(self) -> None:
+        """Forget the steps that were not taken."""
+        self._steps.clear()
+
+    def take(self, reply: pb.StreamResponse) -> None:
+        """Turn one reply into steps. Raises ServerFault where it makes no sense."""
+        if not reply.HasField("generated"):
+            raise ServerFault("a reply of a generation carries no `generated`", reason="MALFORMED_REPLY")
+        generated = reply.generated
+        self.seed = self.seed or generated.seed
+        if generated.first:
+            first = self._decode(generated.first, 1)[0]
+            self._fed = self.encode(first)
+        chosen = self._decode(generated.chosen, generated.steps) if generated.chosen else None
+        outputs = self._codec.decode(reply.outputs, (reply.steps,))
+        untold = generated.steps - reply.steps
+        for index in range(generated.steps):
+            output = None if outputs is None or index < untold else _at(outputs, index - untold)
+            choice = None if chosen is None else chosen[index]
+            if self._value:
+                choice = None if output is None else self._fed_back(output)
+            self._steps.append(Step(self._fed, output, _plain(choice)))
+            self._fed = None if choice is None else self.encode(choice)
+        self.hypotheses += [
+            Hypothesis(tuple(each.classes), each.log_probability, each.score, each.stopped)
+            for each in generated.hypotheses
+        ]
+        if generated.stop_reason:
+            name = pb.StopReason.Name(generated.stop_reason)
+            self.stop_reason = name.removeprefix("STOP_REASON_").lower()
+
+    def _decode(self, data: bytes, steps: int) -> Any:
+        """Classes int64[steps], or inputs [steps, *step_shape]."""
+        if self._info.head != "categorical":
+            return self._input.decode(data, (steps,))
+        if len(data) != 4 * steps:
+            raise ServerFault(
+                f"{steps} classes take {4 * steps} bytes, got {len(data)}", reason="MALFORMED_REPLY"
+            )
+        return np.frombuffer(data, "<u4").astype(np.int64)
+
+    def encode(self, chosen: Any) -> Any:
+        """The input `[*step_shape]` that a class, or what is an input already, becomes."""
+        if self._info.head != "categorical":
+            return chosen
+        return encode_token(self._info, self._input, int(chosen) + self._info.offset)
+
+    def _fed_back(self, output: Any) -> Any:
+        value = output[self._info.output] if isinstance(output, dict) else output
+        with np.errstate(over="ignore"):
+            return np.asarray(value).astype(self._input.dtype)
+
+    def whole(self, steps: list[Step]) -> Generated:
+        """`steps`, all of them, as arrays."""
+        outputs = [step.output for step in steps if step.output is not None]
+        joined: Any = None
+        if outputs and isinstance(outputs[0], dict):
+            joined = {name: np.stack([output[name] for output in outputs]) for name in outputs[0]}
+        elif outputs:
+            joined = np.stack(outputs)
+        return Generated(
+            _stacked([step.fed for step in steps]),
+            joined,
+            _stacked([step.chosen for step in steps]),
+            self.stop_reason,
+            self.seed,
+        )
+
+
+def encode_token(info: GenerationInfo, codec: TensorCodec, token: int) -> Any:
+    """The input `[*step_shape]` for a token."""
+    if info.encoding == "index":
+        return np.full(codec.step_shape, token, codec.dtype)
+    if not 0 <= token < codec.step_shape[0]:
+        raise _bad(f"first: expected a token below {codec.step_shape[0]}, got {token}")
+    one_hot = np.zeros(codec.step_shape, codec.dtype)
+    one_hot[token] = 1
+    return one_hot
+
+
+def _plain(choice: Any) -> Any:
+    return int(choice) if isinstance(choice, np.integer) else choice
+
+
+def _at(outputs: Any, index: int) -> Any:
+    if isinstance(outputs, dict):
+        return {name: array[index] for name, array in outputs.items()}
+    return outputs[index]
+
+
+def _stacked(values: list[Any]) -> Any:
+    return np.stack(values) if values and all(value is not None for value in values) else None

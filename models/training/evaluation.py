@@ -1,0 +1,79 @@
+"""The loss and accuracy of a model over whole sequences, each from the initial state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from streamcell.models.architectures.base import SequenceModel
+from streamcell.models.data.sequences import SequenceData, Series
+
+from .batches import in_order
+from .losses import counted, masked_sum, step_losses
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a model is on a part of its data.
+
+    Attributes:
+        loss: mean over the timesteps that count.
+        accuracy: share of them whose most probable class is the true one; None where there are no classes.
+    """
+
+    loss: float
+    accuracy: float | None
+
+
+def evaluate(model: SequenceModel, data: SequenceData, split: str) -> float:
+    """The loss of `score`."""
+    return score(model, data, split).loss
+
+
+@torch.no_grad()
+def score(model: SequenceModel, data: SequenceData, split: str) -> Score:
+    """Loss per timestep and accuracy over "train", "valid" or "test" of `data`.
+
+    Every sequence runs whole and untransposed from the initial state, without dropout. The losses of all
+    timesteps of all sequences are added and divided by their number: long sequences count for more. Where there
+    are classes, the timesteps that have one count.
+    """
+    series: Sequence[Series] = data.part(split)
+    device = model.head.weight.device
+    std = None if data.output_standard is None else torch.from_numpy(data.output_standard.std).to(device)
+    was_training = model.training
+    model.eval()
+    total, right, count = 0.0, 0, 0
+    for batch in in_order(series, BATCH):
+        batch = batch.to(device)
+        y, *_ = model(batch.x)
+        total += float(masked_sum(step_losses(y, batch.y, data.distribution, std).double(), batch.lengths))
+        counts = counted(batch.y, batch.lengths, data.distribution)
+        truth = batch.y if batch.y.dim() == 2 else batch.y.argmax(-1)
+        right += int((counts & (y.argmax(-1) == truth)).sum())
+        count += int(counts.sum())
+    model.train(was_training)
+    return Score(total / count, right / count if data.distribution == "categorical_logits" else None)
+
+
+def persistence(data: SequenceData, split: str) -> float | None:
+    """The same loss for foretelling that nothing changes, where targets are among the inputs; else None.
+
+    It is what a forecast has to beat, and is written beside a forecast's loss.
+    """
+    if data.distribution != "real" or data.output_standard is None:
+        return None
+    std = torch.from_numpy(data.output_standard.std)
+    total = sum(
+        float(step_losses(torch.from_numpy(s.y[:-1]), torch.from_numpy(s.y[1:]), "real", std).double().sum())
+        for s in data.part(split)
+    )
+    return (
+        total / sum(len(s) - 1 for s in data.part(split))
+        if all(len(s) > 1 for s in data.part(split))
+        else None
+    )

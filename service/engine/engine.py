@@ -1,0 +1,281 @@
+"""One run of a model over a batch: staging buffers, bindings made once for each shape, states updated in place."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import structlog
+
+from streamcell.card import Signature
+from streamcell.service.errors import RunTimeout
+from streamcell.service.graph.pooled import Pooled
+from streamcell.service.sessions.slots import INITIAL_ROW
+from streamcell.service.sessions.values import index_check
+
+from .cuda_copies import CudaError
+from .device import Device, DeviceError
+from .pool import StatePool
+from .programs import Cell, Programs
+from .staging import Staged, resting, staging
+from .time_limit import TimeLimit
+
+__all__ = ["Cell", "Engine", "Staged", "fixed_sizes"]
+
+_BINDINGS_KEPT = 512
+_log = structlog.get_logger(__name__)
+
+
+def fixed_sizes(most: int) -> tuple[int, ...]:
+    """1, 2, 4, … up to and including `most`: the sizes that padding rounds up to."""
+    sizes = []
+    size = 1
+    while size < most:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, most)
+
+
+class Engine:
+    """A loaded model on its device.
+
+    Not thread-safe: one thread warms it up and runs it.
+    """
+
+    def __init__(
+        self,
+        pooled: Pooled,
+        signature: Signature,
+        *,
+        device: Device,
+        max_sessions: int,
+        max_batch: int,
+        max_chunk: int,
+        intra_op_threads: int = 1,
+        fixed_shapes: bool | None = None,
+        cell: Cell | None = None,
+        cuda_graphs: bool | None = None,
+        limit: TimeLimit | None = None,
+    ) -> None:
+        """Build the sessions and the pool.
+
+        Args:
+            pooled: the graph with its states gathered from and scattered to the pool.
+            signature: the model's border.
+            device: where it runs.
+            max_sessions: slots in the pool.
+            max_batch: the most rows of a run.
+            max_chunk: the most timesteps a row of a run.
+            intra_op_threads: ONNX Runtime's threads within an operator.
+            fixed_shapes: pad runs to sizes 1, 2, 4, …; None: on CUDA only.
+            cell: what runs of one timestep compute recurrent layers with: ONNX Runtime's operators, the same
+                written out, or at each size what was faster at warm-up; None: that on CUDA and, for GRU and RNN,
+                on the CPU, where the LSTM operator is the faster one.
+            cuda_graphs: replay runs of one timestep as CUDA graphs; None: on CUDA where that is known to be safe.
+            limit: ends runs, and the making of the sessions, when they take too long; None: nothing does.
+
+        Raises:
+            DeviceError: the device, or the CUDA graphs that were asked for, cannot be had.
+        """
+        self.signature = signature
+        self.device = device
+        # Whether a run that fails has left every state as it was.
+        self.commits_last = pooled.commits_last
+        # A graph with a fixed batch takes that batch and no other.
+        self._fixed_batch = pooled.fixed_batch
+        self.max_batch = self._fixed_batch or min(max_batch, signature.max_batch or max_batch)
+        self.max_chunk = max_chunk if signature.has_time else 1
+        self.fixed_shapes = (not device.on_host) if fixed_shapes is None else fixed_shapes
+        self._batch_sizes = (self._fixed_batch,) if self._fixed_batch else fixed_sizes(self.max_batch)
+        self._chunk_sizes = fixed_sizes(self.max_chunk) if signature.lengths else None
+        self.pool = StatePool(
+            pooled.pools, slots=max_sessions if signature.states else 0, scratch=self.max_batch, device=device
+        )
+        self.limit = limit or TimeLimit()
+        # One an input; what stands behind them in `Staged.values` are outputs.
+        self._index_checks = [index_check(tensor) for tensor in signature.inputs]
+        self._resting = [resting(tensor) for tensor in signature.inputs]
+        self._graphs, self._graphs_forced = self._wants_graphs(cuda_graphs), bool(cuda_graphs)
+        make: Callable[..., Programs] = partial(
+            Programs,
+            pooled,
+            signature,
+            device=device,
+            pool=self.pool,
+            sizes=self._measured_sizes(),
+            intra_op_threads=intra_op_threads,
+            cell=cell or self._default_cell(pooled),
+            graphs_forced=self._graphs_forced,
+            limit=self.limit,
+        )
+        self._staged: OrderedDict[tuple[int, int], Staged] = OrderedDict()
+        self._build(make)
+        # Until warm-up is over, for another attempt; it holds the graph with its weights.
+        self._make_programs: Callable[..., Programs] | None = make
+
+    def _build(self, make: Callable[..., Programs]) -> None:
+        self._staging = staging(self.signature, self.device, self.max_batch, self.max_chunk)
+        self._programs = make(staging=self._staging, graphs=self._graphs)
+
+    def _measured_sizes(self) -> tuple[int, ...]:
+        """Where shapes are fixed all batch sizes, else 1, 8, 64, … and the largest."""
+        sizes = self._batch_sizes
+        return sizes if self.fixed_shapes else tuple(dict.fromkeys((*sizes[::3], sizes[-1])))
+
+    def _default_cell(self, pooled: Pooled) -> Cell:
+        ops = {node.op_type for node in pooled.model.graph.node}
+        return "auto" if not self.device.on_host or ops & {"GRU", "RNN"} else "operator"
+
+    def _wants_graphs(self, asked: bool | None) -> bool:
+        if asked and (self.device.on_host or not self.fixed_shapes):
+            raise DeviceError(f"device {self.device}: CUDA graphs need a CUDA device and fixed shapes")
+        if asked is not None or self.device.on_host:
+            return bool(asked)
+        if not self.device.replays_safely:
+            _log.warning(
+                "CUDA graphs are off: this onnxruntime may replay them wrongly; upgrade it, or ask for them",
+                device=str(self.device),
+            )
+            return False
+        return self.fixed_shapes
+
+    def stage(self, rows: int, steps: int) -> Staged:
+        """The buffers for a run of `rows` sessions of up to `steps` timesteps; padding rows are ready to run.
+
+        The caller fills the first `rows` rows of `inputs`, `read`, `write` and `lengths`.
+        """
+        if self.fixed_shapes or self._fixed_batch:
+            rows = next(size for size in self._batch_sizes if size >= rows)
+            if self.fixed_shapes and self._chunk_sizes:
+                steps = next(size for size in self._chunk_sizes if size >= steps)
+        staged = self._staged.get((rows, steps))
+        if staged is None:
+            staged = self._staged[rows, steps] = self._staging.buffers(rows, steps)
+            staged.go = self._programs.pick(rows, steps).runner(staged)
+            if len(self._staged) > _BINDINGS_KEPT:
+                # Where there are others, those of single steps stay: they may be captured.
+                longer = (shape for shape in self._staged if shape[1] != 1)
+                del self._staged[next(longer, next(iter(self._staged)))]
+        return staged
+
+    def pad(self, staged: Staged, used: int) -> None:
+        """Make the rows from `used` on harmless: each reads the initial state and writes a scratch row of its own."""
+        if used < staged.rows:
+            staged.read[used:] = INITIAL_ROW
+            staged.write[used:, 0] = self.pool.scratch_rows[used : staged.rows]
+            staged.lengths[used:] = 1
+        if not self.device.on_host:
+            self._clear_padding(staged, used)
+
+    def _clear_padding(self, staged: Staged, used: int) -> None:
+        """Clear integer inputs in padding: what another shape of run left there may be no token of a table."""
+        for array, step in zip(staged.values, self._resting, strict=False):
+            if array.dtype.kind not in "iu":
+                continue
+            array[used:] = step
+            if self.signature.lengths and staged.steps > 1:
+                array[:used][np.arange(staged.steps) >= staged.lengths[:used, None]] = step
+
+    def run(self, staged: Staged) -> None:
+        """Run the model on what is staged. Outputs are in `staged.outputs`, states in the pool.
+
+        Raises:
+            onnxruntime errors: the run failed. Where `commits_last`, no state was written.
+            RunTimeout: it took too long and was ended. Of its own rows, some states may have been written.
+            CudaError: a copy to or from the card failed.
+        """
+        limit = self.limit
+        limit.due_s = time.perf_counter() + limit.run_s
+        try:
+            staged.go()
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            if limit.over():
+                raise RunTimeout.after(limit.run_s) from error
+            raise
+        limit.over()
+
+    def bad_rows(self, staged: Staged, used: int, *, allow_non_finite: bool) -> list[int]:
+        """Which of the first `used` rows hold what they may not: a NaN or an infinity (unless allowed), a bool that
+        is not 0 or 1, an index of no row.
+        """
+        bad: set[int] = set()
+        for array, check in zip(staged.values, self._index_checks, strict=False):
+            if array.dtype.kind == "f" and not allow_non_finite:
+                rows = array if used == len(array) else array[:used]
+                flat = rows.reshape(-1)
+                # Any NaN or infinity shows in the sum of squares; so may large numbers, and then each is looked at.
+                if math.isfinite(np.dot(flat, flat)):
+                    continue
+                fine = np.isfinite(rows)
+            elif array.dtype.kind == "b":
+                fine = array[:used].view(np.uint8) <= 1
+            elif check is not None:
+                if check.fine(rows := array[:used]):
+                    continue
+                fine = check.inside(rows)
+            else:
+                continue
+            if not fine.all():
+                bad.update(np.flatnonzero(~fine.reshape(used, -1).all(axis=1)).tolist())
+        return sorted(bad)
+
+    def clear_inputs(self) -> None:
+        """Clear the staging memory, so that no refused value stays behind in padding."""
+        self._staging.clear()
+
+    def warm_up(self) -> None:
+        """Run every shape that traffic can meet first (all of them where shapes are fixed) on scratch rows.
+
+        Chooses the cell and captures CUDA graphs where these are wanted. The engine's own thread calls it.
+
+        Raises:
+            DeviceError: the CUDA graphs that were asked for give other results than the model.
+            onnxruntime errors: the model does not run, or not as the CUDA graphs that were asked for.
+        """
+        try:
+            self._warm_up()
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            if self.limit.ended or not self._graphs or self._graphs_forced or self._make_programs is None:
+                raise
+            _log.warning("CUDA graphs are off: the model ran into an error with them", error=str(error))
+            # A capture that failed leaves its stream unusable.
+            with suppress(CudaError):
+                self.close()
+            self._graphs = False
+            self._build(self._make_programs)
+            self._warm_up()
+        self._make_programs = None
+
+    def _warm_up(self) -> None:
+        chunks = self._chunk_sizes if self.fixed_shapes and self._chunk_sizes else (1,)
+        batches = self._batch_sizes if self.fixed_shapes else (self._batch_sizes[0],)
+        for steps in chunks:
+            for rows in batches:
+                staged = self.stage(rows, steps)
+                self.pad(staged, 0)
+                staged.go()
+        if self._programs.unsettled:
+            self._staged = OrderedDict((key, value) for key, value in self._staged.items() if key[1] != 1)
+            for rows, staged in self._programs.settle(self._scratch).items():
+                self._staged[rows, 1] = staged
+
+    def close(self) -> None:
+        """Give sessions, CUDA graphs and pinned memory back. Nothing may run any more.
+
+        On the CPU all of it goes with the last reference, so that a run on another thread ends in peace.
+        """
+        if self.device.on_host:
+            return
+        self._staged.clear()
+        self._programs.close()
+        self._staging.close()
+
+    def _scratch(self, rows: int) -> Staged:
+        staged = self._staging.buffers(rows, 1)
+        self.pad(staged, 0)
+        return staged

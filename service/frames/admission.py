@@ -1,0 +1,123 @@
+"""What a frame asks of its stream's members, made ready to run: who comes and goes, and which rows are refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from streamcell.service.batching.batcher import Batcher
+from streamcell.service.errors import (
+    DuplicateHandle,
+    EngineFailed,
+    ModelUnloading,
+    SequenceGap,
+    ServiceError,
+    SessionExpired,
+    SessionLimit,
+    UnknownHandle,
+)
+from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.sessions.capacity import Ints
+
+from .frame import Fits, Frame, Part, Refusal
+from .members import EXPIRED, FREE, LIVE, Members, Statuses
+
+
+def begin(members: Members, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> bool:
+    """Close, reset and open what `frame` asks for, then refuse the rows that cannot run.
+
+    Frames before it have been answered. False where the stream has ended, by what it asked for in its first frame
+    or by anybody else.
+    """
+    if len(frame.close) or len(frame.reset) or frame.open_count:
+        if not batcher.change(members, lambda: _change(members, frame, batcher, metrics)):
+            return False
+        if frame.number == 1 and (failed := [each for each in frame.refusals if each.part == "open"]):
+            members.owner.fail(failed[0].error)
+            return False
+    if len(frame.handles):
+        _refuse_rows(members, frame)
+    return True
+
+
+def _change(members: Members, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> None:
+    if len(frame.close):
+        handles = _known(members, frame, "close", frame.close, lambda status: status != FREE)
+        metrics.session_ended("closed", members.drop(handles, FREE, batcher.capacity))
+    if len(frame.reset):
+        members.reset(_known(members, frame, "reset", frame.reset, lambda status: status == LIVE))
+    if frame.open_count:
+        try:
+            frame.opened = members.open(frame.open_count, batcher.capacity, time.monotonic())
+        except (ModelUnloading, SessionLimit) as error:
+            frame.refusals.append(Refusal("open", 0, error))
+        else:
+            metrics.session_opened(frame.open_count)
+
+
+def _known(
+    members: Members, frame: Frame, part: Part, handles: Ints, fits: Callable[[Statuses], Fits]
+) -> Ints:
+    """Those of `handles` whose status fits, each once; the others are refused."""
+    status = members.status_of(handles)
+    fine = fits(status)
+    places = np.flatnonzero(fine)
+    again = members.repeated(handles[places])
+    if fine.all() and not again.any():
+        return handles
+    for place in np.flatnonzero(~fine).tolist():
+        error, ended = _status_error(int(handles[place]), int(status[place]))
+        frame.refusals.append(Refusal(part, place, error, ended))
+    for place in places[again].tolist():
+        frame.refusals.append(Refusal(part, place, _duplicate(int(handles[place]))))
+    kept: Ints = handles[places[~again]]
+    return kept
+
+
+def _refuse_rows(members: Members, frame: Frame) -> None:
+    """Refuse rows without a live session, rows of one that has a row before, and rows behind a gap."""
+    handles = frame.handles
+    status = members.status_of(handles)
+    rows = np.flatnonzero(status == LIVE)
+    for row in np.flatnonzero(status != LIVE).tolist() if len(rows) < len(handles) else ():
+        error, ended = _status_error(int(handles[row]), int(status[row]))
+        frame.refuse(row, error, session_ended=ended)
+    live = handles if len(rows) == len(handles) else handles[rows]
+    again = members.repeated(live)
+    if again.any():
+        for row in rows[again].tolist():
+            frame.refuse(row, _duplicate(int(handles[row])))
+    # A gap is where a row was refused, and what the client sent before it could know of that. Rows refused for
+    # the gap make no new one: those that follow are refused for the same.
+    refused = live[~frame.ok[rows]]
+    if frame.answered is not None:
+        behind = members.refused_in[live] > frame.answered
+        if behind.any():
+            for row in rows[behind].tolist():
+                frame.refuse(row, _gap(int(handles[row]), int(members.refused_in[handles[row]])))
+    members.refused_in[refused] = frame.number
+    members.used_s[live] = time.monotonic()
+
+
+def _status_error(handle: int, status: int) -> tuple[ServiceError, bool]:
+    """Why a handle without a live session cannot run, and whether it had one that has ended."""
+    if status == FREE:
+        return UnknownHandle(f"no session has handle {handle}", handle=handle), False
+    if status == EXPIRED:
+        return SessionExpired(f"session {handle} was idle for too long and has expired", handle=handle), True
+    return EngineFailed(f"session {handle} has ended since a run of the model failed", handle=handle), True
+
+
+def _duplicate(handle: int) -> DuplicateHandle:
+    return DuplicateHandle(f"handle {handle} comes twice in this frame: the first stands", handle=handle)
+
+
+def _gap(handle: int, frame: int) -> SequenceGap:
+    return SequenceGap(
+        f"an earlier row of session {handle} was refused, in reply {frame}, which the client had not seen when "
+        f"it sent this one",
+        handle=handle,
+        refused_in=frame,
+    )

@@ -1,0 +1,203 @@
+"""One frame's rows: the order they run in, their way into the staging buffers and their outputs' way out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from streamcell.service.errors import ServiceError
+from streamcell.service.sessions.capacity import Ints
+from streamcell.service.sessions.session import Output
+
+Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+Fits: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+Part: TypeAlias = Literal["row", "close", "reset", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something of a frame that does not happen: the part's element `index`."""
+
+    part: Part
+    index: int
+    error: ServiceError
+    session_ended: bool = False
+
+
+@dataclass(slots=True)
+class Piece:
+    """Rows of a frame that run together: int64[n] `rows`, of each `counts` timesteps from its step `start` on."""
+
+    frame: Frame
+    rows: Ints
+    start: int
+    counts: Ints
+    shortest: int
+    longest: int
+
+    def alone(self, place: int) -> Piece:
+        """The piece's row at `place` as a piece of its own."""
+        count = int(self.counts[place])
+        at = slice(place, place + 1)
+        return Piece(self.frame, self.rows[at], self.start, self.counts[at], count, count)
+
+    def _whole(self) -> tuple[int, int] | None:
+        """First and last step in the frame's tensors where the piece's steps are one block there."""
+        first, last, count = int(self.rows[0]), int(self.rows[-1]), self.frame.steps
+        if self.shortest != self.longest or count != self.longest or last - first + 1 != len(self.rows):
+            return None
+        return first * count, (last + 1) * count
+
+    def copy_in(self, sources: Sequence[Bytes], targets: Sequence[Bytes], width: int) -> None:
+        """Copy the piece's input steps to rows of `width` steps at the front of `targets`; uint8[steps, step_bytes].
+
+        Padding repeats a row's last step, so that no value gets into a run that was not checked.
+        """
+        block = self._whole() if width == self.longest else None
+        if block is not None:
+            for source, target in zip(sources, targets, strict=True):
+                target[: block[1] - block[0]] = source[block[0] : block[1]]
+            return
+        index = self._index(width).reshape(-1)
+        for source, target in zip(sources, targets, strict=True):
+            np.take(source, index, axis=0, out=target[: len(index)], mode="clip")
+
+    def _index(self, width: int) -> Ints:
+        """int64[rows, width]: where each row's steps are in the frame's tensors; beyond its length the last."""
+        along = np.minimum(np.arange(width), self.counts[:, None] - 1)
+        return (self.frame.begins[self.rows] + self.start)[:, None] + along
+
+    def copy_out(self, sources: Sequence[Bytes], width: int) -> None:
+        """Copy the piece's output steps from rows of `width` steps at the front of `sources` into the frame's."""
+        frame = self.frame
+        if frame.output is Output.NONE:
+            return
+        rows = np.arange(len(self.rows)) * width
+        if frame.output is Output.LAST:
+            done = self.start + self.counts == frame.lengths_of(self.rows)
+            at, to = (rows + self.counts - 1)[done], self.rows[done]
+            for source, target in zip(sources, frame.outputs, strict=True):
+                target[to] = source[at]
+            return
+        block = self._whole() if width == self.longest else None
+        if block is None:
+            mask = np.arange(width) < self.counts[:, None]
+            at = (rows[:, None] + np.arange(width))[mask]
+            to = self._index(width)[mask]
+        for source, target in zip(sources, frame.outputs, strict=True):
+            if block is not None:
+                target[block[0] : block[1]] = source[: block[1] - block[0]]
+            else:
+                target[to] = source[at]
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """One frame of a stream, from its arrival to its reply. `inputs` and `outputs` are uint8[steps, step_bytes].
+
+    Attributes:
+        handles: int64[rows].
+        lengths: int64[rows] timesteps; None where all rows have `steps`.
+        begins: int64[rows]: each row's first step in the inputs and, in mode ALL, in the outputs.
+        number: its place in the stream, from 1 on.
+        ok: bool[rows]: not refused.
+        opened: int64 handles of the members that it opened.
+        step_indices: int64[rows], once it is done.
+    """
+
+    handles: Ints
+    lengths: Ints | None
+    steps: int
+    inputs: tuple[Bytes, ...]
+    output: Output
+    tag: int
+    number: int
+    answered: int | None = None
+    close: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    reset: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    open_count: int = 0
+    arrived_s: float = field(default_factory=time.perf_counter)
+    begins: Ints = field(init=False)
+    total: int = field(init=False)
+    ok: Fits = field(init=False)
+    outputs: list[Bytes] = field(default_factory=list)
+    opened: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    step_indices: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    refusals: list[Refusal] = field(default_factory=list)
+    plan: Iterator[Piece] | None = None  # once begun
+    piece: Piece | None = None  # what runs next
+
+    def __post_init__(self) -> None:
+        rows = len(self.handles)
+        self.ok = np.ones(rows, np.bool_)
+        if self.lengths is None:
+            self.begins = np.arange(rows) * self.steps
+            self.total = rows * self.steps
+        else:
+            ends = np.cumsum(self.lengths)
+            self.begins = ends - self.lengths
+            self.total = int(ends[-1]) if rows else 0
+
+    def next_rows(self, most: int) -> int:
+        """How many rows its next piece has, at most."""
+        return len(self.piece.rows) if self.piece is not None else min(len(self.handles), most)
+
+    def lengths_of(self, rows: Ints) -> Ints | int:
+        """Timesteps of `rows`."""
+        return self.steps if self.lengths is None else self.lengths[rows]
+
+    def refuse(self, row: int, error: ServiceError, *, session_ended: bool = False) -> None:
+        """Refuse a row, once. What it has put out is zeroed."""
+        if not self.ok[row]:
+            return
+        self.ok[row] = False
+        self.refusals.append(Refusal("row", row, error, session_ended))
+        if self.outputs and self.output is Output.ALL:
+            begin = int(self.begins[row])
+            end = begin + int(self.steps if self.lengths is None else self.lengths[row])
+            for output in self.outputs:
+                output[begin:end] = 0
+
+    def misfit(self, input_bytes: Sequence[int]) -> bool:
+        """Whether an input has not exactly the steps that the rows take, `input_bytes` each: it must not be copied."""
+        return any(
+            each.shape != (self.total, size) for each, size in zip(self.inputs, input_bytes, strict=True)
+        )
+
+    def begin(self, output_bytes: Sequence[int], *, max_batch: int, max_chunk: int, ragged: bool) -> None:
+        """Make room for the outputs, `output_bytes` a step each, and plan. Rows known to be bad are refused before."""
+        steps = {Output.ALL: self.total, Output.LAST: len(self.handles), Output.NONE: 0}[self.output]
+        self.outputs = [np.zeros((steps, size), np.uint8) for size in output_bytes if steps]
+        self.plan = self._pieces(max_batch, max_chunk, ragged)
+        self.advance()
+
+    def advance(self) -> None:
+        """Find what runs next, among rows that are still not refused."""
+        self.piece = next(self.plan, None) if self.plan is not None else None
+
+    def _pieces(self, max_batch: int, max_chunk: int, ragged: bool) -> Iterator[Piece]:
+        """At most `max_batch` rows each, `max_chunk` steps of a row, and rows at most twice as long as one another.
+
+        Or, where the model takes no lengths, equally long. Lazy: a row refused in one piece is in none after it.
+        """
+        longest = self.steps if self.lengths is None else int(self.lengths.max(initial=0))
+        for start in range(0, longest, max_chunk):
+            if self.lengths is None:
+                rows = np.flatnonzero(self.ok)
+                counts = np.full(len(rows), min(self.steps - start, max_chunk))
+            else:
+                rows = np.flatnonzero(self.ok & (self.lengths > start))
+                counts = np.minimum(self.lengths[rows] - start, max_chunk)
+                order = np.argsort(counts, kind="stable")
+                rows, counts = rows[order], counts[order]
+            at = 0
+            while at < len(rows):
+                shortest = int(counts[at])
+                limit = 2 * shortest if ragged else shortest
+                end = min(at + max_batch, int(np.searchsorted(counts, limit, "right")))
+                yield Piece(self, rows[at:end], start, counts[at:end], shortest, int(counts[end - 1]))
+                at = end

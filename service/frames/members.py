@@ -1,0 +1,147 @@
+"""The sessions of one stream of frames, as arrays by handle. To the batcher the whole stream is one session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from streamcell.service.sessions.capacity import Capacity, Ints
+from streamcell.service.sessions.session import Owner, Session
+
+if TYPE_CHECKING:
+    from .frame import Frame
+
+Statuses: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
+
+# What a handle stands for. An expired or failed session's handle is taken until the client closes it.
+FREE, LIVE, EXPIRED, FAILED = range(4)
+
+
+class FrameOwner(Owner, Protocol):
+    """What a stream of frames answers to. Called from the engine's thread."""
+
+    def deliver_frame(self, frame: Frame) -> None:
+        """`frame` is done: its outputs, step indices and errors are there to be sent."""
+
+
+class Members(Session):
+    """A stream's sessions. Arrays are indexed by handle; `status` says which of them count.
+
+    The engine's thread changes them, within `Batcher.change` where members come or go; others read counts only.
+    """
+
+    __slots__ = (
+        "applied", "current", "expire_before_s", "frame_owner", "generations", "is_fresh", "refused_in", "scratch",
+        "slots", "status", "unused_members", "used_s",
+    )  # fmt: skip
+
+    def __init__(
+        self, session_id: str, owner: FrameOwner, capacity: Capacity, now_s: float, peer: str
+    ) -> None:
+        super().__init__(session_id, owner, 0, 0, now_s, peer)
+        self.frame_owner = owner
+        self.members = 0  # live ones
+        self.unused_members = 0
+        self.current: Frame | None = None  # taken from the queue, not yet answered
+        self.expire_before_s = 0.0  # when not 0: end members that were last used before
+        self.status = np.zeros(0, np.int8)
+        self.slots = np.zeros(0, np.int64)
+        self.generations = np.zeros(0, np.int64)
+        self.applied = np.zeros(0, np.int64)  # timesteps since the opening or the last reset
+        self.is_fresh = np.zeros(0, np.bool_)  # no step applied yet: the next reads the initial state
+        self.used_s = np.zeros(0, np.float64)
+        self.refused_in = np.zeros(0, np.int64)  # the number of the last frame in which a row was refused
+        self.scratch = np.zeros(0, np.int64)
+
+    @property
+    def unused(self) -> int:
+        """How many members have applied no step."""
+        return self.unused_members
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do in a turn."""
+        return self.current is not None or bool(self.queue) or self.expire_before_s > 0
+
+    def open(self, count: int, capacity: Capacity, now_s: float) -> Ints:
+        """`count` new members at the initial state: int64[count] handles, the lowest that are free.
+
+        Raises:
+            SessionLimit: so many more may not be live; none was opened.
+            ModelUnloading: the model is being unloaded.
+        """
+        capacity.check_open()
+        slots, generations = capacity.take_many(count)
+        free = np.flatnonzero(self.status == FREE)
+        if len(free) < count:
+            self._grow(count - len(free))
+            free = np.flatnonzero(self.status == FREE)
+        handles = free[:count]
+        self.status[handles] = LIVE
+        self.slots[handles] = slots
+        self.generations[handles] = generations
+        self.used_s[handles] = now_s
+        self.reset(handles)
+        self.members += count
+        return handles
+
+    def _grow(self, more: int) -> None:
+        more = max(more, len(self.status))
+        for name in (
+            "status", "slots", "generations", "applied", "is_fresh", "used_s", "refused_in", "scratch",
+        ):  # fmt: skip
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate((old, np.zeros(more, old.dtype))))
+
+    def reset(self, handles: Ints) -> None:
+        """Put live members back to the initial state and to step index 0."""
+        self.applied[handles] = 0
+        self.is_fresh[handles] = True
+        self.refused_in[handles] = 0
+
+    def drop(self, handles: Ints, status: int, capacity: Capacity) -> int:
+        """End those of `handles` that are live, give back what they hold, and note `status`; how many were live."""
+        live = handles[self.status[handles] == LIVE]
+        capacity.give_back_many(self.slots[live], self.generations[live])
+        self.status[handles] = status
+        self.applied[handles] = 0
+        self.members -= len(live)
+        return len(live)
+
+    def idle(self, before_s: float) -> Ints:
+        """The live members last used before that time; any thread may ask, for a first idea."""
+        status, used_s = self.status, self.used_s
+        both = min(len(status), len(used_s))
+        return np.flatnonzero((status[:both] == LIVE) & (used_s[:both] < before_s))
+
+    def status_of(self, handles: Ints) -> Statuses:
+        """int8[n]: what each handle stands for, FREE where it never was."""
+        inside = handles < len(self.status)
+        if inside.all():
+            return self.status[handles]
+        status = np.zeros(len(handles), np.int8)
+        status[inside] = self.status[handles[inside]]
+        return status
+
+    def repeated(self, handles: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """bool[n]: whether a handle, all of which the table knows, has come before in `handles`."""
+        places = np.arange(len(handles))
+        # Of several writes to one place the last stands, so from the back the first does.
+        self.scratch[handles[::-1]] = places[::-1]
+        repeated: np.ndarray[Any, np.dtype[np.bool_]] = self.scratch[handles] != places
+        return repeated
+
+    def count(self) -> None:
+        """Bring up to date what other threads read: the sum of the step indices, and who has applied none."""
+        live = self.status == LIVE
+        self.step_index = int(self.applied.sum())
+        self.unused_members = int(np.count_nonzero(live & self.is_fresh))
+        self.fresh = not self.step_index
+
+    def free(self, capacity: Capacity) -> None:
+        """Give back every live member's slot. The stream has ended and its work has landed."""
+        live = np.flatnonzero(self.status == LIVE)
+        capacity.give_back_many(self.slots[live], self.generations[live])
+        self.status[live] = FREE
+        self.current = None

@@ -1,0 +1,236 @@
+"""A graph's border as the file declares it, and whether a signature describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from streamcell.card import DTYPES, Layout, Signature, State, Tensor
+from streamcell.service.load_errors import SignatureError
+
+# One declared dimension: a size, a symbol's name, or None where the file says nothing.
+Dim = int | str | None
+
+
+@dataclass(frozen=True)
+class Port:
+    """One graph input or output as declared.
+
+    Attributes:
+        dtype: numpy's name; None where the file gives none or it is not a tensor.
+        dims: one entry an axis; None where the rank is unknown.
+    """
+
+    name: str
+    dtype: str | None
+    dims: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        dims = "?" if self.dims is None else ", ".join("?" if d is None else str(d) for d in self.dims)
+        return f"{self.dtype or 'unknown'}[{dims}]"
+
+    @property
+    def dynamic_axes(self) -> tuple[int, ...]:
+        """Axes whose size the file leaves open."""
+        return tuple(axis for axis, d in enumerate(self.dims or ()) if not isinstance(d, int))
+
+
+@dataclass(frozen=True)
+class Border:
+    """What a graph takes and gives.
+
+    Attributes:
+        inputs: the inputs that must be fed.
+        defaults: inputs with an initializer; they need not be fed.
+        outputs: the outputs.
+    """
+
+    inputs: dict[str, Port]
+    defaults: dict[str, Port]
+    outputs: dict[str, Port]
+
+    @property
+    def all_inputs(self) -> dict[str, Port]:
+        """Inputs with and without a default."""
+        return {**self.inputs, **self.defaults}
+
+    def __str__(self) -> str:
+        lines = []
+        for title, ports in (("inputs", self.inputs), ("default", self.defaults), ("outputs", self.outputs)):
+            if ports:
+                lines.append(f"  {title}:")
+                lines += [f"    {name}: {port}" for name, port in ports.items()]
+        return "\n".join(lines)
+
+
+def initializer_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of the dense and the sparse initializers of `graph`."""
+    return {i.name for i in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+
+
+def read_border(graph: onnx.GraphProto) -> Border:
+    """The border of `graph`, as declared."""
+    initialized = initializer_names(graph)
+    ports = [_port(value) for value in graph.input]
+    return Border(
+        inputs={p.name: p for p in ports if p.name not in initialized},
+        defaults={p.name: p for p in ports if p.name in initialized},
+        outputs={p.name: p for p in map(_port, graph.output)},
+    )
+
+
+def axes_before_step(layout: Layout) -> tuple[str, ...]:
+    """The axes that stand before the step's own in a graph's inputs and outputs."""
+    return {"batch_time": ("batch", "time"), "time_batch": ("time", "batch"), "batch": ("batch",)}[layout]
+
+
+def check_signature(border: Border, signature: Signature, constants: Mapping[str, np.ndarray]) -> int | None:
+    """Hold `signature` against the graph's own declaration.
+
+    Returns:
+        The number of rows that every run must have, where `signature.max_batch` says that the graph fixes it
+        and the graph does; else None.
+
+    Raises:
+        SignatureError: a name that the graph lacks, an input that nothing feeds, a dtype, rank or size that
+            contradicts, a time axis of fixed size.
+    """
+    given = border.all_inputs
+    lead = axes_before_step(signature.layout)
+    rows: dict[str, int] = {}
+    for tensor in signature.inputs:
+        port = _find(given, tensor.name, "input", border)
+        _check_tensor(port, tensor, lead, "input", rows)
+    for tensor in signature.outputs:
+        _check_tensor(_find(border.outputs, tensor.name, "output", border), tensor, lead, "output", {})
+    for state in signature.states:
+        _check_state(_find(given, state.input, "state input", border), state, rows)
+        _check_state(_find(border.outputs, state.output, "state output", border), state, {})
+    if signature.lengths is not None:
+        port = _find(given, signature.lengths, "`lengths` input", border)
+        if port.dtype not in ("int32", "int64") or (port.dims is not None and len(port.dims) != 1):
+            raise SignatureError(
+                f"lengths {port.name!r} must be int32[batch] or int64[batch], the graph has {port}"
+            )
+        _check_dims(port, ["batch"], "lengths", rows)
+    for name, value in constants.items():
+        _check_constant(_find(given, name, "constant", border), value)
+    _check_all_fed(border, signature, constants)
+    return _fixed_rows(rows, signature.max_batch)
+
+
+def _find(ports: Mapping[str, Port], name: str, what: str, border: Border) -> Port:
+    if name in ports:
+        return ports[name]
+    raise SignatureError(f"the graph has no {what} {name!r}; it has\n{border}")
+
+
+def _check_dtype(port: Port, dtype: str, what: str) -> None:
+    if port.dtype != dtype:
+        raise SignatureError(f"{what} {port.name!r}: expected {dtype}, the graph has {port}")
+
+
+def _check_tensor(port: Port, tensor: Tensor, lead: tuple[str, ...], what: str, rows: dict[str, int]) -> None:
+    _check_dtype(port, tensor.dtype, what)
+    _check_dims(port, [*lead, *tensor.step_shape], what, rows)
+    if what == "input" and port.dims is not None and "time" in lead:
+        size = port.dims[lead.index("time")]
+        if isinstance(size, int):
+            raise SignatureError(
+                f'input {port.name!r}: the graph fixes the time axis at {size}: {port}; use layout "batch" and '
+                "count that axis into step_shape"
+            )
+
+
+def _check_state(port: Port, state: State, rows: dict[str, int]) -> None:
+    expected: list[int | str] = [*state.shape]
+    expected.insert(state.batch_axis, "batch")
+    _check_dtype(port, state.dtype, "state")
+    _check_dims(port, expected, "state", rows)
+
+
+def _check_dims(port: Port, expected: list[int | str], what: str, rows: dict[str, int]) -> None:
+    """Compare sizes; the size of a fixed batch axis is noted in `rows`."""
+    if port.dims is None:
+        return
+    wanted = ", ".join(map(str, expected))
+    if len(port.dims) != len(expected):
+        raise SignatureError(f"{what} {port.name!r}: expected [{wanted}], the graph has {port}")
+    for axis, (dim, size) in enumerate(zip(port.dims, expected, strict=True)):
+        if not isinstance(dim, int):
+            continue
+        if isinstance(size, int) and dim != size:
+            raise SignatureError(
+                f"{what} {port.name!r}, axis {axis}: expected [{wanted}], the graph has {port}"
+            )
+        if size == "batch":
+            rows[port.name] = dim
+
+
+def _check_constant(port: Port, value: np.ndarray) -> None:
+    _check_dtype(port, value.dtype.name, "constant")
+    if port.dims is not None and (
+        len(port.dims) != value.ndim
+        or any(isinstance(d, int) and d != n for d, n in zip(port.dims, value.shape, strict=True))
+    ):
+        raise SignatureError(
+            f"constant {port.name!r}: the graph has {port}, the value's shape is {value.shape}"
+        )
+
+
+def _check_all_fed(border: Border, signature: Signature, constants: Mapping[str, np.ndarray]) -> None:
+    fed = {t.name for t in signature.inputs} | {s.input for s in signature.states} | {signature.lengths}
+    if both := sorted(name for name in constants if name in fed):
+        raise SignatureError(f"named as a constant and as an input or state too: {', '.join(both)}")
+    if hungry := [f"{n}: {p}" for n, p in border.inputs.items() if n not in fed and n not in constants]:
+        raise SignatureError(
+            f"nothing feeds these inputs: {'; '.join(hungry)}; each must be an input, a state, `lengths` or a constant"
+        )
+
+
+def _fixed_rows(rows: Mapping[str, int], max_batch: int | None) -> int | None:
+    if max_batch is None or not rows:
+        return None
+    if len(sizes := set(rows.values())) > 1 or max_batch not in sizes:
+        declared = ", ".join(f"{name!r} {size}" for name, size in rows.items())
+        raise SignatureError(
+            f"max_batch is {max_batch}, the graph fixes the batch axis elsewhere: {declared}"
+        )
+    return max_batch
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    if not value.type.HasField("tensor_type"):
+        return Port(value.name, None, None)
+    tensor = value.type.tensor_type
+    dims: Iterable[Dim] | None = None
+    if tensor.HasField("shape"):
+        dims = [_dim(d) for d in tensor.shape.dim]
+    return Port(value.name, _dtype(tensor.elem_type), None if dims is None else tuple(dims))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    kind = dim.WhichOneof("value")
+    if kind == "dim_value":
+        # Some exporters write 0 or -1 for "unknown".
+        return dim.dim_value if dim.dim_value > 0 else None
+    return dim.dim_param or None
+
+
+def _dtype(elem_type: int) -> str | None:
+    if elem_type == onnx.TensorProto.UNDEFINED:
+        return None
+    name = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)).name
+    # bfloat16, float8 and strings have numpy stand-ins; their own names say more.
+    return (
+        name
+        if name in DTYPES and _is_plain(elem_type, name)
+        else onnx.TensorProto.DataType.Name(elem_type).lower()
+    )
+
+
+def _is_plain(elem_type: int, name: str) -> bool:
+    return onnx.helper.np_dtype_to_tensor_dtype(np.dtype(name)) == elem_type

@@ -1,0 +1,245 @@
+"""Build the state pool into a model's graph.
+
+Every state input becomes rows gathered from a pool `[rows, *shape]`, every state output is scattered into the
+pool again. The caller binds a pool's input and output to the same memory, so ONNX Runtime updates rows in
+place. It does not know of the aliasing; what keeps it right is that each pool's Scatter depends on its own
+Gather.
+
+A row that holds the initial value and is never written serves every session's first step; a fork reads its
+parent's row and writes its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper, version_converter
+
+from streamcell.card import Signature, State
+from streamcell.service.load_errors import RewriteError
+
+from .edit import (
+    drop_unread,
+    forget_shapes,
+    produced_names,
+    remove_initializers,
+    rename_uses,
+    rename_value,
+    value_names,
+)
+from .interface import check_signature, initializer_names, read_border
+from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Nodes, Scatter, commit_gate, pool_state
+
+__all__ = [
+    "READ_SLOTS",
+    "TIME",
+    "WRITE_SLOTS",
+    "PoolTensor",
+    "Pooled",
+    "Scatter",
+    "initial_value",
+    "pool_states",
+]
+
+# The name of a run's number of timesteps, in the shapes of inputs and outputs.
+TIME = "time"
+# The first opset with ScatterND and ScatterElements, and the one for a graph that names none.
+_MIN_OPSET, _DEFAULT_OPSET = 11, 17
+# The first IR version whose initializers need not be graph inputs.
+_MIN_IR_VERSION = 4
+
+
+@dataclass(frozen=True, eq=False)
+class PoolTensor:
+    """One state's rows.
+
+    Attributes:
+        input: graph input, dtype[rows, *shape].
+        output: graph output of the same shape, to be bound to the memory of `input`.
+        dtype: of an element.
+        shape: of one row: the state's shape without its batch axis.
+        initial: dtype[*shape], read-only; what a row holds before a session's first step.
+        state: the name of the state input it stands for.
+    """
+
+    input: str
+    output: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    initial: npt.NDArray[Any]
+    state: str
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A graph with its pools.
+
+    Attributes:
+        model: takes the signature's inputs, `READ_SLOTS` int64[batch], `WRITE_SLOTS` int64[batch, 1] and the
+            pools; gives the signature's outputs, batch first whatever the layout was, and the pools. `lengths`
+            is int32[batch] whatever the graph took. A model without states has neither slots nor pools.
+        pools: in the order of the signature's states.
+        fixed_batch: the number of rows that every run must have, where the graph fixes it.
+        commits_last: whether a run that fails leaves every pool as it was; so does a model without states.
+    """
+
+    model: onnx.ModelProto
+    pools: tuple[PoolTensor, ...]
+    fixed_batch: int | None = None
+    commits_last: bool = False
+
+
+def pool_states(
+    model: onnx.ModelProto,
+    signature: Signature,
+    constants: Mapping[str, npt.NDArray[Any]] | None = None,
+    *,
+    scatter: Scatter = "nd",
+    commit_last: bool = False,
+) -> Pooled:
+    """A copy of `model` whose states live in pools.
+
+    The rows that one run writes must be distinct. A row may be read by several.
+
+    Args:
+        model: with its weights; left as it is.
+        signature: what its inputs, outputs and states are.
+        constants: values for graph inputs that are the same in every run.
+        scatter: "nd" writes rows with ScatterND, the fastest on CPU; "elements" with ScatterElements, which
+            CUDA graphs replay more safely.
+        commit_last: write rows only once everything else has run, so that a run that fails leaves every state as
+            it was. ONNX Runtime chooses its own order otherwise.
+
+    Raises:
+        SignatureError: the signature or a constant does not describe this graph.
+        RewriteError: the graph uses a reserved name, or an opset without scatter that cannot be converted.
+    """
+    fixed_batch = check_signature(read_border(model.graph), signature, constants or {})
+    initial = [initial_value(state) for state in signature.states]
+    model = _modern_copy(model)
+    graph = model.graph
+    if taken := {READ_SLOTS, WRITE_SLOTS} & value_names(graph):
+        raise RewriteError(f"the graph uses the reserved name {min(taken)!r}; is it pooled already?")
+    nodes = Nodes(graph)
+    lengths_type = _elem_type(graph, signature.lengths)
+    _fix_constants(graph, signature, constants or {})
+    gate = None
+    if commit_last and signature.states:
+        gate = commit_gate(
+            nodes, [*(t.name for t in signature.outputs), *(s.output for s in signature.states)]
+        )
+    names = [pool_state(nodes, state, scatter, gate) for state in signature.states]
+    pools = tuple(
+        PoolTensor(pool, pool_next, np.dtype(state.dtype), tuple(state.shape), value, state.input)
+        for state, value, (pool, pool_next) in zip(signature.states, initial, names, strict=True)
+    )
+    if lengths_type not in (None, TensorProto.INT32):
+        _adapt_input(nodes, str(signature.lengths), "Cast", to=lengths_type)
+    if signature.layout == "time_batch":
+        _put_batch_first(nodes, signature)
+    forget_shapes(graph, bodies_border=signature.max_batch is None)
+    _assemble(nodes, signature, pools, "batch" if fixed_batch is None else fixed_batch)
+    drop_unread(graph)
+    return Pooled(model, pools, fixed_batch, commit_last or not pools)
+
+
+def initial_value(state: State) -> npt.NDArray[Any]:
+    """The value of `state` before the first step: dtype[*shape], read-only.
+
+    Raises:
+        RewriteError: a value that the state's dtype cannot hold.
+    """
+    given = np.array(state.initial, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        cast = given.astype(state.dtype)
+    back = cast.astype(np.float64)
+    fits = np.array_equal(np.isfinite(back), np.isfinite(given))
+    if not fits or (cast.dtype.kind != "f" and not np.array_equal(back, given)):
+        raise RewriteError(f"state {state.input!r}: initial value {state.initial} does not fit {state.dtype}")
+    value = np.full(state.shape, cast) if cast.ndim == 0 else cast.reshape(state.shape)
+    value.setflags(write=False)
+    return value
+
+
+def _modern_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with an opset that has scatter and an IR version whose initializers need not be inputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), None)
+    if opset is None:
+        copy.opset_import.append(helper.make_opsetid("", _DEFAULT_OPSET))
+    elif opset < _MIN_OPSET:
+        try:
+            copy = version_converter.convert_version(copy, _MIN_OPSET)
+        except (RuntimeError, ValueError) as error:
+            raise RewriteError(
+                f"the graph uses opset {opset}, the pool needs {_MIN_OPSET} or newer, "
+                f"and onnx cannot convert it: {error}"
+            ) from error
+    copy.ir_version = max(copy.ir_version, _MIN_IR_VERSION)
+    return copy
+
+
+def _elem_type(graph: onnx.GraphProto, name: str | None) -> int | None:
+    return next((i.type.tensor_type.elem_type for i in graph.input if i.name == name), None)
+
+
+def _fix_constants(
+    graph: onnx.GraphProto, signature: Signature, constants: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Make initializers of the constants; what the signature feeds has no default any more."""
+    fed = {t.name for t in signature.inputs} | {s.input for s in signature.states} | {signature.lengths}
+    remove_initializers(graph, {i for i in initializer_names(graph) if i in fed or i in constants})
+    for name, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+
+
+def _adapt_input(nodes: Nodes, name: str, op: str, **attributes: Any) -> None:
+    """Let the graph read `op` of the input in the place of the input."""
+    adapted = nodes.name(f"streamcell.adapted.{name}")
+    rename_uses([*nodes.head, *nodes.graph.node, *nodes.tail], name, adapted)
+    nodes.add(nodes.head, op, [name], adapted, **attributes)
+
+
+def _put_batch_first(nodes: Nodes, signature: Signature) -> None:
+    """Take and give [batch, time, …] where the graph works on [time, batch, …]."""
+    graph = nodes.graph
+    states = {s.input for s in signature.states}
+    made = produced_names(graph) | initializer_names(graph) | states
+    for tensor in signature.inputs:
+        _adapt_input(nodes, tensor.name, "Transpose", perm=[1, 0, *range(2, 2 + len(tensor.step_shape))])
+    for tensor in signature.outputs:
+        # An output that is one of the inputs has the caller's layout already.
+        if tensor.name in made:
+            inner = nodes.name(f"streamcell.time_first.{tensor.name}")
+            rename_value(graph, [*nodes.head, *graph.node, *nodes.tail], tensor.name, inner)
+            perm = [1, 0, *range(2, 2 + len(tensor.step_shape))]
+            nodes.add(nodes.tail, "Transpose", [inner], tensor.name, perm=perm)
+
+
+def _assemble(nodes: Nodes, signature: Signature, pools: tuple[PoolTensor, ...], batch: int | str) -> None:
+    """Put the nodes together and declare the border."""
+    graph = nodes.graph
+    all_nodes = [*nodes.head, *graph.node, *nodes.tail]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(all_nodes)
+    lead = [batch, TIME] if signature.has_time else [batch]
+    for values, tensors in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
+        values.extend(_value(t.name, t.dtype, [*lead, *t.step_shape]) for t in tensors)
+    if signature.lengths is not None:
+        graph.input.append(_value(signature.lengths, "int32", [batch]))
+    if pools:
+        graph.input.append(_value(READ_SLOTS, "int64", [batch]))
+        graph.input.append(_value(WRITE_SLOTS, "int64", [batch, 1]))
+    for pool in pools:
+        graph.input.append(_value(pool.input, pool.dtype.name, ["rows", *pool.shape]))
+        graph.output.append(_value(pool.output, pool.dtype.name, ["rows", *pool.shape]))
+
+
+def _value(name: str, dtype: str, shape: list[int | str]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)

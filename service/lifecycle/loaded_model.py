@@ -1,0 +1,202 @@
+"""A model that is being served, and the table of all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from streamcell.service.batching.batcher import Batcher
+from streamcell.service.batching.bell import Bell
+from streamcell.service.batching.runner import Runner
+from streamcell.service.engine.device import Device, DeviceError
+from streamcell.service.engine.engine import Engine
+from streamcell.service.engine.time_limit import TimeLimit
+from streamcell.service.graph.pooled import pool_states
+from streamcell.service.load_errors import ModelLoadError, RepositoryError, load_failure
+from streamcell.service.metrics.model_metrics import ModelMetrics, Pool
+from streamcell.service.repository.memory import check_memory
+from streamcell.service.repository.model_file import ModelFile
+from streamcell.service.sessions.session import Session
+from streamcell.service.sessions.shared_capacity import SharedCapacity
+from streamcell.service.sessions.slots import SlotAllocator
+from streamcell.service.settings import Settings
+
+from .load_thread import within
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One version of one model with all that runs it."""
+
+    file: ModelFile
+    engine: Engine
+    batcher: Batcher
+    runner: Runner
+    metrics: ModelMetrics
+    max_sessions: int
+    pool: Pool
+
+    def let_go(self) -> None:
+        """Stop its engine's thread, so that nothing holds its memory any more. It has no sessions, nor gets any."""
+        self.runner.stop()
+        self.metrics.detach(self.pool)
+
+    @property
+    def kind(self) -> str:
+        """The card's kind, or "onnx" for a file from elsewhere."""
+        return self.file.card.kind if self.file.card else "onnx"
+
+    @property
+    def max_chunk(self) -> int:
+        """The most timesteps of a session in one run."""
+        return self.engine.max_chunk
+
+    def read_states(self, session: Session) -> list[bytes]:
+        """A session's states after its last run, in the signature's order. For the engine's thread, in `deliver`."""
+        return [state.tobytes() for state in self.engine.pool.read(session.slot)]
+
+
+def load_all(
+    files: Iterable[ModelFile], settings: Settings, device: Device, bell: Callable[[], Bell | None]
+) -> list[LoadedModel]:
+    """Load `files`, each with a bell of its own.
+
+    Raises:
+        RepositoryError: one or more cannot be loaded; the report names all of them.
+        DeviceError: the device cannot be had.
+    """
+    loaded: list[LoadedModel] = []
+    errors: list[ModelLoadError] = []
+    for file in files:
+        try:
+            loaded.append(load(file, settings, device, bell=bell()))
+        except ModelLoadError as error:
+            errors.append(error)
+    if errors:
+        for model in loaded:
+            model.let_go()
+        raise RepositoryError(settings.models, errors)
+    return loaded
+
+
+def load(
+    file: ModelFile,
+    settings: Settings,
+    device: Device,
+    metrics: ModelMetrics | None = None,
+    bell: Bell | None = None,
+) -> LoadedModel:
+    """Load `file`, warm it up and start its engine's thread. Its pool is not yet attached to its metrics.
+
+    Args:
+        file: what to load.
+        settings: the server's.
+        device: where it runs.
+        metrics: those of the same version, where it is loaded anew.
+        bell: where front ends share the model, what its engine's thread sleeps on.
+
+    Raises:
+        ModelLoadError: the graph and its description do not agree, ONNX Runtime refuses it, or it takes more time
+            or more memory than it may; it names the file.
+        DeviceError: the device cannot be had.
+    """
+    limit = TimeLimit(settings.run_timeout_s)
+    try:
+        return within(
+            settings.load_timeout_s,
+            limit,
+            lambda: _load(file, settings, device, limit, metrics, bell),
+            LoadedModel.let_go,
+            f"{file.name}-{file.version}",
+        )
+    except DeviceError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise load_failure(error, file.path) from error
+
+
+def _load(
+    file: ModelFile,
+    settings: Settings,
+    device: Device,
+    limit: TimeLimit,
+    metrics: ModelMetrics | None,
+    bell: Bell | None,
+) -> LoadedModel:
+    began_s = time.perf_counter()
+    signature = file.signature
+    stateful = bool(signature.states)
+    # Whole numbers are mostly indices, and an index that a table does not have fails the run of all its rows.
+    indexed = any(tensor.dtype.startswith(("int", "uint")) for tensor in signature.inputs)
+    # A stateless model may look at a message as a whole, so its messages are neither cut nor joined.
+    max_chunk = settings.max_chunk if stateful else settings.max_steps_per_message
+    check_memory(
+        signature,
+        file.bytes,
+        max_sessions=settings.max_sessions,
+        max_batch=min(settings.max_batch, signature.max_batch or settings.max_batch),
+        max_steps=max_chunk,
+        state_on_host=device.kind == "cpu",
+    )
+    engine = Engine(
+        pool_states(file.load(), signature, file.constants, scatter=device.scatter, commit_last=indexed),
+        signature,
+        device=device,
+        max_sessions=settings.max_sessions,
+        max_batch=settings.max_batch,
+        max_chunk=max_chunk,
+        intra_op_threads=settings.intra_op_threads,
+        fixed_shapes=settings.fixed_shapes,
+        cell=settings.cell,
+        cuda_graphs=settings.cuda_graphs,
+        limit=limit,
+    )
+    if metrics is None:
+        metrics = ModelMetrics(file.name, file.version)
+    slots = SlotAllocator(engine.pool.first_slot, settings.max_sessions) if stateful else None
+    batcher = Batcher(
+        slots,
+        max_sessions=settings.max_sessions,
+        max_batch=engine.max_batch,
+        max_chunk=engine.max_chunk,
+        ragged=signature.lengths is not None,
+        coalesce=stateful,
+        queue_messages=settings.queue_messages,
+        on_cancelled=metrics.work_cancelled,
+        capacity=SharedCapacity(settings.max_sessions, engine.pool.first_slot, stateful=stateful)
+        if bell is not None
+        else None,
+        bell=bell,
+    )
+    pool = Pool(
+        settings.max_sessions if stateful else 0,
+        engine.pool.slot_bytes,
+        lambda: batcher.slots_used,
+        lambda: batcher.rows_waiting,
+    )
+    runner = Runner(
+        f"{file.name}-{file.version}",
+        engine,
+        batcher,
+        metrics,
+        ragged=signature.lengths is not None,
+        allow_non_finite=settings.non_finite == "allow",
+        generation=file.generation,
+    )
+    runner.start()
+    metrics.load_s = time.perf_counter() - began_s
+    _log.info(
+        "model loaded",
+        model=file.name,
+        version=file.version,
+        device=str(device),
+        seconds=round(metrics.load_s, 3),
+        state_bytes_a_session=engine.pool.slot_bytes,
+        state_bytes_set_aside=engine.pool.slot_bytes * engine.pool.rows,
+    )
+    return LoadedModel(file, engine, batcher, runner, metrics, settings.max_sessions, pool)

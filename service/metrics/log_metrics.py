@@ -1,0 +1,38 @@
+"""The figure of log lines that were lost, for this process and for those that report to it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from streamcell.service.logs.configure import lines_lost
+from streamcell.service.logs.writer import REASONS
+
+
+class LostLines(Collector):
+    """Collects `streamcell_log_lines_dropped_total`."""
+
+    def __init__(self) -> None:
+        self._elsewhere: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, reason: str, lines: int) -> None:
+        """Another process has lost `lines`."""
+        if reason in REASONS:
+            with self._lock:
+                self._elsewhere[reason] += lines
+
+    def collect(self) -> Iterable[Metric]:
+        """The one family."""
+        family = CounterMetricFamily(
+            "streamcell_log_lines_dropped", "Log lines that were not written, by reason.", labels=("reason",)
+        )
+        here = lines_lost()
+        with self._lock:
+            for reason in REASONS:
+                family.add_metric([reason], here[reason] + self._elsewhere[reason])
+        return (family,)

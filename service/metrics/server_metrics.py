@@ -1,0 +1,198 @@
+"""What the server reports to Prometheus: families are built when scraped, from the figures of `model_metrics.py`."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from importlib.metadata import version
+
+import onnxruntime as ort
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from streamcell.service.errors import ServiceError
+
+from .model_metrics import ModelMetrics
+from .readiness import Readiness
+
+_MODEL = ("model", "version")
+
+
+class ServerMetrics(Collector):
+    """Collects every model's figures and the server's own; register it with the server's registry."""
+
+    def __init__(self) -> None:
+        self.models: list[ModelMetrics] = []
+        self.readiness = Readiness()
+        self._stalled: frozenset[tuple[str, str]] = frozenset()
+        self._stalls: Counter[str] = Counter({"serving": 0, "engine": 0, "frontend": 0})
+        self.lane = ""
+        self._errors: Counter[tuple[str, str]] = Counter()
+        self._load_failures: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether new sessions are taken and every thread makes progress."""
+        return self.readiness()
+
+    def add(self, metrics: ModelMetrics) -> None:
+        """Report `metrics` too, once."""
+        with self._lock:
+            if metrics not in self.models:
+                self.models = [*self.models, metrics]
+
+    def remove(self, metrics: ModelMetrics) -> None:
+        """Report `metrics` no more."""
+        with self._lock:
+            self.models = [each for each in self.models if each is not metrics]
+
+    def stall(self, kind: str, name: str, stalled: bool) -> None:
+        """A thread makes no progress, or does again. `kind`: "serving", "engine", or "frontend" for one that serves."""
+        thread = {(kind, name)}
+        with self._lock:
+            self._stalls[kind] += stalled and not thread <= self._stalled
+            self._stalled = self._stalled | thread if stalled else self._stalled - thread
+        (self.readiness.hold if stalled else self.readiness.release)(f"{kind} {name} stalled")
+
+    def stalled(self, kind: str) -> list[str]:
+        """The threads of a kind that make no progress."""
+        return sorted(name for each, name in self._stalled if each == kind)
+
+    def load_failed(self, model: str) -> None:
+        """A version of `model` could not be loaded while serving."""
+        with self._lock:
+            self._load_failures[model] += 1
+
+    def error(self, error: ServiceError, times: int = 1) -> None:
+        """As many calls or sessions ended with `error`."""
+        with self._lock:
+            self._errors[error.code.name, error.reason] += times
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family, as prometheus_client asks for them."""
+        yield from self._histograms()
+        yield from self._counters()
+        yield from self._gauges()
+
+    def _histograms(self) -> Iterable[Metric]:
+        for name, text in (
+            ("step_latency", "From a message's arrival to its (first) reply on the way, seconds a message."),
+            ("queue_wait", "From a message's arrival to the batch that took it, seconds a message."),
+            ("compute", "One run of the model, seconds."),
+        ):
+            family = HistogramMetricFamily(f"streamcell_{name}_seconds", text, labels=_MODEL)
+            for model in self.models:
+                buckets, total = getattr(model, f"{name}_s").snapshot()
+                family.add_metric(model.labels, buckets=buckets, sum_value=total)
+            yield family
+        family = HistogramMetricFamily(
+            "streamcell_batch_rows", "Sessions that ran together, rows a run.", labels=_MODEL
+        )
+        for model in self.models:
+            buckets, total = model.batch_rows.snapshot()
+            family.add_metric(model.labels, buckets=buckets, sum_value=total)
+        yield family
+
+    def _counters(self) -> Iterable[Metric]:
+        for name, text in (
+            ("steps", "Timesteps applied to sessions."),
+            ("generated_steps", "Timesteps that sessions were fed by the server itself, in `steps` as well."),
+            ("chunks", "Chunks run: a session's part of one run."),
+            (
+                "computed_steps",
+                "Timesteps computed, padding included; over steps, this is what padding costs.",
+            ),
+        ):
+            counter = CounterMetricFamily(f"streamcell_{name}", text, labels=_MODEL)
+            for model in self.models:
+                counter.add_metric(model.labels, getattr(model, name))
+            yield counter
+        opened = CounterMetricFamily("streamcell_sessions_opened", "Sessions opened.", labels=_MODEL)
+        ended = CounterMetricFamily(
+            "streamcell_sessions_ended", "Sessions ended, by reason.", labels=(*_MODEL, "reason")
+        )
+        cancelled = CounterMetricFamily(
+            "streamcell_cancelled_chunks",
+            "Messages dropped unrun since their session had ended.",
+            labels=_MODEL,
+        )
+        for model in self.models:
+            opened.add_metric(model.labels, model.opened)
+            cancelled.add_metric(model.labels, model.cancelled)
+            for reason, count in sorted(model.ended.items()):
+                ended.add_metric([*model.labels, reason], count)
+        generations = CounterMetricFamily(
+            "streamcell_generations_ended", "Generations ended, by reason.", labels=(*_MODEL, "reason")
+        )
+        for model in self.models:
+            for reason, count in sorted(model.generations_ended.items()):
+                generations.add_metric([*model.labels, reason], count)
+        errors = CounterMetricFamily(
+            "streamcell_errors", "Errors sent to clients.", labels=("code", "reason")
+        )
+        failures = CounterMetricFamily(
+            "streamcell_model_load_failures",
+            "Models that could not be loaded while serving.",
+            labels=("model",),
+        )
+        with self._lock:
+            for (code, reason), count in sorted(self._errors.items()):
+                errors.add_metric([code, reason], count)
+            # 0 for what is served, so that the first failure is an increase.
+            names = {model.labels[0] for model in self.models} | self._load_failures.keys()
+            for name in sorted(names):
+                failures.add_metric([name], self._load_failures[name])
+            stalls = CounterMetricFamily(
+                "streamcell_stalls", "Times that a thread made no progress for long.", labels=("thread",)
+            )
+            for kind, count in self._stalls.items():
+                stalls.add_metric([kind], count)
+        yield from (opened, ended, cancelled, generations, errors, failures, stalls)
+
+    def _gauges(self) -> Iterable[Metric]:
+        sessions = GaugeMetricFamily("streamcell_sessions", "Live sessions.", labels=(*_MODEL, "state"))
+        slots = GaugeMetricFamily("streamcell_slots", "State slots in the pool.", labels=_MODEL)
+        used = GaugeMetricFamily("streamcell_slots_used", "State slots taken.", labels=_MODEL)
+        held = GaugeMetricFamily(
+            "streamcell_state_bytes", "State of the sessions that hold a slot.", labels=_MODEL
+        )
+        load = GaugeMetricFamily("streamcell_model_load_seconds", "Time to load the model.", labels=_MODEL)
+        for model in self.models:
+            for state, count in model.sessions().items():
+                sessions.add_metric([*model.labels, state], count)
+            taken = [(pool, pool.used()) for pool in model.pools]
+            slots.add_metric(model.labels, sum(pool.slots for pool, _ in taken))
+            used.add_metric(model.labels, sum(count for _, count in taken))
+            held.add_metric(model.labels, sum(count * pool.slot_bytes for pool, count in taken))
+            load.add_metric(model.labels, model.load_s)
+        yield from (sessions, slots, used, held, load)
+        yield GaugeMetricFamily(
+            "streamcell_ready",
+            "1 while new sessions are taken and every thread makes progress.",
+            value=float(self.readiness()),
+        )
+        yield GaugeMetricFamily(
+            "streamcell_stalled_threads",
+            "Threads that make no progress though they have work.",
+            value=float(len(self._stalled)),
+        )
+        yield InfoMetricFamily("streamcell_lane", "How calls are driven.", value={"lane": self.lane})
+        yield InfoMetricFamily(
+            "streamcell_build",
+            "Versions of what runs.",
+            value={
+                "version": version("streamcell"),
+                "python": platform.python_version(),
+                "onnxruntime": ort.__version__,
+                "grpcio": version("grpcio"),
+            },
+        )

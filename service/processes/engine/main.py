@@ -1,0 +1,188 @@
+"""The process that runs the models where front ends answer the calls: `python -m
+streamcell.service.processes.engine.main FD`.
+
+It speaks with the supervisor over the socket FD and ends when that is closed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector
+
+from streamcell.card import telemetry  # noqa: F401  # before ONNX Runtime is imported
+from streamcell.service import gc_tuning as garbage
+from streamcell.service.batching.bell import EventBell
+from streamcell.service.engine.device import DeviceError
+from streamcell.service.host import Host
+from streamcell.service.load_errors import ModelLoadError
+from streamcell.service.logs.configure import configure
+from streamcell.service.processes.child_process import ChildProcess, run
+from streamcell.service.processes.children import (
+    ATTACH,
+    ATTACHED,
+    DRAIN,
+    DRAINED,
+    READINESS,
+    READY,
+    RINGS,
+    SCRAPE,
+    SCRAPED,
+    SETTINGS,
+    STOP,
+    UNFIT,
+)
+from streamcell.service.processes.metrics_relay import pack_families
+from streamcell.service.processes.pipe import Pipe
+from streamcell.service.settings import Settings
+from streamcell.service.transport.calls import Handler
+from streamcell.service.watchdog import Watchdog
+
+from .frontend_link import Link
+from .ring_sessions import Desk
+from .tunnel_lane import TunnelLane
+
+_log = structlog.get_logger(__name__)
+
+_READ_S = 10.0
+
+
+class EngineProcess(ChildProcess):
+    """The host of the models, and the front ends that are attached to it."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        super().__init__(pipe)
+        self._host: Host | None = None
+        self._desks: dict[tuple[str, str], Desk] = {}
+        self._lane = TunnelLane()
+        self._methods: dict[str, Handler] = {}
+        self._links: list[Link] = []
+        self._registry = CollectorRegistry()
+        self._scraping: threading.Thread | None = None
+        self._holders = itertools.count(2)
+        self._watchdog: Watchdog | None = None
+
+    def came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
+        """A message of the supervisor's."""
+        if kind == SETTINGS:
+            self._load(Settings(**json.loads(body)["settings"]))
+        elif kind == ATTACH:
+            self._attach(number)
+        elif kind == SCRAPE:
+            self._scrape(number)
+        elif kind == DRAIN:
+            threading.Thread(target=self._drain, daemon=True).start()
+        elif kind == STOP:
+            if self._host is not None:
+                self._host.stop()
+            self.stop()
+
+    def _load(self, settings: Settings) -> None:
+        configure(settings.log_level, settings.log_format)
+        # Models that come and go are known in this process only: all that concerns them is passed on whole.
+        rings = settings.model_control == "none"
+        try:
+            host = self._host = Host(
+                settings,
+                self._served,
+                bell=EventBell if rings else lambda: None,
+                all_read=self._all_read,
+            )
+        except (DeviceError, ModelLoadError, OSError) as error:
+            self._pipe.send(UNFIT, body=str(error).encode(errors="backslashreplace"))
+            self.stop()
+            return
+        for model in host.models if rings else ():
+            desk = Desk(model, host.sessions)
+            self._desks[model.file.name, model.file.version] = desk
+            model.batcher.ready.rings = desk
+        for service, handlers in host.services(self._lane).items():
+            self._methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+        host.report_to(self._registry)
+        host.metrics.readiness.watch(lambda on: self._pipe.send(READINESS, int(on)))
+        GCCollector(registry=self._registry)
+        garbage.calm()
+        host.start()
+        self._watchdog = Watchdog(
+            host.progress, settings.watchdog_s, self._stalled, ends=settings.watchdog_exit
+        )
+        self._watchdog.start()
+        served = [f"{model.file.name}/{model.file.version}" for model in host.models]
+        self._pipe.send(READY, 0, json.dumps(served).encode())
+
+    def _all_read(self) -> bool:
+        """Wait until what has come to the front ends is with the sessions; False if one of them takes too long."""
+        links = tuple(self._links)
+        for link in links:
+            link.ask()
+        until_s = time.monotonic() + _READ_S
+        return all(link.all_read(max(0.0, until_s - time.monotonic())) for link in links) and all(
+            desk.all_read(max(0.0, until_s - time.monotonic())) for desk in self._desks.values()
+        )
+
+    def _served(self, name: str, served: bool) -> None:
+        for link in tuple(self._links):
+            link.tell_served(name, served)
+
+    def _stalled(self, thread: str, stalled: bool) -> None:
+        assert self._host is not None
+        self._host.metrics.stall("engine", thread, stalled)
+        for link in tuple(self._links):
+            link.tell_stalled(thread, stalled)
+
+    def _attach(self, number: int) -> None:
+        """Make what one front end needs and hand it to the supervisor; `number` comes back with it."""
+        assert self._host is not None
+        holder = next(self._holders)
+        ours, theirs = socket.socketpair()
+        for (name, version), desk in self._desks.items():
+            asks, replies = desk.attach(holder)
+            file = desk.model.file
+            about = {
+                "name": name,
+                "version": version,
+                "signature": file.signature.model_dump(mode="json"),
+                "generates": file.generation is not None,
+                "max_sessions": desk.model.max_sessions,
+                "max_chunk": desk.model.max_chunk,
+                "first_slot": desk.model.engine.pool.first_slot,
+            }
+            fds = (desk.capacity.memory, *asks.fds, *replies.fds)
+            self._pipe.send(RINGS, number, json.dumps(about).encode(), fds)
+        link = Link(Pipe(ours.detach()), holder, self._host, self._desks, self._lane, self._methods)
+        self._links.append(link)
+        methods = {name: self._lane.is_unary(handler) for name, handler in self._methods.items()}
+        names = sorted({model.file.name for model in self._host.models})
+        about = {"holder": holder, "methods": methods, "served": names}
+        self._pipe.send(ATTACHED, number, json.dumps(about).encode(), (theirs.fileno(),))
+        theirs.close()
+        link.start(lambda: self._links.remove(link))
+        for thread in self._host.metrics.stalled("engine"):
+            link.tell_stalled(thread, True)
+
+    def _scrape(self, number: int) -> None:
+        """Send the figures, from a thread of their own: they are collected in slices, and others must not wait."""
+
+        def collect() -> None:
+            self._pipe.send(SCRAPED, number, pack_families(self._registry))
+
+        if self._scraping is None or not self._scraping.is_alive():
+            self._scraping = threading.Thread(target=collect, name="scrape", daemon=True)
+            self._scraping.start()
+
+    def _drain(self) -> None:
+        if self._host is not None:
+            self._host.drain()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        self._pipe.send(DRAINED)
+
+
+if __name__ == "__main__":
+    run(EngineProcess)

@@ -1,0 +1,193 @@
+"""A process that answers calls where the models run in another: `python -m
+streamcell.service.processes.frontend.main FD`.
+
+It speaks with the supervisor over the socket FD and ends when that is closed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from google.protobuf.message import DecodeError
+
+from streamcell.proto import pb
+from streamcell.service import gc_tuning as garbage
+from streamcell.service.logs.configure import configure
+from streamcell.service.processes.child_process import ChildProcess, run
+from streamcell.service.processes.children import ATTACHED, DRAIN, READY, RELOAD, RINGS, SETTINGS, STOP, UNFIT
+from streamcell.service.processes.pipe import Pipe
+from streamcell.service.protocols.common.requests import Limits
+from streamcell.service.protocols.native.stream import Service, StreamSession
+from streamcell.service.sessions.table import SessionTable
+from streamcell.service.settings import Settings
+from streamcell.service.transport.calls import Call, Handler, StreamHandler, UnaryCall
+from streamcell.service.transport.grpc_server import Transport
+from streamcell.service.transport.lane_choice import LaneError, choose_lane
+from streamcell.service.watchdog import Watchdog
+
+from .engine_link import FrontendLink
+from .remote_model import Reports
+from .tunnel_calls import PassedStream, PassedUnary
+
+if TYPE_CHECKING:
+    from streamcell.service.metrics.server_metrics import ServerMetrics
+
+_STREAM = f"/{pb.DESCRIPTOR.services_by_name['StreamCell'].full_name}/Stream"
+
+
+class FrontendProcess(ChildProcess):
+    """The gRPC server of one front end, and its link to the engine's process."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        super().__init__(pipe)
+        self._reports = Reports()
+        self._models: list[tuple[dict[str, Any], list[int]]] = []  # of the link that is being made
+        self._transport: Transport | None = None
+        self._watchdog: Watchdog | None = None
+        self._draining = False
+        self.link: FrontendLink  # a lost one answers every call with ENGINE_LOST
+        self.service: Service
+
+    def came(self, kind: int, number: int, body: bytes, fds: list[int]) -> None:
+        """A message of the supervisor's."""
+        if kind == SETTINGS:
+            about = json.loads(body)
+            self._settings = settings = Settings(**about["settings"])
+            self._port: int = about["port"]
+            configure(settings.log_level, settings.log_format)
+            try:
+                self._lane = choose_lane(settings.lane)
+            except LaneError as error:
+                self._unfit(error)
+        elif kind == RINGS:
+            self._models.append((json.loads(body), fds))
+        elif kind == ATTACHED:
+            self._attach(json.loads(body), fds[0])
+        elif kind == DRAIN:
+            self._draining = True
+            if self._transport is not None:
+                self._transport.drain()
+                self.service.sessions.drain()
+        elif kind == RELOAD:
+            if self._transport is not None:
+                self._transport.reload()
+        elif kind == STOP:
+            if self._watchdog is not None:
+                self._watchdog.stop()
+            if self._transport is not None:
+                self._transport.stop()
+            self.stop()
+
+    def _attach(self, about: dict[str, Any], fd: int) -> None:
+        settings = self._settings
+        models, self._models = self._models, []
+        link = FrontendLink(Pipe(fd), about["holder"], models, self._reports, settings.queue_messages)
+        sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
+        if self._draining:
+            sessions.drain()
+        # Streams report to no more of it than `Reports` has.
+        metrics = cast("ServerMetrics", self._reports)
+        self.service = Service(link.table, sessions, metrics, Limits.of(settings))
+        self.link = link
+        if self._transport is None:
+            try:
+                self._transport = Transport(
+                    settings,
+                    self._services(about["methods"]),
+                    self._lane,
+                    self._reports.error,
+                    port=self._port,
+                )
+            except OSError as error:
+                self._unfit(error)
+                return
+            garbage.calm()
+            self._transport.start()
+            self._watch(self._transport)
+        transport, served = self._transport, set(about["served"])
+
+        def on_served(name: str, on: bool) -> None:
+            served.add(name)
+            transport.report_model(name, on)
+
+        def on_lost() -> None:
+            if self.link is link:
+                transport.report(served, serving=False)
+
+        link.start(self._lane.name, on_served, transport.stall, on_lost, transport.when_read)
+        transport.report(about["served"], serving=True)
+        self._pipe.send(READY, 0, self._lane.name.encode())
+
+    def _watch(self, transport: Transport) -> None:
+        def changed(thread: str, stalled: bool) -> None:
+            transport.stall(thread, stalled)
+            self._reports.stall(thread, stalled)
+
+        settings = self._settings
+        self._watchdog = Watchdog(
+            transport.progress, settings.watchdog_s, changed, ends=settings.watchdog_exit
+        )
+        self._watchdog.start()
+
+    def _unfit(self, error: Exception) -> None:
+        self._pipe.send(UNFIT, 0, str(error).encode())
+        self.stop()
+
+    def _services(self, methods: dict[str, bool]) -> dict[str, dict[str, Handler]]:
+        """A handler a method of the engine's process, of which `methods` says whether it is unary."""
+        services: dict[str, dict[str, Handler]] = {}
+        for path, is_unary in methods.items():
+            _, service, name = path.split("/")
+            if path == _STREAM:
+                handler = self._lane.stream(lambda call: _Unrouted(call, self))
+            elif is_unary:
+                handler = self._lane.unary(self._pass_unary(path))
+            else:
+                handler = self._lane.stream(self._pass_stream(path))
+            services.setdefault(service, {})[name] = handler
+        return services
+
+    def _pass_unary(self, path: str) -> Callable[[UnaryCall, bytes], None]:
+        def on_request(call: UnaryCall, data: bytes) -> None:
+            PassedUnary(call, self.link.tunnel, path, data)
+
+        return on_request
+
+    def _pass_stream(self, path: str) -> Callable[[Call], StreamHandler]:
+        return lambda call: PassedStream(call, self.link.tunnel, path)
+
+
+class _Unrouted:
+    """A `Stream` whose model is not known yet: with the first message, another takes the handler's place."""
+
+    def __init__(self, call: Call, frontend: FrontendProcess) -> None:
+        self._call = call
+        self._frontend = frontend
+        self.on_message: Callable[[bytes], bool] = self._first
+        self.on_half_close: Callable[[], None] = call.end
+        self.on_end: Callable[[bool], None] = lambda cancelled: None
+
+    def _first(self, data: bytes) -> bool:
+        handler: StreamHandler
+        if _passed_whole(self._frontend.link, data):
+            handler = PassedStream(self._call, self._frontend.link.tunnel, _STREAM)
+        else:
+            handler = StreamSession(self._call, self._frontend.service)
+        self.on_message, self.on_half_close = handler.on_message, handler.on_half_close
+        self.on_end = handler.on_end
+        return handler.on_message(data)
+
+
+def _passed_whole(link: FrontendLink, first: bytes) -> bool:
+    """Whether a stream that begins with `first` is passed on whole."""
+    try:
+        request = pb.StreamRequest.FromString(first).open
+    except DecodeError:  # the stream will be told
+        return False
+    return link.whole(request.model, request.version)
+
+
+if __name__ == "__main__":
+    run(FrontendProcess)

@@ -1,0 +1,128 @@
+"""A model as a front end sees it: what streams use of one, and the figures that go to the engine's process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from streamcell.card import Signature
+from streamcell.service.errors import ServiceError
+from streamcell.service.logs.configure import lines_lost
+from streamcell.service.processes.pipe import Pipe, pack
+from streamcell.service.processes.ring_records import pack_reason
+from streamcell.service.processes.tunnel import ENDED, ERROR, FAILED, LINES_LOST, STALLED
+
+from .remote_batcher import RemoteBatcher
+
+_TOGETHER_S = 0.2
+_LOST_LINES_S = 1.0
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """What streams use of a `repository.ModelFile`."""
+
+    name: str
+    version: str
+    signature: Signature
+    generation: None = None
+    card: None = None
+
+
+class Reports:
+    """A front end's figures, which the engine's process counts.
+
+    What comes while there is none, or faster than that reads, is added up here: a figure of each kind, which clients
+    cannot grow.
+    """
+
+    def __init__(self) -> None:
+        self._pipe: Pipe | None = None
+        self._kept: Counter[tuple[int, bytes]] = Counter()
+        self._stalls: dict[bytes, bool] = {}  # by thread, what the engine has not been told of
+        self._lock = threading.Lock()
+        self._some = threading.Event()
+        threading.Thread(target=self._catch_up, name="reports", daemon=True).start()
+
+    def attach(self, pipe: Pipe | None) -> None:
+        """Report through `pipe` from now on."""
+        with self._lock:
+            self._pipe = pipe
+            self._send_kept()
+
+    def send(self, kind: int, number: int, body: bytes) -> None:
+        """Report `number` of something."""
+        with self._lock:
+            if self._pipe is not None and not self._pipe.behind:
+                self._pipe.send(kind, number, body)
+                return
+            self._kept[kind, body] += number
+        self._some.set()
+
+    def _send_kept(self) -> None:
+        while self._pipe is not None and self._stalls and not self._pipe.behind:
+            thread, stalled = self._stalls.popitem()
+            self._pipe.send(STALLED, int(stalled), thread)
+        while self._pipe is not None and self._kept and not self._pipe.behind:
+            (kind, body), number = self._kept.popitem()
+            self._pipe.send(kind, number, body)
+
+    def _catch_up(self) -> None:
+        told: Counter[str] = Counter()
+        while True:
+            self._some.wait(_LOST_LINES_S)
+            time.sleep(_TOGETHER_S)
+            lost = lines_lost()
+            with self._lock:
+                for reason, lines in (lost - told).items():
+                    self._kept[LINES_LOST, reason.encode()] += lines
+                told = lost
+                self._send_kept()
+                if not self._kept and not self._stalls:
+                    self._some.clear()
+
+    def stall(self, thread: str, stalled: bool) -> None:
+        """The front end's thread makes no progress, or does again."""
+        with self._lock:
+            self._stalls[thread.encode()] = stalled
+            self._send_kept()
+        self._some.set()
+
+    def error(self, error: ServiceError) -> None:
+        """A client was sent `error` (as `ServerMetrics.error`)."""
+        self.send(ERROR, 1, pack_reason(error))
+
+
+class RemoteMetrics:
+    """What streams use of `ModelMetrics`."""
+
+    def __init__(self, name: str, version: str, reports: Reports) -> None:
+        self._labels = (name.encode(), version.encode())
+        self._reports = reports
+
+    def session_opened(self, count: int = 1) -> None:
+        """The engine's process counts them as they come."""
+
+    def session_ended(self, reason: str, count: int = 1) -> None:
+        """`count` sessions ended."""
+        if count:
+            self._reports.send(ENDED, count, pack(*self._labels, reason.encode()))
+
+    def request_failed(self, error: ServiceError, requests: int = 1, total_s: float = 0.0) -> None:
+        """`requests` requests were refused with `error`."""
+        self._reports.send(FAILED, requests, pack(*self._labels, pack_reason(error)))
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """What streams use of a `LoadedModel`."""
+
+    file: RemoteFile
+    batcher: RemoteBatcher
+    metrics: RemoteMetrics
+    max_sessions: int
+    max_chunk: int
+    # Whether its streams are passed on whole, since they may ask for generation.
+    generates: bool

@@ -1,0 +1,139 @@
+"""What a record of a ring holds: a header, then one timestep's tensors back to back, or a piece of a text."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from streamcell.card import Tensor
+from streamcell.service.errors import ServiceError
+
+from .ring import Records
+
+# To the engine: a session begins (its id and its peer as a text), a timestep of a message, a session has ended (`index`
+# is how many of its messages were dropped on the way). From it: a timestep's outputs, and the end of a session by an
+# error (a text).
+OPEN, STEP, END, FAIL = range(1, 5)
+
+# kind, mode (a `session.Output`), first and last of its message, the session's seat and generation, `steps`: of the
+# message, or bytes of a text; stamp: the message's arrival, time.perf_counter() seconds; index: to the engine, the
+# timestep's place in its message; from it, steps applied.
+HEADER = struct.Struct("<BBBBIIIdq")
+FIELDS = np.dtype(
+    {
+        "names": ["kind", "mode", "first", "last", "seat", "generation", "steps", "stamp", "index"],
+        "formats": ["u1", "u1", "u1", "u1", "<u4", "<u4", "<u4", "<f8", "<i8"],
+        "offsets": [0, 1, 2, 3, 4, 8, 12, 16, 24],
+        "itemsize": HEADER.size,
+    }
+)
+Head: TypeAlias = np.ndarray[Any, Any]
+
+_LEAST_PAYLOAD_BYTES = 64
+_RING_BYTES = 4 * 1024 * 1024
+_MOST_RECORDS = 4096
+_FEWEST_RECORDS = 256
+_MOST_ERROR_BYTES = _FEWEST_RECORDS // 4 * _LEAST_PAYLOAD_BYTES  # the smallest ring's single write
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Records of a model's inputs or outputs: where each tensor's step stands in the payload.
+
+    Attributes:
+        places: (first byte, end) of each tensor's step in a record.
+        record_bytes: with the header.
+        capacity: records in a ring of them.
+    """
+
+    places: tuple[tuple[int, int], ...]
+    record_bytes: int
+    capacity: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], max_chunk: int) -> Layout:
+        """The layout of `tensors` in a ring that takes a run of `max_chunk` timesteps at once four times over."""
+        places = []
+        at = HEADER.size
+        for tensor in tensors:
+            places.append((at, at + tensor.step_bytes))
+            at += tensor.step_bytes
+        record_bytes = -(-max(at, HEADER.size + _LEAST_PAYLOAD_BYTES) // 8) * 8
+        fewest = max(_FEWEST_RECORDS, 4 * min(max_chunk, _MOST_RECORDS // 4))
+        return cls(tuple(places), record_bytes, min(max(_RING_BYTES // record_bytes, fewest), _MOST_RECORDS))
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of a record."""
+        return self.record_bytes - HEADER.size
+
+    @property
+    def part(self) -> int:
+        """The most records that are written at once."""
+        return self.capacity // 4
+
+
+def head_of(records: Records) -> Head:
+    """The headers of uint8[n, record_bytes] as a structured array[n], a view where that can be had."""
+    return np.ascontiguousarray(records[:, : HEADER.size]).view(FIELDS)[:, 0]
+
+
+def text_records(
+    layout: Layout, kind: int, seat: int, generation: int, text: bytes = b"", index: int = 0
+) -> Records:
+    """A text in as many records as it takes: uint8[n, record_bytes]. It is cut to what one write may hold."""
+    text = text[: layout.part * layout.payload_bytes]
+    number = -(-len(text) // layout.payload_bytes) or 1
+    records = np.zeros((number, layout.record_bytes), np.uint8)
+    records[:, : HEADER.size] = np.frombuffer(
+        HEADER.pack(kind, 0, 1, 1, seat, generation, len(text), 0.0, index), np.uint8
+    )
+    padded = np.zeros(number * layout.payload_bytes, np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    records[:, HEADER.size :] = padded.reshape(number, -1)
+    return records
+
+
+def text_at(records: Records, at: int, size: int) -> tuple[bytes, int]:
+    """The text of `size` bytes that begins in record `at`, and how many records it takes."""
+    payload_bytes = records.shape[1] - HEADER.size
+    number = -(-size // payload_bytes) or 1
+    return records[at : at + number, HEADER.size :].tobytes()[:size], number
+
+
+def pack_error(error: ServiceError) -> bytes:
+    """`error` as a text, which one write of any ring has room for: where need be without its facts."""
+    packed = _packed([error.reason, str(error), error.facts])
+    if len(packed) > _MOST_ERROR_BYTES:
+        packed = _packed([error.reason, str(error)[: _MOST_ERROR_BYTES // 8], {}])
+    return packed
+
+
+def _packed(parts: list[object]) -> bytes:
+    return json.dumps(parts, ensure_ascii=False).encode(errors="replace")
+
+
+def pack_reason(error: ServiceError) -> bytes:
+    """What kind of error `error` is, as a text: nothing of it is a client's to choose."""
+    return json.dumps([error.reason, "", {}]).encode()
+
+
+def unpack_error(text: bytes) -> ServiceError:
+    """The error that `pack_error` or `pack_reason` made a text of."""
+    reason, said, facts = json.loads(text)
+    return _class_of(reason)(said, **facts)
+
+
+def _class_of(reason: str) -> type[ServiceError]:
+    todo = [ServiceError]
+    while todo:
+        each = todo.pop()
+        if each.reason == reason and (each is ServiceError or "reason" in vars(each)):
+            return each
+        todo += each.__subclasses__()
+    return ServiceError

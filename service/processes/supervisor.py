@@ -1,0 +1,274 @@
+"""The server in several processes: front ends that answer calls, and one engine's process that runs the models."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import threading
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+
+import structlog
+from prometheus_client import CollectorRegistry, PlatformCollector
+
+from streamcell.service.load_errors import ModelLoadError
+from streamcell.service.metrics.http_server import MetricsServer
+from streamcell.service.metrics.log_metrics import LostLines
+from streamcell.service.settings import Settings
+
+from .children import (
+    ATTACH,
+    ATTACHED,
+    DRAIN,
+    DRAINED,
+    READINESS,
+    READY,
+    RELOAD,
+    RINGS,
+    SCRAPE,
+    SCRAPED,
+    SETTINGS,
+    UNFIT,
+    Child,
+    Kept,
+)  # fmt: skip
+from .metrics_relay import Families
+from .ports import reserve
+from .process_metrics import ProcessFigures
+
+_log = structlog.get_logger(__name__)
+
+_SCRAPE_S = 5.0
+_DRAIN_SPARE_S = 10.0
+
+
+class Supervisor:
+    """One server of several processes, from `start` to `stop`. The same face as `Server`'s."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Reserve the port, start the processes and have the models loaded.
+
+        Raises:
+            ModelLoadError: there is no model, one cannot be served, or the device cannot be had.
+            OSError: a process cannot be started, the port cannot be bound, a certificate cannot be used, or this
+                is not Linux.
+        """
+        if sys.platform != "linux":
+            raise OSError("front ends need Linux: memfd, eventfd and SO_REUSEPORT as they are there")
+        self.settings = settings
+        self.metrics_port = 0
+        self._reserved = reserve(settings.host, settings.port)
+        self.port: int = self._reserved.getsockname()[1]
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._serving = False
+        self._engine_ready = False
+        self._loaded: Future[list[str]] = Future()  # the models that the first engine has loaded
+        self._fit: Child | None = None  # the engine's process, once it has
+        self._linked: dict[Child, Child] = {}  # a front end and the engine's process it has been linked to
+        self._links: dict[int, Child] = {}  # those that are being made
+        self._scrapes: dict[int, Future[bytes]] = {}
+        self._drained = threading.Event()
+        registry = CollectorRegistry()
+        self._http = MetricsServer(settings, registry, self._ready)
+        self._engine = Kept(
+            lambda: Child("engine.main", "engine", self._engine_said),
+            self._engine_begun,
+            self._engine_lost,
+        )
+        self._frontends = [self._frontend(number) for number in range(settings.frontends)]
+        self._answering: list[Future[str]] = [Future() for _ in self._frontends]  # by which lane
+        registry.register(Families(self._scrape, LostLines()))
+        registry.register(ProcessFigures(self._engine, self._frontends))
+        PlatformCollector(registry=registry)
+        try:
+            self._engine.start()
+            for frontend in self._frontends:
+                frontend.start()
+            self._loaded.result()
+        except BaseException:
+            self._stop_processes()
+            raise
+
+    def _frontend(self, number: int) -> Kept:
+        def start() -> Child:
+            return Child("frontend.main", f"frontend-{number}", came)
+
+        def came(child: Child, kind: int, _: int, body: bytes, fds: list[int]) -> None:
+            if kind in (READY, UNFIT):
+                said = body.decode()
+                _settle(self._answering[number], said if kind == READY else OSError(said))
+
+        def lost(child: Child) -> None:
+            with self._lock:
+                self._linked.pop(child, None)
+            _settle(self._answering[number], OSError(f"{child.name} has ended as it began"))
+
+        return Kept(start, self._frontend_begun, lost)
+
+    # The processes come and go
+
+    def _engine_begun(self, child: Child) -> None:
+        child.pipe.send(SETTINGS, 0, json.dumps({"settings": self.settings.model_dump(mode="json")}).encode())
+
+    def _frontend_begun(self, child: Child) -> None:
+        about = {"settings": self.settings.model_dump(mode="json"), "port": self.port}
+        child.pipe.send(SETTINGS, 0, json.dumps(about).encode())
+        self._link(child)
+
+    def _engine_said(self, child: Child, kind: int, number: int, body: bytes, fds: list[int]) -> None:
+        if kind == READY:
+            with self._lock:
+                self._fit = child
+            _settle(self._loaded, json.loads(body))
+            for frontend in self._frontends:
+                if frontend.child is not None:
+                    self._link(frontend.child)
+        elif kind == UNFIT:
+            _log.error("models cannot be served", error=body.decode())
+            _settle(self._loaded, ModelLoadError(body.decode()))
+        elif kind in (RINGS, ATTACHED):
+            # A front end that has gone meanwhile leaves the descriptors to be closed, which its engine sees.
+            self._links[number].pipe.send(kind, number, body, fds)
+            for fd in fds:
+                os.close(fd)
+            if kind == ATTACHED:
+                del self._links[number]
+        elif kind == SCRAPED:
+            waiting = self._scrapes.pop(number, None)
+            if waiting is not None:
+                _settle(waiting, body)
+        elif kind == DRAINED:
+            self._drained.set()
+        elif kind == READINESS:
+            self._engine_ready = bool(number)
+
+    def _engine_lost(self, child: Child) -> None:
+        self._engine_ready = False
+        with self._lock:
+            self._fit = None
+            scrapes, self._scrapes = self._scrapes, {}
+            self._linked = {
+                frontend: engine for frontend, engine in self._linked.items() if engine is not child
+            }
+            self._links.clear()
+        self._drained.set()
+        _settle(
+            self._loaded, ModelLoadError("the engine's process has ended before it had loaded the models")
+        )
+        for waiting in scrapes.values():
+            _settle(waiting, OSError("the engine's process has ended"))
+
+    def _link(self, frontend: Child) -> None:
+        """Have the engine's process make a link for a front end, where both are there and there is none."""
+        with self._lock:
+            engine = self._fit
+            if engine is None or not self._serving or self._linked.get(frontend) is engine:
+                return
+            self._linked[frontend] = engine
+            number = next(self._numbers)
+            self._links[number] = frontend
+        engine.pipe.send(ATTACH, number)
+
+    # The server
+
+    def start(self) -> None:
+        """Answer calls and report ready.
+
+        Raises:
+            OSError: a port cannot be bound, or no lane that was asked for works.
+        """
+        settings = self.settings
+        try:
+            self._http.start()
+            self.metrics_port = self._http.port
+            self._serving = True
+            for frontend in self._frontends:
+                if frontend.child is not None:
+                    self._link(frontend.child)
+            lane = {answering.result() for answering in self._answering}
+        except BaseException:
+            self._stop_processes()
+            raise
+        _log.info(
+            "serving",
+            host=settings.host,
+            port=self.port,
+            metrics_port=self.metrics_port,
+            frontends=settings.frontends,
+            models=self._loaded.result(),
+            lane=", ".join(sorted(lane)),
+            device=settings.device,
+        )
+
+    def _ready(self) -> bool:
+        """Whether new sessions may be sent here: the engine's process says so, and a front end takes them."""
+        return self._serving and self._engine_ready and bool(self._linked)
+
+    def _scrape(self) -> bytes | None:
+        """The engine's figures; None where there is none to ask."""
+        engine = self._fit
+        if engine is None:
+            return None
+        number, waiting = next(self._numbers), Future[bytes]()
+        self._scrapes[number] = waiting
+        engine.pipe.send(SCRAPE, number)
+        with suppress(OSError, TimeoutError):
+            return waiting.result(_SCRAPE_S)
+        return None
+
+    def kill(self) -> None:
+        """End the processes at once."""
+        for kept in (*self._frontends, self._engine):
+            kept.let_go()
+            if (child := kept.child) is not None:
+                child.process.kill()
+
+    def reload(self) -> None:
+        """Have the front ends and the metrics port read their certificates anew, for connections that come."""
+        for frontend in self._frontends:
+            if frontend.child is not None:
+                frontend.child.pipe.send(RELOAD)
+        self._http.reload()
+
+    def stop(self) -> None:
+        """Shut down in order: front ends take no new sessions, the engine drains, all end.
+
+        Returns once everything has stopped.
+        """
+        self._serving = False
+        for kept in (self._engine, *self._frontends):
+            kept.let_go()
+        for frontend in self._frontends:
+            if frontend.child is not None:
+                frontend.child.pipe.send(DRAIN)
+        engine = self._engine.child
+        if engine is not None:
+            engine.pipe.send(DRAIN)
+            self._drained.wait(self.settings.grace_s + _DRAIN_SPARE_S)
+        self._stop_processes()
+        _log.info("stopped")
+
+    def _stop_processes(self) -> None:
+        """Front ends first, so that the last replies find a way out."""
+        for kept in (*self._frontends, self._engine):
+            kept.let_go()
+        stops = [threading.Thread(target=frontend.stop) for frontend in self._frontends]
+        for stop in stops:
+            stop.start()
+        for stop in stops:
+            stop.join()
+        self._engine.stop()
+        self._http.stop()
+        self._reserved.close()
+
+
+def _settle(future: Future, result: object = None) -> None:  # type: ignore[type-arg]
+    """Give a future its result or its error, unless it has one."""
+    with suppress(InvalidStateError):
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

@@ -1,0 +1,103 @@
+"""The rows of one request: each is a session that lives for one message, so the rows of all requests batch together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+from streamcell.service.errors import ServiceError
+from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.sessions.session import Session, Work
+
+
+class Caller(Protocol):
+    """Where a request came from, such as a `calls.UnaryCall`."""
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if the caller goes before the answer."""
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """As in `calls.UnaryCall`, while the request is being taken."""
+
+
+class RequestRows(ABC):
+    """The owner of one request's rows. Answers and failures come on the engine's thread, a cancellation on grpcio's."""
+
+    __slots__ = ("_model", "_outputs", "_sessions", "_states", "_waiting")
+
+    _model: LoadedModel  # set by the subclass
+
+    def start(self, work: list[Work], caller: Caller, *, states: bool = False) -> None:
+        """Open a session a row and queue its work; `work[i].tag` is i. Once only.
+
+        Args:
+            work: as `requests.make_rows` gives it.
+            caller: where the request came from.
+            states: whether the answer carries the model's states behind the outputs.
+
+        Raises:
+            SessionLimit: the model has too few free slots for all rows; none is left taken.
+        """
+        batcher = self._model.batcher
+        self._states = states
+        self._waiting = len(work)
+        self._outputs: list[list[bytes]] = [[]] * self._waiting
+        self._sessions: list[Session] = []
+        try:
+            for _ in work:
+                self._sessions.append(batcher.open("", self))
+        except ServiceError:
+            self._end()
+            raise
+        sessions = self._sessions
+        caller.on_cancel(self.cancel)
+        for session, row in zip(sessions, work, strict=True):
+            batcher.submit(session, row, caller.soon)
+
+    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
+        """Keep one row's outputs; answer once all rows are there."""
+        sessions = self._sessions
+        if not sessions:
+            return
+        if self._states:
+            outputs = [*outputs, *self._model.read_states(sessions[work.tag])]
+        self._outputs[work.tag] = outputs
+        self._waiting -= 1
+        if self._waiting:
+            return
+        self._end()
+        if len(self._outputs) > 1:
+            outputs = [b"".join(tensors) for tensors in zip(*self._outputs, strict=True)]
+        self._answer(outputs, steps)
+
+    def resume(self) -> None:  # noqa: B027  # not for subclasses
+        """A row's queue is never full: it holds one message."""
+
+    def fail(self, error: ServiceError) -> None:
+        """Fail the whole request: none of its rows is answered. The first failure stands."""
+        if self._waiting <= 0:
+            return
+        self._waiting = 0
+        self._end()
+        self._model.metrics.request_failed(error)
+        self._refuse(error)
+
+    def cancel(self) -> None:
+        """The client has gone: nothing is answered or counted any more."""
+        self._waiting = 0
+        self._end()
+
+    @abstractmethod
+    def _answer(self, outputs: list[bytes], steps: int) -> None:
+        """Answer with one tensor an output, [rows, steps, *step_shape]."""
+
+    @abstractmethod
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer with `error`, and count it among the server's."""
+
+    def _end(self) -> None:
+        # A session knows its owner: forgetting them leaves no cycle for the garbage collector.
+        sessions, self._sessions = self._sessions, []
+        for session in sessions:
+            self._model.batcher.end(session)

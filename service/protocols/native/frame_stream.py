@@ -1,0 +1,99 @@
+"""One `StreamFrames` call: many sessions of a model, a message for all of them."""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+
+from streamcell.proto import pb
+from streamcell.service.errors import AlreadyOpen, MalformedMessage, NotOpen, ServerDraining
+from streamcell.service.frames.frame import Frame, Refusal
+from streamcell.service.protocols.common.requests import check_dtypes, output_mode
+from streamcell.service.sessions.session import Output
+from streamcell.service.sessions.table import Live
+from streamcell.service.transport.calls import Call
+
+from .frame_requests import make_frame
+from .messages import opened
+from .stream import Service, StreamSession
+
+_PARTS = {
+    "row": pb.FRAME_PART_ROW,
+    "close": pb.FRAME_PART_CLOSE,
+    "reset": pb.FRAME_PART_RESET,
+    "open": pb.FRAME_PART_OPEN,
+}
+
+
+class FrameStream(StreamSession):
+    """The call's handler and its members' owner. Every frame goes through the engine's thread, so they keep order."""
+
+    __slots__ = ()
+
+    def __init__(self, call: Call, service: Service) -> None:
+        super().__init__(call, service)
+
+    def _take(self, data: bytes) -> bool:
+        try:
+            request = pb.FrameRequest.FromString(data)
+        except DecodeError as error:
+            raise MalformedMessage("the message is not a streamcell.v1.FrameRequest") from error
+        live = self._live
+        if request.HasField("open"):
+            if live is not None:
+                raise AlreadyOpen("this stream is open: only the first frame may carry `open`")
+            live = self._start(request.open)
+        elif live is None:
+            raise NotOpen("the first frame of a stream must carry `open`")
+        number = self._submitted + 1
+        frame = make_frame(request, live.model, self._service.limits, self._output, number)
+        if frame.open_count:
+            try:
+                self._service.sessions.check_not_draining()
+            except ServerDraining as error:
+                frame.open_count = 0
+                frame.refusals.append(Refusal("open", 0, error))
+        self._submitted = number
+        return live.model.batcher.submit(live.session, frame)
+
+    def _start(self, request: pb.OpenFrames) -> Live:
+        service = self._service
+        model = service.models.find(request.model, request.version)
+        check_dtypes(model.file.signature, request.dtypes)
+        self._output = output_mode(request.output_mode, Output.ALL)
+        live = self._live = service.sessions.open_frames(model, self, self._call.peer)
+        self._greeting = opened(live, service.sessions.idle_timeout_s, service.limits)
+        return live
+
+    def deliver_frame(self, frame: Frame) -> None:
+        """Send the reply to one frame."""
+        steps = frame.steps if frame.output is Output.ALL else int(frame.output is Output.LAST)
+        reply = pb.FrameResponse(
+            handles=frame.opened.astype("<u4").tobytes(),
+            outputs=[output.tobytes() for output in frame.outputs],
+            steps=steps if len(frame.handles) else 0,
+            step_indices=frame.step_indices.astype("<u8").tobytes(),
+            errors=[self._error(refusal) for refusal in frame.refusals],
+            tag=frame.tag,
+        )
+        if self._greeting is not None:
+            reply.opened.CopyFrom(self._greeting)
+            self._greeting = None
+        self._call.reply(reply.SerializeToString())
+        self._answered += 1
+        if self._half_closed:
+            self._finish_if_done()
+
+    def _error(self, refusal: Refusal) -> pb.FrameError:
+        error = refusal.error
+        self._service.metrics.error(error)
+        if refusal.part == "row" and self._live is not None:
+            self._live.model.metrics.request_failed(error)
+        return pb.FrameError(
+            part=_PARTS[refusal.part],
+            index=refusal.index,
+            reason=error.reason,
+            text=str(error),
+            metadata=error.facts,
+            session_ended=refusal.session_ended,
+            code=error.code.value[0],
+        )

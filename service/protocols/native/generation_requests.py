@@ -1,0 +1,224 @@
+"""From a `generate` message to work: every check that can be made before it is queued."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from streamcell.card import Generation, Signature
+from streamcell.proto import pb
+from streamcell.service.errors import BadGeneration, GenerationUnsupported
+from streamcell.service.generation.beam_search import BeamSearch
+from streamcell.service.generation.sampling import Chooser, Feedback, Recipe
+from streamcell.service.generation.search_work import Search
+from streamcell.service.generation.work import Generating, Listener
+from streamcell.service.protocols.common.requests import Limits, count_steps
+from streamcell.service.sessions.session import Output, Session
+
+if TYPE_CHECKING:
+    from streamcell.service.lifecycle.loaded_model import LoadedModel
+
+_FEEDBACK = {
+    pb.FEEDBACK_VALUE: Feedback.VALUE,
+    pb.FEEDBACK_ARGMAX: Feedback.ARGMAX,
+    pb.FEEDBACK_SAMPLE: Feedback.SAMPLE,
+}
+
+
+def make_generation(
+    request: pb.StreamRequest,
+    model: LoadedModel,
+    limits: Limits,
+    listener: Listener,
+    output: Output,
+    *,
+    fresh: bool,
+) -> Generating:
+    """Work for one `generate` message.
+
+    Args:
+        request: has `generate` set.
+        model, limits: the session's.
+        listener: gets the replies.
+        output: of which steps the outputs are told.
+        fresh: whether no step was asked of the session before, so that it will have no last output.
+
+    Raises:
+        GenerationUnsupported: the model's card does not say how it generates.
+        BadGeneration: something is out of range, or contradicts the card or itself.
+        WrongInputCount, WrongByteCount, NoSteps: the first input does not fit.
+    """
+    asked = request.generate
+    generation = expect_generation(model)
+    signature = model.file.signature
+    _check_counts(asked, limits)
+    recipe = _recipe(asked, generation)
+    stop = stop_classes(asked, signature, generation)
+    return Generating(
+        listener,
+        _first_input(request, signature, generation, fresh=fresh),
+        steps=asked.steps,
+        recipe=recipe,
+        stop=stop,
+        per_reply=asked.steps_per_reply or 1,
+        output=output,
+        tells=recipe.feedback is not Feedback.VALUE,
+        tag=request.tag,
+        arrived_s=time.perf_counter(),
+    )
+
+
+def make_search(
+    request: pb.StreamRequest,
+    model: LoadedModel,
+    limits: Limits,
+    listener: Listener,
+    session: Session,
+    *,
+    fresh: bool,
+) -> Search:
+    """Work for one `generate` message with `beam`; the arguments are those of `make_generation`.
+
+    Raises:
+        SessionLimit: the model has no room for so many hypotheses.
+        GenerationUnsupported, BadGeneration, WrongInputCount, WrongByteCount, NoSteps: as `make_generation`.
+    """
+    asked = request.generate
+    generation = expect_generation(model)
+    signature = model.file.signature
+    _check_counts(asked, limits)
+    if generation.head != "categorical":
+        raise BadGeneration(f"generate.beam: a {generation.head} head has no classes", field="beam")
+    if _recipe(asked, generation).feedback is not Feedback.ARGMAX or asked.steps_per_reply:
+        raise BadGeneration("generate.beam goes with neither samples nor steps_per_reply", field="beam")
+    beam = asked.beam
+    widest = min(limits.max_beam_width, model.engine.max_batch)
+    if not 1 <= beam.width <= widest:
+        raise BadGeneration(
+            f"generate.beam.width: expected 1 to {widest}, got {beam.width}", limit=widest, got=beam.width
+        )
+    if beam.results > beam.width:
+        raise BadGeneration(
+            f"generate.beam.results: expected at most the width, {beam.width}, got {beam.results}"
+        )
+    power = beam.length_power if beam.HasField("length_power") else 1.0
+    if not 0 <= power < math.inf:
+        raise BadGeneration(f"generate.beam.length_power: expected a number of 0 or more, got {power:g}")
+    search = BeamSearch(
+        width=beam.width,
+        results=beam.results or beam.width,
+        steps=asked.steps,
+        length_power=power,
+        stop=stop_classes(asked, signature, generation),
+    )
+    first = _first_input(request, signature, generation, fresh=fresh)
+    capacity = model.batcher.capacity
+    return Search(session, listener, first, search, capacity, tag=request.tag, arrived_s=time.perf_counter())
+
+
+def expect_generation(model: LoadedModel) -> Generation:
+    """How the model generates.
+
+    Raises:
+        GenerationUnsupported: it does not.
+    """
+    generation = model.file.generation
+    if generation is None:
+        raise GenerationUnsupported(
+            f"model {model.file.name!r} cannot generate: its card or sidecar has no `generation`",
+            model=model.file.name,
+        )
+    return generation
+
+
+def _check_counts(asked: pb.Generate, limits: Limits) -> None:
+    if not 1 <= asked.steps <= limits.max_generate_steps:
+        raise BadGeneration(
+            f"generate.steps: expected 1 to {limits.max_generate_steps}, got {asked.steps}",
+            limit=limits.max_generate_steps,
+            got=asked.steps,
+        )
+    if asked.steps_per_reply > limits.max_steps_per_message:
+        raise BadGeneration(
+            f"generate.steps_per_reply: expected at most {limits.max_steps_per_message}, got {asked.steps_per_reply}",
+            limit=limits.max_steps_per_message,
+            got=asked.steps_per_reply,
+        )
+
+
+def _recipe(asked: pb.Generate, generation: Generation) -> Recipe:
+    real = generation.head == "real"
+    feedback = _FEEDBACK.get(asked.feedback)
+    if asked.feedback == pb.FEEDBACK_UNSPECIFIED:
+        feedback = Feedback.VALUE if real else Feedback.ARGMAX
+    if feedback is None or (feedback is Feedback.VALUE) > real or ((feedback is Feedback.ARGMAX) and real):
+        raise BadGeneration(
+            f"generate.feedback: a {generation.head} head has "
+            f"{'FEEDBACK_VALUE' if real else 'FEEDBACK_ARGMAX'} and FEEDBACK_SAMPLE, got {asked.feedback}",
+            head=generation.head,
+        )
+    if feedback is not Feedback.SAMPLE:
+        for name in ("temperature", "seed", "top_k"):
+            if asked.top_k if name == "top_k" else asked.HasField(name):
+                raise BadGeneration(f"generate.{name} is for FEEDBACK_SAMPLE alone", field=name)
+        return Recipe(feedback)
+    if real and generation.deviation is None:
+        raise BadGeneration(
+            "generate.feedback: the model's card has no `deviation`, by which its output could be sampled"
+        )
+    if real and asked.top_k:
+        raise BadGeneration("generate.top_k is not for a real head", field="top_k")
+    temperature = asked.temperature if asked.HasField("temperature") else 1.0
+    if not 0 < temperature < math.inf:
+        raise BadGeneration(
+            f"generate.temperature: expected a number above 0, got {temperature:g}; for the likeliest, ask for "
+            "FEEDBACK_ARGMAX",
+            field="temperature",
+        )
+    seed = asked.seed if asked.HasField("seed") else secrets.randbits(64)
+    return Recipe(feedback, temperature, asked.top_k, seed)
+
+
+def stop_classes(asked: pb.Generate, signature: Signature, generation: Generation) -> frozenset[int]:
+    """The classes that end this generation.
+
+    Raises:
+        BadGeneration: the head has no classes, or not so many.
+    """
+    if asked.stop:
+        if asked.no_stop:
+            raise BadGeneration("generate.stop and generate.no_stop contradict each other")
+        if generation.head != "categorical":
+            raise BadGeneration(f"generate.stop: a {generation.head} head has no classes", field="stop")
+        classes = Chooser(signature, generation).size
+        if max(asked.stop) >= classes:
+            raise BadGeneration(
+                f"generate.stop: expected classes below {classes}, got {max(asked.stop)}", limit=classes
+            )
+        return frozenset(asked.stop)
+    return frozenset() if asked.no_stop or generation.stop is None else frozenset((generation.stop,))
+
+
+def _first_input(
+    request: pb.StreamRequest, signature: Signature, generation: Generation, *, fresh: bool
+) -> tuple[bytes, ...]:
+    """The first input, or () where the last output is to give it."""
+    payloads = tuple(request.inputs)
+    from_output = request.generate.from_output
+    if payloads or request.steps:
+        if from_output:
+            raise BadGeneration("generate.from_output: the message brings a first input")
+        steps = count_steps(signature, payloads, request.steps)
+        if steps != 1:
+            raise BadGeneration(
+                f"expected a first input of one timestep, got {steps}: send those before it in a message before",
+                got=steps,
+            )
+        return payloads
+    if generation.start is not None and not from_output:
+        return (Chooser(signature, generation).start(generation.start),)
+    if fresh:
+        raise BadGeneration.nothing()
+    return ()

@@ -1,0 +1,115 @@
+"""The messages of the hot path, read and written without a protobuf object where their shape is the usual one.
+
+Building and taking apart a message of one tensor costs protobuf's runtime several times what is done here. The
+format is protobuf's own (https://protobuf.dev/programming-guides/encoding):
+`tests/service/protocols/native/test_wire_format.py` holds it
+against the generated classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from streamcell.proto import pb
+
+# Field numbers and wire types of streamcell.v1: (number << 3) | type.
+_INPUT = _OUTPUT = 0x12  # StreamRequest.inputs, StreamResponse.outputs: 2, length-delimited
+_MODEL = 0x0A  # PredictRequest.model: 1, length-delimited
+_PREDICT_INPUT = 0x1A  # PredictRequest.inputs: 3, length-delimited
+_OUTPUT_TAG = b"\x12"
+_PREDICT_OUTPUT_TAG = b"\x0a"  # PredictResponse.outputs: 1, length-delimited
+_BATCH_TAG = b"\x10"  # PredictResponse.batch: 2, varint
+_STEPS_TAG = b"\x18"  # StreamResponse.steps, PredictResponse.steps: 3, varint
+_STEP_INDEX_TAG = b"\x20"  # StreamResponse.step_index: 4, varint
+_TAG_TAG = b"\x28"  # StreamResponse.tag: 5, varint
+
+_SMALL = [bytes((number,)) for number in range(0x80)]
+_STEPS = [b"", *(_STEPS_TAG + small for small in _SMALL[1:])]  # the field, by its value
+
+
+def varint(number: int) -> bytes:
+    """`number`, 0 or more, seven bits a byte, lowest first."""
+    if number < 0x80:
+        return _SMALL[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def only_input(message: bytes) -> bytes | None:
+    """The tensor of a StreamRequest that holds one input and nothing else; None for any other message."""
+    if len(message) < 2 or message[0] != _INPUT:
+        return None
+    return _last(message, 1)
+
+
+def only_predict(message: bytes) -> tuple[bytes, bytes] | None:
+    """Model's name and tensor of a PredictRequest that holds these and nothing else; None for any other message."""
+    if len(message) < 4 or message[0] != _MODEL or not 0 < message[1] < 0x80:
+        return None
+    end = 2 + message[1]
+    if len(message) < end + 2 or message[end] != _PREDICT_INPUT:
+        return None
+    payload = _last(message, end + 1)
+    return None if payload is None else (message[2:end], payload)
+
+
+def _last(message: bytes, at: int) -> bytes | None:
+    """The content of the length-delimited field whose length is at `at`; None where it is empty or not the last."""
+    length = message[at]
+    at += 1
+    if length >= 0x80:
+        length &= 0x7F
+        shift = 7
+        while True:
+            if at == len(message) or shift > 28:
+                return None
+            byte = message[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+    return message[at:] if length and at + length == len(message) else None
+
+
+def predict_response(outputs: Sequence[bytes], batch: int, steps: int, model: str, version: str) -> bytes:
+    """A PredictResponse, as the generated class would serialise it; `batch` is at least 1."""
+    parts: list[bytes] = []
+    for output in outputs:
+        parts += (_PREDICT_OUTPUT_TAG, varint(len(output)), output)
+    parts += (_BATCH_TAG, varint(batch), _STEPS_TAG + varint(steps) if steps else b"", _named(model, version))
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1024)
+def _named(model: str, version: str) -> bytes:
+    return pb.PredictResponse(model=model, version=version).SerializeToString()
+
+
+def stream_response(outputs: Sequence[bytes], steps: int, step_index: int, tag: int) -> bytes:
+    """A StreamResponse without `opened`, as the generated class would serialise it."""
+    if len(outputs) == 1 and step_index and not tag:
+        output = outputs[0]
+        middle = _STEPS[steps] if steps < len(_STEPS) else _STEPS_TAG + varint(steps)
+        return b"".join(
+            (_OUTPUT_TAG, varint(len(output)), output, middle, _STEP_INDEX_TAG, varint(step_index))
+        )
+    parts: list[bytes] = []
+    for output in outputs:
+        parts += (_OUTPUT_TAG, varint(len(output)), output)
+    if steps:
+        parts += (_STEPS_TAG, varint(steps))
+    if step_index:
+        parts += (_STEP_INDEX_TAG, varint(step_index))
+    if tag:
+        parts += (_TAG_TAG, varint(tag))
+    return b"".join(parts)

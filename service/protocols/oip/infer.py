@@ -1,0 +1,180 @@
+"""One request of the Open Inference Protocol from its bytes to its work, whichever call brings it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Protocol
+
+from streamcell.service.errors import (
+    MessageTooLarge,
+    NotFound,
+    SequenceNotStarted,
+    ServerDraining,
+    ServiceError,
+    SessionLimit,
+)
+from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.requests import make_work
+from streamcell.service.protocols.common.unary_rows import Caller
+from streamcell.service.protocols.native.stream import Service
+from streamcell.service.sessions.session import Output, Work
+
+from .request_cache import Plans
+from .requests import MOST_ID_BYTES, Answers, Flags, Plan, flags, parse, plan
+from .rows import Rows
+from .sequence import Entry
+from .sequences import Sequences
+
+
+class Incoming(Entry, Caller, Protocol):
+    """A request whose bytes are being read."""
+
+    id: bytes
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+
+
+class Infer:
+    """What all calls that run a model share. Thread-safe."""
+
+    def __init__(self, service: Service, max_message_bytes: int, queue_messages: int) -> None:
+        """Make it.
+
+        Args:
+            max_message_bytes: the most that one request may hold.
+            queue_messages: requests of a sequence that may wait before their streams are no longer read.
+        """
+        self.service = service
+        self.plans = Plans()
+        self.sequences = Sequences(service.sessions, queue_messages)
+        self._answers = Answers()
+        self._max_message_bytes = max_message_bytes
+
+    def read(self, entry: Incoming, data: bytes) -> bool:
+        """Take a request that is like none before; whether there is room for more. Errors go to `entry`."""
+        found = Flags(None)
+        model: LoadedModel | None = None
+        try:
+            request = parse(data)
+            if len(id_ := request.id.encode()) <= MOST_ID_BYTES:
+                entry.id = id_
+            found = flags(request)
+            model = self._model(found, request.model_name, request.model_version)
+            self._check_size(data)
+            entry.plan, payloads = plan(request, found, model.file, self._answers)
+            if len(data) + 0x80 <= self._max_message_bytes:  # one like it may have a longer id
+                self.plans.keep(data, entry.plan)
+        except ServiceError as error:
+            self._refuse(entry, found, model, error)
+            return True
+        return self.run(entry, payloads, data)
+
+    def run(self, entry: Incoming, payloads: tuple[bytes, ...], data: bytes) -> bool:
+        """Take a request whose plan is known; whether there is room for more. Errors go to `entry`."""
+        asked = entry.plan
+        model: LoadedModel | None = None
+        try:
+            if asked.flags.key is not None and asked.file.signature.states:
+                return self._step(entry, payloads, data)
+            model = self.service.models.find(asked.file.name, asked.version)
+            if model.file is not asked.file:  # another version has been loaded since
+                return self.read(entry, data)
+            if self.service.sessions.draining:
+                raise ServerDraining("this server is shutting down and takes no new requests")
+            Rows(entry, model).run(payloads, self.service.limits)
+        except ServiceError as error:
+            self._refuse(entry, asked.flags, model, error)
+        return True
+
+    def _step(self, entry: Incoming, payloads: tuple[bytes, ...], data: bytes) -> bool:
+        asked = entry.plan
+        key = asked.flags.key
+        assert key is not None
+        model: LoadedModel | None = None
+        try:
+            while True:
+                if asked.flags.start:
+                    model = self.service.models.find(asked.file.name, asked.version)
+                    if model.file is not asked.file:
+                        return self.read(entry, data)
+                    work = self._work(model, asked, payloads)
+                    sequence = self.sequences.start(key, model, entry.peer)
+                else:
+                    found = self.sequences.find(key)
+                    model = None if found is None else found.model
+                    if found is None or model is None:
+                        return self._not_started(entry, asked)
+                    if asked.version not in ("", model.file.version):
+                        return self._fail(entry, asked.flags, _other_version(key, asked.version, model))
+                    if model.file is not asked.file:
+                        return self.read(entry, data)
+                    work = self._work(model, asked, payloads)
+                    sequence = found
+                room = sequence.add(entry, work, entry.soon)
+                if room is None:  # another call has ended or restarted it meanwhile
+                    continue
+                if not (asked.flags.start or asked.flags.end) and work.steps <= model.max_chunk:
+                    asked.sequence = sequence
+                return room
+        except ServiceError as error:
+            self._refuse(entry, asked.flags, model, error)
+            return True
+
+    def _work(self, model: LoadedModel, asked: Plan, payloads: tuple[bytes, ...]) -> Work:
+        return make_work(model, self.service.limits, payloads, asked.form.steps, Output.ALL, 0)
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > self._max_message_bytes:
+            raise MessageTooLarge(
+                f"a request may have {self._max_message_bytes} bytes, this one has {len(data)}",
+                limit=self._max_message_bytes,
+                got=len(data),
+            )
+
+    def _model(self, found: Flags, name: str, version: str) -> LoadedModel:
+        """The model that a request is for: the version that its sequence is on, else the one it names or the newest."""
+        if found.key is not None and not found.start:
+            sequence = self.sequences.find(found.key)
+            model = None if sequence is None else sequence.model
+            if model is not None and version in ("", model.file.version):
+                return model
+        return self.service.models.find(name, version)
+
+    def _refuse(self, entry: Incoming, found: Flags, model: LoadedModel | None, error: ServiceError) -> None:
+        """Answer a request with `error`. Its sequence, if it has one, ends: what is behind must not be applied."""
+        stateful = model is None or bool(model.file.signature.states)
+        # A START that is refused ends what is live in any case: else the steps behind it would go there.
+        if found.key is not None and stateful and (found.start or not isinstance(error, NotFound)):
+            self.sequences.refuse(found.key, error, new=found.start and model is not None)
+        # The table of sessions has counted a START that it had no room for.
+        if model is not None and not (found.start and isinstance(error, SessionLimit)):
+            model.metrics.request_failed(error)
+        self._fail(entry, found, error)
+
+    def _not_started(self, entry: Incoming, asked: Plan) -> bool:
+        assert asked.flags.key is not None
+        error = self.sequences.not_started(asked.flags.key)
+        with contextlib.suppress(ServiceError):  # the model may have been unloaded
+            self.service.models.find(asked.file.name).metrics.request_failed(error)
+        return self._fail(entry, asked.flags, error)
+
+    def _fail(self, entry: Incoming, found: Flags, error: ServiceError) -> bool:
+        entry.fail(error, found.key)
+        return True
+
+
+def _other_version(key: tuple[str, int | str], version: str, model: LoadedModel) -> SequenceNotStarted:
+    return SequenceNotStarted(
+        f"inference request for sequence {key[1]} to model {key[0]!r} must specify the START flag on the first request "
+        f"of the sequence: on version {version} it has not been started, on version {model.file.version} it is live",
+        model=key[0],
+        sequence=key[1],
+    )
+
+
+def arrived(payloads: tuple[bytes, ...], steps: int) -> Work:
+    """Work for a request whose plan has been used before, so that nothing is left to be checked."""
+    return Work(payloads, steps, Output.ALL, 0, time.perf_counter())

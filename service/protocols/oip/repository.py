@@ -1,0 +1,83 @@
+"""The Open Inference Protocol's repository calls: what could be served, and loading and unloading it.
+
+Loading takes as long as it takes and unloading waits for sessions, so both are answered when they are done and no
+thread waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from streamcell.proto.inference import oip
+from streamcell.service.errors import LoadParameter, shown
+from streamcell.service.lifecycle.control import ModelControl
+from streamcell.service.transport.answering import Answering
+from streamcell.service.transport.calls import Handler, Lane
+
+# What Triton's clients always send with an unload. No model here depends on another.
+_UNLOAD_PARAMETERS = ("unload_dependents",)
+
+
+class _Ask(Protocol):
+    model_name: str
+    repository_name: str
+    parameters: Any
+
+
+class OipRepository:
+    """`RepositoryIndex`, `RepositoryModelLoad` and `RepositoryModelUnload`."""
+
+    def __init__(self, control: ModelControl, most_bytes: int) -> None:
+        """`most_bytes`: of a load's message, which may come with files that are then refused."""
+        self._control = control
+        self._most_bytes = most_bytes
+
+    def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
+        """The method handlers by name."""
+        load, unload = oip.RepositoryModelLoadResponse(), oip.RepositoryModelUnloadResponse()
+        later, most = answering.later, self._most_bytes
+        return {
+            "RepositoryIndex": lane.unary(answering.sliced(oip.RepositoryIndexRequest, self.index)),
+            "RepositoryModelLoad": lane.unary(later(oip.RepositoryModelLoadRequest, self.load, load, most)),
+            "RepositoryModelUnload": lane.unary(
+                later(oip.RepositoryModelUnloadRequest, self.unload, unload, most)
+            ),
+        }
+
+    def index(
+        self, request: oip.RepositoryIndexRequest
+    ) -> Generator[None, None, oip.RepositoryIndexResponse]:
+        """Every version of every model, or only those that are ready. To read the folder may take long."""
+        yield
+        return oip.RepositoryIndexResponse(
+            models=[
+                oip.RepositoryIndexResponse.ModelIndex(
+                    name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+                )
+                for entry in self._control.index()
+                if entry.state == "READY" or not request.ready
+            ]
+        )
+
+    def load(self, request: oip.RepositoryModelLoadRequest) -> Future[None]:
+        """Load what the folder has of a model; raises LoadParameter, and as `ModelControl.load`."""
+        _check(request, ())
+        return self._control.load(request.model_name)
+
+    def unload(self, request: oip.RepositoryModelUnloadRequest) -> Future[None]:
+        """Unload a model; raises LoadParameter, and as `ModelControl.unload`."""
+        _check(request, _UNLOAD_PARAMETERS)
+        return self._control.unload(request.model_name)
+
+
+def _check(request: _Ask, known: Collection[str]) -> None:
+    """Refuse what a model's files say here: configurations and files that come with the call."""
+    unknown = min(set(request.parameters) - set(known), default=None)
+    if unknown is not None:
+        raise LoadParameter(
+            f"parameter {shown(unknown)}: a model is described by its files on the server; put the .onnx file, and a "
+            "sidecar where it needs one, into the folder of models and load it without parameters",
+            parameter=unknown,
+        )

@@ -1,0 +1,176 @@
+"""Requests of the Open Inference Protocol: what each asks for, as a `Plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from streamcell.proto.inference import oip
+from streamcell.service.errors import (
+    MalformedMessage,
+    NotSupported,
+    UnknownOutput,
+    WrongParameter,
+    WrongShape,
+    shown,
+)
+from streamcell.service.repository.model_file import ModelFile
+
+from .reply import Answer
+from .tensors import Form, check_bytes, form, payloads
+
+if TYPE_CHECKING:
+    from .sequence import Sequence
+
+# Who a request is from: the model's name, and the sequence's id as the client chose it.
+Key = tuple[str, int | str]
+
+_LONGEST_ID = 128  # characters of a sequence's, as in Triton
+MOST_ID_BYTES = 1024  # of a request's own id, which comes back with its answer
+_ANSWERS = 1024  # kept at a time
+
+_TYPES = {
+    "sequence_id": ("int64_param", "string_param"),
+    "sequence_start": ("bool_param",),
+    "sequence_end": ("bool_param",),
+    "priority": ("int64_param", "uint64_param"),
+    "timeout": ("int64_param",),
+    "triton_enable_empty_final_response": ("bool_param",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """A request's part in a sequence; `key` is None where it has none."""
+
+    key: Key | None
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """What a request asks for, its id and its payload left out.
+
+    Attributes:
+        file: the version of the model that it was checked against.
+        version: the one that it names; empty for none.
+        answer: its reply but for id and payload.
+        sequence: the live sequence that it is a step of, once known: where set, it needs no other look.
+    """
+
+    file: ModelFile
+    version: str
+    flags: Flags
+    form: Form
+    answer: Answer
+    sequence: Sequence | None = None
+
+
+def parse(data: bytes) -> oip.ModelInferRequest:
+    """The message as protobuf reads it.
+
+    Raises:
+        MalformedMessage: it is none.
+    """
+    try:
+        return oip.ModelInferRequest.FromString(data)
+    except DecodeError as error:
+        raise MalformedMessage("the message is not an inference.ModelInferRequest") from error
+
+
+def flags(request: Any) -> Flags:
+    """A request's part in a sequence, as far as its parameters can be read: see `check_parameters`."""
+    values = {
+        name: getattr(parameter, kind)
+        for name, parameter in request.parameters.items()
+        if (kind := parameter.WhichOneof("parameter_choice")) in _TYPES.get(name, ())
+    }
+    sequence: int | str = values.get("sequence_id", 0)
+    known = bool(sequence) and (isinstance(sequence, int) or len(sequence) <= _LONGEST_ID)
+    key = (request.model_name, sequence) if known else None
+    return Flags(key, values.get("sequence_start", False), values.get("sequence_end", False))
+
+
+def check_parameters(request: Any, found: Flags) -> None:
+    """Raise WrongParameter for a parameter that makes no sense.
+
+    That is one of a wrong type, one in Triton's name that it does not have, an id that is too long, or a start or an
+    end without an id.
+    """
+    for name, parameter in request.parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if name in _TYPES and kind not in _TYPES[name]:
+            raise WrongParameter(
+                f"invalid value type for {shown(name)} parameter, expected {' or '.join(_TYPES[name])}, got {kind}",
+                parameter=name,
+            )
+        if name.startswith("triton_") and name not in _TYPES:
+            raise WrongParameter(
+                f"parameter keys starting with 'triton_' are reserved, and {shown(name)} is none",
+                parameter=name,
+            )
+    if len(request.id.encode()) > MOST_ID_BYTES:
+        raise WrongParameter(f"a request's id may have {MOST_ID_BYTES} bytes", limit=MOST_ID_BYTES)
+    given = request.parameters.get("sequence_id")
+    if given is not None and len(given.string_param) > _LONGEST_ID:
+        raise WrongParameter(f"a sequence_id may have {_LONGEST_ID} characters", limit=_LONGEST_ID)
+    if found.key is None and (found.start or found.end):
+        raise WrongParameter(
+            f"inference request to model {shown(request.model_name)} must specify a non-zero or non-empty correlation "
+            "ID (sequence_id) where it starts or ends a sequence"
+        )
+
+
+def plan(request: Any, found: Flags, file: ModelFile, answers: Answers) -> tuple[Plan, tuple[bytes, ...]]:
+    """What `request` asks of the model, and the bytes of its inputs in the signature's order.
+
+    Raises:
+        InvalidArgument: it does not fit the model, or has a parameter that makes no sense.
+        NotSupported: it asks for shared memory or for classification.
+    """
+    signature = file.signature
+    check_parameters(request, found)
+    for tensor in (*request.inputs, *request.outputs):
+        for name in tensor.parameters:
+            if name.startswith("shared_memory") or name == "classification":
+                raise NotSupported(
+                    f"tensor {shown(tensor.name)}: this server does not have {shown(name)}", parameter=name
+                )
+    inputs, data = payloads(signature, request)
+    asked = form(signature, inputs)
+    if found.key is not None and signature.states and asked.rows > 1:
+        raise WrongShape(
+            f"a request of a sequence carries one row, this one carries {asked.rows}", got=asked.rows
+        )
+    check_bytes(signature, data, asked)
+    names = tuple(output.name for output in request.outputs) or tuple(t.name for t in signature.outputs)
+    known = {t.name for t in signature.outputs} | {state.output for state in signature.states}
+    for at, name in enumerate(names):
+        if name not in known or name in names[:at]:
+            raise UnknownOutput(
+                f"unexpected inference output {shown(name)} for model {file.name!r}; it has: "
+                f"{', '.join(sorted(known))}, each of which may be asked for once",
+                output=name,
+            )
+    answer = answers.get(file, names, asked)
+    return Plan(file, request.model_version, found, asked, answer), data
+
+
+class Answers:
+    """The replies' fixed parts, made once for each form of request."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[ModelFile, tuple[str, ...], Form], Answer] = {}
+
+    def get(self, file: ModelFile, names: tuple[str, ...], asked: Form) -> Answer:
+        """The reply to such a request."""
+        key = (file, names, asked)
+        found = self._answers.get(key)
+        if found is None:
+            if len(self._answers) >= _ANSWERS:
+                self._answers.clear()
+            found = self._answers[key] = Answer(file, names, asked)
+        return found

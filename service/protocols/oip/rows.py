@@ -1,0 +1,51 @@
+"""A request of the Open Inference Protocol without a sequence, and its rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamcell.service.errors import ServiceError, TooManyRows
+from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.requests import Limits, make_rows
+from streamcell.service.protocols.common.unary_rows import RequestRows
+from streamcell.service.sessions.session import Output
+
+if TYPE_CHECKING:
+    from .infer import Incoming
+
+
+class Rows(RequestRows):
+    """One request and its rows."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: Incoming, model: LoadedModel) -> None:
+        self._entry = entry
+        self._model = model
+
+    def run(self, payloads: tuple[bytes, ...], limits: Limits) -> None:
+        """Have the rows run, as the entry's plan says.
+
+        Args:
+            payloads: one an input, [rows, steps, *step_shape] each.
+            limits: what one message may hold.
+
+        Raises:
+            TooManyRows: there are more than the model may have sessions.
+            SessionLimit: the model has too few free slots for all rows; none is left taken.
+            InvalidArgument: as `make_work`.
+        """
+        plan, most = self._entry.plan, self._model.max_sessions
+        rows = plan.form.rows
+        if rows > most:
+            raise TooManyRows(
+                f"a request may carry {most} rows, this one carries {rows}", limit=most, got=rows
+            )
+        work = make_rows(self._model, limits, payloads, plan.form.steps, Output.ALL, rows)
+        self.start(work, self._entry, states=bool(plan.answer.states))
+
+    def _answer(self, outputs: list[bytes], steps: int) -> None:
+        self._entry.answer(outputs)
+
+    def _refuse(self, error: ServiceError) -> None:
+        self._entry.fail(error, None)

@@ -1,0 +1,106 @@
+"""`inference.GRPCInferenceService`: the Open Inference Protocol over the same models and sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+
+from streamcell.proto.inference import oip
+from streamcell.service.engine.device import Device
+from streamcell.service.errors import ModelUnloading, NotFound, ServiceError
+from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.sessions.attention import Attention
+from streamcell.service.transport.answering import Answering
+from streamcell.service.transport.calls import Call, Handler, Lane
+
+from .describe import config, metadata, statistics
+from .infer import Infer
+from .stream import InferStream
+from .unary import infer_once
+
+SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+# What Triton's clients ask for by these names.
+EXTENSIONS = ("sequence", "model_configuration", "model_repository", "statistics", "parameters")
+
+
+class OipService:
+    """The calls that run no model, and the handlers of those that do."""
+
+    def __init__(self, infer: Infer, device: Device) -> None:
+        self._infer = infer
+        self._streams: set[InferStream] = set()
+        self._service = infer.service
+        self._device = device
+
+    def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
+        """The method handlers by name."""
+        now = answering.now
+
+        def open_(call: Call) -> InferStream:
+            return InferStream(call, self._infer, self._streams)
+
+        return {
+            "ModelInfer": lane.unary(lambda call, data: infer_once(call, data, self._infer)),
+            "ModelStreamInfer": lane.stream(open_),
+            "ServerLive": lane.unary(now(oip.ServerLiveRequest, self.server_live)),
+            "ServerReady": lane.unary(now(oip.ServerReadyRequest, self.server_ready)),
+            "ModelReady": lane.unary(now(oip.ModelReadyRequest, self.model_ready)),
+            "ServerMetadata": lane.unary(now(oip.ServerMetadataRequest, self.server_metadata)),
+            "ModelMetadata": lane.unary(now(oip.ModelMetadataRequest, self.model_metadata)),
+            "ModelConfig": lane.unary(now(oip.ModelConfigRequest, self.model_config)),
+            "ModelStatistics": lane.unary(now(oip.ModelStatisticsRequest, self.model_statistics)),
+        }
+
+    def server_live(self, request: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
+        """Whoever can answer is alive."""
+        return oip.ServerLiveResponse(live=True)
+
+    def server_ready(self, request: oip.ServerReadyRequest) -> oip.ServerReadyResponse:
+        """Whether new sequences are taken."""
+        return oip.ServerReadyResponse(ready=self._service.metrics.ready)
+
+    def model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
+        """Whether new sequences of the model are taken; false for one that is not here."""
+        try:
+            self._service.models.find(request.name, request.version)
+        except (ModelUnloading, NotFound):
+            return oip.ModelReadyResponse(ready=False)
+        return oip.ModelReadyResponse(ready=self._service.metrics.ready)
+
+    def server_metadata(self, request: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
+        """Name, version, extensions."""
+        return oip.ServerMetadataResponse(
+            name="streamcell", version=version("streamcell"), extensions=EXTENSIONS
+        )
+
+    def model_metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
+        """One model's border; raises ModelNotFound or VersionNotFound."""
+        model = self._service.models.find(request.name, request.version)
+        return metadata(model, [each.file.version for each in self._versions(model.file.name)])
+
+    def model_config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
+        """One model's configuration; raises ModelNotFound or VersionNotFound."""
+        model = self._service.models.find(request.name, request.version)
+        idle_timeout_s = self._service.sessions.idle_timeout_s
+        return oip.ModelConfigResponse(config=config(model, self._device, idle_timeout_s))
+
+    def model_statistics(self, request: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
+        """One version's figures, or every version's of one model or of all; raises as `model_metadata`."""
+        models: Iterable[LoadedModel] = self._service.models
+        if request.name:
+            found = self._service.models.find(request.name, request.version)
+            models = [found] if request.version else self._versions(request.name)
+        return oip.ModelStatisticsResponse(model_stats=map(statistics, models))
+
+    def _versions(self, name: str) -> list[LoadedModel]:
+        return [model for model in self._service.models if model.file.name == name]
+
+    def end_abandoned(self, attention: Attention, all_read: Callable[[], bool]) -> None:
+        """While the server shuts down: end the sequences that nobody can be waiting for."""
+        self._infer.sequences.end_abandoned(attention, all_read)
+
+    def end_streams(self, error: ServiceError) -> None:
+        """The server has shut down: end the streams that are left, with `error`."""
+        for stream in list(self._streams):
+            stream.end(error)

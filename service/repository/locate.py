@@ -1,0 +1,168 @@
+"""Where the models of a directory are: names, versions and paths, without opening a model; and when one has changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from streamcell.service.load_errors import ModelLoadError
+
+from .sidecar import read_sidecar
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+# Of each file its time of change in nanoseconds, size and inode; None where it is not there.
+Stamp: TypeAlias = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A file that may be one version of a model. `name` is the sidecar's where that gives one."""
+
+    path: Path
+    name: str
+    version: str
+
+
+def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Located], list[ModelLoadError]]:
+    """Every file of `models_dir` that stands where a model can be, and what stands where none can.
+
+    Names that begin with a dot are skipped. Links within the folder are followed; those that lead out of it are
+    errors, unless `follow_links`.
+
+    Raises:
+        ModelLoadError: `models_dir` is no folder that can be read.
+    """
+    if not models_dir.is_dir():
+        came = "a file" if models_dir.exists() else "nothing"
+        raise ModelLoadError(f"expected a folder of models, found {came}", models_dir)
+    errors: list[ModelLoadError] = []
+    found: list[Located] = []
+    root = None if follow_links else models_dir
+    for path, name, version in _candidates(models_dir, root, errors):
+        try:
+            check_file(path, root)
+            found.append(Located(path, check_name(_renamed(path, name, root), path), version))
+        except ModelLoadError as error:
+            errors.append(error.at(path))
+    return found, errors
+
+
+def check_name(name: str, path: Path) -> str:
+    """`name`, if a model can have it.
+
+    Raises:
+        ModelLoadError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ModelLoadError(
+            f"{name!r} cannot be a model's name: expected letters, digits, '.', '_' and '-', at most 128, the first "
+            f"a letter or a digit; rename the file or say `name` in {sidecar_path(path).name}",
+            path,
+        )
+    return name
+
+
+def check_file(path: Path, root: Path | None) -> None:
+    """Raise ModelLoadError unless `path` is a file that can be read to its end, and in `root`, if one is given."""
+    _check_place(path, root)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ModelLoadError(f"cannot be read: {error.strerror}", path) from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+        raise ModelLoadError(f"expected a file, found {kinds.get(stat.S_IFMT(mode), 'a device')}", path)
+
+
+def _check_place(path: Path, root: Path | None) -> None:
+    if root is None:
+        return
+    try:
+        real = path.resolve(strict=True)
+        inside = real.is_relative_to(root.resolve())
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise ModelLoadError(f"cannot be read: {getattr(error, 'strerror', None) or error}", path) from error
+    if not inside:
+        raise ModelLoadError(
+            f"a link that leads out of the folder of models, to {real}; put the file itself there, or allow such links "
+            "with --follow-links",
+            path,
+        )
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the sidecar of the model file `path` is, if it has one."""
+    return path.with_suffix(".toml")
+
+
+def stamp(paths: Iterable[Path]) -> Stamp:
+    """What changes when any of `paths` is written, replaced or removed."""
+    stamps: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(stamps)
+
+
+def _renamed(path: Path, name: str, root: Path | None) -> str:
+    beside = sidecar_path(path)
+    if not os.path.lexists(beside):
+        return name
+    try:
+        check_file(beside, root)
+        return read_sidecar(beside).name or name
+    except ModelLoadError:  # it is reported where the model is opened
+        return name
+
+
+def _candidates(
+    models_dir: Path, root: Path | None, errors: list[ModelLoadError]
+) -> Iterator[tuple[Path, str, str]]:
+    """Path, name and version of each file to serve; what lies where no model can be goes to `errors`."""
+    for entry in _visible(models_dir):
+        if entry.is_dir():
+            try:
+                _check_place(entry, root)
+                yield from _versions(entry, root, errors)
+            except ModelLoadError as error:
+                errors.append(error.at(entry))
+        elif entry.suffix == ".onnx":
+            yield entry, entry.stem, "1"
+
+
+def _versions(
+    folder: Path, root: Path | None, errors: list[ModelLoadError]
+) -> Iterator[tuple[Path, str, str]]:
+    for entry in _visible(folder):
+        where = f"expected {folder.name}/<version>/model.onnx with a positive integer as version"
+        if entry.suffix == ".onnx" and not entry.is_dir():
+            errors.append(ModelLoadError(f"{where}; put it into {folder.name}/1/model.onnx", entry))
+        elif entry.is_dir():
+            _check_place(entry, root)
+            files = [file for file in _visible(entry) if file.suffix == ".onnx"]
+            if _VERSION.fullmatch(entry.name):
+                if os.path.lexists(model := entry / "model.onnx"):
+                    yield model, folder.name, entry.name
+                else:
+                    found = ", ".join(file.name for file in files) or "no .onnx file"
+                    errors.append(ModelLoadError(f"expected model.onnx, found {found}", entry))
+            elif files:
+                errors.append(ModelLoadError(f"{where}, found {entry.name!r}", entry))
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise ModelLoadError(f"cannot be read: {error.strerror}", folder) from error

@@ -1,0 +1,100 @@
+"""Which inputs and outputs of a graph are a state by their names: `h` → `h_next`, `past_k` → `present_k`, …"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from streamcell.service.graph.interface import Port
+
+# In a name these say "of the step before" or "of the step after" …
+_BEFORE = frozenset({"prev", "previous", "past", "initial", "init", "old", "last"})
+_AFTER = frozenset({"next", "new", "present", "updated", "n"})
+# … and these say only which side of the graph it is on, so the rest of the name must be a state's.
+_IN = frozenset({"in", "input", "0"})
+_OUT = frozenset({"out", "output"})
+_STATE_WORDS = frozenset(
+    ("h", "c", "s", "hx", "cx", "hidden", "cell", "state", "states", "mem", "memory", "cache")
+) | {
+    *(
+        "caches",
+        "buf",
+        "buffer",
+        "ctx",
+        "context",
+        "carry",
+        "hist",
+        "history",
+        "kv",
+        "rnn",
+        "lstm",
+        "gru",
+        "past",
+    )
+}
+
+_Stem = tuple[str, ...]
+
+
+def tokens(name: str) -> _Stem:
+    """The words and numbers of `name`, in lower case: "stateN" → ("state", "n"), "h_0" → ("h", "0")."""
+    marked = name.replace("'", "_next_")
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", marked)]
+    for side in ("past", "present"):
+        # The decoder exports of Hugging Face: past_key_values.0.key → present.0.key.
+        if words[:3] == [side, "key", "values"]:
+            words = [side, *words[3:]]
+    return tuple(words)
+
+
+def sounds_like_state(name: str) -> bool:
+    """Whether a word of `name` is one that states are called by."""
+    words = tokens(name)
+    return any(word in _STATE_WORDS or word in _BEFORE for word in words)
+
+
+def compatible(a: Port, b: Port) -> bool:
+    """Whether a tensor of the one's dtype and shape can be one of the other's."""
+    if a.dtype != b.dtype:
+        return False
+    if a.dims is None or b.dims is None:
+        return True
+    return len(a.dims) == len(b.dims) and all(
+        p == q or not isinstance(p, int) or not isinstance(q, int)
+        for p, q in zip(a.dims, b.dims, strict=True)
+    )
+
+
+def state_pairs(inputs: Mapping[str, Port], outputs: Mapping[str, Port]) -> list[tuple[str, str]]:
+    """All (input, output) pairs that the names make a state, in the inputs' order.
+
+    Dtype and shape play no part here. A name may occur in several pairs: then it is not clear which one holds.
+    """
+    return [(i, o) for i in inputs for o in outputs if _is_pair(i, o)]
+
+
+def _is_pair(input_name: str, output_name: str) -> bool:
+    if input_name == output_name:
+        return False
+    after = _readings(output_name, _AFTER, _OUT)
+    last = tokens(output_name)[-1:]
+    if last and len(last[0]) > 1 and last[0].endswith("n"):
+        # hn, cn
+        after[(*tokens(output_name)[:-1], last[0][:-1])] = True
+    for stem, marked in _readings(input_name, _BEFORE, _IN).items():
+        if stem in after and (marked or after[stem] or not _STATE_WORDS.isdisjoint(stem)):
+            return True
+    return False
+
+
+def _readings(name: str, strong: frozenset[str], weak: frozenset[str]) -> dict[_Stem, bool]:
+    """What may be left of `name` without its marker → whether that marker alone makes it a state."""
+    words = tokens(name)
+    readings = {words: False}
+    for place, marker in enumerate(words):
+        stem = words[:place] + words[place + 1 :]
+        # Inside a name these two are rather a number and a letter than markers.
+        outer = place in (0, len(words) - 1) or marker not in ("0", "n")
+        if stem and outer and (marker in strong or marker in weak):
+            readings[stem] = marker in strong
+    return readings

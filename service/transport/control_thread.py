@@ -1,0 +1,78 @@
+"""The thread that does what control calls need and what takes long: in slices, and never most of the time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import structlog
+
+from streamcell.service.errors import ControlBusy
+
+_log = structlog.get_logger(__name__)
+
+_MOST_WAITING = 64
+# Between two slices the thread sleeps for so many times what the slice took, so that those who serve messages have
+# Python's lock most of the time however many control calls come.
+_REST, _LEAST_REST_S, _MOST_REST_S = 3.0, 0.0005, 0.02
+
+
+class ControlThread:
+    """Runs jobs by turns, a slice each. A job is an iterator: each `next` is a slice, which should take under 1 ms.
+
+    The thread is started with the first job.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: deque[Iterator[None]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    def submit(self, job: Iterator[None]) -> None:
+        """Have `job` done.
+
+        Raises:
+            ControlBusy: many are waiting.
+        """
+        with self._changed:
+            if len(self._jobs) >= _MOST_WAITING or self._stopped:
+                raise ControlBusy(
+                    f"{len(self._jobs)} control calls are waiting to be answered: ask again later, and less often",
+                    limit=_MOST_WAITING,
+                )
+            self._jobs.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="control", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Take no more jobs, and drop those that wait."""
+        with self._changed:
+            self._stopped = True
+            self._jobs.clear()
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._stopped)
+                if self._stopped:
+                    return
+                job = self._jobs.popleft()
+            began_s = time.perf_counter()
+            try:
+                next(job)
+            except StopIteration:
+                pass
+            except Exception as error:  # a fault of ours ends one job, not the thread
+                _log.error("control job failed", exc_info=error)
+            else:
+                with self._changed:
+                    if not self._stopped:
+                        self._jobs.append(job)
+            took_s = time.perf_counter() - began_s
+            time.sleep(min(max(_REST * took_s, _LEAST_REST_S), _MOST_REST_S))

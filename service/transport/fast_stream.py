@@ -1,0 +1,358 @@
+"""The fast lane: calls driven by operations of our own on grpcio's completion queue.
+
+grpcio's serving thread calls the tags of these operations, so a stream needs no thread and no event loop. This
+module, `fast_unary.py` and `completion_queue.py` are the only ones that touch grpcio's private surface; what
+they rely on
+`tests/service/transport/test_lane_contract.py` holds, and `lane_choice.py` falls back to the public API where
+that no longer works.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import structlog
+from grpc import _server
+from grpc._cython import cygrpc
+
+from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
+from .completion_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle
+from .first_messages import FirstMessages
+from .in_flight import FRAMING_BYTES, LARGE_BYTES, InFlight
+from .read_pacing import PAUSE_REPLIES, WAKE_REPLIES, Reading
+
+_log = structlog.get_logger(__name__)
+
+PASSES = 128  # of a callback through the queue, at most
+
+
+class StreamCall:
+    """One stream on the fast lane (a `calls.Call`).
+
+    For a client that waits for each answer, sending it and receiving the next message is one batch of operations;
+    `read_pacing.py` tells such a client from one that pipelines.
+
+    Operations are started under the call's lock, to keep their order. That freezes nothing: the core queues them, or
+    writes to a socket that never blocks, and calls no tag inside. Handlers are called without the lock.
+    """
+
+    __slots__ = (
+        "_call", "_connection", "_context", "_finish", "_first", "_handler", "_lock", "_open", "_outbox", "_over",
+        "_reading", "_sending", "_sending_bytes", "_status", "_waiting", "_wake", "gone", "peer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        context: Any,
+        finish: Callable[[None], None],
+        open_: OpenStream,
+        first: FirstMessages,
+        in_flight: InFlight,
+    ) -> None:
+        self.peer: str = context.peer()
+        self.gone = "cancelled"
+        self._call = context._rpc_event.call
+        self._context = context
+        self._finish = finish
+        self._first = first
+        self._lock = threading.Lock()
+        self._outbox: deque[bytes] = deque()
+        self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
+        self._sending = False  # a send is in flight
+        self._sending_bytes = 0  # of it
+        self._waiting = False  # … in one batch with a receive: its end shows only with the next message
+        self._over = False  # the status is on its way or the call has gone: nothing more is sent
+        self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
+        self._reading = Reading()
+        self._open = open_
+        self._handler: StreamHandler | None = None
+        self._connection = in_flight.join(self)
+        context.add_callback(self._on_end)
+        context._state.initial_metadata_allowed = False
+        # The handler is opened by this operation's tag: grpcio holds locks of the whole server here.
+        self._call.start_server_batch((cygrpc.SendInitialMetadataOperation((), 0),), self._on_headers)
+
+    # Tags, called on grpcio's serving thread
+
+    def _on_headers(self, event: Any) -> Any:
+        if self._over:
+            return AGAIN
+        self._first.owes(self, self.end)
+        try:
+            handler = self._open(self)
+        except Exception as error:
+            self._fault(error)
+            return AGAIN
+        with self._lock:
+            self._handler = handler
+            if self._may_read():
+                self._read()
+        return AGAIN
+
+    def _on_read(self, event: Any) -> Any:
+        self._arrived(event.batch_operations[0].message())
+        return AGAIN
+
+    def _on_sent_and_read(self, event: Any) -> Any:
+        # The message first is in flight as to reading, so that what is flushed does not read as well.
+        self._sent()
+        self._arrived(event.batch_operations[1].message())
+        return AGAIN
+
+    def _on_sent(self, event: Any) -> Any:
+        self._sent()
+        return AGAIN
+
+    def _arrived(self, message: bytes | None) -> None:
+        reading = self._reading
+        if not reading.messages:
+            self._first.came(self)
+        with self._lock:
+            handler = None if self._over or self._status is not None else self._handler
+            reading.reading = False
+            if message is None:
+                reading.half_closed = True
+            elif handler is not None:
+                size = len(message)
+                ahead = reading.arrived(size)
+                self._connection.taken += size + FRAMING_BYTES
+                ARRIVALS.messages += 1
+        if handler is None:
+            return
+        room = False
+        try:
+            if message is None:
+                handler.on_half_close()
+                return
+            room = handler.on_message(message)
+        except Exception as error:
+            self._fault(error)
+            if message is None:
+                return
+        with self._lock:
+            reading.delivering = False
+            reading.paused = not room and not reading.resumed
+            if self._outbox and not self._sending:
+                self._send(self._outbox.popleft())
+            if (ahead or reading.ahead or not reading.unanswered) and self._may_read():
+                self._read()
+
+    def _on_end(self) -> None:
+        """grpcio's termination callback: once, when nothing of the call is outstanding."""
+        no_longer_idle()
+        self._first.came(self)
+        self._connection.leave(self)
+        cancelled = self._context._state.client is _server._CANCELLED
+        with self._lock:
+            handler, self._handler = self._handler, None
+            self._over = True
+            self._wake = None
+            self._outbox.clear()
+        if handler is not None:
+            try:
+                handler.on_end(cancelled)
+            except Exception as error:
+                _log.error("stream handler failed at its end", exc_info=error)
+
+    def metadata(self) -> Metadata:
+        """What the client sent before its messages."""
+        return tuple((key, value) for key, value in self._context.invocation_metadata())
+
+    # Called from any thread
+
+    def reply(self, data: bytes, *, last: bool = True) -> None:
+        """Send one message after those before it."""
+        with self._lock:
+            if self._over or self._status is not None:
+                return
+            reading = self._reading
+            if last:
+                reading.answered()
+            if self._sending or (reading.delivering and not reading.ahead):
+                # In the second case it waits for `on_message` to return, to be sent in one batch with a read.
+                self._outbox.append(data)
+                if self._may_read():
+                    self._read()
+            else:
+                self._send(data)
+
+    def skip(self) -> None:
+        """The message at hand gets no reply."""
+        with self._lock:
+            self._reading.answered()
+
+    def read_on(self) -> None:
+        """Let messages come before the replies to the one at hand are out."""
+        with self._lock:
+            self._reading.read_on()
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        """Whether a handler that replies unasked may go on; `wake` is called once it may."""
+        with self._lock:
+            if len(self._outbox) < PAUSE_REPLIES or self._over or self._status is not None:
+                return True
+            self._wake = wake
+            return False
+
+    def resume(self) -> None:
+        """Read on: the handler has room again."""
+        with self._lock:
+            self._reading.resumed = True
+            if self._reading.paused:
+                self._reading.paused = False
+                if self._may_read():
+                    self._read()
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called on grpcio's serving thread, after what has arrived.
+
+        What a pipelining client has sent is read message by message, each by a pass through the queue: this goes
+        behind, until a pass brings no more. Where that client is alone, what it has sent meanwhile is read, too.
+        """
+        reading = self._reading
+        expect()
+        if not reading.looking:
+            return call_soon(self._call, callback)
+        return self._soon(callback, PASSES, -1, ARRIVALS.messages - reading.messages)
+
+    def _soon(self, callback: Callable[[], None], passes: int, seen: int, others: int) -> bool:
+        messages = self._reading.messages
+
+        def again() -> None:
+            if messages != seen:
+                put_off = passes > 1 and self._soon(callback, passes - 1, messages, others)
+            else:
+                put_off = ARRIVALS.messages - self._reading.messages == others and once_idle(callback)
+            if not put_off:
+                callback()
+
+        return call_soon(self._call, again)
+
+    def end(
+        self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", trailing: Trailing = ()
+    ) -> None:
+        """End the call after the replies already given."""
+        with self._lock:
+            if self._over or self._status is not None:
+                return
+            self._status = (code, details, trailing)
+            # The core keeps the order: the status may follow a send that is in flight.
+            if self._outbox or (self._sending and not self._waiting):
+                return
+            self._over = True
+        self._send_status()
+
+    def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
+        """End the call now, unsent replies dropped; `reason` is why its session has ended."""
+        with self._lock:
+            if self._over:
+                return
+            self.gone = reason
+            self._outbox.clear()
+            self._status = (code, details, trailing)
+            self._over = True
+        self._send_status()
+
+    def drop(self) -> None:
+        """End it though its client reads nothing, after `cut`: the status would wait behind a reply."""
+        if self._status is not None:
+            code, details, _ = self._status
+            self._call.cancel(code.value[0], details)
+
+    @property
+    def half_open(self) -> bool:
+        """Whether a message may be on its way."""
+        return self._reading.reading
+
+    @property
+    def messages(self) -> int:
+        """How many have come."""
+        return self._reading.messages
+
+    def held_bytes(self) -> int:
+        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+        with self._lock:
+            # While it is sent, the core has a copy.
+            unsent = 2 * self._sending_bytes if self._sending and not self._waiting else 0
+            return sum(self._reading.unanswered) + sum(map(len, self._outbox)) + unsent
+
+    def read_again(self) -> None:
+        """The connection may be read again."""
+        with self._lock:
+            if self._handler is not None and self._may_read():
+                self._read()
+
+    def _fault(self, error: Exception) -> None:
+        """A bug in a handler ends its call, not the serving thread."""
+        _log.error("stream handler failed", exc_info=error)
+        self.end(grpc.StatusCode.INTERNAL, FAULT)
+
+    # With the lock held
+
+    def _may_read(self) -> bool:
+        return (
+            not self._over
+            and self._status is None
+            and not self._connection.stopped
+            and self._reading.may_read(len(self._outbox))
+        )
+
+    def _read(self) -> None:
+        self._reading.reading = True
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
+
+    def _send(self, data: bytes) -> None:
+        self._sending = True
+        read = self._may_read()
+        # One batch for both is cheapest, and shows the end of the send only with the next message: it is right
+        # where nothing is left to be sent before that message, and what is sent is small.
+        self._sending_bytes = size = len(data)
+        self._waiting = read and size < LARGE_BYTES and not self._reading.unanswered and not self._outbox
+        if self._waiting:
+            self._reading.reading = True
+            self._call.start_server_batch(
+                (cygrpc.SendMessageOperation(data, 0), cygrpc.ReceiveMessageOperation(0)),
+                self._on_sent_and_read,
+            )
+            return
+        if read:
+            self._read()
+        self._call.start_server_batch((cygrpc.SendMessageOperation(data, 0),), self._on_sent)
+
+    # Without
+
+    def _sent(self) -> None:
+        wake = None
+        with self._lock:
+            if self._wake is not None and len(self._outbox) <= WAKE_REPLIES:
+                wake, self._wake = self._wake, None
+            if self._outbox:
+                self._send(self._outbox.popleft())
+                end = False
+            else:
+                self._sending = False
+                end = self._status is not None and not self._over
+                self._over = self._over or end
+        if wake is not None:
+            wake()
+        if end:
+            self._send_status()
+
+    def _send_status(self) -> None:
+        assert self._status is not None
+        code, details, trailing = self._status
+        finish_call(self._context, self._finish, code, details, trailing)
+
+
+def finish_call(
+    context: Any, finish: Callable[[None], None], code: grpc.StatusCode, details: str, trailing: Trailing
+) -> None:
+    """End a call through grpcio, which knows what to do if it has gone."""
+    context.set_code(code)
+    context.set_details(details)
+    context.set_trailing_metadata(tuple(trailing))
+    finish(None)

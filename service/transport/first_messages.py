@@ -1,0 +1,68 @@
+"""Calls that have begun and owe the server a message: those that owe it for too long are ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from itertools import islice
+from typing import TypeAlias
+
+import grpc
+
+from streamcell.service.errors import NoMessage, ServiceError, as_status
+
+from .calls import Trailing
+
+End: TypeAlias = Callable[[grpc.StatusCode, str, Trailing], None]
+
+_SLICE = 64
+
+
+class FirstMessages:
+    """The calls of one lane that owe a message, those that have owed it longest first. Thread-safe.
+
+    Time is counted by the passes of whoever calls `tick`, not by a clock: while the process is stopped or gets no
+    CPU nothing is counted, so a message that has come in that time is read before its call is ended.
+    """
+
+    def __init__(self) -> None:
+        self.after_s = 0.0  # 0: a call may take as long as it likes
+        self.on_late: Callable[[ServiceError], None] = lambda error: None
+        self._now_s = 0.0
+        self._owing: dict[Hashable, tuple[float, End]] = {}
+
+    def owes(self, call: Hashable, end: End) -> None:
+        """From now on `call` owes a message; `end` ends it with a status if none comes in time."""
+        self._owing[call] = (self._now_s, end)
+
+    def came(self, call: Hashable) -> None:
+        """A message of `call` has come, or the call is over."""
+        self._owing.pop(call, None)
+
+    def tick(self, passed_s: float) -> int:
+        """Let `passed_s` pass, end the calls that are late, and say how many calls were looked at."""
+        self._now_s += passed_s
+        looked_at = 0
+        while self.after_s:
+            # Copied without running Python, so that no other thread can change the dictionary meanwhile.
+            oldest = list(islice(self._owing.items(), _SLICE))
+            for call, (since_s, end) in oldest:
+                looked_at += 1
+                if self._now_s - since_s <= self.after_s:
+                    return looked_at
+                if self._owing.pop(call, None) is not None:
+                    self._end(end)
+            if len(oldest) < _SLICE:
+                break
+        return looked_at
+
+    def _end(self, end: End) -> None:
+        error = NoMessage(
+            f"no message came for {self.after_s:g} s: a call must send its first message within that time, so open "
+            "it when there is something to send, or have the server run with a longer --first-message-s",
+            first_message_s=self.after_s,
+        )
+        self.on_late(error)
+        end(*as_status(error))
+
+    def __len__(self) -> int:
+        return len(self._owing)

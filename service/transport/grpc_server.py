@@ -1,0 +1,172 @@
+"""The gRPC server itself: its port, its options, health and reflection beside the services that it is given."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from streamcell.proto import pb
+from streamcell.proto.inference import oip
+from streamcell.service.settings import Settings
+
+from . import health
+from . import reflection as reflected
+from .answering import OnError
+from .calls import Handler, ServerLane
+from .in_flight import WINDOW_BYTES
+from .os_limits import connections_allowed, memory_bounds
+from .tls import Certificates
+
+# grpcio itself refuses messages this much over the limit; those below it get the typed error.
+_HEADROOM_BYTES = 1024 * 1024
+_STOP_S = 1.0
+_HOUSEKEEPING_S = 0.5
+_READ_S = 10.0
+
+Services = Mapping[str, Mapping[str, Handler]]
+
+# Opened and reset in a loop, each costs the core 20 KB until it has been looked at: 80 MB in all.
+_WAITING_CALLS = 4_000
+
+
+class Transport:
+    """A bound port with health and reflection; `start` answers calls, `stop` ends them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        services: Services,
+        lane: ServerLane,
+        on_error: OnError,
+        *,
+        port: int | None = None,
+    ) -> None:
+        """Bind the port.
+
+        Args:
+            settings: where to listen, with what certificates, and the bounds on a message.
+            services: method handlers by the service's full name and the method's.
+            lane: whose server it is to be.
+            on_error: told of each error that a client is sent from here.
+            port: shared with other processes, in place of the settings'; None: the settings' and no sharing.
+
+        Raises:
+            OSError: the port cannot be bound.
+        """
+        self._settings = settings
+        self._certificates: Certificates | None = None
+        self._on_error = on_error
+        self._lane = lane
+        self._names = tuple(services)
+        self._lane = lane
+        self._health = health.Health(on_error)
+        self._owing = lane.first_messages
+        self._owing.after_s = settings.first_message_s
+        self._owing.on_late = on_error
+        self._stopping = threading.Event()
+        self._housekeeper = threading.Thread(target=self._keep_house, name="calls-housekeeping", daemon=True)
+        self._grpc = lane.server(
+            (
+                ("grpc.so_reuseport", int(port is not None)),
+                ("grpc.max_concurrent_streams", settings.streams_a_connection),
+                ("grpc.max_allowed_incoming_connections", connections_allowed(settings)),
+                # Calls that begin at once are taken one by one; by itself the core refuses some from 1,000 on.
+                ("grpc.server.max_pending_requests", _WAITING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _WAITING_CALLS),
+                # What a stream may send before it is read. The core's own choice grows to 4 MiB, which is no bound with
+                # many streams; for a message that is awaited it makes room in any case.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+                # A peer that died without a word is found out, and what it held is free again.
+                ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1000)),
+                ("grpc.http2.max_pings_without_data", 0),
+                # Without it the core waits a minute for an answer, whatever the other says.
+                ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+                ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+                (
+                    "grpc.max_receive_message_length",
+                    max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES,
+                ),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ),
+            # Processes that share the port would spin in each other's way.
+            spin_s=settings.spin_us * 1e-6 if port is None else 0.0,
+        )
+        services = {**services, health.SERVICE: self._health.handlers(lane)}
+        if settings.reflection:
+            files = (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR)
+            reflection = reflected.Reflection(files, self._owing, on_error)
+            services[reflected.SERVICE] = reflection.handlers(lane)
+        self._grpc.add_generic_rpc_handlers(
+            tuple(
+                grpc.method_handlers_generic_handler(name, dict(methods))
+                for name, methods in services.items()
+            )
+        )
+        self.port = self._bind(settings, settings.port if port is None else port)
+
+    def _bind(self, settings: Settings, port: int) -> int:
+        address = f"{settings.host}:{port}"
+        try:
+            if settings.tls_cert is not None and settings.tls_key is not None:
+                self._certificates = Certificates(settings.tls_cert, settings.tls_key)
+                return self._grpc.add_secure_port(address, self._certificates.credentials)
+            return self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+
+    def all_read(self) -> bool:
+        """Wait until what has come to the sockets is with the handlers; False if that takes too long."""
+        done = threading.Event()
+        return not self._lane.when_read(self._grpc, done.set) or done.wait(_READ_S)
+
+    def when_read(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once what has come to the sockets is with the handlers."""
+        if not self._lane.when_read(self._grpc, callback):
+            callback()
+
+    def reload(self) -> None:
+        """Read the certificate anew, for connections that come."""
+        if self._certificates is not None:
+            self._certificates.reload()
+
+    def start(self) -> None:
+        """Answer calls. Health says nothing yet: see `report`."""
+        self._grpc.start()
+        self._housekeeper.start()
+        self._lane.in_flight.watch(*memory_bounds(self._settings), self._on_error)
+
+    def _keep_house(self) -> None:
+        while not self._stopping.wait(_HOUSEKEEPING_S):
+            self._owing.tick(_HOUSEKEEPING_S)
+
+    def report(self, models: Iterable[str], *, serving: bool) -> None:
+        """Have health say whether the server, its services and `models` are serving."""
+        self._health.report(("", *self._names, *models), serving=serving)
+
+    def report_model(self, name: str, serving: bool) -> None:
+        """Have health say whether `name` is served."""
+        self._health.report((name,), serving=serving)
+
+    def stall(self, what: str, stalled: bool) -> None:
+        """Have health say NOT_SERVING while `what` makes no progress."""
+        self._health.stall(what, stalled)
+
+    def progress(self) -> dict[str, int | None]:
+        """What the watchdog looks at: the progress of the thread that serves."""
+        return {"serving": self._lane.beats(self._grpc)}
+
+    def drain(self) -> None:
+        """Health says NOT_SERVING from now on, whatever is reported."""
+        self._health.drain()
+
+    def stop(self) -> None:
+        """End what runs and close the port; returns once that is done."""
+        self._stopping.set()
+        self._grpc.stop(_STOP_S).wait()
+        self._lane.in_flight.stop()

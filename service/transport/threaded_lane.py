@@ -1,0 +1,284 @@
+"""The lane that keeps to grpcio's public API: two threads a stream, one reading, one writing.
+
+It behaves as the fast lane does and takes several times the CPU; it serves where grpcio has changed below the
+fast lane.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import suppress
+
+import grpc
+import structlog
+
+from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
+from .first_messages import FirstMessages
+from .in_flight import FRAMING_BYTES, InFlight
+from .read_pacing import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
+from .threaded_unary import Status, UnaryCall, set_status, start_reader, until_gone
+
+_log = structlog.get_logger(__name__)
+
+_CALLS = 16_384
+
+
+class StreamCall:
+    """One stream (a `calls.Call`)."""
+
+    def __init__(self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight) -> None:
+        self.peer: str = context.peer()
+        self.gone = "cancelled"
+        self.messages = 0  # that have come
+        self._unanswered: deque[int] = deque()  # bytes of each message that is not answered
+        self._sending_bytes = 0  # of the reply that is with grpcio
+        self._context = context
+        self._first = first
+        self._changed = threading.Condition()
+        self._outbox: deque[bytes] = deque()
+        self._status: Status | None = None
+        self._paused = False
+        self._resumed = False  # the handler found room before its `on_message` returned
+        self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
+        self._finished = False  # the status was handed to grpcio
+        self._over = False  # the call has gone
+        self._handler: StreamHandler | None = None
+        self._busy = False  # the reading thread may be inside the handler
+        self._connection = in_flight.join(self)
+
+    def metadata(self) -> Metadata:
+        """What the client sent before its messages."""
+        return tuple((key, value) for key, value in self._context.invocation_metadata())
+
+    def run(self, requests: Iterator[bytes], open_: OpenStream) -> Iterator[bytes]:
+        """Every reply, then the status; runs on the stream's thread of grpcio's pool."""
+        if not self._context.add_callback(self._on_over):
+            self._connection.leave(self)
+            return
+        try:
+            self._handler = open_(self)
+        except Exception as error:
+            self._fault(error)
+        else:
+            self._busy = True
+            self._first.owes(self, self.end)
+            try:
+                start_reader("stream-reader", self._read, requests)
+            except RuntimeError as error:
+                self._busy = False
+                self._fault(error)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._outbox or self._status is not None or self._over)
+                if self._over:
+                    break
+                if not self._outbox:
+                    assert self._status is not None
+                    # A cancelled call can look half-closed first; the public API tells no better than this.
+                    self._finished = self._context.is_active()
+                    set_status(self._context, self._status)
+                    return
+                data = self._outbox.popleft()
+                wake = None
+                if self._wake is not None and len(self._outbox) <= WAKE_REPLIES:
+                    wake, self._wake = self._wake, None
+                self._changed.notify_all()
+            if wake is not None:
+                wake()
+            self._sending_bytes = len(data)
+            yield data
+            self._sending_bytes = 0
+        self._end_if_over()
+
+    def _read(self, requests: Iterator[bytes]) -> None:
+        """Hand every message to the handler; runs on the stream's reading thread."""
+        handler = self._handler
+        assert handler is not None
+        try:
+            for message in until_gone(requests):
+                self._first.came(self)
+                with self._changed:
+                    if self._over or self._status is not None:
+                        break
+                    self._resumed = False
+                    self.messages += 1
+                    self._unanswered.append(len(message))
+                self._connection.take(len(message) + FRAMING_BYTES)
+                room = handler.on_message(message)
+                with self._changed:
+                    self._paused = not room and not self._resumed
+                    self._changed.wait_for(self._may_read)
+            # A cancelled call's requests may end as a half-closed one's do.
+            if self._context.is_active() and self._status is None:
+                handler.on_half_close()
+        except Exception as error:
+            self._fault(error)
+        with self._changed:
+            self._busy = False
+        self._first.came(self)
+        self._end_if_over()
+
+    def _may_read(self) -> bool:
+        ended = self._over or self._status is not None
+        room = not self._paused and len(self._outbox) < OUTBOX_REPLIES
+        return ended or (room and not self._connection.stopped)
+
+    def _on_over(self) -> None:
+        self._connection.leave(self)
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        """Tell the handler once, after the last that it was called for."""
+        with self._changed:
+            if not self._over or self._busy:
+                return
+            handler, self._handler = self._handler, None
+        if handler is not None:
+            try:
+                handler.on_end(not self._finished)
+            except Exception as error:
+                _log.error("stream handler failed at its end", exc_info=error)
+
+    def _fault(self, error: Exception) -> None:
+        _log.error("stream handler failed", exc_info=error)
+        self.end(grpc.StatusCode.INTERNAL, FAULT)
+
+    def reply(self, data: bytes, *, last: bool = True) -> None:
+        """Send one message after those before it."""
+        with self._changed:
+            if last and self._unanswered:
+                self._unanswered.popleft()
+            if not self._over and self._status is None:
+                self._outbox.append(data)
+                self._changed.notify_all()
+
+    def skip(self) -> None:
+        """The message at hand gets no reply."""
+        with self._changed:
+            if self._unanswered:
+                self._unanswered.popleft()
+
+    def read_on(self) -> None:
+        """The reading thread reads ahead of the replies anyhow."""
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        """Whether a handler that replies unasked may go on; `wake` is called once it may."""
+        with self._changed:
+            if len(self._outbox) < PAUSE_REPLIES or self._over or self._status is not None:
+                return True
+            self._wake = wake
+            return False
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        """Not here: each call's messages have a thread of their own."""
+        return False
+
+    def resume(self) -> None:
+        """Read on: the handler has room again."""
+        with self._changed:
+            self._resumed = True
+            self._paused = False
+            self._changed.notify_all()
+
+    def end(
+        self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", trailing: Trailing = ()
+    ) -> None:
+        """End the call after the replies already given."""
+        with self._changed:
+            if self._status is None:
+                self._status = (code, details, trailing)
+                self._changed.notify_all()
+
+    @property
+    def half_open(self) -> bool:
+        """Whether a message may be on its way."""
+        return not self._over
+
+    def held_bytes(self) -> int:
+        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+        with self._changed:
+            return sum(self._unanswered) + sum(map(len, self._outbox)) + 2 * self._sending_bytes
+
+    def read_again(self) -> None:
+        """The connection may be read again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
+        """End the call now, unsent replies dropped; `reason` is why its session has ended."""
+        self.gone = reason
+        with self._changed:
+            self._outbox.clear()
+        self.end(code, details, trailing)
+
+    def drop(self) -> None:
+        """End it though its client reads nothing, after `cut`: the status would wait behind a reply."""
+        self._context.cancel()
+
+
+class _Workers(futures.ThreadPoolExecutor):
+    """Threads for calls, made as they are needed. If the machine gives no more, calls wait for one.
+
+    grpcio's serving thread submits the calls and would end with the error that there is no more thread.
+    """
+
+    def _adjust_thread_count(self) -> None:
+        with suppress(RuntimeError):
+            super()._adjust_thread_count()
+
+
+class ThreadedLane:
+    """Makes handlers whose calls each have threads (a `calls.Lane`)."""
+
+    name = "threaded"
+
+    def __init__(self, in_flight: InFlight | None = None) -> None:
+        self.first_messages = FirstMessages()
+        self.in_flight = in_flight or InFlight()
+
+    def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
+        """A server with a thread for every call at once; they are made as they are needed. It never spins."""
+        workers = _Workers(_CALLS, thread_name_prefix="calls")
+        try:
+            from .completion_queue import server_on_queue
+        except (
+            ImportError,
+            AttributeError,
+            TypeError,
+        ):  # grpcio has changed below: nobody watches its thread then
+            return grpc.server(workers, options=options)
+        return server_on_queue(workers, options, spin_s=0.0)
+
+    def beats(self, server: grpc.Server) -> int | None:
+        """A number that changes while the server's thread comes by for events; None if that cannot be told."""
+        try:
+            from .completion_queue import beats
+        except (ImportError, AttributeError, TypeError):
+            return None
+        return beats(server)
+
+    def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
+        """The public API does not tell."""
+        return False
+
+    def stream(self, open_: OpenStream) -> Handler:
+        """A bidirectional method."""
+
+        def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            return StreamCall(context, self.first_messages, self.in_flight).run(requests, open_)
+
+        return grpc.stream_stream_rpc_method_handler(behaviour)
+
+    def unary(self, on_request: OnRequest) -> Handler:
+        """A unary method."""
+
+        def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            return UnaryCall(context, self.first_messages, self.in_flight).run(on_request, requests)
+
+        return grpc.stream_stream_rpc_method_handler(behaviour)

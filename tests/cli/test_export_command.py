@@ -1,0 +1,165 @@
+"""`streamcell export`, and export_run and load_module under it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from streamcell.card import ModelCard, read_card
+from streamcell.cli.commands.export import command
+from streamcell.export import ExportError, SpecError, export_run, load_module
+from streamcell.models import build
+from streamcell.models.training.run_folder import save_config, save_weights
+
+SOURCE = '''
+import torch
+from torch import nn
+from helper import HIDDEN
+from streamcell.models import build
+
+
+class Echo(nn.Module):
+    """y_t = W x_t + h, h' = x_t summed."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, HIDDEN)
+
+    def initial_state(self, batch):
+        return (torch.zeros(batch, 1),)
+
+    def forward(self, x, h):
+        total = h + x.sum(-1).cumsum(1)
+        return self.out(x) + total.unsqueeze(-1), total[:, -1:]
+
+
+def ours():
+    return build({"kind": "gru", "input_size": 4, "hidden_size": 8, "output_size": 2})
+
+
+def nothing():
+    return 3
+
+
+NOT_CALLABLE = 1
+'''
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "helper.py").write_text("HIDDEN = 6\n")
+    file = tmp_path / "mine.py"
+    file.write_text(SOURCE)
+    return file
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "runs" / "tune"
+    folder.mkdir(parents=True)
+    model = build({"kind": "lstm", "input_size": 4, "hidden_size": 8, "output_size": 2, "num_layers": 2})
+    document: dict[str, Any] = {
+        "model": model.config,
+        "training": {"seed": 1, "epochs": 3, "out": str(folder.resolve()), "files": ["a/b.csv", "/c/d.csv"]},
+        "data": {"name": "chorales", "test": 12},
+    }
+    save_config(folder, document)
+    save_weights(folder, model.state_dict())
+    return folder
+
+
+def run(*arguments: object) -> Any:
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "120"})
+
+
+def card_of(path: Path) -> ModelCard:
+    card = read_card(onnx.load(path))
+    assert card is not None
+    return card
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_run_folder_is_exported_with_its_provenance(
+    precision: str, run_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "models" / "tune.onnx"
+    done = run(run_folder, "--out", out, "--precision", precision)
+    assert done.exit_code == 0, done.output
+    card = card_of(out)
+    assert (card.name, card.kind, card.precision) == ("tune", "lstm", precision)
+    assert card.training == {
+        "run": "tune",
+        "training": {"seed": 1, "epochs": 3, "out": "tune", "files": ["a/b.csv", "d.csv"]},
+        "data": {"name": "chorales", "test": 12},
+    }
+    for check, error in card.proof["errors"].items():
+        assert any(check in line and f"{error:.2e}" in line for line in done.output.splitlines())
+    assert "max|a-b| / max(1, max|b|)" in done.output
+
+
+def test_a_users_module_is_exported(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "echo.onnx"
+    done = run(f"{source}:Echo", "--out", out, "--input-shape", "4", "--name", "parrot")
+    assert done.exit_code == 0, done.output
+    card = card_of(out)
+    assert (card.name, card.kind, card.signature.layout) == ("parrot", "Echo", "batch")
+    assert card.signature.outputs[0].step_shape == (6,)
+
+
+def test_a_factory_may_give_one_of_our_own_models(source: Path, tmp_path: Path) -> None:
+    done = run(f"{source}:ours", "--out", tmp_path / "m.onnx", "--no-lengths")
+    assert done.exit_code == 0, done.output
+    card = card_of(tmp_path / "m.onnx")
+    assert (card.kind, card.signature.lengths) == ("gru", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["mine.py:Echo"], "--input-shape is needed"),
+        (["mine.py:Echo", "--input-shape", "4x"], "must be sizes such as 32 or 3,64; got '4x'"),
+        (["mine.py:Echo", "--input-shape", "0"], "sizes of at least 1"),
+        (["mine.py:Echo", "--input-shape", "7"], "does not run on x"),
+        (["mine.py:Echo", "--input-shape", "4", "--layout", "time"], "--layout must be"),
+        (["mine.py:Missing", "--input-shape", "4"], "has no function or class Missing"),
+        (["mine.py:NOT_CALLABLE", "--input-shape", "4"], "has no function or class NOT_CALLABLE"),
+        (["mine.py:nothing", "--input-shape", "4"], "must give a torch.nn.Module; got a int"),
+        (["other.py:Echo", "--input-shape", "4"], "there is no file"),
+        (["runs/none"], "config.json cannot be read"),
+        (["runs/tune", "--input-shape", "4"], "are for FILE.py:FACTORY"),
+        (["runs/tune", "--precision", "fp8"], "precision must be one of"),
+        (["runs/tune", "--tolerance", "1e-12"], "tolerance 1e-12"),
+    ],
+)
+def test_what_cannot_be_exported_is_a_line_on_stderr_and_no_file(
+    arguments: list[str], text: str, source: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    done = run(tmp_path / arguments[0], *arguments[1:], "--out", tmp_path / "out" / "m.onnx")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("streamcell export: ")
+    assert text in done.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_weights_that_do_not_fit_are_named(run_folder: Path, tmp_path: Path) -> None:
+    save_weights(run_folder, {"head.weight": torch.zeros(2, 8)})
+    with pytest.raises(ExportError, match="does not fit the model"):
+        export_run(run_folder, tmp_path / "m.onnx")
+
+
+def test_loading_a_file_leaves_the_import_path_as_it_was(source: Path) -> None:
+    before = list(sys.path)
+    assert type(load_module(f"{source}:Echo")).__name__ == "Echo"
+    with pytest.raises(SpecError, match=r"expected FILE\.py:FACTORY"):
+        load_module("mine")
+    assert sys.path == before

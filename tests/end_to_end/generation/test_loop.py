@@ -1,0 +1,225 @@
+"""The engine's loop, in this process: who waits for whom, counted in runs of the model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamcell.proto import pb
+from streamcell.service.engine.device import Device
+from streamcell.service.errors import ServiceError
+from streamcell.service.generation.sampling import Feedback, Recipe
+from streamcell.service.generation.work import Generating
+from streamcell.service.lifecycle.loaded_model import LoadedModel, load
+from streamcell.service.repository.model_file import open_model
+from streamcell.service.sessions.session import Output, Session, Work
+from streamcell.service.settings import Settings
+
+CLASSES = 9
+WAIT_S = 30.0
+
+
+class Owner:
+    """Keeps what a session and its generations tell; has room for `room` replies."""
+
+    def __init__(self, model: LoadedModel, room: int = 10**9) -> None:
+        self.model = model
+        self.room = room
+        self.replies: list[pb.StreamResponse] = []
+        self.answers: list[int] = []  # runs of the model when each answer came
+        self.errors: list[ServiceError] = []
+        self.ended = threading.Event()
+        self.answered = threading.Event()
+        self.wake: Callable[[], None] | None = None
+        self.session: Session = model.batcher.open(f"s{id(self)}", self)
+
+    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
+        self.answers.append(runs(self.model))
+        self.answered.set()
+
+    def resume(self) -> None: ...
+
+    def fail(self, error: ServiceError) -> None:
+        self.errors.append(error)
+        self.model.batcher.end(self.session)
+        self.ended.set()
+
+    def generated(self, reply: bytes, *, last: bool) -> None:
+        self.replies.append(pb.StreamResponse.FromString(reply))
+        if last:
+            self.ended.set()
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        if len(self.replies) < self.room:
+            return True
+        self.wake = wake
+        return False
+
+    def generate(self, steps: int, **more: Any) -> Generating:
+        fields: dict[str, Any] = {
+            "steps": steps,
+            "recipe": Recipe(Feedback.ARGMAX),
+            "stop": frozenset(),
+            "per_reply": 1,
+            "output": Output.NONE,
+            "tells": True,
+            "tag": 0,
+            "arrived_s": time.perf_counter(),
+        }
+        work = Generating(self, (hot(1),), **(fields | more))
+        self.model.batcher.submit(self.session, work)
+        return work
+
+    def step(self, steps: int = 1) -> None:
+        self.answered.clear()
+        work = Work((hot(2) * steps,), steps, Output.ALL, 0, time.perf_counter())
+        self.model.batcher.submit(self.session, work)
+
+
+def hot(index: int) -> bytes:
+    return np.eye(CLASSES, dtype=np.float32)[index].tobytes()
+
+
+def runs(model: LoadedModel) -> int:
+    return int(model.metrics.compute_s.totals()[0])
+
+
+@pytest.fixture
+def model(folder: Path) -> Iterator[LoadedModel]:
+    """The model of words, loaded here, with room for ten sessions and batches of six."""
+    settings = Settings(models=folder, max_sessions=10, max_batch=6)
+    loaded = load(open_model(folder / "words.onnx", "words"), settings, Device())
+    yield loaded
+    loaded.runner.stop()
+
+
+def test_a_long_generation_holds_up_nobody(model: LoadedModel) -> None:
+    generating = [Owner(model) for _ in range(5)]
+    works = [each.generate(10**9, per_reply=100) for each in generating]
+    ping = Owner(model)
+    for _ in range(200):
+        before = runs(model)
+        ping.step()
+        assert ping.answered.wait(WAIT_S)
+        # The run that was on when the step came, and the one that took it: six rows fit in a batch.
+        assert ping.answers[-1] - before <= 2
+    steps = [work.applied for work in works]
+    assert min(steps) > 100
+    # They took turns with the same runs: nobody was a run ahead of another for each of its own.
+    assert max(steps) - min(steps) <= 6
+    for each in generating:
+        model.batcher.end(each.session)
+
+
+def test_more_generations_than_a_batch_holds_still_let_a_step_in_by_the_second_run(
+    model: LoadedModel,
+) -> None:
+    generating = [Owner(model) for _ in range(9)]
+    for each in generating:
+        each.generate(10**9, per_reply=100)
+    ping = Owner(model)
+    for _ in range(100):
+        before = runs(model)
+        ping.step()
+        assert ping.answered.wait(WAIT_S)
+        assert ping.answers[-1] - before <= 3  # one on its way, at most ⌈10 / 6⌉ in the queue
+    for each in generating:
+        model.batcher.end(each.session)
+
+
+def test_a_long_chunk_and_a_generation_alternate(model: LoadedModel) -> None:
+    one, chunks = Owner(model), Owner(model)
+    work = one.generate(10**9, per_reply=100)
+    for _ in range(20):
+        before, applied = runs(model), work.applied
+        chunks.step(64)
+        assert chunks.answered.wait(WAIT_S)
+        assert chunks.answers[-1] - before <= 3
+        assert work.applied > applied
+    model.batcher.end(one.session)
+
+
+def test_without_room_a_generation_waits_and_goes_on_where_it_was(model: LoadedModel) -> None:
+    owner = Owner(model, room=3)
+    work = owner.generate(50)
+    while owner.wake is None:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    # One reply was under way when room was asked for; the session is in nobody's queue.
+    assert len(owner.replies) in (3, 4)
+    assert owner.session.held
+    assert work.applied == owner.session.step_index == len(owner.replies)
+    owner.step()  # a message behind it does not let it go on
+    time.sleep(0.05)
+    assert owner.session.held
+    owner.room = 10**9
+    owner.wake()
+    assert owner.ended.wait(WAIT_S)
+    assert owner.answered.wait(WAIT_S)
+    assert [reply.step_index for reply in owner.replies] == list(range(1, 51))
+    assert owner.session.step_index == 51
+
+
+def test_room_may_come_before_the_batch_has_landed(model: LoadedModel) -> None:
+    class Quick(Owner):
+        def has_room(self, wake: Callable[[], None]) -> bool:
+            wake()
+            return False
+
+    owner = Quick(model)
+    owner.generate(500)
+    assert owner.ended.wait(WAIT_S)
+    assert owner.session.step_index == 500
+
+
+def test_a_session_that_ends_while_it_is_held_gives_its_slot_back(model: LoadedModel) -> None:
+    owner = Owner(model, room=1)
+    owner.generate(50)
+    while owner.wake is None:
+        time.sleep(0.001)
+    model.batcher.end(owner.session)
+    owner.wake()
+    assert model.batcher.live == 0
+
+
+def test_stopping_is_between_two_steps(model: LoadedModel) -> None:
+    for _ in range(30):
+        owner = Owner(model)
+        work = owner.generate(10**9)
+        while work.applied < 3:
+            time.sleep(0.0001)
+        work.stopped = True
+        assert owner.ended.wait(WAIT_S)
+        last = owner.replies[-1]
+        assert last.generated.stop_reason == pb.STOP_REASON_REQUEST
+        assert last.step_index == owner.session.step_index == work.applied
+        assert sum(reply.generated.steps for reply in owner.replies) == work.applied
+        model.batcher.end(owner.session)
+
+
+def test_a_run_that_fails_ends_the_generation_and_applies_nothing(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Owner(model)
+    work = owner.generate(10**9)
+    while work.applied < 3:
+        time.sleep(0.0001)
+
+    def fail(staged: Any) -> None:
+        raise RuntimeError("the device is on fire")
+
+    monkeypatch.setattr(model.engine, "run", fail)
+    assert owner.ended.wait(WAIT_S)
+    assert [error.reason for error in owner.errors] == ["ENGINE_FAILED"]
+    assert owner.session.step_index == work.applied == len(owner.replies)
+    monkeypatch.undo()
+    again = Owner(model)
+    again.generate(5)
+    assert again.ended.wait(WAIT_S)
+    assert again.session.step_index == 5

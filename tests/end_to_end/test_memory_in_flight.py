@@ -1,0 +1,142 @@
+"""What clients have in the server's memory stays in bounds, whatever they do; who does no harm is answered right."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from streamcell.benchmarks.load.raw_http2 import RawConnection, message
+from streamcell.cli.local_server import ServerProcess
+from streamcell.proto import pb, rpc
+
+MIB = 1024 * 1024
+BOUND, CONNECTION = 96 * MIB, 48 * MIB
+# What a process takes beside: a tenth of a second at full speed, and what malloc keeps.
+SLACK = 160 * MIB
+STREAM = "/streamcell.v1.StreamCell/Stream"
+OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm")).SerializeToString()
+Serve = Callable[..., ServerProcess]
+Eventually = Callable[[Callable[[], bool]], bool]
+
+
+@pytest.fixture(scope="module", params=["fast", "threaded"])
+def server(
+    request: pytest.FixtureRequest, frontends: int, start_server: Serve, models_dir: Path
+) -> ServerProcess:
+    if frontends and request.param == "threaded":
+        pytest.skip("a lane does the same in either")
+    return start_server(
+        models_dir, "--lane", request.param, "--max-in-flight-bytes", str(BOUND), "--max-connection-bytes",
+        str(CONNECTION), "--max-steps-per-message", "400000",
+    )  # fmt: skip
+
+
+def memory(server: ServerProcess) -> int:
+    process = psutil.Process(server.pid)
+    return sum(each.memory_info().rss for each in [process, *process.children()])
+
+
+@contextmanager
+def watched(server: ServerProcess, modules: dict[str, torch.nn.Module]) -> Iterator[None]:
+    """Within, the server's memory stays in bounds and an honest client's answers are right."""
+    stop, most = threading.Event(), [0]
+    before = memory(server)
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = modules["lstm"](torch.from_numpy(x)[None])[0][0].numpy()
+    answers: list[np.ndarray] = []
+
+    def look() -> None:
+        while not stop.wait(0.02):
+            most[0] = max(most[0], memory(server))
+
+    def sent() -> Iterator[pb.StreamRequest]:
+        yield pb.StreamRequest(open=pb.OpenSession(model="lstm"))
+        for step in x[:-1]:
+            yield pb.StreamRequest(inputs=[step.tobytes()])
+            stop.wait(0.02)
+        stop.wait(60)
+        yield pb.StreamRequest(inputs=[x[-1].tobytes()])
+
+    def honest() -> None:
+        with grpc.insecure_channel(server.target) as channel:
+            for reply in rpc.StreamCellStub(channel).Stream(sent(), timeout=120):
+                answers.extend(np.frombuffer(data, np.float32) for data in reply.outputs)
+
+    threads = [threading.Thread(target=look), threading.Thread(target=honest)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert most[0] - before < BOUND + SLACK, f"{(most[0] - before) / MIB:.0f} MiB"
+    np.testing.assert_allclose(np.stack(answers), expected, rtol=1e-5, atol=1e-5)
+
+
+def ended_for_memory(server: ServerProcess) -> float:
+    return server.metric("streamcell_errors_total", reason="MEMORY_IN_FLIGHT")
+
+
+def test_messages_that_are_never_whole(
+    server: ServerProcess, modules: dict[str, torch.nn.Module], eventually: Eventually
+) -> None:
+    before = ended_for_memory(server)
+    part = message(bytes(4 * MIB - 4096), announced=4 * MIB - 1024)  # whole it would be as large as may be
+    with watched(server, modules), RawConnection(server.target) as connection:
+        streams = [connection.open(STREAM) for _ in range(200)]
+        for at, stream in enumerate(streams):
+            if at % 2:  # half of them have had a message before
+                connection.send(stream, message(OPEN))
+        for stream in streams:
+            connection.send(stream, part, patience_s=0.5)
+        assert eventually(lambda: ended_for_memory(server) > before)
+        texts = [each for each in connection.ended.values() if b"memory" in each]
+        assert texts
+        assert eventually(lambda: server.metric("streamcell_sessions", model="lstm") <= 1)
+
+
+def test_clients_that_read_no_replies(
+    server: ServerProcess, modules: dict[str, torch.nn.Module], eventually: Eventually
+) -> None:
+    before = ended_for_memory(server)
+    # 12 bytes a timestep in, 8 out; 2 MiB a reply.
+    steps = message(pb.StreamRequest(inputs=[bytes(12 * 262_144)]).SerializeToString())
+    with watched(server, modules), RawConnection(server.target, window=0) as connection:
+        for _ in range(50):
+            stream = connection.open(STREAM)
+            connection.send(stream, message(OPEN))
+            for _ in range(3):
+                connection.send(stream, steps, patience_s=0.2)
+        assert eventually(lambda: ended_for_memory(server) > before)
+        assert any(b"memory" in each for each in connection.ended.values()) or server.log
+
+
+def test_clients_that_send_far_ahead_are_held_back_and_all_answered(
+    server: ServerProcess, modules: dict[str, torch.nn.Module]
+) -> None:
+    before = ended_for_memory(server)
+    rows, messages, streams = 16_384, 16, 24
+    x = np.zeros((rows, 3), np.float32)
+
+    def sent() -> Iterator[pb.StreamRequest]:
+        yield pb.StreamRequest(open=pb.OpenSession(model="lstm", output_mode=pb.OUTPUT_MODE_LAST))
+        for _ in range(messages):
+            yield pb.StreamRequest(inputs=[x.tobytes()])
+
+    with watched(server, modules), grpc.insecure_channel(server.target) as channel:
+        stub = rpc.StreamCellStub(channel)
+        calls = [stub.Stream(sent(), timeout=300) for _ in range(streams)]
+        for call in calls:
+            assert [reply.step_index for reply in call][-1] == rows * messages
+    assert ended_for_memory(server) == before

@@ -1,0 +1,58 @@
+"""Letters to phonemes on a few hundred short words: a trained run, exported, served."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from streamcell.cli import app
+from streamcell.cli.local_server import ServerProcess
+from streamcell.client import Client, connect
+from streamcell.export import export_run
+from streamcell.models.data.g2p import Dictionary, load_dictionary
+from streamcell.models.training import setup as run_setup
+
+
+@pytest.fixture(scope="session")
+def dictionary() -> Dictionary:
+    return load_dictionary()
+
+
+@pytest.fixture(scope="session")
+def few(dictionary: Dictionary) -> Dictionary:
+    """Short words of the dictionary, a few hundred."""
+    short = {word: said for word, said in dictionary.words.items() if word.isalpha() and len(word) <= 3}
+    return Dictionary(dict(itertools.islice(short.items(), 600)), dictionary.about)
+
+
+@pytest.fixture(scope="session")
+def trained(few: Dictionary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a few hundred short words, long enough to have learned some."""
+    out = tmp_path_factory.mktemp("g2p") / "run"
+    arguments = ["train", "g2p", "--out", str(out), "--hidden", "48"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_setup, "load_dictionary", lambda stress: few)
+        settings = ["--epochs", "25", "--batch-size", "16", "--learning-rate", "0.01", "--dropout", "0.1"]
+        done = CliRunner().invoke(app, [*arguments, *settings])
+    assert done.exit_code == 0, done.output
+    assert "test phoneme error rate" in done.output
+    return out
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that serves the run as `g2p`."""
+    folder = tmp_path_factory.mktemp("served")
+    export_run(trained, folder / "g2p.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def client(exported: Path, start_server: Callable[..., ServerProcess]) -> Iterator[Client]:
+    """A client of a server of that folder."""
+    with connect(start_server(exported).target) as client:
+        yield client

@@ -1,0 +1,120 @@
+"""The rows of one Predict call: answered whole, failed once, and silent once the caller has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamcell.service.engine.device import Device
+from streamcell.service.errors import EngineFailed, SessionLimit
+from streamcell.service.lifecycle.loaded_model import LoadedModel, load
+from streamcell.service.lifecycle.table import Models
+from streamcell.service.metrics.server_metrics import ServerMetrics
+from streamcell.service.protocols.common.requests import Limits, make_rows
+from streamcell.service.protocols.native.predict import PredictCall
+from streamcell.service.protocols.native.stream import Service
+from streamcell.service.repository.model_file import open_model
+from streamcell.service.sessions.session import Output
+from streamcell.service.sessions.table import SessionTable
+from streamcell.service.settings import Settings
+
+ROWS, STEPS = 3, 4
+LIMITS = Limits(1 << 20, 4096, allow_non_finite=False, max_generate_steps=100, max_beam_width=8)
+
+
+class Caller:
+    """A call whose end is kept, and which can go at any time."""
+
+    peer = "test"
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+        self.failures: list[Any] = []
+        self.go: Callable[[], None]
+
+    def answer(self, data: bytes) -> None:
+        self.answers.append(data)
+
+    def fail(self, code: Any, details: str, trailing: Any = ()) -> None:
+        self.failures.append((code, details))
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self.go = callback
+
+    def soon(self, callback: Callable[[], None]) -> bool:
+        return False
+
+
+@pytest.fixture
+def service(models_dir: Path) -> Iterator[Service]:
+    settings = Settings.load(models=models_dir, max_sessions=ROWS)
+    model = load(open_model(models_dir / "lstm.onnx", "lstm"), settings, Device())
+    # Without the engine's thread: what is delivered, and when, is the test's to say.
+    model.batcher.stop()
+    model.runner._thread.join()
+    model.batcher._stopped = False
+    yield Service(Models([model]), SessionTable(idle_timeout_s=0), ServerMetrics(), LIMITS)
+    model.runner.stop()
+
+
+def call(service: Service) -> tuple[Caller, PredictCall, list[Any], LoadedModel]:
+    model = service.models.find("lstm")
+    caller = Caller()
+    x = np.ones((ROWS, STEPS, 3), np.float32).tobytes()
+    work = make_rows(model, LIMITS, (x,), STEPS, Output.ALL, ROWS)
+    rows = PredictCall(caller, service, model)
+    rows.start(work, caller)
+    return caller, rows, work, model
+
+
+def test_work_is_cut_by_row_and_counted_once(service: Service) -> None:
+    model = service.models.find("lstm")
+    x = np.arange(ROWS * STEPS * 3, dtype=np.float32).reshape(ROWS, STEPS, 3)
+    work = make_rows(model, LIMITS, (x.tobytes(),), STEPS, Output.ALL, ROWS)
+    assert [each.payloads for each in work] == [(row.tobytes(),) for row in x]
+    assert [each.tag for each in work] == list(range(ROWS))
+    assert [each.counted for each in work] == [False, False, True]
+
+
+def test_all_rows_make_one_answer_in_their_order(service: Service) -> None:
+    caller, rows, work, model = call(service)
+    for each in (work[2], work[0], work[1]):
+        assert not caller.answers
+        rows.deliver(each, [bytes([each.tag]) * 8], STEPS, STEPS)
+    (answer,) = caller.answers
+    assert bytes(8) + b"\1" * 8 + b"\2" * 8 in answer
+    assert model.batcher.live == 0
+
+
+def test_the_first_failure_stands_and_is_counted_once(service: Service) -> None:
+    caller, rows, work, model = call(service)
+    rows.deliver(work[0], [bytes(8)], STEPS, STEPS)
+    for _ in range(2):
+        rows.fail(EngineFailed("no step was applied"))
+    rows.deliver(work[1], [bytes(8)], STEPS, STEPS)
+    assert (len(caller.failures), caller.answers) == (1, [])
+    assert sum(service.metrics._errors.values()) == 1
+    assert model.metrics.request_figures().failed["BACKEND"] == 1
+    assert model.batcher.live == 0
+
+
+def test_nothing_is_answered_or_counted_once_the_caller_has_gone(service: Service) -> None:
+    caller, rows, work, model = call(service)
+    caller.go()
+    rows.deliver(work[0], [bytes(8)], STEPS, STEPS)
+    rows.fail(EngineFailed("no step was applied"))
+    assert (caller.failures, caller.answers) == ([], [])
+    assert not service.metrics._errors
+    assert model.batcher.live == 0
+
+
+def test_where_there_is_no_room_for_all_rows_none_is_taken(service: Service) -> None:
+    call(service)
+    model = service.models.find("lstm")
+    with pytest.raises(SessionLimit):
+        call(service)
+    assert model.batcher.live == ROWS

@@ -1,0 +1,706 @@
+"""The engine's side of the rings: front ends' sessions are answered as if each ran alone, on the real engine."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamcell.card import read_card, write_card
+from streamcell.export import export_model
+from streamcell.models import build
+from streamcell.service.batching.bell import EventBell
+from streamcell.service.engine.device import Device
+from streamcell.service.errors import ServiceError, SessionClosed
+from streamcell.service.lifecycle.loaded_model import LoadedModel, load
+from streamcell.service.processes.engine.ring_sessions import Desk
+from streamcell.service.processes.ring import Reader, Records, Writer
+from streamcell.service.processes.ring_records import (
+    END,
+    FAIL,
+    FIELDS,
+    OPEN,
+    STEP,
+    head_of,
+    text_at,
+    text_records,
+    unpack_error,
+)
+from streamcell.service.repository.model_file import open_model
+from streamcell.service.sessions.session import Output
+from streamcell.service.sessions.shared_capacity import SharedCapacity
+from streamcell.service.sessions.table import SessionTable
+from streamcell.service.settings import Settings
+
+MAX_SESSIONS, MAX_BATCH, MAX_CHUNK = 6, 4, 4
+TOKENS = 12
+
+
+@dataclass
+class Reply:
+    """A message's: the timesteps that came back, and how many steps were applied by then."""
+
+    mode: Output
+    steps: np.ndarray
+    step_index: int
+
+
+@dataclass
+class Told:
+    """What a session was sent."""
+
+    replies: list[Reply] = field(default_factory=list)
+    begun: list[bytes] = field(default_factory=list)  # of a message whose last record has not come
+    errors: list[ServiceError] = field(default_factory=list)
+
+
+class Front:
+    """A front end, by what it writes and reads."""
+
+    def __init__(self, desk: Desk, holder: int) -> None:
+        self.desk, self.holder = desk, holder
+        capacity, model = desk.capacity, desk.model
+        self.seats = SharedCapacity(
+            model.max_sessions,
+            model.engine.pool.first_slot,
+            stateful=bool(model.file.signature.states),
+            holder=holder,
+            memory=os.dup(capacity.memory),
+        )
+        asks, replies = desk.attach(holder)
+        self.writer, self.reader = Writer(asks), Reader(replies)
+        self.told: dict[int, Told] = defaultdict(Told)
+        self.generations: dict[int, int] = {}
+
+    def open(self) -> int:
+        """A session's seat."""
+        seat, generation = self.seats.take_seat()
+        self.generations[seat] = generation
+        self.told[seat] = Told()
+        text = f"{self.holder}-{seat}-{generation} test".encode()
+        self.writer.write(text_records(self.desk.inputs, OPEN, seat, generation, text))
+        return seat
+
+    def records(self, seat: int, x: np.ndarray, mode: Output = Output.ALL) -> Records:
+        """A message's."""
+        layout, steps = self.desk.inputs, len(x)
+        records = np.zeros((steps, layout.record_bytes), np.uint8)
+        fields = np.ndarray(steps, FIELDS, records, strides=(layout.record_bytes,))
+        fields["kind"], fields["mode"], fields["steps"] = STEP, mode.value, steps
+        fields["seat"], fields["generation"] = seat, self.generations[seat]
+        fields["first"][0] = fields["last"][-1] = 1
+        fields["stamp"], fields["index"] = time.perf_counter(), np.arange(steps)
+        ((begin, end),) = layout.places
+        records[:, begin:end] = np.ascontiguousarray(x).view(np.uint8).reshape(steps, -1)
+        return records
+
+    def send(self, seat: int, x: np.ndarray, mode: Output = Output.ALL) -> None:
+        self.writer.write(self.records(seat, x, mode))
+
+    def end(self, seat: int) -> None:
+        self.writer.write(text_records(self.desk.inputs, END, seat, self.generations.pop(seat)))
+
+    def read(self) -> None:
+        """Take what has come back."""
+        records = self.reader.read()
+        if records is None:
+            return
+        head = head_of(records)
+        ((begin, end),) = self.desk.outputs.places
+        at = 0
+        while at < len(head):
+            seat = int(head["seat"][at])
+            told = self.told[seat]
+            assert head["generation"][at] == self.generations[seat]
+            if head["kind"][at] == FAIL:
+                text, count = text_at(records, at, int(head["steps"][at]))
+                told.errors.append(unpack_error(text))
+                at += count
+                continue
+            assert head["kind"][at] == STEP
+            if (
+                head["last"][at] or head["mode"][at] == Output.ALL.value
+            ):  # else it says how far the session is
+                told.begun.append(records[at, begin:end].tobytes())
+            if head["last"][at]:
+                mode = Output(int(head["mode"][at]))
+                steps = np.frombuffer(b"".join(told.begun), np.float32).reshape(len(told.begun), -1)
+                told.replies.append(Reply(mode, steps, int(head["index"][at])))
+                told.begun = []
+            at += 1
+
+
+class Rig:
+    """A model whose rings are served by the test's thread, unless its own is to."""
+
+    def __init__(self, path: Path, *, own_thread: bool = False, **changes: Any) -> None:
+        small = {"max_sessions": MAX_SESSIONS, "max_batch": MAX_BATCH, "max_chunk": MAX_CHUNK}
+        configured = Settings.load(models=path.parent, **{**small, **changes})
+        self.model: LoadedModel = load(open_model(path, path.stem), configured, Device(), bell=EventBell())
+        self.table = SessionTable(idle_timeout_s=0)
+        self.desk = Desk(self.model, self.table)
+        self.rings = self.model.runner._rings
+        if own_thread:
+            self.model.batcher.ready.rings = self.desk
+        else:
+            self.model.runner.stop()
+        self.fronts: list[Front] = []
+        self.holders = itertools.count(2)
+
+    def front(self) -> Front:
+        self.fronts.append(Front(self.desk, next(self.holders)))
+        return self.fronts[-1]
+
+    def serve(self) -> list[list[int]]:
+        """Run all that has come; each run's rows."""
+        runs = []
+        self.desk.drain()
+        while (batch := self.desk.form()) is not None:
+            runs.append(batch.counts.tolist())
+            self.rings.run(batch)
+            self.desk.drain()
+        return runs
+
+    def lose(self, *fronts: Front) -> None:
+        for front in fronts:
+            self.desk.lose(front.holder)
+            self.fronts.remove(front)
+            os.close(front.seats.memory)
+        self.desk.drain()
+
+    def state(self, seat: int) -> tuple[np.ndarray, ...]:
+        return self.model.engine.pool.read(seat + self.model.engine.pool.first_slot)
+
+
+Rigs = Callable[..., Rig]
+
+
+@pytest.fixture(scope="module")
+def all_rigs(models_dir: Path) -> Iterator[Rigs]:
+    made: dict[tuple[Any, ...], Rig] = {}
+
+    def make(model: str | Path, **changes: Any) -> Rig:
+        path = models_dir / f"{model}.onnx" if isinstance(model, str) else model
+        key = (path, *sorted(changes.items()))
+        if key not in made:
+            made[key] = Rig(path, **changes)
+        return made[key]
+
+    yield make
+    for rig in made.values():
+        rig.model.runner.stop()
+
+
+@pytest.fixture
+def rigs(all_rigs: Rigs) -> Iterator[Rigs]:
+    """Makes a rig, or gives the one there is; its front ends go with the test, and with them all that they took."""
+    used: list[Rig] = []
+
+    def make(model: str | Path, **changes: Any) -> Rig:
+        used.append(all_rigs(model, **changes))
+        return used[-1]
+
+    yield make
+    for rig in used:
+        rig.lose(*rig.fronts)
+        assert rig.desk.capacity.live == len(rig.table) == 0
+
+
+@pytest.fixture(scope="module")
+def seq2seq(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    """A model of tokens, which a bad one makes fail: its card does not say which there are."""
+    torch.manual_seed(3)
+    config = {"kind": "seq2seq", "input_size": TOKENS, "hidden_size": 8, "output_size": 5}
+    module = build(config).eval()
+    path = tmp_path_factory.mktemp("tokens") / "seq2seq.onnx"
+    export_model(module, path, name="seq2seq")
+    model = onnx.load(path)
+    card = read_card(model)
+    assert card is not None
+    (tensor,) = card.signature.inputs
+    assert tensor.index_ranges == ((0, TOKENS - 1),)
+    inputs = (tensor.model_copy(update={"index_ranges": ()}),)
+    write_card(
+        model, card.model_copy(update={"signature": card.signature.model_copy(update={"inputs": inputs})})
+    )
+    onnx.save(model, path)
+    return path, module
+
+
+def alone(module: torch.nn.Module, messages: list[np.ndarray], *, stateful: bool) -> list[np.ndarray]:
+    """What PyTorch gives for each message of a session."""
+    with torch.no_grad():
+        if not stateful:
+            return [module(torch.from_numpy(x[None]))[0][0].numpy() for x in messages]
+        y = module(torch.from_numpy(np.concatenate(messages)[None]))[0][0].numpy()
+    return np.split(y, np.cumsum([len(x) for x in messages])[:-1])
+
+
+def check(
+    told: Told, sent: list[tuple[np.ndarray, Output]], module: torch.nn.Module, *, stateful: bool
+) -> None:
+    """The replies are those of the first messages of `sent`, as many as there are."""
+    assert not told.begun
+    if not told.replies:
+        return
+    messages = sent[: len(told.replies)]
+    expected = alone(module, [x for x, _ in messages], stateful=stateful)
+    at = 0
+    for reply, y, (_, mode) in zip(told.replies, expected, messages, strict=True):
+        at += len(y)
+        assert (reply.mode, reply.step_index) == (mode, at)
+        if mode is Output.NONE:
+            assert len(reply.steps) == 1  # that it is done
+            continue
+        wanted = y if mode is Output.ALL else y[-1:]
+        np.testing.assert_allclose(reply.steps, wanted, rtol=1e-5, atol=1e-5)
+
+
+ACTS = st.sampled_from(["send", "send", "send", "send", "open", "end", "spoil", "fail", "serve", "serve"])
+PLAN = st.lists(
+    st.tuples(ACTS, st.integers(0, 7), st.integers(1, 11), st.sampled_from(list(Output))),
+    min_size=5,
+    max_size=50,
+)
+
+
+@dataclass
+class One:
+    """A session, what it sent, and how much of that may be answered."""
+
+    front: Front
+    seat: int
+    sent: list[tuple[np.ndarray, Output]] = field(default_factory=list)
+    fails: str = ""
+
+    @property
+    def told(self) -> Told:
+        return self.front.told[self.seat]
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["ragged", "fixed shapes"])
+@pytest.mark.parametrize("kind", ["lstm", "mlp", "cnn"])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    print_blob=True,
+)
+@given(plan=PLAN, seed=st.integers(0, 2**31))
+def test_sessions_of_two_front_ends_are_as_if_alone(
+    rigs: Rigs,
+    modules: dict[str, torch.nn.Module],
+    kind: str,
+    fixed: bool,
+    plan: list[tuple[str, int, int, Output]],
+    seed: int,
+) -> None:
+    rig, noise = rigs(kind, fixed_shapes=fixed), np.random.default_rng(seed)
+    stateful = bool(rig.model.file.signature.states)
+    rig.lose(*rig.fronts)  # what an example that failed has left
+    fronts = [rig.front(), rig.front()]
+    live: list[One] = []
+
+    def finish(one: One) -> None:
+        """All that it sent before it was spoiled has come back, and it ends."""
+        rig.serve()
+        one.front.read()
+        check(one.told, one.sent, modules[kind], stateful=stateful)
+        assert [error.reason for error in one.told.errors] == ([one.fails] if one.fails else [])
+        if one.fails != "SESSION_CLOSED":
+            assert len(one.told.replies) == len(one.sent)
+        one.front.end(one.seat)
+        rig.desk.drain()
+        live.remove(one)
+
+    for act, which, steps, mode in plan:
+        if act == "open" or not live:
+            if len(live) < MAX_SESSIONS:
+                front = fronts[which % 2]
+                live.append(One(front, front.open()))
+            continue
+        one = live[which % len(live)]
+        x = noise.standard_normal((steps, 3)).astype(np.float32)
+        if act == "send":
+            one.front.send(one.seat, x, mode)
+            if not one.fails:
+                one.sent.append((x, mode))
+        elif act == "spoil" and not one.fails:
+            bad = x[:MAX_CHUNK]
+            bad[noise.integers(len(bad)), noise.integers(3)] = [np.nan, np.inf, -np.inf][which % 3]
+            one.front.send(one.seat, bad, mode)
+            one.fails = "NON_FINITE_INPUT"
+        elif act == "fail" and not one.fails:
+            rig.desk.drain()  # it is known
+            name = f"{one.front.holder}-{one.seat}-{one.front.generations[one.seat]}"
+            rig.table.find(name).session.owner.fail(SessionClosed("closed", session_id=name))
+            one.fails = "SESSION_CLOSED"
+        elif act == "serve":
+            rig.serve()
+        elif act == "end":
+            finish(one)
+    while live:
+        finish(live[0])
+    rig.serve()
+    assert rig.desk.capacity.live == 0
+    assert len(rig.table) == 0
+    rig.lose(*fronts)
+
+
+def one_session(rig: Rig) -> tuple[Front, int]:
+    front = rig.front()
+    return front, front.open()
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def test_a_refused_message_changes_no_state_and_those_before_it_are_answered(
+    rigs: Rigs, modules: dict[str, torch.nn.Module]
+) -> None:
+    rig = rigs("lstm")
+    front, seat = one_session(rig)
+    other = front.open()
+    good = normal(1, 3)
+    bad = normal(2, 3)
+    bad[1, 2] = np.inf
+    for each in (good, bad, good):
+        front.send(seat, each)
+    front.send(other, good)
+    rig.serve()
+    front.read()
+    check(front.told[seat], [(good, Output.ALL)], modules["lstm"], stateful=True)
+    check(front.told[other], [(good, Output.ALL)], modules["lstm"], stateful=True)
+    assert [len(front.told[each].replies) for each in (seat, other)] == [1, 1]
+    for one, two in zip(rig.state(seat), rig.state(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+    (error,) = front.told[seat].errors
+    assert str(error) == "input 'x': expected finite values, got inf at step 1, element 2"
+    assert not front.told[other].errors
+
+
+def test_what_is_bad_in_a_later_piece_of_a_long_message_is_named_by_its_step(rigs: Rigs) -> None:
+    rig = rigs("lstm")
+    front, seat = one_session(rig)
+    x = normal(11, 3)
+    x[9, 1] = np.nan
+    front.send(seat, x)
+    rig.serve()
+    front.read()
+    (error,) = front.told[seat].errors
+    assert error.facts == {"input": "x", "step": "9", "element": "1"}
+    assert rig.desk.applied[seat] == 8
+
+
+def test_a_refused_session_runs_no_more_whatever_it_has_sent(rigs: Rigs) -> None:
+    rig = rigs("lstm")
+    front, seat = one_session(rig)
+    front.send(seat, np.full((1, 3), np.nan, np.float32))
+    for _ in range(6):
+        front.send(seat, normal(3, 3))
+    cancelled = rig.model.metrics.cancelled
+    assert len(rig.serve()) == 1
+    front.send(seat, normal(1, 3))
+    assert rig.serve() == []
+    front.read()
+    assert not front.told[seat].replies
+    assert len(front.told[seat].errors) == 1
+    assert rig.desk.applied[seat] == 0
+    assert rig.model.metrics.cancelled - cancelled >= 6
+    # Its seat is taken until its front end has said that it has ended, and is as new for the next.
+    assert rig.desk.capacity.live == 1
+    front.end(seat)
+    rig.serve()
+    assert rig.desk.capacity.live == 0
+    again = front.open()
+    assert again == seat
+    front.send(again, normal(1, 3))
+    rig.serve()
+    front.read()
+    assert [reply.step_index for reply in front.told[again].replies] == [1]
+
+
+def test_long_messages_are_cut_and_answered_as_one(rigs: Rigs, modules: dict[str, torch.nn.Module]) -> None:
+    rig = rigs("lstm")
+    front = rig.front()
+    sent = [(normal(10, 3), mode) for mode in Output] + [(normal(2, 3), Output.ALL)]
+    seats = [front.open() for _ in range(2)]
+    for seat in seats:
+        for x, mode in sent:
+            front.send(seat, x, mode)
+    runs = rig.serve()
+    assert max(max(rows) for rows in runs) == MAX_CHUNK
+    front.read()
+    for seat in seats:
+        assert len(front.told[seat].replies) == len(sent)
+        check(front.told[seat], sent, modules["lstm"], stateful=True)
+
+
+def test_long_messages_take_turns_with_what_came_after_them(rigs: Rigs) -> None:
+    rig = rigs("lstm")
+    front = rig.front()
+    long, short = front.open(), front.open()
+    front.send(long, normal(40, 3))
+    front.send(short, normal(1, 3))
+    assert rig.serve()[:3] == [[4], [1], [4]]
+
+
+def test_a_message_that_comes_in_pieces_is_answered_once(
+    rigs: Rigs, modules: dict[str, torch.nn.Module]
+) -> None:
+    rig = rigs("cnn")  # looks at a message as a whole
+    front, seat = one_session(rig)
+    x = normal(30, 3)
+    records = front.records(seat, x)
+    for part in np.split(records, [4, 11, 12]):
+        front.read()
+        assert not front.told[seat].replies
+        front.writer.write(part)
+        rig.serve()
+    front.read()
+    assert len(front.told[seat].replies) == 1
+    check(front.told[seat], [(x, Output.ALL)], modules["cnn"], stateful=False)
+
+
+class Broken(Exception):
+    """Not one of ours."""
+
+
+def test_a_run_that_fails_ends_the_sessions_of_its_batch_alone(
+    rigs: Rigs, modules: dict[str, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = rigs("lstm")
+    assert not rig.model.engine.commits_last
+    front = rig.front()
+    lost, kept = [front.open(), front.open()], front.open()
+    x, y = normal(2, 3), normal(1, 3)
+    for seat in lost:
+        front.send(seat, x)
+        front.send(seat, x)
+    front.send(kept, y)
+    runs = iter([True, False])
+
+    def run(staged: Any) -> None:
+        if next(runs):
+            raise Broken("out of memory")
+        staged.go()
+
+    monkeypatch.setattr(rig.model.engine, "run", run)
+    failed = rig.model.metrics.request_figures().failed["BACKEND"]
+    assert rig.serve() == [[4, 4], [1]]
+    front.read()
+    for seat in lost:
+        (error,) = front.told[seat].errors
+        assert (error.reason, rig.desk.applied[seat]) == ("ENGINE_FAILED", 0)
+        assert not front.told[seat].replies
+    check(front.told[kept], [(y, Output.ALL)], modules["lstm"], stateful=True)
+    assert len(front.told[kept].replies) == 1
+    # The first message of each session is counted by its front end.
+    assert rig.model.metrics.request_figures().failed["BACKEND"] - failed == 2
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["ragged", "fixed shapes"])
+def test_what_the_model_refuses_ends_its_session_alone(
+    rigs: Rigs, seq2seq: tuple[Path, torch.nn.Module], fixed: bool
+) -> None:
+    path, module = seq2seq
+    rig = rigs(path, fixed_shapes=fixed)
+    assert rig.model.engine.commits_last
+    front = rig.front()
+    seats = [front.open() for _ in range(4)]
+    bad = seats[1]
+    sent: dict[int, list[tuple[np.ndarray, Output]]] = defaultdict(list)
+    noise = np.random.default_rng(1)
+    for turn, lengths in enumerate([(3, 2, 4, 2), (3, 4, 3, 3), (1, 1, 1, 1), (2, 0, 3, 3)]):
+        for seat, steps in zip(seats, lengths, strict=True):
+            tokens = noise.integers(0, TOKENS, steps)
+            if seat == bad and turn == 1:
+                tokens[-1] = TOKENS
+            if steps:
+                front.send(seat, tokens)
+                sent[seat].append((tokens, Output.ALL))
+        rig.serve()
+        front.read()
+        if turn == 1:
+            (error,) = front.told[bad].errors
+            assert error.reason == "REFUSED_BY_MODEL"
+            assert "out of data bounds" in str(error)
+    assert len(front.told[bad].errors) == 1
+    assert rig.desk.applied[bad] == 2
+    for seat in seats:
+        assert len(front.told[seat].replies) == (1 if seat == bad else 4)
+        assert (seat == bad) == bool(front.told[seat].errors)
+        check(front.told[seat], sent[seat], module, stateful=True)
+
+
+def test_a_refused_token_does_not_stay_behind_in_padding(
+    rigs: Rigs, seq2seq: tuple[Path, torch.nn.Module]
+) -> None:
+    path, _ = seq2seq
+    rig = rigs(path, fixed_shapes=True)
+    front = rig.front()
+    bad, good = front.open(), front.open()
+    front.send(bad, np.array([1, 2, 3, TOKENS]))
+    rig.serve()
+    runs = []
+    go = rig.model.engine.run
+
+    def run(staged: Any) -> None:
+        runs.append(staged.values[0].copy())
+        go(staged)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.model.engine, "run", run)
+        front.send(good, np.array([1, 2, 3]))  # padded to 4
+        rig.serve()
+    front.read()
+    assert [array.shape[1] for array in runs] == [4]
+    assert len(front.told[good].replies) == 1
+
+
+def test_an_error_after_the_run_is_not_taken_for_a_run_that_failed(
+    rigs: Rigs, seq2seq: tuple[Path, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states have advanced by then: running again would advance them twice."""
+    path, _ = seq2seq
+    rig = rigs(path)
+    front, seat = one_session(rig)
+    front.send(seat, np.array([1, 2]))
+    ran = []
+    go = rig.model.engine.run
+
+    def run(staged: Any) -> None:
+        ran.append(staged)
+        go(staged)
+
+    def answer(records: Records) -> None:
+        raise Broken("a fault of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.model.engine, "run", run)
+        patch.setattr(rig.desk, "answer", answer)
+        with pytest.raises(Broken):
+            rig.serve()
+    assert len(ran) == 1
+
+
+def test_a_lost_front_end_gives_its_seats_back_and_the_others_go_on(
+    rigs: Rigs, modules: dict[str, torch.nn.Module]
+) -> None:
+    rig = rigs("lstm")
+    lost, kept = rig.front(), rig.front()
+    x = normal(2, 3)
+    mine = kept.open()
+    theirs = [lost.open() for _ in range(MAX_SESSIONS - 1)]
+    for seat in theirs:
+        lost.send(seat, x)
+    rig.serve()
+    kept.send(mine, x)
+    for seat in theirs:  # some of it has come, some has not, when it dies
+        lost.send(seat, x)
+    rig.desk.drain()
+    lost.send(theirs[0], x)
+    assert rig.desk.capacity.live == MAX_SESSIONS
+    ended = rig.model.metrics.ended["frontend_lost"]
+    rig.lose(lost)
+    assert rig.desk.capacity.live == len(rig.table) == 1
+    assert rig.model.metrics.ended["frontend_lost"] - ended == len(theirs)
+    assert not rig.desk.queued[theirs].any()
+    assert rig.serve() == [[2]]
+    kept.read()
+    check(kept.told[mine], [(x, Output.ALL)], modules["lstm"], stateful=True)
+    again = [kept.open() for _ in range(MAX_SESSIONS - 1)]
+    assert set(again) == set(theirs)
+    for seat in again:
+        kept.send(seat, x)
+    rig.serve()
+    kept.read()
+    for seat in (mine, *again):
+        assert len(kept.told[seat].replies) == 1
+        check(kept.told[seat], [(x, Output.ALL)], modules["lstm"], stateful=True)
+
+
+def test_the_engine_s_own_thread_serves_rings_and_notes_a_lost_front_end(
+    rigs: Rigs, modules: dict[str, torch.nn.Module]
+) -> None:
+    rig = rigs("lstm", own_thread=True)
+    fronts = [rig.front(), rig.front()]
+    sent = {(front, front.open()): [(normal(3, 3), Output.ALL)] * 5 for front in fronts}
+    for (front, seat), messages in sent.items():
+        for x, mode in messages:
+            front.send(seat, x, mode)
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s and any(len(f.told[s].replies) < 5 for f, s in sent):
+        for front in fronts:
+            front.read()
+        time.sleep(0.001)
+    for (front, seat), messages in sent.items():
+        assert len(front.told[seat].replies) == 5
+        check(front.told[seat], messages, modules["lstm"], stateful=True)
+    for front in fronts:
+        rig.desk.lose(front.holder)
+        rig.fronts.remove(front)
+    while time.monotonic() < deadline_s and rig.desk.capacity.live:
+        time.sleep(0.001)
+    assert rig.desk.capacity.live == len(rig.table) == 0
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_no_line_of_python_runs_a_session(
+    rigs: Rigs, steps: int, counted: Callable[[Callable[[], object]], Counter[str]]
+) -> None:
+    """From the ring and back, 256 sessions take the calls that 16 take; no fewer take more."""
+    rig = rigs("lstm", max_sessions=256, max_batch=256)
+    front = rig.front()
+    seats = [front.open() for _ in range(256)]
+
+    def round_of(count: int) -> Counter[str]:
+        for seat in seats[:count]:
+            front.send(seat, normal(steps, 3), Output.LAST)
+        calls = counted(rig.serve)
+        front.read()
+        return calls
+
+    assert rig.serve() == []
+    for count in (4, 16, 256):
+        round_of(count)  # what is done once is done now
+    few, some, many = (round_of(count) for count in (4, 16, 256))
+    assert some["RingRunner.run"] == many["RingRunner.run"] == 1
+    assert some == many
+    # Up to a dozen values a histogram takes one by one.
+    assert not {name: count for name, count in (few - many).items() if "C:" not in name}
+    assert all(len(front.told[seat].replies) >= 2 for seat in seats)
+
+
+def test_nothing_of_an_earlier_run_is_in_the_buffers_of_a_later_one(rigs: Rigs) -> None:
+    """Behind each row's last step there are zeros, whatever ran before."""
+    rig = rigs("lstm")
+    front = rig.front()
+    seats = [front.open() for _ in range(MAX_BATCH)]
+    for number, lengths in enumerate(([4, 4, 4, 4], [2, 3, 4, 2], [4, 3, 2, 3], [1, 2, 1, 2])):
+        mark = np.float32(number + 1)
+        for seat, length in zip(seats, lengths, strict=True):
+            front.send(seat, np.full((length, 3), mark, np.float32))
+        rig.desk.drain()
+        batch = rig.desk.form()
+        assert batch is not None
+        rows = rig.rings._stage(batch).values[0]
+        for row, length in zip(rows, batch.counts.tolist(), strict=False):
+            assert (row[:length] == mark).all()
+            assert (row[length:] == 0).all()
+        rig.rings.run(batch)
+        rig.serve()
+        front.read()

@@ -1,0 +1,324 @@
+"""Requests that are known again by their bytes: whatever a client sends is read as protobuf's parser reads it."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from streamcell.card import Signature, State, Tensor
+from streamcell.proto.inference import oip
+from streamcell.service.errors import ServiceError
+from streamcell.service.protocols.native.wire import varint
+from streamcell.service.protocols.oip.request_cache import Plans
+from streamcell.service.protocols.oip.requests import Answers, Plan, flags, parse, plan
+from streamcell.service.repository.model_file import ModelFile
+
+SIGNATURE = Signature(
+    inputs=(Tensor(name="x", dtype="float32", step_shape=(3,)),),
+    outputs=(Tensor(name="y", dtype="float32", step_shape=(2,)),),
+    states=(State(input="h", output="h_next", dtype="float16", shape=(2, 40)),),
+)
+FILE = ModelFile("a_model", "3", Path("a_model.onnx"), SIGNATURE, None, {}, (), ())
+IDS = st.text(max_size=300)
+
+
+def _request(messages: Any, id_: str, sequence: int | str, payload: bytes, **more: Any) -> Any:
+    request = messages.ModelInferRequest(model_name="a_model", id=id_, raw_input_contents=[payload], **more)
+    request.inputs.add(name="x", datatype="FP32", shape=[len(payload) // 12, 3])
+    request.outputs.add(name="y")
+    if isinstance(sequence, int):
+        request.parameters["sequence_id"].int64_param = sequence
+    else:
+        request.parameters["sequence_id"].string_param = sequence
+    return request
+
+
+def _read(data: bytes, answers: Answers) -> tuple[Plan, str, bytes] | None:
+    """What a message asks for, by protobuf's parser and every check; None where it is refused."""
+    try:
+        request = parse(data)
+        asked, payloads = plan(request, flags(request), FILE, answers)
+    except ServiceError:
+        return None
+    return asked, request.id, payloads[0]
+
+
+def _held(plans: Plans, answers: Answers, data: bytes) -> bool:
+    """Whether `data` is known; if so, it is what a parser makes of it, or this fails."""
+    found = plans.find(data)
+    if found is None:
+        return False
+    read = _read(data, answers)
+    assert read is not None, "a message that is refused was known again"
+    (kept, id_, payload), (asked, its_id, its_payload) = found, read
+    assert (id_.decode(), payload) == (its_id, its_payload)
+    assert (kept.flags, kept.form, kept.version) == (asked.flags, asked.form, asked.version)
+    assert kept.answer is asked.answer
+    return True
+
+
+REQUESTS = st.tuples(
+    IDS,
+    st.one_of(st.integers(1, 3), st.sampled_from(["a", "b"])),
+    st.sampled_from([1, 2, 30, 200]),
+    st.binary(min_size=12, max_size=12),
+    st.sampled_from([{}, {"model_version": "3"}]),
+)
+
+
+@pytest.mark.parametrize("messages", [oip, service_pb2], ids=["ours", "tritons"])
+@given(requests=st.lists(REQUESTS, min_size=20, max_size=60))
+def test_what_is_found_is_what_a_parser_finds(messages: Any, requests: list[Any]) -> None:
+    plans, answers = Plans(), Answers()
+    seen: set[Any] = set()
+    for id_, sequence, steps, step, more in requests:
+        data = _request(messages, id_, sequence, step * steps, **more).SerializeToString()
+        like = (sequence, steps, *more)
+        if _held(plans, answers, data):
+            assert like in seen
+            continue
+        assert like not in seen or len(id_.encode()) >= 0x80 or not id_.isascii()
+        read = _read(data, answers)
+        assert read is not None
+        plans.keep(data, read[0])
+        if len(id_.encode()) < 0x80:
+            seen.add(like)
+
+
+def _known() -> tuple[Plans, Answers, list[bytes]]:
+    """Plans that know messages of several sizes, sequences and ids."""
+    plans, answers, known = Plans(), Answers(), []
+    for id_, sequence, steps, more in (
+        ("", 1, 1, {}), ("", 1, 2, {}), ("17", 1, 3, {}), ("17", "s", 2, {"model_version": "3"}), ("x" * 99, 1, 11, {}),
+    ):  # fmt: skip
+        data = _request(oip, id_, sequence, bytes(range(12)) * steps, **more).SerializeToString()
+        read = _read(data, answers)
+        assert read is not None
+        plans.keep(data, read[0])
+        assert _held(plans, answers, data)
+        known.append(data)
+    return plans, answers, known
+
+
+PLANS, ANSWERS, KNOWN = _known()
+
+
+@pytest.mark.parametrize("by", [-64, -32, -24, -12, -1, 1, 11, 12, 24, 64])
+def test_a_payload_that_is_cut_short_or_too_long_is_never_taken_for_a_whole_one(by: int) -> None:
+    for whole in KNOWN:
+        other = whole[:by] if by < 0 else whole + bytes(by)
+        if len(other) > 20:
+            assert PLANS.find(other) is None
+
+
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("cut"), st.integers(1, 80), st.just(0)),
+        st.tuples(st.just("extend"), st.integers(1, 80), st.integers(0, 255)),
+        st.tuples(st.just("flip"), st.integers(0, 300), st.integers(0, 7)),
+        st.tuples(st.just("set"), st.integers(0, 300), st.sampled_from([0, 1, 12, 24, 36, 0x7F, 0x80, 0x81, 0xFF])),
+        st.tuples(st.just("drop"), st.integers(0, 300), st.integers(1, 40)),
+        st.tuples(st.just("insert"), st.integers(0, 300), st.integers(0, 255)),
+        st.tuples(st.just("behind"), st.integers(0, 4), st.integers(0, 300)),
+    ),
+    min_size=1,
+    max_size=3,
+)  # fmt: skip
+
+
+def _changed(data: bytes, changes: list[tuple[str, int, int]]) -> bytes:
+    for kind, at, what in changes:
+        at_ = at % (len(data) or 1)
+        if kind == "cut":
+            data = data[:-at]
+        elif kind == "extend":
+            data += bytes((what,)) * at
+        elif kind == "flip" and data:
+            data = data[:at_] + bytes((data[at_] ^ 1 << what,)) + data[at_ + 1 :]
+        elif kind == "set" and data:
+            data = data[:at_] + bytes((what,)) + data[at_ + 1 :]
+        elif kind == "drop":
+            data = data[:at_] + data[at_ + what :]
+        elif kind == "insert":
+            data = data[:at_] + bytes((what,)) + data[at_:]
+        elif kind == "behind":
+            data = data[: what % (len(data) or 1)] + KNOWN[at][what % len(KNOWN[at]) :]
+    return data
+
+
+@settings(max_examples=400)
+@given(which=st.integers(0, len(KNOWN) - 1), changes=CHANGES)
+def test_a_message_that_was_tampered_with_is_parsed_or_read_as_a_parser_reads_it(
+    which: int, changes: list[tuple[str, int, int]]
+) -> None:
+    _held(PLANS, ANSWERS, _changed(KNOWN[which], changes))
+
+
+def _field(number: int, content: bytes, padding: int = 0) -> bytes:
+    """A length-delimited field; its length may be written with more bytes than it takes."""
+    size = bytearray(varint(len(content)))
+    for _ in range(padding):
+        size[-1] |= 0x80
+        size.append(0)
+    return bytes((number << 3 | 2,)) + bytes(size) + content
+
+
+_WHOLE = _request(oip, "", 1, bytes(12))
+_PARAMETERS = b"".join(
+    _field(4, entry)
+    for entry in [oip.ModelInferRequest(parameters=_WHOLE.parameters).SerializeToString()[2:]]
+)
+_X = [oip.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[steps, 3]) for steps in (1, 2)]
+_INPUT = [_field(5, x.SerializeToString()) for x in _X]
+_FIELDS = st.sampled_from([
+    _field(1, b"a_model"), _field(1, b"a_model", 1), _field(1, b"other"), _field(2, b""), _field(2, b"3"),
+    _field(3, b""), _field(3, b"7"), _field(3, b"77"), _field(3, b"\xff"), _field(3, b"7", 1),
+    _PARAMETERS, *_INPUT, _field(6, b""),
+    _field(7, bytes(12)), _field(7, bytes(24)), _field(7, b""), _field(7, bytes(12), 1), _field(7, b"1" * 12, 4),
+    _field(9, _field(7, bytes(12))), _field(9, bytes(3) + _field(7, b"2" * 12)),
+    _field(4, _field(1, b"p" + _field(7, bytes(12)))), b"\x48\x01",
+])  # fmt: skip
+_ODD = st.lists(_FIELDS, min_size=3, max_size=8).map(b"".join)
+
+
+@settings(max_examples=150)
+@given(
+    first=st.one_of(
+        _ODD, st.permutations([_field(1, b"a_model"), _field(3, b"7"), _PARAMETERS, _INPUT[0]]).map(b"".join)
+    ),
+    more=st.lists(_FIELDS, max_size=2).map(b"".join),
+    changes=CHANGES,
+)  # fmt: skip
+def test_a_message_that_is_laid_out_oddly_misleads_nobody(
+    first: bytes, more: bytes, changes: list[tuple[str, int, int]]
+) -> None:
+    plans, answers = Plans(), Answers()
+    data = first + more + _field(7, bytes(12))
+    read = _read(data, answers)
+    assume(read is not None)
+    assert read is not None
+    plans.keep(data, read[0])
+    _held(plans, answers, data)
+    # What differs in the id and in the payload alone, and what differs in anything.
+    for other in (
+        data[:-12] + b"3" * 12,
+        data.replace(_field(3, b"7"), _field(3, b"xyz")),
+        _changed(data, changes),
+    ):
+        _held(plans, answers, other)
+
+
+def test_no_byte_of_a_known_message_can_be_another_unseen() -> None:
+    """Every byte of every known message, as any other value, and left out, and there twice."""
+    for whole in KNOWN:
+        for at in range(len(whole)):
+            front, back = whole[:at], whole[at + 1 :]
+            for value in range(256):
+                changed = front + bytes((value,)) + back
+                if PLANS.find(changed) is not None:
+                    assert _held(PLANS, ANSWERS, changed)
+            for changed in (front + back, front + whole[at : at + 1] * 2 + back):
+                if PLANS.find(changed) is not None:
+                    assert _held(PLANS, ANSWERS, changed)
+
+
+def test_an_id_whose_length_takes_two_bytes_is_parsed() -> None:
+    whole = KNOWN[0]  # without an id
+    front = len(_field(1, b"a_model"))
+    for size in (0, 1, 2, 0x7F):
+        # As a parser reads it, the id has one byte more than is here: the first of what is behind it.
+        data = whole[:front] + bytes((0x1A, 0x80 | size, 1)) + b"a" * (0x7F + size) + whole[front:]
+        assert PLANS.find(data) is None
+        assert not _held(PLANS, ANSWERS, data)
+
+
+_EXTRA = [
+    b"", _field(1, b"a_model"), _field(1, b"a_model", 1), _field(2, b""), _field(2, b"3"), _field(3, b""),
+    _field(3, b"7"),
+    _field(3, b"7", 1), _field(3, b"abc"), _PARAMETERS, _field(6, b""), _field(9, _field(7, bytes(12))),
+    _field(9, bytes(3) + _field(7, b"2" * 12)), _field(9, b""), b"\x48\x01", _field(1, b"other"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("extra", range(len(_EXTRA)))
+def test_a_field_more_anywhere_misleads_nobody(extra: int, padding: int) -> None:
+    """Fields in another order, there twice, or unknown: what is kept of such a message is right for all like it."""
+    usual = [_field(1, b"a_model"), _field(3, b"7"), _PARAMETERS, _INPUT[0], _field(7, bytes(12), padding)]
+    answers = Answers()
+    for first in range(len(usual) + 1):
+        for second, other in itertools.product(range(len(usual) + 2), _EXTRA):
+            parts = [*usual]
+            parts.insert(first, _EXTRA[extra])
+            parts.insert(second, other)
+            data = b"".join(parts)
+            read = _read(data, answers)
+            if read is None:
+                continue
+            plans = Plans()
+            plans.keep(data, read[0])
+            for like in (
+                data, data[:-12] + b"3" * 12, data[:-1], data[:-12], data + b"\x00", data + bytes(12), data[:-1] + b"9",
+                data.replace(_field(3, b"7"), _field(3, b"xyz")), data.replace(_field(3, b"7"), b""),
+                data.replace(_field(7, bytes(12)), _field(7, bytes(11))), data.replace(bytes(12), b"4" * 12),
+                b"".join([usual[0], usual[1], *usual[3:]]), b"".join([usual[0], *usual[3:]]),
+            ):  # fmt: skip
+                _held(plans, answers, like)
+
+
+@given(data=st.binary(max_size=200))
+def test_other_bytes_are_never_found(data: bytes) -> None:
+    assert PLANS.find(data) is None
+    for whole in KNOWN:
+        for cut in range(len(whole)):
+            assert PLANS.find(whole[:cut]) is None
+
+
+def test_starts_ends_and_odd_messages_are_parsed_each_time() -> None:
+    plans, answers = Plans(), Answers()
+    for change in ("sequence_start", "sequence_end"):
+        request = _request(oip, "", 1, bytes(12))
+        request.parameters[change].bool_param = True
+        data = request.SerializeToString()
+        plans.keep(data, plan(request, flags(request), FILE, answers)[0])
+        assert plans.find(data) is None
+    request = _request(oip, "", 1, bytes(12))
+    # Fields in another order than protobuf's libraries write them in are as good a message.
+    payload, rest = oip.ModelInferRequest(raw_input_contents=[bytes(12)]), oip.ModelInferRequest()
+    rest.CopyFrom(request)
+    del rest.raw_input_contents[:]
+    data = payload.SerializeToString() + rest.SerializeToString()
+    assert oip.ModelInferRequest.FromString(data) == request
+    plans.keep(data, plan(request, flags(request), FILE, answers)[0])
+    assert plans.find(data) is None
+
+
+def test_the_plans_that_are_kept_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 2**19
+    monkeypatch.setattr("streamcell.service.protocols.oip.request_cache._MOST_BYTES", most)
+    plans, answers = Plans(), Answers()
+    found = 0
+    tracemalloc.start()
+    try:
+        for number in range(4_000):
+            # Each with a parameter of its own, of a size that an attacker chooses.
+            request = _request(oip, "", 1 + number % 7, bytes(12 * (1 + number % 5)))
+            request.parameters[f"p{number}"].string_param = "x" * (
+                100_000 if number % 100 == 0 else number % 6000
+            )
+            data = request.SerializeToString()
+            plans.keep(data, plan(request, flags(request), FILE, answers)[0])
+            found += plans.find(data) is not None
+            assert plans.bytes <= most
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found > 2_000
+    assert taken < 2 * most  # with what else the test has left behind

@@ -1,0 +1,244 @@
+"""A graph that can be read in one way needs no sidecar; every other one gets an error to begin a sidecar with."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from onnx import parser
+
+from streamcell.card import Signature, State, Tensor
+from streamcell.service.graph.interface import Border, read_border
+from streamcell.service.load_errors import DetectionError
+from streamcell.service.repository.detect import detect
+from streamcell.service.repository.sidecar import Sidecar, resolve
+from streamcell.service.repository.state_names import state_pairs
+
+
+def border(text: str) -> Border:
+    return read_border(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph)
+
+
+def named(i: str, o: str) -> bool:
+    given = border(f'(float[b, 4] "{i}") => (float[b, 4] "{o}")')
+    return state_pairs(given.inputs, given.outputs) == [(i, o)]
+
+
+@pytest.mark.parametrize(
+    ("i", "o"),
+    [
+        ("h", "h_out"), ("h", "h_next"), ("h", "h_n"), ("h", "hn"), ("h", "hN"), ("h0", "hn"), ("h_0", "h_n"),
+        ("state", "stateN"), ("state", "new_state"), ("past_k", "present_k"), ("foo_prev", "foo_next"),
+        ("past_key_values.0.key", "present.0.key"), ("h_in", "h_out"), ("h_in", "h"), ("cell_in_1", "cell_out_1"),
+        ("hiddenState", "hiddenStateOut"), ("conv_cache", "conv_cache_out"), ("prev_h", "h"), ("h", "h'"),
+        ("init_state", "state"), ("onnx::state.1", "onnx::state.1_next"),
+    ],
+)  # fmt: skip
+def test_names_that_make_a_state(i: str, o: str) -> None:
+    assert named(i, o)
+
+
+@pytest.mark.parametrize(
+    ("i", "o"),
+    [
+        ("x", "y"), ("mic_in", "mic_out"), ("x", "x_out"), ("input", "output"), ("h", "h"), ("h_1", "h_2_out"),
+        ("in", "out"), ("past_k", "present_v"), ("h", "c_next"), ("0", "n"), ("::", "//"),
+    ],
+)  # fmt: skip
+def test_names_that_make_none(i: str, o: str) -> None:
+    assert not named(i, o)
+
+
+READABLE: dict[str, tuple[str, Signature]] = {
+    "one step a run, states behind their layers": (
+        "(float[batch, 8] x, float[2, batch, 4] h0, float[2, batch, 4] c0)"
+        " => (float[batch, 3] y, float[2, batch, 4] hn, float[2, batch, 4] cn)",
+        Signature(
+            inputs=(Tensor(name="x", dtype="float32", step_shape=(8,)),),
+            outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
+            states=(
+                State(input="h0", output="hn", dtype="float32", shape=(2, 4), batch_axis=1),
+                State(input="c0", output="cn", dtype="float32", shape=(2, 4), batch_axis=1),
+            ),
+            layout="batch",
+        ),
+    ),
+    "batch first, with time": (
+        "(float[b, t, 8] x, float16[b, 4, 5] past_k) => (float[b, t, 3] y, float16[b, 4, 5] present_k)",
+        Signature(
+            inputs=(Tensor(name="x", dtype="float32", step_shape=(8,)),),
+            outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
+            states=(State(input="past_k", output="present_k", dtype="float16", shape=(4, 5)),),
+        ),
+    ),
+    "time first, by the states' symbol": (
+        "(float[s, n, 8] x, float[1, n, 4] h) => (float[s, n, 3] y, float[1, n, 4] h_out)",
+        Signature(
+            inputs=(Tensor(name="x", dtype="float32", step_shape=(8,)),),
+            outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
+            states=(State(input="h", output="h_out", dtype="float32", shape=(1, 4), batch_axis=1),),
+            layout="time_batch",
+        ),
+    ),
+    "unnamed batch": (
+        "(float[?, 8] x, float[2, ?, 4] state) => (float[?, 3] y, float[2, ?, 4] stateN)",
+        Signature(
+            inputs=(Tensor(name="x", dtype="float32", step_shape=(8,)),),
+            outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
+            states=(State(input="state", output="stateN", dtype="float32", shape=(2, 4), batch_axis=1),),
+            layout="batch",
+        ),
+    ),
+    "exported for one session": (
+        "(float[1, 1, 8] x, float[1, 2, 5] buf_in) => (float[1, 3] y, float[1, 2, 5] buf_out)",
+        Signature(
+            inputs=(Tensor(name="x", dtype="float32", step_shape=(1, 8)),),
+            outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
+            states=(State(input="buf_in", output="buf_out", dtype="float32", shape=(2, 5)),),
+            layout="batch",
+            max_batch=1,
+        ),
+    ),
+    "stateless": (
+        "(float[batch, 8] x, int64[batch] kind) => (float[batch, 3] y)",
+        Signature(
+            inputs=(
+                Tensor(name="x", dtype="float32", step_shape=(8,)),
+                Tensor(name="kind", dtype="int64", step_shape=()),
+            ),
+            outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
+            layout="batch",
+        ),
+    ),
+    "stateless, over time": (
+        "(float[b, t, 8] x) => (float[b, t, 3] y)",
+        Signature(
+            inputs=(Tensor(name="x", dtype="float32", step_shape=(8,)),),
+            outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
+        ),
+    ),
+    "stateless, time first by name": (
+        "(float[time, batch, 8] x) => (float[time, batch, 3] y)",
+        Signature(
+            inputs=(Tensor(name="x", dtype="float32", step_shape=(8,)),),
+            outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
+            layout="time_batch",
+        ),
+    ),
+    "weak names of ordinary signals": (
+        "(float[b, 8] mic_in) => (float[b, 8] mic_out)",
+        Signature(
+            inputs=(Tensor(name="mic_in", dtype="float32", step_shape=(8,)),),
+            outputs=(Tensor(name="mic_out", dtype="float32", step_shape=(8,)),),
+            layout="batch",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READABLE)
+def test_graphs_that_can_be_read_in_one_way(case: str) -> None:
+    text, wanted = READABLE[case]
+    assert detect(border(text)) == wanted
+
+
+UNCLEAR = {
+    "a constant": (
+        "(float[b, s] input, float[2, b, 8] state, int64 sr) => (float[b, 1] output, float[2, b, 8] stateN)",
+        "'sr' has no batch axis; is it a constant",
+    ),
+    "time without an output for each step": (
+        "(float[b, samples] x, float[b, 4] h) => (float[b, 1] y, float[b, 4] hn)",
+        "output 'y': expected .batch, time, ….*samples",
+    ),
+    "a state that fits two names": (
+        "(float[b, 8] x, float[b, 4] h) => (float[b, 3] y, float[b, 4] h_next, float[b, 4] h_out)",
+        "state input 'h' fits more than one name",
+    ),
+    "two states of one output": (
+        "(float[b, 8] x, float[b, 4] h0, float[b, 4] h) => (float[b, 3] y, float[b, 4] hn)",
+        "state output 'hn' fits more than one name",
+    ),
+    "a state's name with another dtype": (
+        "(float[b, 8] x, float[b, 4] h) => (float[b, 3] y, float16[b, 4] hn)",
+        "'h' and 'hn' are named like a state, but are",
+    ),
+    "a state that grows": (
+        "(float[b, 8] x, float[b, past, 4] past_k) => (float[b, 3] y, float[b, total, 4] present_k)",
+        r"state 'past_k'.*one size must be open.*axis 1 \(past\)",
+    ),
+    "a state without a batch axis": (
+        "(float[b, 8] x, float[2, 4] h) => (float[b, 3] y, float[2, 4] hn)",
+        "state 'h'.*one size must be open.*none",
+    ),
+    "states of different batches": (
+        "(float[b, 8] x, float[b, 4] h, float[d, 4] c) => (float[b, 3] y, float[b, 4] hn, float[d, 4] cn)",
+        "batch axes have different names",
+    ),
+    "nothing but states": (
+        "(float[b, 8] h, float[b, 4] c) => (float[b, 8] hn, float[b, 4] cn)",
+        "all inputs or all outputs are states",
+    ),
+    "a state without its output": (
+        "(float[b, 8] x, float[b, 4] hidden) => (float[b, 3] y, float[b, 4] z)",
+        "input 'hidden' is named like a state",
+    ),
+    "tensors of one shape": (
+        "(float[b, 8] a, float[b, 4] q) => (float[b, 3] y, float[b, 4] z)",
+        "input 'q' and output 'z' have one shape",
+    ),
+    "a default that sounds like a state": (
+        "(float[b, 8] x, float[1, 4] h0) => (float[b, 3] y, float[1, 4] hn) <float[1, 4] h0 = {0, 0, 0, 0}>",
+        "input 'h0' has a default value",
+    ),
+    "lengths": (
+        "(float[b, t, 8] x, int32[b] lengths) => (float[b, t, 3] y)",
+        "'lengths' may be each row's number of timesteps",
+    ),
+    "an open feature size": ("(float[b, t, f] x) => (float[b, t, 3] y)", r"input 'x', float32\[b, t, f\]: expected"),
+    "an open output size": ("(float[b, 8] x) => (float[b, classes] y)", r"size of axis 1 \(classes\) is open"),
+    "batch not first": ("(float[8, b] x) => (float[b, 3] y)", "input 'x'"),
+    "a fixed batch of many": ("(float[5, 8] x) => (float[5, 3] y)", "the first of 'x'"),
+    "a fixed output": ("(float[b, 8] x) => (float[1, 3] y)", "output 'y': expected"),
+    "mixed layouts": ("(float[b, 8] x, float[b, t, 3] z) => (float[b, t, 3] y)", "differ in layout"),
+    "a dtype that cannot cross": ("(string[b, 8] x) => (float[b, 3] y)", "'x' is string"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_whatever_is_unclear_is_an_error_with_the_border_and_a_sidecar_to_begin_with(case: str) -> None:
+    text, why = UNCLEAR[case]
+    given = border(text)
+    with pytest.raises(DetectionError, match=why) as caught:
+        detect(given, sidecar_name="vad.toml")
+    message = str(caught.value)
+    for name, port in {**given.inputs, **given.outputs}.items():
+        assert f"{name}: {port}" in message
+    template = message.split("to begin with:")[1]
+    assert "vad.toml" in message
+    # What is left to fill in is marked; everything else is TOML already.
+    filled = tomllib.loads(template.replace("[?]", "[1]").replace("= ?", "= 1"))
+    assert Sidecar.model_validate(filled).layout == "batch"
+
+
+def test_the_sidecar_in_the_error_serves_the_model_once_it_is_filled_in() -> None:
+    text, _ = UNCLEAR["a constant"]
+    with pytest.raises(DetectionError) as caught:
+        detect(border(text))
+    template = str(caught.value).split("to begin with:")[1]
+    filled = tomllib.loads(template.replace("[?]", "[512]").replace("= ?", "= 16000"))
+    signature, constants = resolve(Sidecar.model_validate(filled), border(text))
+    assert signature.inputs[0].step_shape == (512,)
+    assert signature.states == (
+        State(input="state", output="stateN", dtype="float32", shape=(2, 8), batch_axis=1),
+    )
+    assert constants["sr"] == 16000
+
+
+def test_a_tensor_without_a_declared_shape_is_unclear() -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[b, 8] x) => (float[b, 3] y) { }'
+    )
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(DetectionError, match="'x' has no declared shape"):
+        detect(read_border(model.graph))

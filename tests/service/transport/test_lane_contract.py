@@ -1,0 +1,144 @@
+"""What the fast lane relies on below grpcio's public surface: a release that changes it fails here by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import _server
+from grpc._cython import cygrpc
+
+from streamcell.service.transport import lane_choice
+from streamcell.service.transport.fast_lane import FastLane, _Inline
+from streamcell.service.transport.lane_choice import LaneError, check, choose_lane
+from streamcell.service.transport.threaded_lane import ThreadedLane
+
+
+def test_the_names_are_there() -> None:
+    for owner, names in (
+        (cygrpc, ("SendInitialMetadataOperation", "SendMessageOperation", "ReceiveMessageOperation")),
+        (cygrpc, ("SendStatusFromServerOperation", "StatusCode")),
+        (_server, ("_CANCELLED", "_possibly_finish_call", "_RPCState")),
+    ):
+        for name in names:
+            assert hasattr(owner, name), f"grpcio {grpc.__version__} has no {owner.__name__}.{name}"
+
+
+def test_a_call_finishes_by_the_same_bookkeeping() -> None:
+    assert list(inspect.signature(_server._possibly_finish_call).parameters) == ["state", "token"]
+    state = _server._RPCState()  # type: ignore[no-untyped-call]
+    for name in ("condition", "client", "statused", "due", "callbacks", "initial_metadata_allowed"):
+        assert hasattr(state, name), f"grpcio {grpc.__version__}: _RPCState has no {name}"
+
+
+def serve_one_call(behaviour: Any) -> None:
+    """Have a real server answer one stream, without messages, by the non-blocking `behaviour`."""
+    behaviour.experimental_non_blocking = True
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    handlers = {"Stream": grpc.stream_stream_rpc_method_handler(behaviour)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream: Any = channel.stream_stream("/test/Stream")
+        assert list(stream(iter([]), timeout=10)) == []
+    server.stop(0).wait(10)
+
+
+def test_a_non_blocking_handler_gets_the_call_and_a_callback() -> None:
+    seen: list[Any] = []
+
+    def behaviour(requests: Any, context: Any, finish: Any) -> None:
+        seen.extend([context._rpc_event.call.start_server_batch, context._state, finish])
+        finish(None)
+
+    serve_one_call(behaviour)
+    assert len(seen) == 3
+    assert isinstance(seen[1], _server._RPCState)
+
+
+def test_a_batch_of_no_operations_comes_behind_what_has_arrived() -> None:
+    order: list[str] = []
+
+    def behaviour(requests: Any, context: Any, finish: Any) -> None:
+        call = context._rpc_event.call
+        later = _later(order, "third", lambda: finish(None))
+        first = _later(order, "first", lambda: call.start_server_batch((), later))
+        assert call.start_server_batch((), first) == cygrpc.CallError.ok
+        assert call.start_server_batch((), _later(order, "second")) == cygrpc.CallError.ok
+        assert order == []  # not at once
+
+    # As the lane has it: on the serving thread itself, which takes no tag meanwhile.
+    behaviour.experimental_thread_pool = _Inline(1)  # type: ignore[attr-defined]
+    serve_one_call(behaviour)
+    assert order == ["first", "second", "third"]
+
+
+def _later(order: list[str], name: str, then: Callable[[], Any] = lambda: None) -> Callable[[Any], Any]:
+    def tag(event: Any) -> Any:
+        order.append(name)
+        then()
+        return None, ()
+
+    return tag
+
+
+def test_the_serving_thread_reads_the_sockets() -> None:
+    """The core starts no reading threads of its own; it reads the wish when grpcio is imported."""
+    code = (
+        "import streamcell.service, grpc, os, sys\n"
+        "from concurrent import futures\n"
+        "server = grpc.server(futures.ThreadPoolExecutor(1))\n"
+        "server.add_insecure_port('127.0.0.1:0'); server.start()\n"
+        "print(os.environ['GRPC_EXPERIMENTS'])\n"
+        "server.stop(0).wait(5)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "-event_engine_listener"
+    assert "experiment" not in ran.stderr.lower(), "this grpcio does not know the experiment any more"
+
+
+def test_both_lanes_pass_the_check_made_at_start_up() -> None:
+    check(FastLane())
+    check(ThreadedLane())
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grpcio whose calls have lost what the fast lane needs."""
+
+    def fails(self: FastLane, open_: Any) -> Any:
+        raise AttributeError("'_Context' object has no attribute '_rpc_event'")
+
+    monkeypatch.setattr(FastLane, "stream", fails)
+
+
+@pytest.mark.usefixtures("broken")
+def test_where_the_check_fails_threads_take_over_unless_the_fast_lane_was_asked_for() -> None:
+    assert choose_lane("auto").name == "threaded"
+    with pytest.raises(LaneError, match="_rpc_event"):
+        choose_lane("fast")
+
+
+def test_the_lane_can_be_chosen() -> None:
+    assert choose_lane("auto").name == choose_lane("fast").name == "fast"
+    assert choose_lane("threaded").name == "threaded"
+
+
+def test_no_other_module_reaches_below_the_public_surface() -> None:
+    folder = Path(lane_choice.__file__).parents[1]
+    for path in folder.rglob("*.py"):
+        if path.name not in ("fast_stream.py", "fast_unary.py", "completion_queue.py"):
+            text = path.read_text()
+            assert "cygrpc" not in text, path.name
+            assert "from grpc import _" not in text, path.name
+            assert re.search(r"grpc\._[a-z]", text) is None, path.name
+            assert "_rpc_event" not in text, path.name

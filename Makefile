@@ -57,6 +57,7 @@ $(VENV)/installed $(SERVE)/installed: pyproject.toml constraints.txt
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 # mypy finds packages by folder, and the folders are sub-packages of `streamcell`: link them as it expects.
 typecheck: $(VENV)/installed

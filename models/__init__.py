@@ -1,34 +1,41 @@
-"""PyTorch models with explicit state, their training and their data sets."""
+"""PyTorch models with explicit state, their training and their data sets.
 
-from streamcell.models.architectures.base import SequenceModel
-from streamcell.models.architectures.build import KINDS, build
-from streamcell.models.architectures.convolutional import CNN, TCN, Convolutional
-from streamcell.models.architectures.mlp import MLP, MLPBlock
-from streamcell.models.architectures.recurrent import GRU, LSTM, RNN, Recurrent
-from streamcell.models.architectures.seq2seq import BOUNDARY, Seq2Seq
-from streamcell.models.data.chorales import Chorales, chorales_data, load_chorales
-from streamcell.models.data.csv_table import load_table
-from streamcell.models.data.g2p import Dictionary, Pronunciation, Symbols, load_dictionary
-from streamcell.models.data.g2p_series import pronounce
-from streamcell.models.data.jsb import load_jsb
-from streamcell.models.data.midi import write_midi
-from streamcell.models.data.sequences import SequenceData, Series, Standard
-from streamcell.models.layers.affine import Affine
-from streamcell.models.layers.convolution import CausalConv
-from streamcell.models.layers.recurrent import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
-from streamcell.models.training import presets
-from streamcell.models.training.config import TrainConfig
-from streamcell.models.training.evaluation import Score, evaluate, score
-from streamcell.models.training.g2p_metrics import count_errors
-from streamcell.models.training.losses import bernoulli_nll
-from streamcell.models.training.progress import RichProgress
-from streamcell.models.training.run_folder import load_run
-from streamcell.models.training.setup import load_data
-from streamcell.models.training.train import TrainResult, train
-from streamcell.models.training.trainer import DivergedError
-from streamcell.models.training.watch import Progress, Report
+Names are imported when they are first used, so that `streamcell.models.data` can be imported without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from .errors import ConfigError, DataError, ModelError, RunError, ShapeError
+
+if TYPE_CHECKING:
+    from streamcell.models.architectures.base import SequenceModel
+    from streamcell.models.architectures.build import KINDS, build
+    from streamcell.models.architectures.convolutional import CNN, TCN, Convolutional
+    from streamcell.models.architectures.mlp import MLP, MLPBlock
+    from streamcell.models.architectures.recurrent import GRU, LSTM, RNN, Recurrent
+    from streamcell.models.architectures.seq2seq import BOUNDARY, Seq2Seq
+    from streamcell.models.data.chorales import Chorales, chorales_data, load_chorales
+    from streamcell.models.data.csv_table import load_table
+    from streamcell.models.data.g2p import Dictionary, Pronunciation, Symbols, load_dictionary
+    from streamcell.models.data.jsb import load_jsb
+    from streamcell.models.data.midi import write_midi
+    from streamcell.models.data.sequences import SequenceData, Series, Standard
+    from streamcell.models.layers.affine import Affine
+    from streamcell.models.layers.convolution import CausalConv
+    from streamcell.models.layers.recurrent import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
+    from streamcell.models.training import presets
+    from streamcell.models.training.config import TrainConfig
+    from streamcell.models.training.evaluation import Score, evaluate, score
+    from streamcell.models.training.g2p_evaluation import count_errors, pronounce
+    from streamcell.models.training.losses import bernoulli_nll
+    from streamcell.models.training.progress import Progress, Report, RichProgress
+    from streamcell.models.training.run_folder import load_run
+    from streamcell.models.training.setup import load_data
+    from streamcell.models.training.train import TrainResult, train
+    from streamcell.models.training.trainer import DivergedError
 
 __all__ = [
     "BOUNDARY",
@@ -86,3 +93,48 @@ __all__ = [
     "train",
     "write_midi",
 ]
+
+# The module that defines each name of `__all__`, but for the errors and `presets`, which is a module itself.
+_NAMES = {
+    "architectures.base": "SequenceModel",
+    "architectures.build": "KINDS build",
+    "architectures.convolutional": "CNN TCN Convolutional",
+    "architectures.mlp": "MLP MLPBlock",
+    "architectures.recurrent": "GRU LSTM RNN Recurrent",
+    "architectures.seq2seq": "BOUNDARY Seq2Seq",
+    "data.chorales": "Chorales chorales_data load_chorales",
+    "data.csv_table": "load_table",
+    "data.g2p": "Dictionary Pronunciation Symbols load_dictionary",
+    "data.jsb": "load_jsb",
+    "data.midi": "write_midi",
+    "data.sequences": "SequenceData Series Standard",
+    "layers.affine": "Affine",
+    "layers.convolution": "CausalConv",
+    "layers.recurrent": "GRULayer LSTMLayer RecurrentLayer RNNLayer",
+    "training.config": "TrainConfig",
+    "training.evaluation": "Score evaluate score",
+    "training.g2p_evaluation": "count_errors pronounce",
+    "training.losses": "bernoulli_nll",
+    "training.progress": "Progress Report RichProgress",
+    "training.run_folder": "load_run",
+    "training.setup": "load_data",
+    "training.train": "TrainResult train",
+    "training.trainer": "DivergedError",
+}
+
+
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if name == "presets":
+        return importlib.import_module(".training.presets", __name__)
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

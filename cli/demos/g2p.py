@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from streamcell.models import Pronunciation
-    from streamcell.models.training.g2p_metrics import Errors
+    from streamcell.models.training.g2p_evaluation import Errors
 
 
 # About six minutes on one core.

@@ -7,23 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamcell.models.checks import choose, positive
 from streamcell.models.errors import ConfigError, ShapeError
-from streamcell.models.layers.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS, choose
+from streamcell.models.layers.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from streamcell.models.layers.affine import Affine
 from streamcell.models.layers.scan import States
 
 DISTRIBUTIONS = ("bernoulli_logits", "categorical_logits", "real")
-
-
-def positive(what: str, value: int) -> int:
-    """`value`, if it is at least 1.
-
-    Raises:
-        ConfigError: it is not; `what` names the setting.
-    """
-    if value < 1:
-        raise ConfigError(f"{what} must be at least 1; got {value}")
-    return value
 
 
 class SequenceModel(nn.Module):

@@ -8,11 +8,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from streamcell.models.checks import positive
 from streamcell.models.layers.activations import ACTIVATIONS
 from streamcell.models.layers.convolution import CausalConv
 from streamcell.models.layers.scan import States
 
-from .base import SequenceModel, positive
+from .base import SequenceModel
 
 
 class Convolutional(SequenceModel):

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamcell.models.layers.activations import ACTIVATIONS, choose
+from streamcell.models.checks import choose, positive
+from streamcell.models.layers.activations import ACTIVATIONS
 from streamcell.models.layers.norms import batch_normalised
 from streamcell.models.layers.scan import States
 
-from .base import SequenceModel, positive
+from .base import SequenceModel
 
 
 class MLPBlock(nn.Module):

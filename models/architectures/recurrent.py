@@ -7,10 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from streamcell.models.checks import positive
 from streamcell.models.layers.recurrent import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
 from streamcell.models.layers.scan import States
 
-from .base import SequenceModel, positive
+from .base import SequenceModel
 
 
 class Recurrent(SequenceModel):

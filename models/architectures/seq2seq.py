@@ -7,12 +7,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from streamcell.models.checks import choose, positive
 from streamcell.models.errors import ConfigError, ShapeError
-from streamcell.models.layers.activations import choose
 from streamcell.models.layers.recurrent import GRULayer, LSTMLayer, RecurrentLayer
 from streamcell.models.layers.scan import States
 
-from .base import SequenceModel, positive
+from .base import SequenceModel
 
 CELLS = ("lstm", "gru")
 # The class that ends the decoder's output, and whose token starts the decoder.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamcell.models.errors import DataError
+from streamcell.models.files import write_whole
 
 from .piano import KEYS, Roll
 
@@ -49,8 +49,8 @@ def write_arrays(path: Path, file_format: str, **arrays: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, format=np.array(file_format), **arrays)
     data = buffer.getvalue()
-    replace(path, data)
-    replace(_checksum_path(path), f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
+    write_whole(path, data)
+    write_whole(_checksum_path(path), f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
 
 
 def read_arrays(path: Path, file_format: str) -> dict[str, NDArray[Any]]:
@@ -71,14 +71,6 @@ def read_arrays(path: Path, file_format: str) -> dict[str, NDArray[Any]]:
         if str(arrays["format"]) != file_format:
             raise DataError(f"{path} is of format {arrays['format']}, expected {file_format}")
         return {name: arrays[name] for name in arrays.files}
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write `data` to `path` in one step: a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 def _checksum_path(path: Path) -> Path:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +15,12 @@ from streamcell.models.errors import DataError
 
 from . import cache
 from .chorales_parse import Parsed, parse_score
+from .parallel import OnParsed, in_parallel
 from .piano import Roll, versions
 from .sequences import SequenceData, Series
+from .splits import SPLITS, split_of
 
 CACHE_NAME = "chorales.npz"
-# So many files are parsed before processes for it have started.
-FEW = 8
-# Told how many of how many files are parsed.
-OnParsed = Callable[[int, int], None]
-Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -50,17 +42,12 @@ class Chorales:
     def split(self, part: str) -> list[tuple[str, Roll]]:
         """The pieces of "train", "valid" or "test"."""
         pieces = zip(self.names, self.rolls, strict=True)
-        return [(name, roll) for name, roll in pieces if split_of(name) == part]
+        return [(name, roll) for name, roll in pieces if part_of(name) == part]
 
 
-def split_of(name: str) -> str:
-    """The part that a piece belongs to, from its name alone: about 70 % train, 10 % valid, 20 % test.
-
-    The first eight bytes of the name's SHA-256, as a big-endian fraction of 2⁶⁴: below 0.2 test, below 0.3
-    valid, else train. So the split does not depend on which other pieces there are.
-    """
-    fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    return "test" if fraction < 0.2 else "valid" if fraction < 0.3 else "train"
+def part_of(piece: str) -> str:
+    """The part that a piece belongs to: about 70 % train, 10 % valid, 20 % test."""
+    return split_of(piece, test=0.2, valid=0.1)
 
 
 def load_chorales(
@@ -87,7 +74,7 @@ def load_chorales(
 
 def chorales_data(chorales: Chorales) -> SequenceData:
     """Next-step prediction: x is a piece without its last timestep, y the same piece without its first."""
-    parts = {part: chorales.split(part) for part in ("train", "valid", "test")}
+    parts = {part: chorales.split(part) for part in SPLITS}
     about = {
         **chorales.report,
         "names": {part: [name for name, _ in parts[part]] for part in ("valid", "test")},
@@ -162,23 +149,3 @@ def corpus_files() -> list[Path]:
 def parse_files(files: Sequence[Path], on_parsed: OnParsed | None = None) -> list[Parsed]:
     """Parse scores in one process a core; a file that cannot be read comes back as such."""
     return in_parallel(parse_score, files, on_parsed)
-
-
-def in_parallel(
-    parse: Callable[[str], Result], files: Sequence[Path], on_parsed: OnParsed | None = None
-) -> list[Result]:
-    """`parse` of every file, in their order, in one process a core; of a few files in this one."""
-    results: list[Result] = []
-    with ExitStack() as stack:
-        items: Iterable[Result] = map(parse, map(str, files))
-        if len(files) > FEW:
-            # Spawned, not forked: the caller may already run torch's threads.
-            context = multiprocessing.get_context("spawn")
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            pool = stack.enter_context(ProcessPoolExecutor(cores, mp_context=context))
-            items = pool.map(parse, map(str, files), chunksize=4)
-        for item in items:
-            results.append(item)
-            if on_parsed is not None:
-                on_parsed(len(results), len(files))
-    return results

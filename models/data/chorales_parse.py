@@ -36,19 +36,27 @@ class Parsed:
 
 def parse_score(path: str) -> Parsed:
     """Read one score. Any error of the reader becomes `failed`: one bad file must not cost the others."""
-    from music21 import converter
-
     name = Path(path).stem
     try:
-        # forceSource: neither read nor write music21's pickled copies of parsed scores.
-        score = converter.parseFile(path, forceSource=True)
-        voices = four_voices(list(score.parts))
+        _, voices = read_score(path)
         if voices is None:
             return Parsed(name, skipped="not in four voices")
         roll = piano_roll([sounding(voice) for voice in voices])
     except Exception as error:  # music21 raises whatever its readers meet; it is reported by name
         return Parsed(name, failed=f"{type(error).__name__}: {error}")
     return Parsed(name, roll) if len(roll) > 1 else Parsed(name, skipped="fewer than two timesteps")
+
+
+def read_score(path: str) -> tuple[Any, list[Any] | None]:
+    """A file's music21 score and its four voices, None if it is not in four voices.
+
+    music21 raises errors of many types on a file that it cannot read.
+    """
+    from music21 import converter
+
+    # forceSource: neither read nor write music21's pickled copies of parsed scores.
+    score = converter.parseFile(path, forceSource=True)
+    return score, four_voices(list(score.parts))
 
 
 def four_voices(parts: list[Any]) -> list[Any] | None:

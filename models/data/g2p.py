@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from streamcell.models.errors import DataError
+
+from .sequences import SequenceData, Series
+from .splits import SPLITS, split_of
 
 # Every character that a word of the dictionary has.
 LETTERS = tuple("'-.abcdefghijklmnopqrstuvwxyz")
@@ -20,7 +24,6 @@ CONSONANTS = (
 )  # fmt: skip
 # The symbol that starts the decoder (as its input) and ends it (as its output).
 BOUNDARY = "<>"
-TEST, VALID = 0.1, 0.02
 
 Pronunciation = tuple[str, ...]
 
@@ -134,17 +137,12 @@ class Dictionary:
 
     def part(self, split: str) -> dict[str, Sequence[Pronunciation]]:
         """The words of "train", "valid" or "test"."""
-        return {word: said for word, said in self.words.items() if split_of(word) == split}
+        return {word: said for word, said in self.words.items() if part_of(word) == split}
 
 
-def split_of(word: str) -> str:
-    """The part that a word belongs to, from its letters alone: about 88 % train, 2 % valid, 10 % test.
-
-    The first eight bytes of the word's SHA-256, as a big-endian fraction of 2⁶⁴: below 0.1 test, below 0.12
-    valid, else train. All pronunciations of a word are on the same side.
-    """
-    fraction = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") / 2**64
-    return "test" if fraction < TEST else "valid" if fraction < TEST + VALID else "train"
+def part_of(word: str) -> str:
+    """The part that a word belongs to, with all its pronunciations: about 88 % train, 2 % valid, 10 % test."""
+    return split_of(word, test=0.1, valid=0.02)
 
 
 def load_dictionary(*, stress: bool = False) -> Dictionary:
@@ -182,3 +180,43 @@ def collect(
             pronunciations.append(said)
     different = sum(map(len, words.values()))
     return Dictionary(words, {**about, "entries": count, "words": len(words), "pronunciations": different})
+
+
+def g2p_data(dictionary: Dictionary, symbols: Symbols) -> SequenceData:
+    """Teacher forcing: x is a word's letters, the boundary and its phonemes, y each next phoneme and the boundary.
+
+    Every pronunciation of a word is a sequence of its own. At letters nothing is asked. Sequences of as many
+    letters form a group, so that a batch's encoders end together.
+    """
+    parts = {
+        split: [
+            _series(symbols.spell(word), symbols.classes_of(said))
+            for word, pronunciations in dictionary.part(split).items()
+            for said in pronunciations
+        ]
+        for split in SPLITS
+    }
+    return SequenceData(
+        "g2p",
+        train=parts["train"],
+        valid=parts["valid"],
+        test=parts["test"],
+        distribution="categorical_logits",
+        tokens=symbols.tokens,
+        classes=symbols.classes,
+        # Training on, the loss rises when errors still fall: the model grows surer of the few it makes.
+        judged_by="accuracy",
+        about={
+            **dictionary.about,
+            "words_by_part": {split: len(dictionary.part(split)) for split in SPLITS},
+            **symbols.about,
+        },
+        measure="phoneme_errors",
+    )
+
+
+def _series(letters: Sequence[int], classes: Sequence[int]) -> Series:
+    go = len(LETTERS)
+    x = np.array([*letters, go, *(go + number for number in classes)], np.int64)
+    y = np.array([-1] * len(letters) + [*classes, 0], np.int64)
+    return Series(x, y, group=len(letters))

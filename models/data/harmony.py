@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from streamcell.models.errors import DataError
 
 from . import cache
-from .chorales import Chorales, OnParsed, corpus_files, in_parallel, load_chorales
+from .chorales import Chorales, corpus_files, load_chorales
 from .harmony_parse import analyse_score
 from .packaged import one_hot
+from .parallel import OnParsed, in_parallel
 from .sequences import SequenceData, Series
+from .splits import SPLITS
 
 CACHE_NAME = "harmony.npz"
 FORMAT = "streamcell.degrees/1"
@@ -81,7 +83,7 @@ def harmony_data(chorales: Chorales, degrees: Degrees) -> SequenceData:
         DataError: a piece's degrees are not as many as its timesteps, or a part is left without a piece.
     """
     parts: dict[str, list[Series]] = {}
-    for part in ("train", "valid", "test"):
+    for part in SPLITS:
         pieces = [(name, roll) for name, roll in chorales.split(part) if name in degrees]
         for name, roll in pieces:
             if len(roll) != len(degrees[name]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .chorales_parse import four_voices, quarters
+from .chorales_parse import quarters, read_score
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,9 @@ class Analysed:
 
 def analyse_score(path: str) -> Analysed:
     """Read and analyse one score. Any error of the reader becomes `failed`."""
-    from music21 import converter
-
     name = Path(path).stem
     try:
-        score = converter.parseFile(path, forceSource=True)
-        voices = four_voices(list(score.parts))
+        score, voices = read_score(path)
         if voices is None:
             return Analysed(name, failed="not in four voices")
         key = score.analyze("key")

@@ -12,7 +12,8 @@ from streamcell.models.errors import DataError
 
 from .chorales import piano_data
 from .piano import KEYS, LOWEST, Roll
-from .sequences import SPLITS, SequenceData
+from .sequences import SequenceData
+from .splits import SPLITS
 
 
 def load_jsb(path: Path) -> SequenceData:

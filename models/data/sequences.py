@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamcell.models.architectures.base import SequenceModel
+from .splits import SPLITS
 
 Floats = NDArray[np.float32]
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class SequenceData:
         classes: where y is classes by number, how many there are.
         judged_by: what says which epoch's weights are kept: the lowest "loss" or the highest "accuracy" on `valid`.
         about: provenance as JSON values, for config.json and the model card.
-        measure: what else to say of a trained model on a part, by name; written beside the losses.
+        measure: which further figures of a trained model to write beside its losses; training knows how to take them.
     """
 
     name: str
@@ -80,7 +79,7 @@ class SequenceData:
     classes: int | None = None
     judged_by: Literal["loss", "accuracy"] = "loss"
     about: dict[str, Any] = field(default_factory=dict)
-    measure: Callable[[SequenceModel, str], dict[str, float]] | None = None
+    measure: Literal["phoneme_errors"] | None = None
 
     @property
     def input_size(self) -> int:

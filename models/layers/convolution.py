@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streamcell.models.architectures.base import positive
+from streamcell.models.checks import choose, positive
 from streamcell.models.errors import ConfigError
 
-from .activations import ACTIVATIONS, choose
+from .activations import ACTIVATIONS
 from .norms import batch_normalised
 
 

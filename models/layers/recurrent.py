@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamcell.models.checks import choose
+
 from . import scan
 from . import torch_kernels as kernels
-from .activations import ACTIVATIONS, choose
+from .activations import ACTIVATIONS
 from .scan import Cell, States
 
 # How the recurrent weights of each gate may begin, float32[hidden, hidden]. "uniform" is what torch's own

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from streamcell.models.checks import choose
+from streamcell.models.data.registry import DataOptions, check_options
 from streamcell.models.errors import ConfigError
-from streamcell.models.layers.activations import choose
 
-DATASETS = ("chorales", "harmony", "vowels", "digits", "g2p", "csv")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -71,7 +71,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ConfigError for a setting out of range, naming it."""
-        choose("dataset", self.dataset, DATASETS)
+        check_options(self.dataset, self.data_options)
         choose("schedule", self.schedule, SCHEDULES)
         for name in ("epochs", "batch_size", "window"):
             if getattr(self, name) < 1:
@@ -86,21 +86,18 @@ class TrainConfig:
             raise ConfigError(f"warmup must be in [0, 1); got {self.warmup}")
         if self.minutes is not None and not self.minutes > 0:
             raise ConfigError(f"minutes must be above 0; got {self.minutes}")
-        if self.dataset == "csv" and self.data is None:
-            raise ConfigError("the csv data set needs a file: --data FILE.csv")
-        if self.data is not None and self.dataset not in ("chorales", "csv"):
-            raise ConfigError(f"a data file is for chorales or csv; the data set is {self.dataset}")
-        if self.targets and self.dataset != "csv":
-            raise ConfigError(f"targets are columns of a CSV file; the data set is {self.dataset}")
-        if (self.stress or self.reverse) and self.dataset != "g2p":
-            raise ConfigError(f"stress and reverse are for g2p; the data set is {self.dataset}")
         self.torch_device()
 
+    @property
+    def data_options(self) -> DataOptions:
+        """The settings that say which data to read."""
+        return DataOptions(self.data, self.data_folder, self.targets, self.stress, self.reverse)
+
     def torch_device(self) -> torch.device:
-        """The device, if it can be had.
+        """The device that `device` names.
 
         Raises:
-            ConfigError: it is not known, or this torch or this machine has no such device.
+            ConfigError: the name is unknown, or this torch or this machine has no such device.
         """
         try:
             device = torch.device(self.device)
@@ -110,7 +107,7 @@ class TrainConfig:
             raise ConfigError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(
-                f"device {self.device} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
+                f"there is no device {self.device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
             )
         return device
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from streamcell.models.layers.activations import choose
+from streamcell.models.checks import choose
 
-from .config import DATASETS, TrainConfig
+from .config import TrainConfig
 
 # An LSTM on Bach's chorales in about a minute on two cores. docs/chorales.md says what it reaches.
-CHORALES_DEMO = TrainConfig(
+CHORALES = TrainConfig(
     model={"kind": "lstm", "hidden_size": 320, "num_layers": 1, "dropout": 0.45},
     out=Path("runs/chorales"),
     dataset="chorales",
@@ -100,25 +100,25 @@ G2P_LARGE = replace(
 )
 
 _PRESETS = {
-    "chorales": CHORALES_DEMO,
+    "chorales": CHORALES,
     "csv": CSV,
     "digits": DIGITS,
     "vowels": VOWELS,
     "harmony": HARMONY,
     "g2p": G2P,
 }
-# What a kind has where nothing is said.
+# Layers of a kind whose number is not given.
 _LAYERS = {"cnn": 3, "tcn": 4}
 _CHANNELS = 64
 
 
 def config(dataset: str, **given: Any) -> TrainConfig:
-    """The preset of a data set, with `given` settings in place of its own.
+    """The preset of a data set, with the `given` settings in place of its own.
 
     Raises:
         ConfigError: there is no such data set.
     """
-    return replace(_PRESETS[choose("dataset", dataset, DATASETS)], **given)
+    return replace(_PRESETS[choose("dataset", dataset, tuple(_PRESETS))], **given)
 
 
 def model(
@@ -129,12 +129,12 @@ def model(
     layers: int | None = None,
     dropout: float | None = None,
 ) -> dict[str, Any]:
-    """Settings of a model of any kind, or of the preset's: the preset's sizes where none are given.
+    """Settings of a model of any kind; what is not given is the preset's.
 
     Raises:
         ConfigError: there is no such data set.
     """
-    preset = _PRESETS[choose("dataset", dataset, DATASETS)].model
+    preset = _PRESETS[choose("dataset", dataset, tuple(_PRESETS))].model
     kind = kind or preset["kind"]
     own = kind == preset["kind"]
     settings = dict(preset) if own else {"kind": kind, "dropout": preset["dropout"]}

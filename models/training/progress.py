@@ -1,29 +1,53 @@
-"""A run on the terminal: one bar for parsing scores, one for epochs."""
+"""What a run reports as it goes, and how the terminal shows it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from .watch import Report
+from .run_folder import Row
+
+
+@dataclass(frozen=True)
+class Report:
+    """One epoch: its row, the validation loss of the best epoch so far, the share of the run that is done."""
+
+    row: Row
+    best_loss: float
+    fraction: float
+
+
+class Progress(Protocol):
+    """Is told how a run goes."""
+
+    def parsed(self, done: int, total: int) -> None:
+        """`done` of `total` scores are parsed."""
+
+    def epoch(self, report: Report) -> None:
+        """An epoch is over."""
 
 
 class RichProgress:
-    """Shows what `train` reports; a context manager, so that the bars are finished however the run ends."""
+    """Shows a run on the terminal: one bar for parsed scores, one for epochs.
+
+    A context manager: it finishes the bars however the run ends.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[told]}"),
-            TimeElapsedColumn(),
+        self._bars = bars.Progress(
+            bars.SpinnerColumn(),
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.TextColumn("{task.fields[told]}"),
+            bars.TimeElapsedColumn(),
             console=console,
         )
-        self._parsing: TaskID | None = None
-        self._training: TaskID | None = None
+        self._parsing: bars.TaskID | None = None
+        self._training: bars.TaskID | None = None
 
     def __enter__(self) -> RichProgress:
         self._bars.start()

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from streamcell.models.architectures.base import SequenceModel
 from streamcell.models.architectures.build import build
-from streamcell.models.data.cache import replace
 from streamcell.models.errors import RunError
+from streamcell.models.files import write_whole
 
 FORMAT = "streamcell.run/1"
 WEIGHTS, CONFIG, METRICS, PLOT, RESUME = (
@@ -68,13 +68,13 @@ class Progressed:
 def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write a model's state dict."""
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    replace(folder / WEIGHTS, safetensors.torch.save(plain))
+    write_whole(folder / WEIGHTS, safetensors.torch.save(plain))
 
 
 def save_config(folder: Path, document: Mapping[str, Any]) -> None:
     """Write config.json: `document` under the format's name."""
     text = json.dumps({"format": FORMAT, "name": folder.resolve().name, **document}, indent=2)
-    replace(folder / CONFIG, (text + "\n").encode())
+    write_whole(folder / CONFIG, (text + "\n").encode())
 
 
 def save_metrics(folder: Path, rows: Sequence[Row]) -> None:
@@ -83,7 +83,7 @@ def save_metrics(folder: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in fields(Row)])
     writer.writerows(asdict(row).values() for row in rows)
-    replace(folder / METRICS, text.getvalue().encode())
+    write_whole(folder / METRICS, text.getvalue().encode())
 
 
 def save_resume(
@@ -91,7 +91,7 @@ def save_resume(
 ) -> None:
     """Write the resume point: one file, so that weights and bookkeeping cannot be of different epochs."""
     about = json.dumps({"config": dict(config), **asdict(progressed)})
-    replace(folder / RESUME, safetensors.torch.save(dict(tensors), metadata={"progress": about}))
+    write_whole(folder / RESUME, safetensors.torch.save(dict(tensors), metadata={"progress": about}))
 
 
 def load_resume(folder: Path) -> tuple[dict[str, Tensor], Progressed, dict[str, Any]]:

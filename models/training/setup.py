@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from streamcell.models.architectures.base import SequenceModel
 from streamcell.models.architectures.build import build
 from streamcell.models.architectures.seq2seq import Seq2Seq
-from streamcell.models.data.chorales import chorales_data, load_chorales
-from streamcell.models.data.csv_table import load_table
-from streamcell.models.data.digits import load_digits
-from streamcell.models.data.g2p import Symbols, load_dictionary
-from streamcell.models.data.g2p_series import g2p_data
-from streamcell.models.data.harmony import load_harmony
-from streamcell.models.data.jsb import load_jsb
+from streamcell.models.data.registry import DATASETS
 from streamcell.models.data.sequences import SequenceData
-from streamcell.models.data.vowels import load_vowels
 from streamcell.models.errors import ConfigError
 
 from .config import TrainConfig
-from .watch import Progress
+from .progress import Progress
 
 
 def load_data(config: TrainConfig, progress: Progress | None = None) -> SequenceData:
     """The data set that `config` names.
 
     Raises:
+        ConfigError: `config` does not fit the data set.
         DataError: it cannot be read.
     """
-    parsed = progress.parsed if progress else None
-    if config.dataset == "csv":
-        if config.data is None:
-            raise ConfigError("the csv data set needs a file: --data FILE.csv")
-        return load_table(config.data, config.targets)
-    if config.dataset == "vowels":
-        return load_vowels()
-    if config.dataset == "digits":
-        return load_digits()
-    if config.dataset == "g2p":
-        symbols = Symbols(stress=config.stress, reverse=config.reverse)
-        return g2p_data(load_dictionary(stress=config.stress), symbols)
-    if config.dataset == "harmony":
-        return load_harmony(config.data_folder, parsed)
-    if config.data is not None:
-        return load_jsb(config.data)
-    return chorales_data(load_chorales(config.data_folder, parsed))
+    options = replace(config.data_options, on_parsed=progress.parsed if progress else None)
+    return DATASETS[config.dataset].load(options)
 
 
 def make_model(config: TrainConfig, data: SequenceData) -> SequenceModel:

@@ -12,19 +12,20 @@ from typing import Any
 
 import torch
 
-from streamcell.models.data import cache
 from streamcell.models.data.sequences import SequenceData
 from streamcell.models.errors import RunError
+from streamcell.models.files import write_whole
 
 from . import run_folder as runs
 from .config import TrainConfig
 from .evaluation import persistence, score
+from .g2p_evaluation import MEASURES
 from .losses import LOSS_NAMES
 from .plot import loss_plot
+from .progress import Progress, Report
 from .run_folder import Progressed, Row
 from .setup import load_data, make_model
 from .trainer import Trainer
-from .watch import Progress, Report
 
 # Settings that a resumed run may change: they say where and how long, not what.
 MAY_DIFFER = frozenset({"out", "device", "data_folder"})
@@ -207,7 +208,7 @@ class _Run:
             elapsed_s=self.progressed.elapsed_s,
             test_accuracy=test.accuracy,
             valid_accuracy=rows[self.progressed.best_epoch - 1].valid_accuracy,
-            measured=self.data.measure(model, "test") if self.data.measure else {},
+            measured=MEASURES[self.data.measure](model, self.data, "test") if self.data.measure else {},
         )
         told = {
             name: value
@@ -220,7 +221,7 @@ class _Run:
         self._document["training"]["result"] = told
         runs.save_config(folder, self._document)
         title = f"{model.kind} on {self.data.name}: test {result.test_loss:.3f}"
-        cache.replace(
+        write_whole(
             folder / runs.PLOT,
             loss_plot(rows, result.best_epoch, title=title, clip_norm=self.config.clip_norm),
         )

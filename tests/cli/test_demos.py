@@ -19,7 +19,7 @@ from streamcell.cli.demos import chorales as demo_chorales
 from streamcell.cli.demos.base import SHAPES, Options, Report
 from streamcell.cli.demos.registry import DEFAULT, DEMOS, by_name, by_shape, folder
 from streamcell.models import load_chorales
-from streamcell.models.data.chorales import corpus_files, split_of
+from streamcell.models.data.chorales import corpus_files, part_of
 from streamcell.models.data.harmony import load_degrees
 from streamcell.models.training import presets
 from streamcell.models.training.config import DATASETS
@@ -65,8 +65,8 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parsed corpora of a few chorales, so that no test waits for four hundred."""
     chosen: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
     for path in corpus_files():
-        if len(chosen[split_of(path.stem)]) < 2:
-            chosen[split_of(path.stem)].append(path)
+        if len(chosen[part_of(path.stem)]) < 2:
+            chosen[part_of(path.stem)].append(path)
     files = [path for part in chosen.values() for path in part]
     folder = tmp_path_factory.mktemp("data")
     load_chorales(folder, files=files)

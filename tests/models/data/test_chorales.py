@@ -9,9 +9,10 @@ import pytest
 
 from streamcell.models import Chorales, DataError, chorales_data, load_chorales
 from streamcell.models.data.cache import read_rolls, write_rolls
-from streamcell.models.data.chorales import collect, corpus_files, parse_files, split_of
+from streamcell.models.data.chorales import collect, corpus_files, parse_files, part_of
 from streamcell.models.data.chorales_parse import Parsed, four_voices, parse_score, piano_roll
 from streamcell.models.data.piano import Roll, room, transpose, versions
+from streamcell.models.data.splits import SPLITS
 
 
 def random_roll(seed: int, length: int = 20) -> Roll:
@@ -51,7 +52,7 @@ def test_a_score_becomes_four_voices_on_the_quarter_grid() -> None:
 def test_files_are_parsed_in_parallel_and_failures_are_named(
     some_files: list[Path], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamcell.models.data.chorales.FEW", few)
+    monkeypatch.setattr("streamcell.models.data.parallel.FEW", few)
     told: list[tuple[int, int]] = []
     parsed = parse_files(some_files, lambda done, total: told.append((done, total)))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -121,9 +122,7 @@ def test_transposition_moves_keys_and_room_says_how_far() -> None:
 
 def test_the_split_depends_on_the_name_alone() -> None:
     names = [f"bwv{number}.{part}" for number in range(1, 400) for part in (1, 6)]
-    shares = {
-        part: sum(split_of(n) == part for n in names) / len(names) for part in ("train", "valid", "test")
-    }
+    shares = {part: sum(part_of(n) == part for n in names) / len(names) for part in SPLITS}
     assert shares["train"] == pytest.approx(0.7, abs=0.05)
     assert shares["valid"] == pytest.approx(0.1, abs=0.04)
     # Fixed for good: results are comparable only while these stay where they are.
@@ -134,7 +133,7 @@ def test_the_split_depends_on_the_name_alone() -> None:
         "bwv103.6": "test",
         "bwv104.6": "train",
     }
-    assert {name: split_of(name) for name in pinned} == pinned
+    assert {name: part_of(name) for name in pinned} == pinned
 
 
 def test_targets_are_the_next_timestep() -> None:
@@ -144,13 +143,10 @@ def test_targets_are_the_next_timestep() -> None:
         "bwv2": random_roll(3),
         "bwv3": random_roll(4),
     }
-    names = [
-        next(n for n in (f"bwv{k}" for k in range(999)) if split_of(n) == p)
-        for p in ("train", "valid", "test")
-    ]
+    names = [next(n for n in (f"bwv{k}" for k in range(999)) if part_of(n) == p) for p in SPLITS]
     data = chorales_data(Chorales(names, list(rolls.values())[:3]))
     assert (data.input_size, data.output_size) == (88, 88)
-    for split, roll in zip(("train", "valid", "test"), rolls.values(), strict=False):
+    for split, roll in zip(SPLITS, rolls.values(), strict=False):
         (piece,) = data.part(split)
         assert np.array_equal(piece.x, roll[:-1])
         assert np.array_equal(piece.y, roll[1:])
@@ -158,7 +154,7 @@ def test_targets_are_the_next_timestep() -> None:
 
 
 def test_an_empty_part_is_an_error() -> None:
-    name = next(n for n in (f"bwv{k}" for k in range(999)) if split_of(n) == "train")
+    name = next(n for n in (f"bwv{k}" for k in range(999)) if part_of(n) == "train")
     with pytest.raises(DataError, match="the valid part has no piece"):
         chorales_data(Chorales([name], [random_roll(1)]))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamcell.models import DataError
-from streamcell.models.data.chorales import Chorales, corpus_files, split_of
+from streamcell.models.data.chorales import Chorales, corpus_files, part_of
 from streamcell.models.data.chorales_parse import parse_score
 from streamcell.models.data.digits import load_digits, read_digits
 from streamcell.models.data.harmony import harmony_data, load_degrees
@@ -142,7 +142,7 @@ def test_degrees_are_analysed_once_and_joined_to_the_rolls(tmp_path: Path) -> No
     # A piece of each part.
     files: dict[str, Path] = {}
     for path in corpus_files():
-        files.setdefault(split_of(path.stem), path)
+        files.setdefault(part_of(path.stem), path)
     chosen = sorted(files.values())
     degrees = load_degrees(tmp_path, files=chosen)
     again = load_degrees(tmp_path, files=[])
@@ -164,4 +164,4 @@ def test_degrees_are_analysed_once_and_joined_to_the_rolls(tmp_path: Path) -> No
     with pytest.raises(DataError, match=f"{names[0]} has .* timesteps and .* degrees"):
         harmony_data(chorales, short)
     with pytest.raises(DataError, match="the test part has no piece"):
-        harmony_data(chorales, {name: degrees[name] for name in degrees if split_of(name) != "test"})
+        harmony_data(chorales, {name: degrees[name] for name in degrees if part_of(name) != "test"})

@@ -13,8 +13,8 @@ from streamcell.cli import app
 from streamcell.cli.local_server import ServerProcess
 from streamcell.client import Client, connect
 from streamcell.export import export_run
+from streamcell.models.data import registry
 from streamcell.models.data.g2p import Dictionary, load_dictionary
-from streamcell.models.training import setup as run_setup
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def trained(few: Dictionary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("g2p") / "run"
     arguments = ["train", "g2p", "--out", str(out), "--hidden", "48"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_setup, "load_dictionary", lambda stress: few)
+        patch.setattr(registry, "load_dictionary", lambda stress: few)
         settings = ["--epochs", "25", "--batch-size", "16", "--learning-rate", "0.01", "--dropout", "0.1"]
         done = CliRunner().invoke(app, [*arguments, *settings])
     assert done.exit_code == 0, done.output

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from streamcell.models import DataError
-from streamcell.models.data.g2p import LETTERS, Dictionary, Symbols, collect, split_of
-from streamcell.models.data.g2p_series import g2p_data
+from streamcell.models.data.g2p import LETTERS, Dictionary, Symbols, collect, g2p_data, part_of
 from streamcell.models.training.batches import in_order, shuffled
-from streamcell.models.training.g2p_metrics import count_errors, edit_distance
+from streamcell.models.training.g2p_evaluation import count_errors, edit_distance
 
 
 def test_the_dictionary_is_whole_and_split_by_word(dictionary: Dictionary) -> None:
@@ -32,7 +31,7 @@ def test_the_dictionary_is_whole_and_split_by_word(dictionary: Dictionary) -> No
 def test_a_words_part_depends_on_the_word_alone() -> None:
     # Held fixed: with another split new figures could not be set beside old ones.
     parts = {"cat": "train", "tomato": "train", "diver": "test", "advice": "test", "bacall": "valid"}
-    assert {word: split_of(word) for word in parts} == parts
+    assert {word: part_of(word) for word in parts} == parts
 
 
 def test_pronunciations_that_differ_in_stress_alone_are_one_without_it() -> None:

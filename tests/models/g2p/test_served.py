@@ -18,9 +18,9 @@ from streamcell.cli.local_server import ServerProcess
 from streamcell.client import AsyncClient, Client, StreamCellError, connect_async
 from streamcell.models import Seq2Seq, load_run
 from streamcell.models.architectures.seq2seq_decode import beam
+from streamcell.models.data import registry
 from streamcell.models.data.g2p import Dictionary, Symbols
-from streamcell.models.data.g2p_series import LIMIT, pronounce
-from streamcell.models.training import setup as run_setup
+from streamcell.models.training.g2p_evaluation import LIMIT, pronounce
 
 
 def test_the_server_says_of_words_what_pytorch_says(trained: Path, few: Dictionary, client: Client) -> None:
@@ -113,7 +113,7 @@ def test_a_token_outside_the_table_is_refused_alone(token: int, client: Client) 
 def test_the_demo_goes_from_the_dictionary_to_served_error_rates(
     few: Dictionary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_setup, "load_dictionary", lambda stress: few)
+    monkeypatch.setattr(registry, "load_dictionary", lambda stress: few)
     monkeypatch.setattr(models_face, "load_dictionary", lambda stress: few)
     arguments = ["demo", "g2p", "--out", str(tmp_path), "--minutes", "0.02", "--sessions", "8"]
     done = CliRunner().invoke(app, arguments)

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from streamcell.cli import app
 from streamcell.export import export_run
 from streamcell.models import ConfigError, Seq2Seq, TrainConfig, load_run, train
+from streamcell.models.data import registry
 from streamcell.models.data.g2p import Dictionary, Symbols
-from streamcell.models.data.g2p_series import error_rates, pronounce
 from streamcell.models.training import presets
-from streamcell.models.training import setup as run_setup
+from streamcell.models.training.g2p_evaluation import error_rates, pronounce
 
 
 def test_training_writes_a_run_folder_with_error_rates(trained: Path, few: Dictionary) -> None:
@@ -54,7 +54,7 @@ def test_a_model_that_the_data_does_not_fit_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_setup, "load_dictionary", lambda stress: few)
+    monkeypatch.setattr(registry, "load_dictionary", lambda stress: few)
     table = tmp_path / "t.csv"
     np.savetxt(
         table, np.random.default_rng(0).normal(size=(60, 3)), delimiter=",", header="a,b,c", comments=""
@@ -67,15 +67,15 @@ def test_a_model_that_the_data_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["g2p", "--data", "x.csv"], "a data file is for chorales or csv"),
-        (["chorales", "--reverse"], "stress and reverse are for g2p"),
+        (["g2p", "--data", "x.csv"], "a data file can only be given for chorales or csv"),
+        (["chorales", "--reverse"], "reverse can only be given for g2p"),
         (["g2p", "--set", "cell=rnn"], "cell must be one of lstm, gru"),
     ],
 )
 def test_bad_settings_are_told(
     arguments: list[str], message: str, few: Dictionary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_setup, "load_dictionary", lambda stress: few)
+    monkeypatch.setattr(registry, "load_dictionary", lambda stress: few)
     done = CliRunner().invoke(app, ["train", *arguments, "--out", str(tmp_path / "run")])
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())

@@ -267,10 +267,12 @@ def test_settings_out_of_range_are_refused_by_name(config: TrainConfig) -> None:
         ({"schedule": "steps"}, "schedule must be one of cosine, linear, constant"),
         ({"dataset": "jazz"}, "dataset must be one of chorales, harmony, vowels, digits, g2p, csv"),
         ({"dataset": "csv", "data": None}, "needs a file"),
-        ({"dataset": "vowels"}, "a data file is for chorales or csv; the data set is vowels"),
-        ({"targets": ("a",)}, "targets are columns of a CSV file"),
+        ({"dataset": "vowels"}, "a data file can only be given for chorales or csv; the data set is vowels"),
+        ({"targets": ("a",)}, "target columns can only be given for csv; the data set is chorales"),
+        ({"stress": True}, "stress can only be given for g2p"),
+        ({"reverse": True}, "reverse can only be given for g2p"),
         ({"device": "tpu"}, "device must be cpu, cuda or cuda:N; got 'tpu'"),
-        ({"device": "cuda:99"}, "device cuda:99 is not there"),
+        ({"device": "cuda:99"}, "there is no device cuda:99"),
     ):
         with pytest.raises(ConfigError, match=message):
             train(dataclasses.replace(config, **change))

@@ -1,0 +1,29 @@
+"""Checks of single settings. Each raises a ConfigError that names the setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .errors import ConfigError
+
+
+def choose(what: str, name: str, allowed: Sequence[str]) -> str:
+    """`name`, if it is one of `allowed`; `what` says in the error which setting is meant.
+
+    Raises:
+        ConfigError: `name` is not among `allowed`.
+    """
+    if name not in allowed:
+        raise ConfigError(f"{what} must be one of {', '.join(allowed)}; got {name!r}")
+    return name
+
+
+def positive(what: str, value: int) -> int:
+    """`value`, if it is at least 1.
+
+    Raises:
+        ConfigError: it is not; `what` names the setting.
+    """
+    if value < 1:
+        raise ConfigError(f"{what} must be at least 1; got {value}")
+    return value

@@ -1,0 +1,98 @@
+"""The data sets by name, and what each can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamcell.models.checks import choose
+from streamcell.models.errors import ConfigError
+
+from .chorales import chorales_data, load_chorales
+from .csv_table import load_table
+from .digits import load_digits
+from .g2p import Symbols, g2p_data, load_dictionary
+from .harmony import load_harmony
+from .jsb import load_jsb
+from .parallel import OnParsed
+from .sequences import SequenceData
+from .vowels import load_vowels
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the configuration of a run says about its data.
+
+    Attributes:
+        data: a file to read in place of the data that comes with a package.
+        data_folder: where parsed corpora are cached.
+        targets: CSV columns to forecast; () for all.
+        stress: whether phonemes carry their stress.
+        reverse: whether a word's letters go in last letter first.
+        on_parsed: is told how many files are parsed.
+    """
+
+    data: Path | None = None
+    data_folder: Path = Path("data")
+    targets: tuple[str, ...] = ()
+    stress: bool = False
+    reverse: bool = False
+    on_parsed: OnParsed | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set.
+
+    Attributes:
+        load: reads it; raises DataError if it cannot.
+        takes: the options of `OPTIONAL` that it knows.
+        needs_file: whether there is no data without `data`.
+    """
+
+    load: Callable[[DataOptions], SequenceData]
+    takes: Collection[str] = ()
+    needs_file: bool = False
+
+
+# Options that only some data sets take, each with the words that an error calls it by.
+OPTIONAL = {"data": "a data file", "targets": "target columns", "stress": "stress", "reverse": "reverse"}
+
+
+def check_options(dataset: str, options: DataOptions) -> None:
+    """Raise ConfigError if there is no such data set, if an option is not one of its own or if its file is missing."""
+    chosen = DATASETS[choose("dataset", dataset, tuple(DATASETS))]
+    for option, words in OPTIONAL.items():
+        if getattr(options, option) and option not in chosen.takes:
+            takers = " or ".join(name for name, other in DATASETS.items() if option in other.takes)
+            raise ConfigError(f"{words} can only be given for {takers}; the data set is {dataset}")
+    if chosen.needs_file and options.data is None:
+        raise ConfigError(f"the {dataset} data set needs a file: --data FILE.{dataset}")
+
+
+def _chorales(options: DataOptions) -> SequenceData:
+    if options.data is not None:
+        return load_jsb(options.data)
+    return chorales_data(load_chorales(options.data_folder, options.on_parsed))
+
+
+def _g2p(options: DataOptions) -> SequenceData:
+    symbols = Symbols(stress=options.stress, reverse=options.reverse)
+    return g2p_data(load_dictionary(stress=options.stress), symbols)
+
+
+def _csv(options: DataOptions) -> SequenceData:
+    if options.data is None:
+        raise ConfigError("the csv data set needs a file: --data FILE.csv")
+    return load_table(options.data, options.targets)
+
+
+DATASETS = {
+    "chorales": Dataset(_chorales, takes={"data"}),
+    "harmony": Dataset(lambda options: load_harmony(options.data_folder, options.on_parsed)),
+    "vowels": Dataset(lambda options: load_vowels()),
+    "digits": Dataset(lambda options: load_digits()),
+    "g2p": Dataset(_g2p, takes={"stress", "reverse"}),
+    "csv": Dataset(_csv, takes={"data", "targets"}, needs_file=True),
+}

@@ -58,6 +58,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python client/generate.py --check
 
 # mypy finds packages by folder, and the folders are sub-packages of `streamcell`: link them as it expects.
 typecheck: $(VENV)/installed

@@ -4,6 +4,10 @@ with connect("localhost:8500") as client, client.session("chorales") as session:
     y = session.step(x)  # x[*step_shape] → y[*step_shape]
 """
 
+from __future__ import annotations
+
+from typing import TypedDict, Unpack
+
 from streamcell.client.aio.client import AsyncClient
 from streamcell.client.aio.pool import AsyncPool
 from streamcell.client.aio.session import AsyncSession
@@ -14,8 +18,7 @@ from streamcell.client.protocol.generation import Generated, Hypothesis, Step
 from streamcell.client.protocol.signature import OutputMode
 from streamcell.client.protocol.steps import AsyncSteps, Steps
 
-from .channel import Options
-from .entry import connect, connect_async
+from .channel import TLS, Metadata, Options
 from .errors import (
     Cancelled,
     DeadlineExceeded,
@@ -29,7 +32,6 @@ from .errors import (
     ServerDraining,
     ServerFault,
     SessionClosed,
-    SessionEvicted,
     SessionExpired,
     SessionLimit,
     SessionLost,
@@ -66,7 +68,6 @@ __all__ = [
     "ServerFault",
     "Session",
     "SessionClosed",
-    "SessionEvicted",
     "SessionExpired",
     "SessionLimit",
     "SessionLost",
@@ -80,3 +81,31 @@ __all__ = [
     "connect",
     "connect_async",
 ]
+
+
+class ConnectOptions(TypedDict, total=False):
+    """The keyword arguments of `connect`: the fields of `Options`."""
+
+    timeout_s: float
+    tls: TLS
+    metadata: Metadata
+    keepalive_s: float
+    keepalive_timeout_s: float
+    wait_for_ready: bool
+    options: list[tuple[str, object]]
+
+
+def connect(target: str, **options: Unpack[ConnectOptions]) -> Client:
+    """A blocking client of the server at `target`, such as "localhost:8500"; `Options` says what else it takes.
+
+    Nothing is sent yet. Use it in a `with` statement, or `close` it.
+    """
+    return Client(target, Options(**options))
+
+
+def connect_async(target: str, **options: Unpack[ConnectOptions]) -> AsyncClient:
+    """`connect` for asyncio: an `async with` client, to be made while its event loop runs.
+
+    gRPC supports one event loop a process.
+    """
+    return AsyncClient(target, Options(**options))

@@ -40,7 +40,7 @@ class Options:
     options: Sequence[tuple[str, Any]] = ()
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """Credentials of the channel; None for plain text. Raises OSError where the PEM file cannot be read."""
+        """Credentials of the channel; None for plain text. Raises OSError if the PEM file cannot be read."""
         if isinstance(self.tls, bool):
             return grpc.ssl_channel_credentials() if self.tls else None
         if isinstance(self.tls, (str, Path)):
@@ -60,7 +60,14 @@ class Options:
         arguments.update(self.options)
         return list(arguments.items())
 
-    def limit_s(self, timeout_s: float | None) -> float | None:
-        """A call's time limit as gRPC takes it: `timeout_s`, or this client's where it is None; None for none."""
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
-        return limit_s if math.isfinite(limit_s) else None
+    def wait_s(self, timeout_s: float | None) -> float:
+        """How long to wait for an answer: `timeout_s`, or this client's limit if it is None; infinite for no limit."""
+        return self.timeout_s if timeout_s is None else timeout_s
+
+    def of_call(self, deadline_s: float, metadata: Metadata = ()) -> dict[str, Any]:
+        """A gRPC call's keyword arguments: its deadline (infinite for none), this client's metadata and `metadata`."""
+        return {
+            "timeout": deadline_s if math.isfinite(deadline_s) else None,
+            "metadata": (*self.metadata, *metadata),
+            "wait_for_ready": self.wait_for_ready,
+        }

@@ -101,10 +101,6 @@ class SessionClosed(SessionLost):
     """Closed: by this client, or by another through `close_session`."""
 
 
-class SessionEvicted(SessionLost):
-    """Ended by the server to make room."""
-
-
 class Unavailable(StreamCellError, ConnectionError):
     """The server cannot be reached, or the connection broke."""
 
@@ -169,7 +165,6 @@ _BY_REASON: dict[str, type[StreamCellError]] = {
     "MESSAGE_TOO_LARGE": MessageTooLarge,
     "SESSION_EXPIRED": SessionExpired,
     "SESSION_CLOSED": SessionClosed,
-    "SESSION_EVICTED": SessionEvicted,
     "SERVER_DRAINING": ServerDraining,
 }
 

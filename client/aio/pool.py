@@ -14,7 +14,9 @@ from .stream_base import AsyncConversation
 
 
 class AsyncPool(AsyncConversation[PoolExchange]):
-    """Many sessions of one model, stepped together by a message; use what `AsyncClient.pool` gives in an `async with`.
+    """Many sessions of one model, stepped together by one message.
+
+    Use what `AsyncClient.pool` gives in an `async with`.
 
     Members go by number, from 0. `step`, `run` and `send` take a row a member: all open ones in ascending order, or
     those that `members` names, each at most once. Inputs and outputs are otherwise as for a session.
@@ -53,7 +55,7 @@ class AsyncPool(AsyncConversation[PoolExchange]):
     ) -> Any:
         """Run a chunk of each: `x[n, T, *step_shape]` gives `y[n, T, *step_shape]`, or `y[n, 1, …]` in mode "last".
 
-        Row i has only its first `lengths[i]` timesteps where that is given; the outputs beyond are zeros.
+        If `lengths` is given, row i has only its first `lengths[i]` timesteps; the outputs beyond are zeros.
         """
         return await self._ask(x, members, CHUNK, output, lengths, reset)
 
@@ -67,6 +69,7 @@ class AsyncPool(AsyncConversation[PoolExchange]):
         output: OutputMode | None = None,
     ) -> None:
         """Send a timestep or a chunk of each without waiting; `receive` gives the outputs."""
+        # blocking: self._ensure_open()
         frame = self._exchange.request(x, members, EITHER, output, lengths, reset)
         await self._write(frame)
 
@@ -90,11 +93,13 @@ class AsyncPool(AsyncConversation[PoolExchange]):
     @property
     def members(self) -> Ints:
         """The open members' numbers, ascending, int64[len(pool)]; expired ones too, until they are closed."""
+        # blocking: self._ensure_open()
         return self._exchange.members
 
     @property
     def step_indices(self) -> npt.NDArray[np.int64]:
         """Timesteps that each has applied since it opened or was reset, by member, as of the last reply received."""
+        # blocking: self._ensure_open()
         return self._exchange.step_indices
 
     def __len__(self) -> int:
@@ -109,12 +114,14 @@ class AsyncPool(AsyncConversation[PoolExchange]):
         lengths: Any,
         reset: Members,
     ) -> Any:
+        # blocking: self._ensure_open()
         self._exchange.expect_idle()
         frame = self._exchange.request(x, members, ranks, output, lengths, reset)
         await self._write(frame)
         return await self._answer()
 
     async def _change(self, *, close: Members = (), reset: Members = (), count: int = 0) -> Any:
+        # blocking: self._ensure_open()
         self._exchange.expect_idle()
         frame = self._exchange.change(close=close, reset=reset, count=count)
         await self._write(frame)

@@ -15,10 +15,17 @@ from .stream_base import AsyncConversation
 
 
 class AsyncSession(AsyncConversation[SessionExchange]):
-    """One live sequence on one model, on asyncio; use what `AsyncClient.session` gives in an `async with`.
+    """One live sequence on one model; use what `AsyncClient.session` gives in an `async with`.
 
-    Inputs, outputs and errors are those of the blocking `Session`. One task at a time, except for `cancel`. A task
-    that is cancelled while it awaits a reply ends the session: whether its steps were applied is not known.
+    The server keeps its state between steps. Inputs are numpy arrays of the model's dtype, or of one that numpy casts
+    to it safely, or Python numbers in nested lists. A model with several inputs takes a dict by name or a tuple in
+    order. Outputs are a numpy array, a dict of arrays by name if the model has several, or None in output mode "none".
+
+    An input that does not fit raises InvalidInput before anything is sent and leaves the session as it was. Any
+    error that the server sends ends the session: its state is gone and every later call raises that error again.
+
+    One task at a time, except for `cancel`. A task that is cancelled while it awaits a reply ends the session: whether
+    its steps were applied is not known.
     """
 
     async def step(self, x: Any, *, output: OutputMode | None = None) -> Any:
@@ -30,7 +37,8 @@ class AsyncSession(AsyncConversation[SessionExchange]):
         return await self._ask(x, CHUNK, output)
 
     async def send(self, x: Any, *, output: OutputMode | None = None) -> None:
-        """Send one timestep or a chunk without awaiting its reply; waits where the server is not reading."""
+        """Send one timestep or a chunk without awaiting its reply; waits if the server is not reading."""
+        # blocking: self._ensure_open()
         await self._settle()
         request = self._exchange.request(x, EITHER, output)
         await self._write(request)
@@ -49,26 +57,27 @@ class AsyncSession(AsyncConversation[SessionExchange]):
         steps_per_reply: int = 1,
         output: OutputMode | None = None,
     ) -> AsyncSteps:
-        """Let the server run up to `steps` steps by itself, each fed with what the output before it gives.
+        """Let the server run up to `steps` steps by itself: each output becomes the next step's input.
 
         The first input is `first` (`[*step_shape]`, or a token as an int), else the model's start token, else what the
-        session's last output gives; with `from_output` always the latter. Steps are applied as any others: `step_index`
-        counts them. What the last one's output gives is told (`Step.chosen`) and not fed, so with `from_output` and the
-        same settings the next `generate` goes on as if there had been no break.
+        session's last output gives; with `from_output` always the latter. `step_index` counts generated steps like all
+        others. The last output's choice is returned (`Step.chosen`) and not fed, so a further `generate` with
+        `from_output` and the same settings continues as if there had been no break.
 
         Args:
             feedback: "value", the output itself (real heads); "argmax", the default of other heads; "sample".
             temperature, top_k, seed: of samples, and each of them asks for samples. The seed fixes them.
-            stop: a class, or classes, that end it in the place of the model's own; () for none.
-            steps_per_reply: more than 1 saves messages where steps need not come at once.
+            stop: a class, or classes, that end it instead of the model's own; () for none.
+            steps_per_reply: more than 1 saves messages if steps need not come at once.
             output: as for `step`.
 
         Raises:
             ProtocolMisuse: GENERATION_UNSUPPORTED; the session is as it was.
-            InvalidInput: something does not fit. Where the session is still alive it is as it was.
+            InvalidInput: something does not fit. If the session is still alive it is as it was.
         """
 
         async def start() -> Generation:
+            # blocking: self._ensure_open()
             await self._settle()
             self._exchange.expect_idle()
             request = self._exchange.generate(
@@ -116,6 +125,7 @@ class AsyncSession(AsyncConversation[SessionExchange]):
             SessionLimit: the server has no room for so many hypotheses; the session has ended.
             ProtocolMisuse, InvalidInput: as `generate`.
         """
+        # blocking: self._ensure_open()
         await self._settle()
         self._exchange.expect_idle()
         request = self._exchange.beam_search(
@@ -136,16 +146,17 @@ class AsyncSession(AsyncConversation[SessionExchange]):
 
     @property
     def generation(self) -> GenerationInfo | None:
-        """How the model generates; None where it cannot."""
+        """How the model generates; None if it cannot."""
+        # blocking: self._ensure_open()
         return self._exchange.info()
 
     async def close(self) -> None:
-        """As for every conversation; a generation that is left running is stopped first."""
+        """Stop a generation that is still running, wait for the replies to what was sent, drop them, and end."""
         await self._settle()
         await super().close()
 
     async def _settle(self) -> None:
-        """Stop a generation that was left early, and drop what is to come of it."""
+        """Stop a generation that was left early, and drop the steps that it still sends."""
         generation = self._exchange.generation
         if generation is not None and self.alive:
             await self._stop_generation(generation)
@@ -168,6 +179,7 @@ class AsyncSession(AsyncConversation[SessionExchange]):
         return self._exchange.step_index
 
     async def _ask(self, x: Any, ranks: tuple[int, ...], output: OutputMode | None) -> Any:
+        # blocking: self._ensure_open()
         await self._settle()
         self._exchange.expect_idle()
         request = self._exchange.request(x, ranks, output)

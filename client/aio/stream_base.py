@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from streamcell.client.errors import (
     Cancelled,
@@ -16,9 +16,8 @@ from streamcell.client.errors import (
     StreamCellError,
     Unavailable,
 )
-from streamcell.client.protocol.session import Exchange
+from streamcell.client.protocol.described import Described, Exchanging
 from streamcell.client.protocol.signature import OutputMode
-from streamcell.client.values import Tensor
 
 from .grpc_stream import AsyncStream
 from .send_ahead import Feed
@@ -27,17 +26,14 @@ from .time_limit import TimeLimit
 _T = TypeVar("_T")
 
 
-_Exchange = TypeVar("_Exchange", bound=Exchange[Any])
-
-
-class AsyncConversation(Generic[_Exchange]):
+class AsyncConversation(Described[Exchanging]):
     """Sends requests and reads their replies, in order, and ends once.
 
     One task at a time, except for `cancel`. A task that is cancelled while it awaits a reply ends the conversation:
     whether its steps were applied is not known.
     """
 
-    def __init__(self, start: Callable[[], Any], exchange: _Exchange, timeout_s: float) -> None:
+    def __init__(self, start: Callable[[], Any], exchange: Exchanging, timeout_s: float) -> None:
         """`start` begins the gRPC call; nothing is sent before `open`."""
         self._start = start
         self._exchange = exchange
@@ -111,51 +107,6 @@ class AsyncConversation(Generic[_Exchange]):
         self._exchange.end(Cancelled("the session was cancelled"))
         self._limit.close()
         self._stop_call()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the session is not known to be over."""
-        return self._exchange.error is None
-
-    @property
-    def pending(self) -> int:
-        """Messages sent and not received yet."""
-        return self._exchange.pending
-
-    @property
-    def id(self) -> str:
-        """Names the session in `AsyncClient.sessions` and `AsyncClient.close_session`."""
-        return self._exchange.opened.session_id
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return self._exchange.opened.model
-
-    @property
-    def version(self) -> str:
-        """The version that the session stays on."""
-        return self._exchange.opened.version
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What one step takes."""
-        return self._exchange.inputs()
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """What one step gives."""
-        return self._exchange.outputs()
-
-    @property
-    def max_steps(self) -> int:
-        """The most timesteps that one message may carry."""
-        return self._exchange.opened.max_steps_per_message
-
-    @property
-    def idle_timeout_s(self) -> float:
-        """Seconds without a message after which the session expires; 0 for never."""
-        return self._exchange.opened.idle_timeout_s
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -1,3 +1,4 @@
+# Made from client/aio/pool.py by client/generate.py: change that file.
 """A pool of sessions over a blocking gRPC stream."""
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from .stream_base import Conversation
 
 
 class Pool(Conversation[PoolExchange]):
-    """Many sessions of one model, stepped together by one message; `Client.pool` opens it.
+    """Many sessions of one model, stepped together by one message.
+
+    Use what `Client.pool` gives in a `with` statement.
 
     Members go by number, from 0. `step`, `run` and `send` take a row a member: all open ones in ascending order, or
     those that `members` names, each at most once. Inputs and outputs are otherwise as for a session.
@@ -53,7 +56,7 @@ class Pool(Conversation[PoolExchange]):
     ) -> Any:
         """Run a chunk of each: `x[n, T, *step_shape]` gives `y[n, T, *step_shape]`, or `y[n, 1, …]` in mode "last".
 
-        Row i has only its first `lengths[i]` timesteps where that is given; the outputs beyond are zeros.
+        If `lengths` is given, row i has only its first `lengths[i]` timesteps; the outputs beyond are zeros.
         """
         return self._ask(x, members, CHUNK, output, lengths, reset)
 
@@ -69,7 +72,7 @@ class Pool(Conversation[PoolExchange]):
         """Send a timestep or a chunk of each without waiting; `receive` gives the outputs."""
         self._ensure_open()
         frame = self._exchange.request(x, members, EITHER, output, lengths, reset)
-        self._requests.put(frame)
+        self._write(frame)
 
     def reset(self, members: Members = None) -> None:
         """Put members, or all, back to the initial state and to step index 0."""
@@ -115,12 +118,12 @@ class Pool(Conversation[PoolExchange]):
         self._ensure_open()
         self._exchange.expect_idle()
         frame = self._exchange.request(x, members, ranks, output, lengths, reset)
-        self._requests.put(frame)
+        self._write(frame)
         return self._answer()
 
     def _change(self, *, close: Members = (), reset: Members = (), count: int = 0) -> Any:
         self._ensure_open()
         self._exchange.expect_idle()
         frame = self._exchange.change(close=close, reset=reset, count=count)
-        self._requests.put(frame)
+        self._write(frame)
         return self._answer()

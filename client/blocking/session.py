@@ -1,3 +1,4 @@
+# Made from client/aio/session.py by client/generate.py: change that file.
 """A session over a blocking gRPC stream."""
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from .stream_base import Conversation
 
 
 class Session(Conversation[SessionExchange]):
-    """One live sequence on one model; `Client.session` opens it. Its state stays on the server between steps.
+    """One live sequence on one model; use what `Client.session` gives in a `with` statement.
 
-    Inputs are numpy arrays of the model's dtype, or of one that numpy casts to it safely, or Python numbers in
-    nested lists. A model with several inputs takes a dict by name or a tuple in order. Outputs are a numpy array,
-    a dict of arrays by name where the model has several, or None in output mode "none".
+    The server keeps its state between steps. Inputs are numpy arrays of the model's dtype, or of one that numpy casts
+    to it safely, or Python numbers in nested lists. A model with several inputs takes a dict by name or a tuple in
+    order. Outputs are a numpy array, a dict of arrays by name if the model has several, or None in output mode "none".
 
     An input that does not fit raises InvalidInput before anything is sent and leaves the session as it was. Any
     error that the server sends ends the session: its state is gone and every later call raises that error again.
@@ -40,7 +41,8 @@ class Session(Conversation[SessionExchange]):
         """Send one timestep `[*step_shape]` or a chunk `[T, *step_shape]` without waiting; `receive` its reply."""
         self._ensure_open()
         self._settle()
-        self._requests.put(self._exchange.request(x, EITHER, output))
+        request = self._exchange.request(x, EITHER, output)
+        self._write(request)
 
     def generate(
         self,
@@ -56,43 +58,47 @@ class Session(Conversation[SessionExchange]):
         steps_per_reply: int = 1,
         output: OutputMode | None = None,
     ) -> Steps:
-        """Let the server run up to `steps` steps by itself, each fed with what the output before it gives.
+        """Let the server run up to `steps` steps by itself: each output becomes the next step's input.
 
         The first input is `first` (`[*step_shape]`, or a token as an int), else the model's start token, else what the
-        session's last output gives; with `from_output` always the latter. Steps are applied as any others: `step_index`
-        counts them. What the last one's output gives is told (`Step.chosen`) and not fed, so with `from_output` and the
-        same settings the next `generate` goes on as if there had been no break.
+        session's last output gives; with `from_output` always the latter. `step_index` counts generated steps like all
+        others. The last output's choice is returned (`Step.chosen`) and not fed, so a further `generate` with
+        `from_output` and the same settings continues as if there had been no break.
 
         Args:
             feedback: "value", the output itself (real heads); "argmax", the default of other heads; "sample".
             temperature, top_k, seed: of samples, and each of them asks for samples. The seed fixes them.
-            stop: a class, or classes, that end it in the place of the model's own; () for none.
-            steps_per_reply: more than 1 saves messages where steps need not come at once.
+            stop: a class, or classes, that end it instead of the model's own; () for none.
+            steps_per_reply: more than 1 saves messages if steps need not come at once.
             output: as for `step`.
 
         Raises:
             ProtocolMisuse: GENERATION_UNSUPPORTED; the session is as it was.
-            InvalidInput: something does not fit. Where the session is still alive it is as it was.
+            InvalidInput: something does not fit. If the session is still alive it is as it was.
         """
-        self._ensure_open()
-        self._settle()
-        self._exchange.expect_idle()
-        request = self._exchange.generate(
-            steps,
-            first,
-            output,
-            feedback=feedback,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            stop=stop,
-            from_output=from_output,
-            steps_per_reply=steps_per_reply,
-        )
-        generation = self._exchange.generation
-        assert generation is not None
-        self._requests.put(request)
-        return Steps(self, generation)
+
+        def start() -> Generation:
+            self._ensure_open()
+            self._settle()
+            self._exchange.expect_idle()
+            request = self._exchange.generate(
+                steps,
+                first,
+                output,
+                feedback=feedback,
+                temperature=temperature,
+                top_k=top_k,
+                seed=seed,
+                stop=stop,
+                from_output=from_output,
+                steps_per_reply=steps_per_reply,
+            )
+            generation = self._exchange.generation
+            assert generation is not None
+            self._write(request)
+            return generation
+
+        return Steps(self, start)
 
     def beam_search(
         self,
@@ -134,27 +140,30 @@ class Session(Conversation[SessionExchange]):
         )
         search = self._exchange.generation
         assert search is not None
-        self._requests.put(request)
+        self._write(request)
         while not search.finished:
             self._generation_reply(search)
         return search.hypotheses
 
     @property
     def generation(self) -> GenerationInfo | None:
-        """How the model generates; None where it cannot."""
+        """How the model generates; None if it cannot."""
         self._ensure_open()
         return self._exchange.info()
 
     def close(self) -> None:
-        """As for every conversation; a generation that is left running is stopped first."""
+        """Stop a generation that is still running, wait for the replies to what was sent, drop them, and end."""
         self._settle()
         super().close()
 
     def _settle(self) -> None:
-        """Stop a generation that was left early, and drop what is to come of it."""
+        """Stop a generation that was left early, and drop the steps that it still sends."""
         generation = self._exchange.generation
         if generation is not None and self.alive:
-            Steps(self, generation).close()
+            self._stop_generation(generation)
+            while not generation.finished:
+                self._generation_reply(generation)
+            generation.drop()
 
     def _generation_reply(self, generation: Generation) -> None:
         if self._exchange.error is not None:
@@ -163,7 +172,7 @@ class Session(Conversation[SessionExchange]):
 
     def _stop_generation(self, generation: Generation) -> None:
         if (request := self._exchange.stop(generation)) is not None:
-            self._requests.put(request)
+            self._write(request)
 
     @property
     def step_index(self) -> int:
@@ -174,5 +183,6 @@ class Session(Conversation[SessionExchange]):
         self._ensure_open()
         self._settle()
         self._exchange.expect_idle()
-        self._requests.put(self._exchange.request(x, ranks, output))
+        request = self._exchange.request(x, ranks, output)
+        self._write(request)
         return self._answer()

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 import grpc
 
@@ -22,18 +22,15 @@ from streamcell.client.errors import (
     Unavailable,
     from_rpc,
 )
-from streamcell.client.protocol.session import Exchange
+from streamcell.client.protocol.described import Described, Exchanging
 from streamcell.client.protocol.signature import OutputMode
-from streamcell.client.values import Tensor
-from streamcell.proto import pb
 
 from .watchdog import Watchdog
 
 Requests = Iterator[Any]
-_Exchange = TypeVar("_Exchange", bound=Exchange[Any])
 
 
-class Conversation(Generic[_Exchange]):
+class Conversation(Described[Exchanging]):
     """Sends requests and reads their replies, in order, and ends once.
 
     One thread at a time, except for `cancel`. Leaving the `with` block waits for what was sent and closes; leaving
@@ -43,7 +40,7 @@ class Conversation(Generic[_Exchange]):
     def __init__(
         self,
         start: Callable[[Requests], Any],
-        exchange: _Exchange,
+        exchange: Exchanging,
         watchdog: Watchdog,
         timeout_s: float,
         lazy: bool,
@@ -55,7 +52,8 @@ class Conversation(Generic[_Exchange]):
         self._timed_out = False
         self.due_s = math.inf
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._requests.put(exchange.opening())
+        self._write: Callable[[Any], None] = self._requests.put
+        self._write(exchange.opening())
         self._call = start(iter(self._requests.get, None))
         if math.isfinite(timeout_s):
             watchdog.add(self)
@@ -127,53 +125,6 @@ class Conversation(Generic[_Exchange]):
         self._release()
         self._call.cancel()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the session is not known to be over."""
-        return self._exchange.error is None
-
-    @property
-    def pending(self) -> int:
-        """Messages sent and not received yet."""
-        return self._exchange.pending
-
-    @property
-    def id(self) -> str:
-        """Names the session in `Client.sessions` and `Client.close_session`."""
-        return self._opened().session_id
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return self._opened().model
-
-    @property
-    def version(self) -> str:
-        """The version that the session stays on."""
-        return self._opened().version
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What one step takes."""
-        self._ensure_open()
-        return self._exchange.inputs()
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """What one step gives."""
-        self._ensure_open()
-        return self._exchange.outputs()
-
-    @property
-    def max_steps(self) -> int:
-        """The most timesteps that one message may carry."""
-        return self._opened().max_steps_per_message
-
-    @property
-    def idle_timeout_s(self) -> float:
-        """Seconds without a message after which the session expires; 0 for never."""
-        return self._opened().idle_timeout_s
-
     def time_out(self) -> None:
         """The watchdog's: a reply has taken too long."""
         self._timed_out = True
@@ -213,9 +164,9 @@ class Conversation(Generic[_Exchange]):
                 raise
             raise self._over(error) from None
 
-    def _opened(self) -> pb.SessionOpened:
+    def _opened_exchange(self) -> Exchanging:
         self._ensure_open()
-        return self._exchange.opened
+        return self._exchange
 
     def _ensure_open(self) -> None:
         if self._exchange.is_open:

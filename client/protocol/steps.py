@@ -38,8 +38,9 @@ class Steps(_Told, Iterator[Step]):
 
     _generation: Generation
 
-    def __init__(self, source: Any, generation: Generation) -> None:
-        self._generation = generation
+    def __init__(self, source: Any, start: Callable[[], Generation]) -> None:
+        """`start` sends the request, at once."""
+        self._generation = start()
         self._source: _Source = source
 
     def __iter__(self) -> Steps:

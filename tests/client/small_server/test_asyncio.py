@@ -14,7 +14,7 @@ from streamcell.client import (
     DeadlineExceeded,
     InvalidInput,
     ProtocolMisuse,
-    SessionEvicted,
+    SessionExpired,
     StreamCellError,
     Unavailable,
     connect_async,
@@ -69,20 +69,20 @@ def test_asyncio_errors_time_limits_and_cancellation(small: Any, fail: Fail) -> 
                 with pytest.raises(StreamCellError, match="was cancelled"):
                     await session.step(ONE)
             small.hold.set()
-            small.odd = fail("SESSION_EVICTED", grpc.StatusCode.ABORTED)
+            small.odd = fail("SESSION_EXPIRED", grpc.StatusCode.ABORTED)
             async with client.session("sum") as session:
-                with pytest.raises(SessionEvicted):
+                with pytest.raises(SessionExpired):
                     await session.step(ONE)
-                with pytest.raises(SessionEvicted):
+                with pytest.raises(SessionExpired):
                     await session.send(ONE)
             small.odd, small.leave = None, True
             async with client.session("sum") as session:
                 with pytest.raises(Unavailable, match="ended the stream before it answered"):
                     await session.step(ONE)
-            small.odd, small.leave = fail("SESSION_EVICTED", grpc.StatusCode.ABORTED), False
+            small.odd, small.leave = fail("SESSION_EXPIRED", grpc.StatusCode.ABORTED), False
             session = await client.session("sum").open()
             await session.send(ONE)
-            with pytest.raises(SessionEvicted):
+            with pytest.raises(SessionExpired):
                 await session.close()
             with pytest.raises(ProtocolMisuse, match="not open yet"):
                 await client.session("sum").step(ONE)

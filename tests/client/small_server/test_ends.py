@@ -17,7 +17,7 @@ from streamcell.client import (
     MessageTooLarge,
     ProtocolMisuse,
     ServerFault,
-    SessionEvicted,
+    SessionExpired,
     StreamCellError,
     Unavailable,
     connect,
@@ -31,15 +31,15 @@ ONE = np.array([1, 2], np.float32)
 def test_a_servers_typed_error_ends_the_session_and_is_raised_again(
     small: Any, fail: Fail, client: Client
 ) -> None:
-    small.odd = fail("SESSION_EVICTED", grpc.StatusCode.ABORTED, step_index="9")
+    small.odd = fail("SESSION_EXPIRED", grpc.StatusCode.ABORTED, step_index="9")
     with client.session("sum") as session:
-        with pytest.raises(SessionEvicted) as caught:
+        with pytest.raises(SessionExpired) as caught:
             session.step(ONE)
-        assert caught.value.reason == "SESSION_EVICTED"
+        assert caught.value.reason == "SESSION_EXPIRED"
         assert caught.value.code is grpc.StatusCode.ABORTED
         assert caught.value.metadata == {"step_index": "9"}
         assert not session.alive
-        with pytest.raises(SessionEvicted) as again:
+        with pytest.raises(SessionExpired) as again:
             session.step(ONE)
         assert again.value is not caught.value
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamcell.benchmarks.load.main import Load
+from streamcell.benchmarks.load.spec import Load
 from streamcell.benchmarks.load.usage import cpu_s, rss_bytes
 from streamcell.benchmarks.targets.processes import Generator
 from streamcell.cli.local_server import ServerProcess

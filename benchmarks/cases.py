@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from streamcell.benchmarks.load.main import Load
+from streamcell.benchmarks.load.spec import Load
 from streamcell.benchmarks.report.outcomes import OURS
 
 AIO, LANE, ENGINE, OIP = "aio_echo", "lane_echo", "engine", "streamcell_oip"

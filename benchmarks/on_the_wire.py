@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from streamcell.benchmarks.load.main import Load, LoadError
+from streamcell.benchmarks.load.spec import Load, LoadError
 from streamcell.benchmarks.report.outcomes import Results
 from streamcell.benchmarks.targets.processes import Generator
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,9 +32,22 @@ class ServerProcess:
         metrics_url: of its Prometheus endpoint, once it is up.
     """
 
-    def __init__(self, models: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
-        """Start the server on the models of a folder. It is not up yet: see `wait_until_up`."""
-        command = [sys.executable, "-m", "streamcell.cli", "serve", "--models", str(models)]
+    def __init__(
+        self,
+        models: Path,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        module: Sequence[str] = ("streamcell.cli",),
+    ) -> None:
+        """Start the server on the models of a folder. It is not up yet: see `wait_until_up`.
+
+        Args:
+            models: the folder.
+            flags: of `streamcell serve`.
+            environment: variables of the server's process, beside this one's.
+            module: the module that is run in place of the command line, and its first arguments.
+        """
+        command = [sys.executable, "-m", *module, "serve", "--models", str(models)]
         ports = ["--port", "0", "--metrics-port", "0", "--log-format", "json"]
         self.process = subprocess.Popen(
             [*command, *ports, *flags],

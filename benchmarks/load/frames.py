@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .dialects import WrongReply
-
-if TYPE_CHECKING:
-    from .main import Load, Window
+from .spec import Load, Window
 
 
 def run_frames(load: Load, window: Window) -> dict[str, Any]:

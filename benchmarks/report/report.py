@@ -14,7 +14,7 @@ from typing import Any
 from streamcell.benchmarks.cases import AIO, ENGINE, LANE
 
 from .goals import GOALS, Found, Goal
-from .outcomes import OURS, Results
+from .outcomes import Results
 
 FIGURES = (
     "steps_per_s", "p50_ms", "p99_ms", "p999_ms", "server_cpu_us_per_step", "server_cores", "server_rss_mib",
@@ -112,15 +112,16 @@ def as_json(report: Report) -> dict[str, Any]:
 def write_json(report: Report, path: Path) -> None:
     """Write latest.json."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(as_json(report)), indent=1) + "\n")
+    path.write_text(json.dumps(rounded(as_json(report)), indent=1) + "\n")
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """JSON values with floats of five digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+        return {name: rounded(each) for name, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def goal_rows(found: Found) -> list[tuple[str, str, str, str]]:
@@ -143,8 +144,3 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def ours_and_theirs(results: Results) -> list[str]:
-    """The targets that were measured, ours first."""
-    return sorted({server for _, server in results}, key=lambda name: (name != OURS, name))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from streamcell.benchmarks.cases import ENGINE, LANE
-from streamcell.benchmarks.load.main import Load
+from streamcell.benchmarks.load.spec import Load
 from streamcell.benchmarks.targets.processes import Generator
 
 from .outcomes import OURS, Results

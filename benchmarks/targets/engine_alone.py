@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcell.benchmarks.engine import Ways
-from streamcell.benchmarks.load.main import Load
+from streamcell.benchmarks.load.spec import Load
 from streamcell.service.engine.device import Device
 from streamcell.service.repository.model_file import open_model
 

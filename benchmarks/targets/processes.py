@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from streamcell.benchmarks.load.main import Load, LoadError, as_line
+from streamcell.benchmarks.load.spec import Load, LoadError, as_line
 from streamcell.service.transport.grpc_polling import CHOICE, VARIABLE
 
 # A load gives up waiting for a server earlier, and says for what.

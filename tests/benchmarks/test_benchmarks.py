@@ -11,7 +11,8 @@ import pytest
 
 from streamcell.benchmarks.__main__ import parse, run
 from streamcell.benchmarks.cases import AIO, ENGINE, LANE
-from streamcell.benchmarks.load.main import Load, LoadError, run_load
+from streamcell.benchmarks.load.main import run_load
+from streamcell.benchmarks.load.spec import Load, LoadError
 from streamcell.benchmarks.load.usage import family
 from streamcell.benchmarks.report.goals import GOALS, Found
 from streamcell.benchmarks.report.outcomes import OURS, Results

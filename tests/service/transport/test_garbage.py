@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from streamcell.benchmarks.load.main import Load
+from streamcell.benchmarks.load.spec import Load
 from streamcell.benchmarks.targets.processes import Generator
 from streamcell.cli.local_server import ServerProcess
 

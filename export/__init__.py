@@ -7,12 +7,14 @@ from .export_model import export_model
 from .export_module import export_module
 from .export_run import export_run
 from .proof import METRIC, TOLERANCES
+from .publish import ExportOptions
 from .spec import is_spec, load_module
 
 __all__ = [
     "METRIC",
     "TOLERANCES",
     "ExportError",
+    "ExportOptions",
     "ProofError",
     "SpecError",
     "export_model",

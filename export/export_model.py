@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from streamcell.models import BOUNDARY, Seq2Seq, SequenceModel
 from .emit import emit_model, not_ours
 from .errors import ExportError
 from .proof import Prover
-from .publish import Settings, publish
+from .publish import ExportOptions, Settings, publish
 from .reference import ModelReference
 from .runner import Runner
 from .tensors import one_thread
@@ -26,29 +26,23 @@ def export_model(
     module: nn.Module,
     path: str | Path,
     *,
-    name: str | None = None,
-    description: str = "",
-    training: Mapping[str, Any] | None = None,
-    precision: str = "fp32",
-    tolerance: float | None = None,
     lengths: bool = True,
     generation: Generation | Literal["auto"] | None = "auto",
+    training: Mapping[str, Any] | None = None,
+    **options: Unpack[ExportOptions],
 ) -> ModelCard:
     """Write a model of `streamcell.models` as ONNX operators, proved against PyTorch.
 
     The module is left as it is; what is exported is a copy of it in eval mode, in float32 and on the CPU.
 
     Args:
-        path: where to; parent folders are made. Conventionally `MODELS/NAME.onnx`.
-        name: the model's name in its card; the file's stem if not given.
-        training: provenance for the card, JSON values.
-        precision: "fp32", "fp16" or "int8": how the weights are stored. Computation, states, inputs and
-            outputs are float32 with each.
-        tolerance: largest error allowed (see `proof`); if not given, by precision 1e-5, 1e-2, 2e-1.
+        path: the file to write; its parent folders are made. Conventionally `MODELS/NAME.onnx`.
         lengths: whether a graph with states takes `lengths` int32[batch], for rows of different lengths in a run.
-        generation: how y becomes the next x, for the card, where the server is to generate. "auto": Bernoulli
+        generation: how y becomes the next x, for the card, if the server is to generate. "auto": Bernoulli
             logits as wide as x are fed back (a model of the next chord), and a Seq2Seq's symbols, from the boundary
             to the boundary; other models do not generate.
+        training: provenance for the card, JSON values.
+        options: name, description, precision and tolerance; see `ExportOptions`.
 
     Returns:
         The card that was embedded, with the measured errors under `proof`.
@@ -57,14 +51,7 @@ def export_model(
         ProofError: ONNX Runtime's results are over the tolerance; nothing is saved.
         ExportError: the model cannot be exported or saved.
     """
-    settings = Settings.of(
-        path,
-        name=name,
-        description=description,
-        training=training,
-        precision=precision,
-        tolerance=tolerance,
-    )
+    settings = Settings.of(path, training=training, **options)
     if not isinstance(module, SequenceModel):
         raise ExportError(not_ours(module))
     twin = copy.deepcopy(module).float().cpu().eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from streamcell.card import Generation, ModelCard, Signature, Tensor
 from .errors import ExportError
 from .names import X, Y
 from .proof import TOLERANCES, Prover
-from .publish import Settings, publish
+from .publish import ExportOptions, Settings, publish
 from .runner import Runner
 from .states import InitialState, detect_states, dtype_name, initial_state_of
 from .tensors import as_tensor, one_thread
@@ -39,11 +39,8 @@ def export_module(
     layout: Literal["batch", "batch_time"] = "batch",
     distribution: Literal["bernoulli_logits", "categorical_logits", "real"] | None = None,
     generation: Generation | None = None,
-    name: str | None = None,
-    description: str = "",
     training: Mapping[str, Any] | None = None,
-    precision: str = "fp32",
-    tolerance: float | None = None,
+    **options: Unpack[ExportOptions],
 ) -> ModelCard:
     """Write any module that follows `forward(x, *state) → (y, *state)`, proved against PyTorch.
 
@@ -60,9 +57,11 @@ def export_module(
         state_names: the states' names; if not given, the module's `state_names`, else "state" or "state0" ….
         time_axis: False for a module that computes one timestep: x [batch, *step] → y [batch, *out].
         distribution: what y parametrises, for the card.
-        generation: how y becomes the next x, for the card, where the server is to generate. The input is called
+        generation: how y becomes the next x, for the card, if the server is to generate. The input is called
             "x", the output "y".
-        path, name, description, training, precision, tolerance: as for `export_model`.
+        path: as for `export_model`.
+        training: provenance for the card, JSON values.
+        options: name, description, precision and tolerance; see `ExportOptions`.
 
     Returns:
         The card that was embedded; its `kind` is the module's class name.
@@ -72,14 +71,7 @@ def export_module(
             its whole sequence; nothing is saved.
         ExportError: the module does not follow the convention, or PyTorch cannot export it.
     """
-    settings = Settings.of(
-        path,
-        name=name,
-        description=description,
-        training=training,
-        precision=precision,
-        tolerance=tolerance,
-    )
+    settings = Settings.of(path, training=training, **options)
     if layout not in ("batch", "batch_time"):
         raise ExportError(f"layout must be batch or batch_time; got {layout!r}")
     if layout == "batch_time" and not time_axis:
@@ -90,7 +82,7 @@ def export_module(
     make = initial_state_of(twin, None if own else initial_state)
     states = detect_states(make, getattr(twin, "state_names", None) if state_names is None else state_names)
     user = UserModule(twin, example_x, make, time_axis=time_axis)
-    step = user.check(settings.tolerance if precision == "fp32" else TOLERANCES["fp32"])
+    step = user.check(settings.tolerance if settings.precision == "fp32" else TOLERANCES["fp32"])
     try:
         signature = Signature(
             inputs=(Tensor(name=X, dtype=user.x_dtype, step_shape=user.step_shape),),
@@ -106,7 +98,7 @@ def export_module(
             layout=layout,
         )
     except ValidationError as error:
-        raise ExportError(f"the module's border is not valid: {error}") from error
+        raise ExportError(f"the module's inputs, outputs or states are not valid: {error}") from error
     x = user.draw(TRACED_BATCH, TRACED_TIME)
     graph = torch_graph(
         Step(twin) if time_axis and layout == "batch" else Plain(twin),

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from streamcell.card import Generation, ModelCard
 from streamcell.models import ModelError, load_run
 
 from .errors import ExportError
 from .export_model import export_model
+from .publish import ExportOptions
 
 
 def export_run(
     folder: str | Path,
     path: str | Path,
     *,
-    name: str | None = None,
-    description: str = "",
-    precision: str = "fp32",
-    tolerance: float | None = None,
     lengths: bool = True,
     generation: Generation | Literal["auto"] | None = "auto",
+    **options: Unpack[ExportOptions],
 ) -> ModelCard:
     """Export the trained model of a run folder; what config.json says of its training goes into the card.
 
@@ -29,7 +27,7 @@ def export_run(
 
     Args:
         folder: as `streamcell train` wrote it, RUNS/NAME.
-        path, name, description, precision, tolerance, lengths, generation: as for `export_model`.
+        path, lengths, generation, options: as for `export_model`.
 
     Raises:
         ExportError: the folder is no run or its weights do not fit; else as `export_model`.
@@ -44,17 +42,7 @@ def export_run(
             key: _portable(value) for key, value in document.items() if key not in ("format", "name", "model")
         },
     }
-    return export_model(
-        model,
-        path,
-        name=name,
-        description=description,
-        training=training,
-        precision=precision,
-        tolerance=tolerance,
-        lengths=lengths,
-        generation=generation,
-    )
+    return export_model(model, path, lengths=lengths, generation=generation, training=training, **options)
 
 
 def _portable(value: Any) -> Any:

@@ -96,7 +96,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def _as_fp16(name: str, value: NDArray[Any]) -> tuple[list[TensorProto], list[onnx.NodeProto]]:
     largest = float(np.abs(value).max(initial=0.0))
     if largest > LARGEST["fp16"]:
-        raise ExportError(f"{name} holds {largest:.3g}, over fp16's largest, {LARGEST['fp16']:g}")
+        raise ExportError(f"{name} holds {largest:.3g}, above fp16's maximum, {LARGEST['fp16']:g}")
     stored = numpy_helper.from_array(value.astype(np.float16), f"{name}.fp16")
     return [stored], [_cast(stored.name, name)]
 

@@ -123,8 +123,7 @@ class Prover:
         if over:
             found = ", ".join(f"{name} {value:.3g}" for name, value in sorted(over.items()))
             raise ProofError(
-                f"ONNX Runtime does not give what PyTorch gives: {found}, tolerance {tolerance:g} "
-                f"(error: {METRIC})"
+                f"ONNX Runtime and PyTorch differ: {found}, tolerance {tolerance:g} (error: {METRIC})"
             )
         return {
             "metric": METRIC,

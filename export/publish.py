@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import onnx
 
@@ -23,9 +23,26 @@ Precision = Literal["fp32", "fp16", "int8"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+class ExportOptions(TypedDict, total=False):
+    """The keyword arguments that every export takes.
+
+    Attributes:
+        name: the model's name in its card; the file's stem if not given.
+        description: a line about the model, for its card.
+        precision: "fp32", "fp16" or "int8": how the weights are stored. Computation, states, inputs and outputs are
+            float32 with each.
+        tolerance: largest error allowed (see `proof`); if not given, by precision 1e-5, 1e-2, 2e-1.
+    """
+
+    name: str | None
+    description: str
+    precision: str
+    tolerance: float | None
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a user says about an export, checked."""
+    """What a user says about an export, checked and with defaults filled in."""
 
     path: Path
     name: str
@@ -40,13 +57,13 @@ class Settings:
         cls,
         path: str | Path,
         *,
-        name: str | None,
-        description: str,
-        training: Mapping[str, Any] | None,
-        precision: str,
-        tolerance: float | None,
+        training: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        description: str = "",
+        precision: str = "fp32",
+        tolerance: float | None = None,
     ) -> Settings:
-        """Fill in the defaults.
+        """Check the options and fill in the defaults.
 
         Raises:
             ExportError: a setting is out of range.

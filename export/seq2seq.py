@@ -35,7 +35,9 @@ def emit_seq2seq(
         ExportError: an output activation or scaling, which logits of symbols have not.
     """
     if model.output_activation != "identity" or model.output_affine is not None:
-        raise ExportError("seq2seq is exported with logits as its output: no activation, no scaling")
+        raise ExportError(
+            "a seq2seq model can only be exported with logits as its output: no activation, no scaling"
+        )
     graph = GraphBuilder(name)
     graph.input("x", "int64", ["batch", "time"])
     if lengths:

@@ -48,5 +48,5 @@ def load_module(spec: str) -> nn.Module:
     finally:
         sys.path.remove(str(file.parent))
     if not isinstance(module, nn.Module):
-        raise SpecError(f"{spec} must give a torch.nn.Module; got a {type(module).__name__}")
+        raise SpecError(f"{spec} must return a torch.nn.Module; got a {type(module).__name__}")
     return module

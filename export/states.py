@@ -49,7 +49,7 @@ def detect_states(initial_state: InitialState, names: Sequence[str] | None) -> t
     """
     small, large, again = (_call(initial_state, batch) for batch in (SMALL, LARGE, LARGE))
     if len(small) != len(large):
-        raise ExportError("initial_state gives another number of states for another batch")
+        raise ExportError("initial_state returns a different number of states for another batch size")
     if names is None:
         names = ["state"] if len(small) == 1 else [f"state{index}" for index in range(len(small))]
     if len(names) != len(small):
@@ -61,11 +61,11 @@ def _call(initial_state: InitialState, batch: int) -> Sequence[torch.Tensor]:
     states = initial_state(batch)
     if isinstance(states, torch.Tensor):
         raise ExportError(
-            "initial_state must give a tuple of tensors; got one tensor: write `return (state,)`"
+            "initial_state must return a tuple of tensors; got one tensor: write `return (state,)`"
         )
     for state in states:
         if not isinstance(state, torch.Tensor):
-            raise ExportError(f"initial_state must give tensors; got a {type(state).__name__}")
+            raise ExportError(f"initial_state must return tensors; got a {type(state).__name__}")
     return states
 
 
@@ -73,7 +73,7 @@ def _describe(name: str, small: torch.Tensor, large: torch.Tensor, again: torch.
     grown = [axis for axis, size in enumerate(large.shape) if small.shape[axis : axis + 1] != (size,)]
     if small.dim() != large.dim() or len(grown) != 1 or large.shape[grown[0]] != LARGE:
         raise ExportError(
-            f"state {name}: no axis follows the batch: initial_state({SMALL}) has shape {list(small.shape)}, "
+            f"state {name}: no axis changes with the batch size: initial_state({SMALL}) has shape {list(small.shape)}, "
             f"initial_state({LARGE}) has {list(large.shape)}"
         )
     (axis,) = grown
@@ -83,7 +83,9 @@ def _describe(name: str, small: torch.Tensor, large: torch.Tensor, again: torch.
     if not np.array_equal(values, as_array(again)) or any(
         not np.array_equal(first, values.take(row, axis=axis)) for row in range(1, LARGE)
     ):
-        raise ExportError(f"state {name}: initial_state must give every row the same values at every call")
+        raise ExportError(
+            f"state {name}: initial_state must return the same values for every row and at every call"
+        )
     return State(
         input=name,
         output=f"{name}_next",

@@ -81,7 +81,7 @@ def torch_graph(
             what = "with a dynamic time axis" if signature.has_time else "as a step function"
             raise ExportError(f"PyTorch cannot export {name} {what}: {reason}") from error
     if program is None:
-        raise ExportError(f"PyTorch's exporter gave no graph for {name}")
+        raise ExportError(f"PyTorch's exporter returned no graph for {name}")
     model = program.model_proto
     _clean(model, signature, name)
     model.producer_name, model.producer_version = "streamcell", version

@@ -104,7 +104,7 @@ class UserModule:
         )
         if not worst <= tolerance:
             raise ProofError(
-                f"in PyTorch itself, {type(self.module).__name__} gives something else step by step than for "
+                f"in PyTorch itself, {type(self.module).__name__} gives other outputs step by step than for "
                 f"the whole sequence: error {worst:.3g}, tolerance {tolerance:g}. Every timestep may depend "
                 "on the past only through the states"
             )
@@ -121,7 +121,9 @@ def call(module: nn.Module, x: torch.Tensor, states: Sequence[torch.Tensor]) -> 
     if isinstance(result, torch.Tensor):
         result = (result,)
     if not isinstance(result, (tuple, list)) or not all(isinstance(r, torch.Tensor) for r in result):
-        raise ExportError(f"forward must return (y, *state), tensors all; got {type(result).__name__}")
+        raise ExportError(
+            f"forward must return (y, *state), all of them tensors; got {type(result).__name__}"
+        )
     if len(result) != 1 + len(states):
         raise ExportError(
             f"forward took {len(states)} states and returned {len(result) - 1} after y; "

@@ -16,13 +16,13 @@ from streamcell.cli.demos.registry import DEFAULT, by_name, by_shape, folder
 
 def command(
     name: Annotated[
-        str, typer.Argument(help="Which demo; --list names them.", show_default=True)
+        str, typer.Argument(help="The demo to run; see --list.", show_default=True)
     ] = DEFAULT.name,
-    list_: Annotated[bool, typer.Option("--list", help="Name the demos, by shape, and do nothing.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the demos by shape and exit.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where everything goes.  [runs/demo; runs/demo-NAME for NAME]",
+            help="Folder for all files of the demo.  [runs/demo; runs/demo-NAME for NAME]",
             show_default=False,
         ),
     ] = None,
@@ -35,8 +35,10 @@ def command(
             show_default=False,
         ),
     ] = None,
-    passes: Annotated[int, typer.Option(min=1, help="Times that the held-out pieces are streamed.")] = 4,
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train again where a run is there.")] = False,
+    passes: Annotated[int, typer.Option(min=1, help="How often to stream the held-out pieces.")] = 4,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train again even if there is a finished run.")
+    ] = False,
 ) -> None:
     """Train a model on real data, export it, serve it, stream through it and show what came of it.
 
@@ -50,7 +52,7 @@ def command(
     demo = by_name().get(name)
     if demo is None:
         raise typer.BadParameter(
-            f"there is no demo {name!r}; there is {', '.join(by_name())}", param_hint="NAME"
+            f"there is no demo {name!r}; the demos are {', '.join(by_name())}", param_hint="NAME"
         )
     console.print(f"{demo.name}: {escape(demo.summary)}", highlight=False)
     from streamcell.cli.local_server import ServerProcessError

@@ -9,21 +9,23 @@ import typer
 
 if TYPE_CHECKING:
     from streamcell.card import ModelCard
+    from streamcell.export import ExportOptions
 
 
 def command(
     source: Annotated[
-        str, typer.Argument(metavar="RUN|FILE.py:FACTORY", help="A run folder, or what gives a torch module.")
+        str,
+        typer.Argument(metavar="RUN|FILE.py:FACTORY", help="A run folder, or a factory of a torch module."),
     ],
     out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
-    name: Annotated[str | None, typer.Option(help="Name in the card, if not the file's stem.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the card.  [the file's stem]")] = None,
     description: Annotated[str, typer.Option(help="A line about the model, for its card.")] = "",
     precision: Annotated[str, typer.Option(help="How weights are stored: fp32, fp16 or int8.")] = "fp32",
     tolerance: Annotated[
         float | None, typer.Option(help="Largest error allowed.  [1e-5, fp16 1e-2, int8 2e-1]")
     ] = None,
     lengths: Annotated[
-        bool, typer.Option(help="Take `lengths`, so that rows of different lengths share a run.")
+        bool, typer.Option(help="Add the input `lengths`: rows of different lengths can share a run.")
     ] = True,
     input_shape: Annotated[
         str | None, typer.Option(help="FILE.py only: shape of one timestep of x, as 32 or 3,64.")
@@ -40,34 +42,26 @@ def command(
     The factory of FILE.py:FACTORY is a function without arguments, or the class, of a module that follows
     forward(x, *state) -> (y, *state) and has initial_state(batch).
     """
-    from streamcell.export import ExportError, SpecError, export_run, is_spec
+    from streamcell.export import ExportError, ExportOptions, SpecError, export_run, is_spec
 
+    options = ExportOptions(name=name, description=description, precision=precision, tolerance=tolerance)
     try:
         if is_spec(source):
             card = _export_spec(
                 source,
                 out,
-                name=name,
-                description=description,
-                precision=precision,
-                tolerance=tolerance,
+                options,
                 lengths=lengths,
                 input_shape=input_shape,
                 time_axis=time_axis,
                 layout=layout,
             )
-        else:
-            if input_shape is not None or not time_axis or layout != "batch":
-                raise SpecError("--input-shape, --no-time-axis and --layout are for FILE.py:FACTORY")
-            card = export_run(
-                source,
-                out,
-                name=name,
-                description=description,
-                precision=precision,
-                tolerance=tolerance,
-                lengths=lengths,
+        elif input_shape is not None or not time_axis or layout != "batch":
+            raise SpecError(
+                "--input-shape, --no-time-axis and --layout can only be given for FILE.py:FACTORY"
             )
+        else:
+            card = export_run(source, out, lengths=lengths, **options)
     except ExportError as error:
         typer.echo(f"streamcell export: {error}", err=True)
         raise typer.Exit(1) from error
@@ -77,11 +71,8 @@ def command(
 def _export_spec(
     source: str,
     out: Path,
+    options: ExportOptions,
     *,
-    name: str | None,
-    description: str,
-    precision: str,
-    tolerance: float | None,
     lengths: bool,
     input_shape: str | None,
     time_axis: bool,
@@ -94,17 +85,9 @@ def _export_spec(
 
     module = load_module(source)
     if isinstance(module, SequenceModel):
-        return export_model(
-            module,
-            out,
-            name=name,
-            description=description,
-            precision=precision,
-            tolerance=tolerance,
-            lengths=lengths,
-        )
+        return export_model(module, out, lengths=lengths, **options)
     if input_shape is None:
-        raise SpecError("--input-shape is needed for a module of your own, as --input-shape 32")
+        raise SpecError("a module of your own needs --input-shape, for example --input-shape 32")
     step = _shape(input_shape)
     generator = torch.Generator().manual_seed(0)
     example = torch.randn((4, 16, *step) if time_axis else (64, *step), generator=generator)
@@ -116,10 +99,7 @@ def _export_spec(
         example_x=example,
         time_axis=time_axis,
         layout="batch" if layout == "batch" else "batch_time",
-        name=name,
-        description=description,
-        precision=precision,
-        tolerance=tolerance,
+        **options,
     )
 
 
@@ -131,7 +111,7 @@ def _shape(text: str) -> tuple[int, ...]:
     except ValueError as error:
         raise SpecError(f"--input-shape must be sizes such as 32 or 3,64; got {text!r}") from error
     if min(shape) < 1:
-        raise SpecError(f"--input-shape must be of sizes of at least 1; got {text!r}")
+        raise SpecError(f"--input-shape: each size must be at least 1; got {text!r}")
     return shape
 
 

@@ -15,9 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from streamcell.models import TrainConfig, TrainResult
 
-_DATA = (
-    "For csv the CSV file; for chorales a file in the standard JSB JSON layout in place of music21's corpus."
-)
+_DATA = "csv: the CSV file. chorales: a JSB JSON file instead of music21's corpus."
 
 
 def command(
@@ -36,10 +34,10 @@ def command(
     layers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Hidden layers, for a tcn blocks.  [1; 3 for cnn, 4 for tcn]", show_default=False
+            min=1, help="Hidden layers; blocks of a tcn.  [1; 3 for cnn, 4 for tcn]", show_default=False
         ),
     ] = None,
-    dropout: Annotated[float | None, typer.Option(help="Between layers and before the head.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout between layers and before the head.")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,38 +47,38 @@ def command(
     ] = None,
     data: Annotated[Path | None, typer.Option(help=_DATA)] = None,
     data_folder: Annotated[Path, typer.Option(help="Where the parsed corpus is cached.")] = Path("data"),
-    target: Annotated[str, typer.Option(help="CSV columns to forecast, with commas; default all.")] = "",
+    target: Annotated[str, typer.Option(help="CSV columns to forecast, separated by commas.  [all]")] = "",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training part.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Train for so long instead, annealing over it; not reproducible.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences side by side.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
     window: Annotated[int | None, typer.Option(help="Timesteps of truncated back-propagation.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, linear or constant.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's, on matrices.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="AdamW's weight decay, on matrices only.")
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Bound on the gradient's global norm.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Epochs without progress before stopping; 0: never.")
     ] = None,
     transpose: Annotated[
-        int | None, typer.Option(help="Chorales: move pieces by up to so many semitones.")
+        int | None, typer.Option(help="Piano data: transpose each piece by up to this many semitones.")
     ] = None,
     stress: Annotated[
-        bool | None, typer.Option(help="g2p: phonemes with their stress, 69 instead of 39.")
+        bool | None, typer.Option(help="g2p: keep the stress of vowels: 69 phonemes instead of 39.")
     ] = None,
-    reverse: Annotated[bool | None, typer.Option(help="g2p: letters go in last letter first.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, shuffling and dropout.")] = 1,
+    reverse: Annotated[bool | None, typer.Option(help="g2p: feed the letters in reverse order.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, shuffling and dropout.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0: torch's own choice.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
     """Train a model and write a run folder: weights, configuration, metrics, plot.
 
-    Ctrl-C keeps the last finished epoch; the same command with --resume goes on from there.
+    Ctrl-C keeps the last finished epoch; the same command with --resume continues from there.
     """
     console = Console(stderr=True)
     from streamcell.models import ModelError, RichProgress, train
@@ -114,7 +112,7 @@ def command(
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         console.print(
-            f"interrupted; the same command with --resume goes on with [bold]{escape(str(out))}[/bold]"
+            f"interrupted: run the same command with --resume to continue [bold]{escape(str(out))}[/bold]"
         )
         raise typer.Exit(130) from None
     Console().print(_summary(result))
@@ -130,7 +128,7 @@ def _configure(
     dropout: float | None,
     settings: list[str],
 ) -> TrainConfig:
-    """The data set's preset with what the command line gives in place of its own."""
+    """The data set's preset, changed by what the command line gives."""
     from streamcell.models.training import presets
 
     model = presets.model(dataset, kind, hidden=hidden, layers=layers, dropout=dropout)

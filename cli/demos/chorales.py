@@ -30,6 +30,6 @@ def run(folder: Path, options: Options) -> Report:
 DEMO = Demo(
     "chorales",
     "many-to-many, aligned",
-    "Bach's chorales: an LSTM says after each quarter note which keys come next; throughput and latency",
+    "Bach's chorales: an LSTM predicts the next chord after every quarter note; throughput and latency",
     run,
 )

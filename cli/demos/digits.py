@@ -36,7 +36,9 @@ def run(folder: Path, options: Options) -> Report:
         answer: Floats = await session.step(image)
         return answer
 
-    options.console.print(f"{len(images)} images through Predict, then through {options.sessions} streams …")
+    options.console.print(
+        f"sending {len(images)} images through Predict, then through {options.sessions} streams …"
+    )
     with ServerProcess(trained.models) as server:
         with connect(server.target) as client:
             starts = range(0, len(images), _BATCH)
@@ -57,9 +59,9 @@ def run(folder: Path, options: Options) -> Report:
     _draw(picture, images, truth, streamed.argmax(1))
     rows = [
         ("test accuracy in PyTorch", f"{figures['accuracy_torch']:.2%}"),
-        ("through Predict, 64 images a call", f"{figures['accuracy_predict']:.2%}"),
-        ("through streams, an image a message", f"{figures['accuracy_streamed']:.2%}"),
-        ("largest difference of a logit", f"{figures['largest_difference']:.1e}"),
+        ("accuracy through Predict, 64 images per call", f"{figures['accuracy_predict']:.2%}"),
+        ("accuracy through streams, one image per message", f"{figures['accuracy_streamed']:.2%}"),
+        ("largest difference between their logits", f"{figures['largest_difference']:.1e}"),
         *common_rows(figures),
     ]
     files = {"loss curve": trained.loss_plot, "digits and answers": picture, "exported model": trained.path}
@@ -67,7 +69,7 @@ def run(folder: Path, options: Options) -> Report:
 
 
 def _draw(path: Path, images: Floats, truth: np.ndarray, said: np.ndarray) -> None:
-    """The images with what the model said under each: those that it got wrong first, in red."""
+    """The images with the model's answer above each; wrong answers come first, in red."""
     import numpy as np
     from matplotlib.figure import Figure
 

@@ -68,11 +68,11 @@ def _rows(figures: Mapping[str, Any], said: Mapping[str, Pronunciation]) -> list
     return [
         ("test words", f"{figures['words']}"),
         ("arg-max in PyTorch", told(figures["arg_max_torch"])),
-        ("arg-max as served", told(figures["arg_max_served"])),
-        (f"beam of {beam['width']} as served", told(beam)),
-        ("answers unlike PyTorch's", f"{figures['answers_unlike_torch']}"),
-        ("words a second (both ways)", f"{figures['words_per_s']:.0f}"),
-        ("mean batch (server's /metrics)", f"{figures['mean_batch']:.1f} rows a run"),
+        ("arg-max, served", told(figures["arg_max_served"])),
+        (f"beam of {beam['width']}, served", told(beam)),
+        ("answers that differ from PyTorch's", f"{figures['answers_unlike_torch']}"),
+        ("words per second (arg-max and beam)", f"{figures['words_per_s']:.0f}"),
+        ("mean batch (server's /metrics)", f"{figures['mean_batch']:.1f} rows per run"),
         *((word, " ".join(said[word])) for word in SHOWN),
     ]
 

@@ -40,7 +40,7 @@ def run(folder: Path, options: Options) -> Report:
     async def through(session: AsyncSession, piece: Floats) -> Floats:
         return np.stack([await session.step(chord) for chord in piece])
 
-    options.console.print(f"{len(pieces)} chorales through {options.sessions} sessions …")
+    options.console.print(f"streaming {len(pieces)} chorales through {options.sessions} sessions …")
     with ServerProcess(trained.models) as server:
         logits, figures = stream(server, "harmony", pieces, options.sessions, through)
     said = [piece.argmax(1) for piece in logits]
@@ -56,8 +56,8 @@ def run(folder: Path, options: Options) -> Report:
     _draw(picture, truth[longest], said[longest], trained.data.about["classes"])
     rows = [
         ("test accuracy in PyTorch", f"{figures['accuracy_torch']:.2%}"),
-        ("as served, a chord a message", f"{figures['accuracy_served']:.2%}"),
-        ("an MLP, without memory", f"{figures['accuracy_without_memory']:.2%}"),
+        ("accuracy served, one chord per message", f"{figures['accuracy_served']:.2%}"),
+        ("accuracy of an MLP, which has no memory", f"{figures['accuracy_without_memory']:.2%}"),
         *common_rows(figures),
     ]
     files = {"loss curve": trained.loss_plot, "degrees": picture, "exported model": trained.path}
@@ -65,15 +65,15 @@ def run(folder: Path, options: Options) -> Report:
 
 
 def _draw(path: Path, truth: np.ndarray, said: np.ndarray, names: list[str]) -> None:
-    """The degree at each quarter, by the score and by the served model."""
+    """The degree at each quarter note, in the score and as the served model labels it."""
     from matplotlib.figure import Figure
 
     truth, said = truth[:_SHOWN_STEPS], said[:_SHOWN_STEPS]
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.step(range(len(truth)), truth, where="mid", color="0.6", linewidth=3, label="the score")
+    axes.step(range(len(truth)), truth, where="mid", color="0.6", linewidth=3, label="score")
     right = truth == said
-    for which, colour, label in ((right, "C0", "the model, right"), (~right, "C3", "the model, wrong")):
+    for which, colour, label in ((right, "C0", "model, correct"), (~right, "C3", "model, wrong")):
         axes.plot(which.nonzero()[0], said[which], ".", color=colour, label=label)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="quarter notes", ylabel="degree of the key")

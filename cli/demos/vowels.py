@@ -40,7 +40,7 @@ def run(folder: Path, options: Options) -> Report:
         heard: Floats = answer
         return heard
 
-    options.console.print(f"{len(utterances)} utterances through {options.sessions} sessions …")
+    options.console.print(f"streaming {len(utterances)} utterances through {options.sessions} sessions …")
     with ServerProcess(trained.models) as server:
         framewise, figures = stream(server, "vowels", utterances, options.sessions, by_frame)
         whole, _ = stream(server, "vowels", utterances, options.sessions, at_once)
@@ -57,9 +57,9 @@ def run(folder: Path, options: Options) -> Report:
     _draw(picture, truth, logits.argmax(1), trained.data.about["classes"])
     rows = [
         ("test accuracy in PyTorch", f"{figures['accuracy_torch']:.2%}"),
-        ("as served, a frame a message", f"{figures['accuracy_served']:.2%}"),
-        ("answers received", f"{figures['answers']}, one an utterance"),
-        ("an utterance a message: largest difference", f"{figures['largest_difference']:.1e}"),
+        ("accuracy served, one frame per message", f"{figures['accuracy_served']:.2%}"),
+        ("answers received", f"{figures['answers']}, one per utterance"),
+        ("largest difference if sent as one message", f"{figures['largest_difference']:.1e}"),
         *common_rows(figures),
     ]
     files = {"loss curve": trained.loss_plot, "confusion": picture, "exported model": trained.path}
@@ -67,7 +67,7 @@ def run(folder: Path, options: Options) -> Report:
 
 
 def _draw(path: Path, truth: np.ndarray, said: np.ndarray, names: list[str]) -> None:
-    """Who spoke against who was heard, in utterances."""
+    """The confusion matrix: utterances by true and predicted speaker."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -82,7 +82,7 @@ def _draw(path: Path, truth: np.ndarray, said: np.ndarray, names: list[str]) -> 
     places = range(len(names))
     axes.set_xticks(places, names, rotation=60)
     axes.set_yticks(places, names)
-    axes.set(xlabel="heard", ylabel="spoke")
+    axes.set(xlabel="predicted speaker", ylabel="true speaker")
     figure.savefig(path, dpi=120)
 
 

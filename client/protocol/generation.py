@@ -142,7 +142,9 @@ def ask_beam(
     if info is not None and info.head != "categorical":
         raise _bad(f"a beam search needs a categorical head, this model's is {info.head}")
     if width < 1 or not 0 <= (results or 0) <= width:
-        raise _bad(f"width, results: expected 1 or more, and at most so many results; got {width}, {results}")
+        raise _bad(
+            f"width, results: expected a width of at least 1 and 0 to `width` results; got {width}, {results}"
+        )
     return ask(
         info,
         steps,
@@ -204,7 +206,7 @@ class Generation:
     def take(self, reply: pb.StreamResponse) -> None:
         """Turn one reply into steps. Raises ServerFault where it makes no sense."""
         if not reply.HasField("generated"):
-            raise ServerFault("a reply of a generation carries no `generated`", reason="MALFORMED_REPLY")
+            raise ServerFault("a reply to a generation lacks the field `generated`", reason="MALFORMED_REPLY")
         generated = reply.generated
         self.seed = self.seed or generated.seed
         if generated.first:

@@ -86,7 +86,7 @@ class PoolExchange(Exchange[Sent]):
         payloads, leading = self._ready().encode(x, ranks, _AXES)
         if leading[0] != len(rows):
             raise InvalidInput(
-                f"expected a row a member, {len(rows)}, got {leading[0]}", reason="WRONG_SHAPE"
+                f"expected {len(rows)} rows, one for each member, got {leading[0]}", reason="WRONG_SHAPE"
             )
         steps = leading[1] if len(leading) > 1 else 1
         self._check_steps(steps)
@@ -133,7 +133,7 @@ class PoolExchange(Exchange[Sent]):
             )
         if numbers.min() < 0 or numbers.max() >= 2**32:
             raise InvalidInput(
-                f"members: expected numbers from 0 on, got {numbers.min()} to {numbers.max()}",
+                f"members: expected numbers from 0 to 4294967295, got {numbers.min()} to {numbers.max()}",
                 reason="WRONG_MEMBER",
             )
         return numbers.astype(np.int64)
@@ -146,7 +146,7 @@ class PoolExchange(Exchange[Sent]):
             StreamCellError: what else it asked for was refused.
         """
         if self._codec is None or not self._pending:
-            raise ServerFault("a reply to no message", reason="MALFORMED_REPLY")
+            raise ServerFault("the server sent a reply that belongs to no message", reason="MALFORMED_REPLY")
         sent = self._pending.popleft()
         self._replies += 1
         opened = np.frombuffer(reply.handles, "<u4").astype(np.int64)
@@ -169,7 +169,7 @@ class PoolExchange(Exchange[Sent]):
 
     def _note(self, sent: Sent, reply: pb.FrameResponse) -> None:
         if len(reply.step_indices) != 8 * len(sent.rows):
-            raise ServerFault("the reply has not one step index a row", reason="MALFORMED_REPLY")
+            raise ServerFault("the reply does not have one step index for each row", reason="MALFORMED_REPLY")
         known = sent.rows < len(self.step_indices)
         indices = np.frombuffer(reply.step_indices, "<u8").astype(np.int64)
         self.step_indices[sent.rows[known]] = indices[known]
@@ -209,7 +209,7 @@ def _lengths(lengths: Any, leading: tuple[int, ...]) -> tuple[bytes, npt.NDArray
     array = np.asarray(lengths)
     if array.dtype.kind not in "iu" or array.shape != leading[:1] or len(leading) != 2:
         raise InvalidInput(
-            f"lengths: expected a whole number a row, [{leading[0]}], for rows of several timesteps, "
+            f"lengths: expected one whole number for each row, [{leading[0]}], for rows of several timesteps, "
             f"got {array.dtype}{list(array.shape)}",
             reason="WRONG_SHAPE",
         )

@@ -43,7 +43,7 @@ class Exchange(Generic[_Pending]):
     def greet(self, reply: Any) -> None:
         """Take the reply to the first message."""
         if not reply.HasField("opened"):
-            raise ServerFault("the first reply carries no `opened`", reason="MALFORMED_REPLY")
+            raise ServerFault("the first reply lacks the field `opened`", reason="MALFORMED_REPLY")
         self._codec = SignatureCodec(reply.opened.inputs, reply.opened.outputs)
         self.opened = reply.opened
 
@@ -142,9 +142,12 @@ class SessionExchange(Exchange["bool | Generation"]):
     def answer(self, reply: pb.StreamResponse) -> Any:
         """The outputs of the oldest unanswered message: no leading axis where it was a single timestep."""
         if self._codec is None or not self._pending:
-            raise ServerFault("a reply to no message", reason="MALFORMED_REPLY")
+            raise ServerFault("the server sent a reply that belongs to no message", reason="MALFORMED_REPLY")
         if isinstance(self._pending[0], Generation):
-            raise ServerFault("a generation's reply where none was awaited", reason="MALFORMED_REPLY")
+            raise ServerFault(
+                "the server sent an unexpected reply to a generation",
+                reason="MALFORMED_REPLY",
+            )
         single = self._pending.popleft()
         self.step_index = reply.step_index
         return self._codec.decode(reply.outputs, () if single else (reply.steps,))
@@ -194,7 +197,9 @@ class SessionExchange(Exchange["bool | Generation"]):
     def generated(self, reply: pb.StreamResponse, generation: Generation) -> None:
         """Give a reply to the generation that awaits it."""
         if not self._pending or self._pending[0] is not generation:
-            raise ServerFault("a reply to no generation", reason="MALFORMED_REPLY")
+            raise ServerFault(
+                "the server sent a reply that belongs to no generation", reason="MALFORMED_REPLY"
+            )
         generation.take(reply)
         self.step_index = reply.step_index
         if generation.finished:

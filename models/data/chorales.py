@@ -117,7 +117,9 @@ def collect(parsed: Sequence[Parsed]) -> Chorales:
     skipped = {item.name: item.skipped for item in parsed if item.skipped}
     kept = sorted(((p.name, p.roll) for p in parsed if p.roll is not None), key=lambda piece: piece[0])
     if not kept:
-        raise DataError(f"none of {len(parsed)} files gave a chorale; failed: {failed}; left out: {skipped}")
+        raise DataError(
+            f"none of {len(parsed)} files is a usable chorale; failed: {failed}; left out: {skipped}"
+        )
     first = versions([roll for _, roll in kept])
     double = [(name, kept[of][0]) for (name, _), of in zip(kept, first, strict=True) if of is not None]
     kept = [piece for piece, of in zip(kept, first, strict=True) if of is None]

@@ -82,7 +82,7 @@ class Symbols:
             raise DataError("a word needs at least one letter")
         if unknown := sorted(set(letters) - set(LETTERS)):
             told = ", ".join(map(repr, unknown))
-            raise DataError(f"the word {word!r} has {told}; the letters are {''.join(LETTERS)}")
+            raise DataError(f"the word {word!r} contains {told}; the letters are {''.join(LETTERS)}")
         tokens = [self._letter[letter] for letter in letters]
         return tokens[::-1] if self.reverse else tokens
 

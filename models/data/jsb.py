@@ -31,7 +31,7 @@ def load_jsb(path: Path) -> SequenceData:
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(document, dict) or (missing := [part for part in SPLITS if part not in document]):
-        what = f"lacks {', '.join(missing)}" if isinstance(document, dict) else "is no object"
+        what = f"lacks {', '.join(missing)}" if isinstance(document, dict) else "is not an object"
         raise DataError(f'{path} {what}; expected {{"train": [[[midi notes], …], …], "valid": …, "test": …}}')
     parts = {part: _rolls(document[part], f"{path}: {part}") for part in SPLITS}
     return piano_data(path.stem, parts, {"source": path.name})

@@ -25,7 +25,7 @@ def loss_plot(rows: Sequence[Row], best_epoch: int, *, title: str, clip_norm: fl
     above.set(ylabel="loss per timestep", title=title)
     above.legend()
     below.plot(epochs, [row.grad_norm for row in rows], color="C2", label="gradient norm")
-    below.axhline(clip_norm, color="0.5", linestyle="--", label="clipped to")
+    below.axhline(clip_norm, color="0.5", linestyle="--", label="clipping threshold")
     below.set(xlabel="epoch", ylabel="global norm", yscale="log")
     below.legend()
     for axes in (above, below):

@@ -74,5 +74,5 @@ class RichProgress:
             f"(best {report.best_loss:.3f})  |g| {row.grad_norm:.2f}"
         )
         if row.valid_accuracy is not None:
-            told += f"  right {row.valid_accuracy:.1%}"
+            told += f"  accuracy {row.valid_accuracy:.1%}"
         self._bars.update(self._training, completed=report.fraction, told=told)

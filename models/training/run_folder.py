@@ -124,7 +124,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except OSError as error:
-        raise RunError(f"{folder} is no run folder: {CONFIG} cannot be read ({error.strerror})") from error
+        raise RunError(f"{folder} is not a run folder: {CONFIG} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

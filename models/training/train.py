@@ -103,11 +103,11 @@ def _begin(
         now = config.to_json()
         if changed := [n for n in now if n not in MAY_DIFFER and begun.get(n) != now[n]]:
             told = "; ".join(f"{n} was {begun.get(n)!r}, is {now[n]!r}" for n in changed)
-            raise RunError(f"{config.out} was begun with other settings: {told}")
+            raise RunError(f"{config.out} was started with other settings: {told}")
         return progressed, tensors
     held = [name for name in (runs.WEIGHTS, runs.RESUME) if (config.out / name).exists()]
     if held and not overwrite:
-        raise RunError(f"{config.out} holds a run already; resume it, overwrite it or choose another folder")
+        raise RunError(f"{config.out} already holds a run: resume it, overwrite it or choose another folder")
     for name in held:
         (config.out / name).unlink()
     return Progressed(), None

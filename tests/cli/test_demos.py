@@ -49,7 +49,7 @@ def test_demos_have_names_and_folders_of_their_own() -> None:
 def test_an_unknown_demo_is_refused_by_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["demo", "nonesuch", "--out", str(tmp_path / "out")], env=PLAIN)
     assert done.exit_code == 2
-    assert "there is no demo 'nonesuch'; there is" in done.output
+    assert "there is no demo 'nonesuch'; the demos are" in done.output
     assert not (tmp_path / "out").exists()
 
 

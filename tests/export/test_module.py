@@ -216,7 +216,7 @@ def test_the_module_given_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_module_that_looks_ahead_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ProofError, match="in PyTorch itself, Stacked gives something else step by step"):
+    with pytest.raises(ProofError, match="in PyTorch itself, Stacked gives other outputs step by step"):
         export(Stacked(bidirectional=True), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -239,11 +239,11 @@ class Wrong(Cell):
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        ({"states": lambda b: torch.zeros(b, 8)}, "must give a tuple of tensors; got one tensor"),
-        ({"states": lambda b: (torch.zeros(4, 8),)}, "no axis follows the batch"),
-        ({"states": lambda b: (torch.zeros(b, b),)}, "no axis follows the batch"),
-        ({"states": lambda b: (torch.zeros(2 * b, 8),)}, "no axis follows the batch"),
-        ({"states": lambda b: (torch.randn(b, 8),)}, "same values at every call"),
+        ({"states": lambda b: torch.zeros(b, 8)}, "must return a tuple of tensors; got one tensor"),
+        ({"states": lambda b: (torch.zeros(4, 8),)}, "no axis changes with the batch size"),
+        ({"states": lambda b: (torch.zeros(b, b),)}, "no axis changes with the batch size"),
+        ({"states": lambda b: (torch.zeros(2 * b, 8),)}, "no axis changes with the batch size"),
+        ({"states": lambda b: (torch.randn(b, 8),)}, "same values for every row and at every call"),
         ({"states": lambda b: (torch.arange(8.0 * b).reshape(b, 8),)}, "every row the same values"),
         ({"states": lambda b: (torch.full((b, 8), -torch.inf),)}, "not all finite"),
         ({"states": lambda b: (torch.zeros(b, 8, dtype=torch.bfloat16),)}, "is bfloat16; supported are"),

@@ -89,7 +89,7 @@ def test_weights_beyond_the_range_of_fp16_are_refused(tmp_path: Path) -> None:
     model = make("rnn")
     with torch.no_grad():
         model.head.weight[0, 0] = 70000.0
-    with pytest.raises(ExportError, match=r"head\.weight holds 7e\+04, over fp16's largest, 65504"):
+    with pytest.raises(ExportError, match=r"head\.weight holds 7e\+04, above fp16's maximum, 65504"):
         export_model(model, tmp_path / "m.onnx", precision="fp16")
 
 

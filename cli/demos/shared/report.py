@@ -1,4 +1,4 @@
-"""The chorales demo's figures, and a picture of what the model foretold."""
+"""The chorales demo's figures, and a picture of its predictions."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def write_report(out: Path, trained: Trained, measured: Measured) -> Report:
     files = {"loss curve": trained.loss_plot, "piano roll": roll, "exported model": trained.path}
     figures = {"loss_torch": trained.loss, **measured.figures}
     rows = [
-        ("test loss in PyTorch", f"{figures['loss_torch']:.6f} nats a timestep"),
-        ("test loss as served", f"{figures['loss_served']:.6f} nats a timestep"),
-        ("sessions, steps", f"{figures['sessions']}, {figures['steps']}"),
-        ("steps a second", f"{figures['steps_per_s']:.0f}"),
+        ("test loss in PyTorch", f"{figures['loss_torch']:.6f} nats per timestep"),
+        ("test loss, served", f"{figures['loss_served']:.6f} nats per timestep"),
+        ("sessions, timesteps", f"{figures['sessions']}, {figures['steps']}"),
+        ("steps per second", f"{figures['steps_per_s']:.0f}"),
         ("latency p50, p99", f"{figures['p50_ms']:.2f} ms, {figures['p99_ms']:.2f} ms"),
-        ("mean batch (server's /metrics)", f"{figures['mean_batch']:.1f} sessions a run"),
-        ("server CPU a step", f"{figures['server_cpu_us_per_step']:.0f} µs"),
+        ("mean batch (server's /metrics)", f"{figures['mean_batch']:.1f} sessions per run"),
+        ("server CPU per step", f"{figures['server_cpu_us_per_step']:.0f} µs"),
     ]
     return Report("Bach's chorales, served", rows, figures, files).save(out)
 
 
 def _piano_roll(path: Path, truth: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
-    """Draw what was played, [time, 88], above the probabilities that the server gave for it one step ahead."""
+    """Draw the score, [time, 88], above the probabilities that the server predicted for it one step ahead."""
     from matplotlib.figure import Figure
 
     truth, logits = truth[:_SHOWN_STEPS], logits[:_SHOWN_STEPS]
@@ -46,8 +46,8 @@ def _piano_roll(path: Path, truth: NDArray[np.float32], logits: NDArray[np.float
     figure = Figure(figsize=(10, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, sharey=True)
     for axes, values, title in (
-        (above, truth, "played"),
-        (below, 1 / (1 + np.exp(-logits)), "foretold one quarter note ahead, by the served model"),
+        (above, truth, "the score"),
+        (below, 1 / (1 + np.exp(-logits)), "the served model's prediction, one quarter note ahead"),
     ):
         image = axes.imshow(
             values[:, low:high].T,

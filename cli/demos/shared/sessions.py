@@ -76,8 +76,8 @@ async def _stream(
 def common_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures of `stream` as rows of a report."""
     return [
-        ("sessions at a time", f"{figures['sessions']}"),
-        ("sequences, steps", f"{figures['sequences']}, {figures['steps']}"),
-        ("steps a second", f"{figures['steps_per_s']:.0f}"),
-        ("mean batch (server's /metrics)", f"{figures['mean_batch']:.1f} sessions a run"),
+        ("concurrent sessions", f"{figures['sessions']}"),
+        ("sequences, timesteps", f"{figures['sequences']}, {figures['steps']}"),
+        ("steps per second", f"{figures['steps_per_s']:.0f}"),
+        ("mean batch (server's /metrics)", f"{figures['mean_batch']:.1f} sessions per run"),
     ]

@@ -64,7 +64,7 @@ def test_files_are_parsed_in_parallel_and_failures_are_named(
 
 
 def test_nothing_readable_is_an_error_that_says_so() -> None:
-    with pytest.raises(DataError, match="none of 1 files gave a chorale"):
+    with pytest.raises(DataError, match="none of 1 files is a usable chorale"):
         collect([Parsed("x", failed="ValueError: no")])
 
 

@@ -32,7 +32,7 @@ def test_the_standard_json_layout_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([], "is no object"),
+        ([], "is not an object"),
         ({"train": []}, "lacks valid, test"),
         ({**GOOD, "valid": 3}, "valid must be a list of pieces; got int"),
         ({**GOOD, "test": [PIECE, [[60]]]}, r"test\[1\] must be a list of at least two timesteps"),

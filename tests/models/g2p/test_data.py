@@ -59,7 +59,7 @@ def test_the_table_is_letters_the_boundary_and_phonemes(stress: bool, phonemes: 
 def test_words_are_spelled_forwards_or_backwards() -> None:
     assert [LETTERS[token] for token in Symbols().spell("Cat")] == ["c", "a", "t"]
     assert [LETTERS[token] for token in Symbols(reverse=True).spell("cat")] == ["t", "a", "c"]
-    with pytest.raises(DataError, match=r"the word 'naïve' has 'ï'"):
+    with pytest.raises(DataError, match=r"the word 'naïve' contains 'ï'"):
         Symbols().spell("naïve")
     with pytest.raises(DataError, match="at least one letter"):
         Symbols().spell("")

@@ -179,9 +179,9 @@ def test_a_run_is_neither_lost_nor_mixed_up(config: TrainConfig) -> None:
         train(config, resume=True)
     with pytest.raises(KeyboardInterrupt):
         train(config, progress=Interrupt(1))
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already holds a run"):
         train(config)
-    with pytest.raises(RunError, match=r"begun with other settings: learning_rate was 0.02, is 0.5"):
+    with pytest.raises(RunError, match=r"started with other settings: learning_rate was 0.02, is 0.5"):
         train(dataclasses.replace(config, learning_rate=0.5), resume=True)
     assert train(config, overwrite=True).epochs == 4
     with pytest.raises(RunError, match=r"nothing to resume \(that run is finished\)"):
@@ -280,7 +280,7 @@ def test_settings_out_of_range_are_refused_by_name(config: TrainConfig) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, config: TrainConfig) -> None:
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         load_run(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "other"}')
     with pytest.raises(RunError, match=r"is not of format streamcell\.run/1"):

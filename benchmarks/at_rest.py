@@ -11,7 +11,7 @@ from typing import Any
 from streamcell.benchmarks.load.spec import Load
 from streamcell.benchmarks.load.usage import cpu_s, rss_bytes
 from streamcell.benchmarks.targets.processes import Generator
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 
 ACTIVE = 64
 

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 from streamcell.service.processes.ports import reserve
 
 from . import machine

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model
 from streamcell.models import build
 

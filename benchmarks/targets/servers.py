@@ -14,7 +14,7 @@ from streamcell.benchmarks.load.oip import border
 from streamcell.benchmarks.load.spec import Load, LoadError
 from streamcell.benchmarks.load.usage import family
 from streamcell.benchmarks.report.outcomes import OURS
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 
 from .engine_alone import Alone
 from .peers import PEERS

@@ -55,8 +55,8 @@ def command(
             f"there is no demo {name!r}; the demos are {', '.join(by_name())}", param_hint="NAME"
         )
     console.print(f"{demo.name}: {escape(demo.summary)}", highlight=False)
-    from streamcell.cli.local_server import ServerProcessError
     from streamcell.client import StreamCellError
+    from streamcell.client.local_server import ServerProcessError
     from streamcell.export import ExportError
     from streamcell.models import ModelError
 

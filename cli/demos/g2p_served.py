@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamcell.cli.demos.shared.prepare import Trained
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 
 if TYPE_CHECKING:
     from streamcell.client import AsyncClient

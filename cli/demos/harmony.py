@@ -25,8 +25,8 @@ def run(folder: Path, options: Options) -> Report:
 
     from streamcell.cli.demos.shared.prepare import prepare
     from streamcell.cli.demos.shared.sessions import common_rows, stream
-    from streamcell.cli.local_server import ServerProcess
     from streamcell.client import AsyncSession
+    from streamcell.client.local_server import ServerProcess
     from streamcell.models import score
     from streamcell.models.training import presets
 

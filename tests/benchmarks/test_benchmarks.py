@@ -19,7 +19,7 @@ from streamcell.benchmarks.report.outcomes import OURS, Results
 from streamcell.benchmarks.report.page import page
 from streamcell.benchmarks.report.report import RATIOS, Report, as_json, case_lines, goal_lines, write_json
 from streamcell.benchmarks.report.spending import split
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 
 INPUT_BYTES, OUTPUT_BYTES = 12, 8
 CPU = "server_cpu_us_per_step"

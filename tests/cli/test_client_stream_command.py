@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from streamcell.cli import app
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 
 Modules = dict[str, torch.nn.Module]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import (
     AsyncSession,
     InvalidInput,
@@ -20,6 +19,7 @@ from streamcell.client import (
     SessionNotFound,
     connect_async,
 )
+from streamcell.client.local_server import ServerProcess
 
 Modules = dict[str, torch.nn.Module]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import (
     Client,
     InvalidInput,
@@ -31,6 +30,7 @@ from streamcell.client import (
     Unavailable,
     connect,
 )
+from streamcell.client.local_server import ServerProcess
 
 Modules = dict[str, torch.nn.Module]
 KINDS = ("lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep")

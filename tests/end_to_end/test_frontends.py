@@ -22,9 +22,9 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from streamcell.cli.local_server import ServerProcess, ServerProcessError
 from streamcell.client import Client, StreamCellError, connect
 from streamcell.client.errors import SessionLimit, Unavailable
+from streamcell.client.local_server import ServerProcess, ServerProcessError
 from streamcell.proto import pb, rpc
 
 SESSIONS = 24

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import connect
+from streamcell.client.local_server import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()

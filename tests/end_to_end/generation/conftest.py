@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from streamcell.card import Generation
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import Client, connect
 from streamcell.client.errors import from_rpc
+from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model, export_module
 from streamcell.models import GRU, LSTM, MLP, RNN
 from streamcell.proto import pb, rpc

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import Client, InvalidInput, SessionLimit, StreamCellError, connect, connect_async
+from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb
 from streamcell.service.generation.beam_search import BeamSearch
 

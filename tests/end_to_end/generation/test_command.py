@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from streamcell.cli import app
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import Client
+from streamcell.client.local_server import ServerProcess
 
 KEYS, CLASSES, GO, END = 12, 9, 11, 0
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from onnx import parser, save
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import (
     Client,
     DeadlineExceeded,
@@ -24,6 +23,7 @@ from streamcell.client import (
     connect,
 )
 from streamcell.client.errors import from_rpc
+from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 
 GO = 11

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import Client, connect_async
+from streamcell.client.local_server import ServerProcess
 
 KEYS, CLASSES, GO = 12, 9, 11
 MASK = 2**64 - 1

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import Client, InvalidInput, ProtocolMisuse, StreamCellError, connect_async
+from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb
 
 KEYS, CLASSES, SYMBOLS, GO, END = 12, 9, 7, 11, 0

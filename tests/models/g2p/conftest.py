@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from streamcell.cli import app
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import Client, connect
+from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_run
 from streamcell.models.data import registry
 from streamcell.models.data.g2p import Dictionary, load_dictionary

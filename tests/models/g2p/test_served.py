@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import streamcell.models as models_face
 from streamcell.cli import app
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import AsyncClient, Client, StreamCellError, connect_async
+from streamcell.client.local_server import ServerProcess
 from streamcell.models import Seq2Seq, load_run
 from streamcell.models.architectures.seq2seq_decode import beam
 from streamcell.models.data import registry

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from streamcell.benchmarks.load.spec import Load
 from streamcell.benchmarks.targets.processes import Generator
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 
 SCRIPT = """
 import gc, weakref

@@ -1,4 +1,4 @@
-"""A server in a process of its own, as the demo, the benchmarks and the tests run it."""
+"""`streamcell serve` in a process of its own, as the demos, the benchmarks and the tests run it."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ class Target:
     Attributes:
         name: what results call it.
         address: "HOST:PORT".
-        pids: its processes, whose CPU time is measured; empty where they are not on this machine.
+        pids: its processes, whose CPU time is measured; empty if they are not on this machine.
         batches: reads (rows, runs) of its batches so far.
-        load: what its loads have in place of the case's, such as dialect="oip" and the model's tensors.
-        run: takes a load in place of the load generator, for what is no server.
+        load: settings that replace those of the case, such as dialect="oip" and the model's tensors.
+        run: takes a load instead of the load generator, for a target that is not a server.
     """
 
     name: str

@@ -199,7 +199,7 @@ def _settle_torch(device: Device) -> None:
 
 
 def _against_target(tick: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The goal, where `tick` is what it speaks of."""
+    """The goal, if `tick` is the one that it is about."""
     if tick["kind"] == "lstm" and (tick["rows"], tick["hidden"]) == (TARGET["rows"], TARGET["hidden"]):
         measured = tick["us"].get(tick["best"])
         yield {**TARGET, "measured_us": measured, "met": measured is not None and measured <= TARGET["us"]}

@@ -1,4 +1,4 @@
-"""`python -m streamcell.cli`, where the console script is not on the path."""
+"""`python -m streamcell.cli`, if the console script is not on the path."""
 
 from .main import main
 

@@ -25,8 +25,8 @@ class Options:
         tls: False for plain text, True for TLS with the system's roots, a path of a PEM file with the roots to
             trust, or `grpc.ChannelCredentials` (for client certificates).
         metadata: sent with every call, for example ``(("authorization", "Bearer …"),)``.
-        keepalive_s: a ping after so many seconds without data while a session is open; `math.inf` for none.
-        keepalive_timeout_s: the connection counts as broken so many seconds after an unanswered ping.
+        keepalive_s: seconds without data, while a session is open, after which to ping; `math.inf` for none.
+        keepalive_timeout_s: seconds to wait for the answer to a ping before the connection counts as broken.
         wait_for_ready: wait for a server that is not up yet, within `timeout_s`, instead of failing at once.
         options: further gRPC channel options; these win.
     """

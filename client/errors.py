@@ -1,4 +1,4 @@
-"""What a client can meet, typed: one class a kind of trouble, each with the server's stable reason.
+"""Typed errors: one class for each kind of failure, each with the server's stable reason.
 
 A server error is a gRPC status whose trailing metadata hold a `google.rpc.Status` with a `google.rpc.ErrorInfo`;
 `from_rpc` turns one into an exception. docs/errors.md says what to do about each reason.
@@ -22,7 +22,7 @@ class StreamCellError(Exception):
     """Base of everything that the client raises on purpose. The text says what was expected and what came.
 
     Attributes:
-        reason: the stable reason, such as "WRONG_DTYPE"; the name of the gRPC code where the server gave none.
+        reason: the stable reason, such as "WRONG_DTYPE"; the name of the gRPC code if the server gave none.
         code: the gRPC status code; for an error found before anything was sent, the one the server would use.
         metadata: the same facts for programs, as text.
     """
@@ -43,7 +43,7 @@ class StreamCellError(Exception):
         self.metadata = dict(metadata or {})
 
     def again(self) -> StreamCellError:
-        """An equal error with a traceback of its own, for raising where the session is used once more."""
+        """An equal error with a traceback of its own, to raise when the ended session is used again."""
         return type(self)(str(self), reason=self.reason, code=self.code, metadata=self.metadata)
 
 
@@ -54,7 +54,7 @@ class InvalidInput(StreamCellError, ValueError):
 
 
 class ProtocolMisuse(StreamCellError):
-    """Calls came in an order that cannot be: a step before the opening, a second opening, a reply nobody awaits."""
+    """Calls in a wrong order: a step before the opening, a second opening, a `receive` without a message sent."""
 
     default_code = _Code.FAILED_PRECONDITION
 
@@ -134,7 +134,7 @@ class RowsRefused(StreamCellError):
 
     Attributes:
         outputs: the frame's outputs, with zeros in the rows that were refused.
-        errors: what befell the refused ones, by member.
+        errors: why each refused row was refused, by member.
     """
 
     default_code = _Code.INVALID_ARGUMENT
@@ -207,7 +207,7 @@ def from_status(
 def from_reason(
     code: grpc.StatusCode, reason: str, text: str, metadata: Mapping[str, str]
 ) -> StreamCellError:
-    """The exception for a reason of the server's; by the code where this client does not know it."""
+    """The exception for a reason of the server's; by the code if this client does not know it."""
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, StreamCellError)
     return kind(text, reason=reason, code=code, metadata=metadata)
 

@@ -45,7 +45,7 @@ class ServerProcess:
             models: the folder.
             flags: of `streamcell serve`.
             environment: variables of the server's process, beside this one's.
-            module: the module that is run in place of the command line, and its first arguments.
+            module: the module to run instead of the command line, and its first arguments.
         """
         command = [sys.executable, "-m", *module, "serve", "--models", str(models)]
         ports = ["--port", "0", "--metrics-port", "0", "--log-format", "json"]
@@ -102,7 +102,7 @@ class ServerProcess:
         return text
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum over the samples of `name` whose labels include `labels`; 0 where there is none."""
+        """The sum over the samples of `name` whose labels include `labels`; 0 if there is none."""
         from prometheus_client.parser import text_string_to_metric_families
 
         return sum(
@@ -113,7 +113,7 @@ class ServerProcess:
         )
 
     def stop(self, timeout_s: float = 30.0) -> int:
-        """Ask it to stop, wait, and return its exit code; it is killed where it takes over `timeout_s`."""
+        """Ask it to stop, wait, and return its exit code; it is killed if it takes longer than `timeout_s`."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:

@@ -17,7 +17,7 @@ class Tensor:
     name: str
     dtype: str
     step_shape: tuple[int, ...]
-    # "bernoulli_logits", "categorical_logits", "real", or "" where the model does not say.
+    # "bernoulli_logits", "categorical_logits", "real", or "" if the model does not say.
     distribution: str = ""
 
 
@@ -66,7 +66,7 @@ class Model:
     card: dict[str, Any]
     live_sessions: int
     max_sessions: int
-    # None where the model cannot generate.
+    # None if the model cannot generate.
     generation: GenerationInfo | None = None
 
 
@@ -94,7 +94,7 @@ def tensors(specs: Iterable[pb.TensorSpec]) -> tuple[Tensor, ...]:
 
 
 def generation(holder: pb.Model | pb.SessionOpened) -> GenerationInfo | None:
-    """How a model generates, as a value; None where it does not."""
+    """How a model generates, as a value; None if it does not."""
     if not holder.HasField("generation"):
         return None
     spec = holder.generation

@@ -1,4 +1,4 @@
-"""A whole model of the project as a graph, and the signature that says what crosses its border."""
+"""A whole model of the project as a graph, and the signature that lists its inputs, outputs and states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def emit_model(
     """The graph of one of the project's own models.
 
     Inputs are x float32[batch, time, input], for a model with states `lengths` int32[batch] (unless turned off)
-    and the states under their own names, with their batch axis where the model has it; outputs are y
+    and the states under their own names, with their batch axis if the model has it; outputs are y
     float32[batch, time, output] and each state as `NAME_next`. What y holds beyond a row's length is unspecified
     (masking it would cost every single step several nodes). A length must be at least 1: ONNX Runtime zeroes a
     recurrent state at 0.
@@ -98,7 +98,7 @@ def _signature(model: SequenceModel, lengths: str | None) -> Signature:
 
 
 def _emit_head(graph: GraphBuilder, model: SequenceModel, x: str, scaling: Scaling | None) -> str:
-    """Head, output activation and output scaling; the scaling is folded where nothing stands between."""
+    """Head, output activation and output scaling; without an activation the scaling is part of the head."""
     after = Scaling.of(model.output_affine)
     head = Dense.of(model.head).after(scaling)
     if model.output_activation == "identity":

@@ -46,7 +46,7 @@ def export_run(
 
 
 def _portable(value: Any) -> Any:
-    """The same JSON value with the last part of each absolute path in place of the path."""
+    """The same JSON value, each absolute path replaced by its last part."""
     if isinstance(value, dict):
         return {key: _portable(inner) for key, inner in value.items()}
     if isinstance(value, list):

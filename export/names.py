@@ -1,4 +1,4 @@
-"""What the tensors and axes at a graph's border are called."""
+"""The names of a graph's inputs, outputs and axes."""
 
 X, Y, LENGTHS = "x", "y", "lengths"
 BATCH, TIME = "batch", "time"

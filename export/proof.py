@@ -144,7 +144,7 @@ class Prover:
         last: Sequence[Array],
         chunks: Sequence[int],
     ) -> None:
-        """x in pieces of so many timesteps, states handed on, against the whole sequence's y and last states."""
+        """The errors of x in pieces of these sizes, each begun with the last states of the piece before."""
         start = 0
         pieces = []
         for length in chunks:
@@ -174,7 +174,7 @@ class Prover:
 
 
 def _chunks(rng: np.random.Generator, time: int) -> list[int]:
-    """Random piece sizes that add up to `time`, at least two of them where there are two timesteps."""
+    """Random piece sizes that add up to `time`, at least two of them if there are two timesteps."""
     cuts = np.flatnonzero(rng.random(time - 1) < 0.35) + 1
     edges = [0, *map(int, cuts if len(cuts) else [1]), time]
     return [b - a for a, b in pairwise(edges) if b > a]

@@ -128,7 +128,7 @@ def emit_layer(
         name: prefix of the names of all its tensors.
         scaling: what comes before the layer, folded into its input weights.
         lengths: name of int32[batch], "" for none.
-        weights: prefix of the names of its weights, where it is not `name`.
+        weights: prefix of the names of its weights, if it is not `name`.
 
     Returns:
         y float32[time, 1, batch, hidden], as the operator gives it, and the states after the last step.

@@ -41,7 +41,7 @@ class ModelReference:
         return as_array(y), tuple(map(as_array, after))
 
     def draw(self, batch: int, time: int) -> Array:
-        """float32[batch, time, input], normal; in raw units where the model standardises its input.
+        """float32[batch, time, input], normal; in raw units if the model standardises its input.
 
         For tokens int64[batch, time]: every other row as in use, source tokens and then target tokens, the rest of
         any mix.

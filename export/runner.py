@@ -49,7 +49,7 @@ class Runner:
         Args:
             x: in the signature's layout.
             states: in the signature's order, each with its batch axis.
-            lengths: int[batch]; where the graph wants them, None stands for the whole of x in every row.
+            lengths: int[batch]; None for all of x in every row; ignored by a graph that does not take them.
 
         Returns:
             y and the states after it.

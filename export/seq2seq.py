@@ -89,7 +89,7 @@ def _scan(graph: GraphBuilder, model: Seq2Seq, signature: Signature) -> tuple[st
 
     top = Step(body, model).emit(names)
     if signature.lengths:
-        # Beyond its length a row's states stand still.
+        # Beyond its length a row's states do not change.
         running = body.node("Less", ["t", signature.lengths], "running")
         column = body.node("Unsqueeze", [running, graph.axes(1)], "running.column")
         body.node("Add", ["t", graph.constant("one", np.ones(1, np.int32))], "t.next")

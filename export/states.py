@@ -15,7 +15,7 @@ from streamcell.card.signature import Dtype
 from .errors import ExportError
 from .tensors import Array, as_array
 
-# batch → the states of so many sessions before their first step.
+# batch → the states of that many sessions before their first step.
 InitialState = Callable[[int], Sequence[torch.Tensor]]
 # Two batch sizes that tell the batch axis from an axis that happens to be as long.
 SMALL, LARGE = 2, 3

@@ -1,4 +1,4 @@
-"""Between PyTorch's tensors and numpy's arrays, and how many threads PyTorch takes meanwhile."""
+"""Conversions between PyTorch's tensors and numpy's arrays, and a bound on PyTorch's threads during an export."""
 
 from __future__ import annotations
 

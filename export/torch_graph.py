@@ -52,7 +52,7 @@ def torch_graph(
     name: str,
     version: str,
 ) -> onnx.ModelProto:
-    """Export with a dynamic batch axis (and time axis, where the layout has one).
+    """Export with a dynamic batch axis (and time axis, if the layout has one).
 
     Args:
         x: an example in the signature's layout, of a batch that `states` share.
@@ -89,7 +89,7 @@ def torch_graph(
 
 
 def _clean(model: onnx.ModelProto, signature: Signature, name: str) -> None:
-    """Pin the versions, name the dynamic axes, drop traces of the machine, see that the border is as meant."""
+    """Pin the versions, name the dynamic axes, drop traces of the machine, check inputs and outputs."""
     opset = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
     if opset != OPSET:
         raise ExportError(f"PyTorch gave opset {opset}; {OPSET} is needed")
@@ -110,7 +110,7 @@ def _clean(model: onnx.ModelProto, signature: Signature, name: str) -> None:
     }
     for state in signature.states:
         axes[state.input] = axes[state.output] = {state.batch_axis: BATCH}
-    borders: list[tuple[str, Any, set[str]]] = [
+    ends: list[tuple[str, Any, set[str]]] = [
         ("input", graph.input, {*(t.name for t in signature.inputs), *(s.input for s in signature.states)}),
         (
             "output",
@@ -118,7 +118,7 @@ def _clean(model: onnx.ModelProto, signature: Signature, name: str) -> None:
             {*(t.name for t in signature.outputs), *(s.output for s in signature.states)},
         ),
     ]
-    for what, values, wanted in borders:
+    for what, values, wanted in ends:
         names = [value.name for value in values]
         if sorted(names) != sorted(wanted):
             raise ExportError(f"PyTorch's graph has {what}s {names}; expected {sorted(wanted)}")

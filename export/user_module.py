@@ -1,4 +1,4 @@
-"""A user's module as the proof and the exporter want it: its inputs drawn, its border checked."""
+"""A user's module as the proof and the exporter need it: inputs drawn, inputs and outputs checked."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class Dialect:
         unary: a call a message, instead of a stream.
         first: session number → the message that opens it, which carries steps like any other.
         then: session number → every later message.
-        check: (last reply, replies, steps a message) → None, or WrongReply where they do not add up.
-        last: session number → what ends it, where half-closing the stream does not.
+        check: (last reply, replies, steps a message) → None, or WrongReply if they do not add up.
+        last: session number → what ends it, if half-closing the stream does not.
     """
 
     method: str

@@ -30,7 +30,7 @@ class Load:
         sessions: streams, or callers of a unary method.
         outstanding: messages of a stream without an answer.
         steps: timesteps a message.
-        rate: messages a second over all streams, sent on schedule; 0: each when the one before is answered.
+        rate: messages a second over all streams, sent on schedule; 0: each when the previous one is answered.
         hold: only open the sessions, with one message each, and keep them until the next line of input.
         input_name, input_shape, output_name: of an "oip" model, batch axis included.
         connections: HTTP/2 connections that the streams are spread over.

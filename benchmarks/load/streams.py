@@ -42,13 +42,13 @@ class Connection:
         return call
 
     def operate(self, call: Any, operations: tuple[Any, ...], tag: _Tag) -> None:
-        """Start a batch of operations; nothing where the call has ended."""
+        """Start a batch of operations; nothing if the call has ended."""
         self._due.append(None)
         if not call.operate(operations, tag):
             self._due.pop()
 
     def _spin(self) -> None:
-        # The core must not be asked for an event where none is to come, and closing waits until all have been taken.
+        # The core must not be asked for an event if none is to come, and closing waits until all have been taken.
         while self._due or not self._closing:
             if not self._due:
                 time.sleep(0.001)
@@ -115,7 +115,7 @@ class Stream:
         connection.operate(self._call, opening, self._on_first)
 
     def _on_first(self, event: Any) -> None:
-        """The session is open: how it goes on is its subclass's."""
+        """The session is open; a subclass sends the next messages."""
         raise NotImplementedError
 
     def _on_status(self, event: Any) -> None:

@@ -15,7 +15,7 @@ _CPU = "server_cpu_us_per_step"
 
 @dataclass(frozen=True)
 class Found:
-    """What the goals are read from: the loads' results, and `idle.measure`'s figures with `ready_s`, where measured."""
+    """What the goals are read from: the loads' results, and `idle.measure`'s figures with `ready_s`, if measured."""
 
     results: Results
     idle: Mapping[str, Any]
@@ -27,8 +27,8 @@ class Goal:
 
     Attributes:
         what: in words.
-        figure: from what was found to the figure; None where it was not measured.
-        bound: what it must not exceed, or, where `at_least`, not fall short of.
+        figure: from what was found to the figure; None if it was not measured.
+        bound: what it must not exceed, or, if `at_least`, not fall short of.
         unit: behind the figure.
         case: the case whose profile tells why it is missed, if any.
     """

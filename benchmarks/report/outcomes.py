@@ -23,7 +23,7 @@ class Results:
         self.rounds.setdefault((case, server), []).append(figures)
 
     def median(self, case: str, server: str, figure: str) -> float | None:
-        """The median of the rounds; None where it was not measured."""
+        """The median of the rounds; None if it was not measured."""
         values = [r[figure] for r in self.rounds.get((case, server), ()) if figure in r]
         return statistics.median(values) if values else None
 

@@ -72,7 +72,7 @@ def case_lines(results: Results) -> list[dict[str, Any]]:
 
 
 def goal_lines(found: Found) -> list[dict[str, Any]]:
-    """A line for each goal: its figure, its bound and whether it is met; None and None where it was not measured."""
+    """A line for each goal: its figure, its bound and whether it is met; None and None if it was not measured."""
     lines = []
     for goal in GOALS:
         value = goal.figure(found)

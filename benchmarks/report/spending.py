@@ -51,7 +51,7 @@ def _engine_us(results: Results, batch: float) -> float | None:
 
 
 def by_library(generator: Generator, load: Load) -> list[tuple[str, float]]:
-    """(library, percent of the server's samples) while `load` runs, largest first; empty where perf cannot."""
+    """(library, percent of the server's samples) while `load` runs, largest first; empty if perf cannot."""
     perf = shutil.which("perf")
     if perf is None or not load.pids:
         return []

@@ -31,7 +31,7 @@ def ours(server: ServerProcess, name: str = OURS) -> Target:
 
 
 def ours_by_oip(target: Target, model: str) -> Target | None:
-    """The same server through the Open Inference Protocol; None where it does not speak it."""
+    """The same server through the Open Inference Protocol; None if it does not speak it."""
     try:
         load = {"dialect": "oip", **border(target.address, model)}
         run_load(Load(target.address, sessions=1, warm_up_s=0, measure_s=0.1, **load))

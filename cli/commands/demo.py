@@ -40,7 +40,7 @@ def command(
         bool, typer.Option("--retrain", help="Train again even if there is a finished run.")
     ] = False,
 ) -> None:
-    """Train a model on real data, export it, serve it, stream through it and show what came of it.
+    """Train a model on real data, export it, serve it, stream through it and show the results.
 
     Without a name: an LSTM on Bach's chorales, measured with 64 sessions. What is there already (parsed data, the
     trained model, the export) is used again.

@@ -129,7 +129,7 @@ def write_table(outputs: Iterable[Any], specs: tuple[Tensor, ...], out: Path | N
         header: whether a line of column names comes first.
 
     Raises:
-        TableError: `out` cannot hold so many outputs.
+        TableError: `out` cannot hold that many outputs.
     """
     if out is not None and out.suffix in (".npy", ".npz"):
         _write_numpy([_named(each, specs) for each in outputs if each is not None], specs, out)

@@ -24,13 +24,13 @@ class Options:
     """What the command line says to every demo; each uses what has a meaning for it.
 
     Attributes:
-        console: where to tell what is going on.
+        console: shows the demo's progress.
         data_folder: where parsed data sets are cached.
         minutes: train for so long, by the clock; None: for the demo's number of epochs, which gives the same
             weights each time.
         sessions: how many sessions to hold open at a time.
-        passes: how often the test part is streamed, where that is measured.
-        retrain: train again where a finished run is there.
+        passes: how often the test part is streamed, if that is measured.
+        retrain: train again if a finished run is there.
     """
 
     console: Console

@@ -1,4 +1,4 @@
-"""The demo `continue`: the server goes on with chorales from their first bars; MIDI files and a picture."""
+"""The demo `continue`: the server continues chorales after their first bars; MIDI files and a picture."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(folder: Path, options: Options) -> Report:
 
 
 def _trained(folder: Path, options: Options) -> Trained:
-    """The model of the demo `chorales` where that has run, else one that is trained in this demo's folder."""
+    """The model of the demo `chorales` if that has run, else one that is trained in this demo's folder."""
     from streamcell.cli.demos.shared.prepare import finished, prepare
     from streamcell.models.training import presets
 
@@ -102,7 +102,7 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _draw(path: Path, truths: Sequence[NDArray[Any]], pieces: Sequence[Continued]) -> None:
-    """Each piece as Bach wrote it, above the same with what the server added; a line where it took over."""
+    """Each piece as Bach wrote it, above the server's continuation; a red line marks where it begins."""
     import numpy as np
     from matplotlib.figure import Figure
 

@@ -21,7 +21,7 @@ DEMOS: tuple[Demo, ...] = (
     demo_g2p.DEMO,
 )
 
-# What `streamcell demo` runs where it is given no name, in `runs/demo`.
+# What `streamcell demo` runs if it is given no name, in `runs/demo`.
 DEFAULT = demo_chorales.DEMO
 
 

@@ -11,7 +11,7 @@ import grpc
 
 from streamcell.client.errors import StreamCellError, from_status
 
-# What grpc.aio says in the place of the server's status where a write meets the end of the call.
+# What grpc.aio says instead of the server's status if a write meets the end of the call.
 _NO_STATUS = "Internal error from Core"
 _STATUS_S = 1.0
 
@@ -21,9 +21,9 @@ _Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 class AsyncStream:
     """A call of grpc.aio whose end is found out by reading.
 
-    Where a write meets the end of its call, grpc.aio drops the server's status for one of its own, and reads no more of
-    the replies that have come. So here such a write does nothing, replies are read up to the last, and the status is
-    taken down as it comes.
+    If a write meets the end of its call, grpc.aio replaces the server's status by one of its own and stops reading the
+    replies that have arrived. Here such a write does nothing, all replies are read, and the status is noted when it
+    arrives.
     """
 
     def __init__(self, call: Any) -> None:
@@ -33,12 +33,12 @@ class AsyncStream:
         call.add_done_callback(self._take_down)
 
     async def write(self, message: Any) -> None:
-        """Send a message; nothing where the call has ended, as `read` is to tell."""
+        """Send a message; nothing if the call has ended, `read` will report it."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._call.write(message)
 
     async def done_writing(self) -> None:
-        """Say that no more is to come."""
+        """Tell the server that no further message follows."""
         with suppress(grpc.aio.InternalError):  # the call has ended
             await self._call.done_writing()
 
@@ -50,7 +50,7 @@ class AsyncStream:
             return None
 
     async def error(self) -> StreamCellError | None:
-        """What the call has ended with; None where all went well. Waits for its end."""
+        """The error that the call ended with; None if it succeeded. Waits for the end."""
         await self._call.code()
         due_s = asyncio.get_running_loop().time() + _STATUS_S
         while self._status is None and asyncio.get_running_loop().time() < due_s:

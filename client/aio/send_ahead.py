@@ -1,4 +1,4 @@
-"""The sending half of a pipelined asyncio stream, in a task of its own so that a slow source delays no output."""
+"""The sending half of a pipelined asyncio stream, in its own task, so that a slow source does not delay outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Feed:
         self._room.release()
 
     def stop(self) -> None:
-        """Take no more items. A send under way goes on: to cancel it would end the session."""
+        """Take no further items. A send under way continues: cancelling it would end the session."""
         self._stopping = True
         if not self._sending:
             self._task.cancel()
@@ -46,7 +46,7 @@ class Feed:
         """Wait until no send is under way."""
         await asyncio.wait((self._task,))
         if not self._task.cancelled():
-            self._task.exception()  # `sent` has raised it, or nobody asks for it any more
+            self._task.exception()  # `sent` has raised it, or the loop was left early
 
     async def _run(self, items: AsyncIterable[Any] | Iterable[Any]) -> None:
         try:

@@ -112,7 +112,7 @@ class AsyncSession(AsyncConversation[SessionExchange]):
     ) -> list[Hypothesis]:
         """Look for the likeliest sequences of up to `steps` classes, the best first.
 
-        The session's own state and step index stay as they are: to go on from a sequence, `run` it. It begins as
+        The session's own state and step index stay as they are: to continue from a sequence, `run` it. It begins as
         `generate` does. While it runs it takes `width` of the model's sessions.
 
         Args:
@@ -122,7 +122,7 @@ class AsyncSession(AsyncConversation[SessionExchange]):
             stop: as for `generate`.
 
         Raises:
-            SessionLimit: the server has no room for so many hypotheses; the session has ended.
+            SessionLimit: the server has no room for that many hypotheses; the session has ended.
             ProtocolMisuse, InvalidInput: as `generate`.
         """
         # blocking: self._ensure_open()

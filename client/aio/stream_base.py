@@ -86,7 +86,7 @@ class AsyncConversation(Described[Exchanging]):
             await feed.stopped()
 
     async def close(self) -> None:
-        """Say that no more is to come, await the replies to what was sent, drop these, and end.
+        """Tell the server that no further message follows, await and drop the replies still due, and end.
 
         Raises:
             StreamCellError: a message sent before was not answered.
@@ -120,7 +120,7 @@ class AsyncConversation(Described[Exchanging]):
             self.cancel()
 
     async def _drain(self) -> None:
-        """Receive what is on its way and drop it."""
+        """Receive and drop the replies that are still due."""
         while self.alive and self._exchange.pending:
             with suppress(RowsRefused):
                 await self.receive()

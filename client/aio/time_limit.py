@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class TimeLimit:
-    """Calls `expire` once where a wait between `start` and `stop` takes longer than `timeout_s`.
+    """Calls `expire` once if a wait between `start` and `stop` takes longer than `timeout_s`.
 
     Attributes:
         timeout_s: the limit; infinite for none.

@@ -63,7 +63,7 @@ class Client(Calls):
 
         Args:
             output: which of a message's output steps replies carry: "all" (the default), "last" or "none".
-            timeout_s: the longest that the opening and any one reply may take; the client's where it is None.
+            timeout_s: the longest that the opening and any one reply may take; the client's if it is None.
             lifetime_s: a gRPC deadline for the session as a whole.
             lazy: do not wait for the server's confirmation; the session's first use does. Opens many quickly.
             metadata: sent with the call, after the client's.

@@ -113,7 +113,7 @@ class Session(Conversation[SessionExchange]):
     ) -> list[Hypothesis]:
         """Look for the likeliest sequences of up to `steps` classes, the best first.
 
-        The session's own state and step index stay as they are: to go on from a sequence, `run` it. It begins as
+        The session's own state and step index stay as they are: to continue from a sequence, `run` it. It begins as
         `generate` does. While it runs it takes `width` of the model's sessions.
 
         Args:
@@ -123,7 +123,7 @@ class Session(Conversation[SessionExchange]):
             stop: as for `generate`.
 
         Raises:
-            SessionLimit: the server has no room for so many hypotheses; the session has ended.
+            SessionLimit: the server has no room for that many hypotheses; the session has ended.
             ProtocolMisuse, InvalidInput: as `generate`.
         """
         self._ensure_open()

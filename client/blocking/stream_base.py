@@ -75,9 +75,9 @@ class Conversation(Described[Exchanging]):
         """Send every item, each as for `send`, and yield their outputs in order.
 
         At most `window` messages are unanswered at a time, so an item's outputs are yielded once `window - 1`
-        further items were taken from `items`, or these have come to their end. What `items` raises, or an item
-        that does not fit, ends the stream after the outputs of the items before. Where `items` is live, that is
-        where the next item may depend on the last output or be long in coming, take a window of 1.
+        further items were taken from `items`, or there are none left. What `items` raises, or an item that does
+        not fit, ends the stream after the outputs of the items before. Use a window of 1 if `items` is live: if the
+        next item may depend on the last output, or may take long to arrive.
         """
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
@@ -103,7 +103,7 @@ class Conversation(Described[Exchanging]):
             self._drain()
 
     def close(self) -> None:
-        """Say that no more is to come, wait for the replies to what was sent, drop these, and end.
+        """Tell the server that no further message follows, wait for and drop the replies still due, and end.
 
         Raises:
             StreamCellError: a message sent before was not answered.
@@ -149,7 +149,7 @@ class Conversation(Described[Exchanging]):
             self.cancel()
 
     def _drain(self) -> None:
-        """Receive what is on its way and drop it."""
+        """Receive and drop the replies that are still due."""
         while self.alive and self._exchange.pending:
             with suppress(RowsRefused):
                 self.receive()
@@ -214,5 +214,5 @@ class Conversation(Described[Exchanging]):
         return error if first is error else first.again()
 
     def _release(self) -> None:
-        """Let gRPC's thread for the requests go."""
+        """End gRPC's thread that reads the requests."""
         self._requests.put(None)

@@ -1,4 +1,4 @@
-"""Time limits for blocking reads, at the price of an attribute a read: one sleeping thread a client."""
+"""Time limits for blocking reads: one sleeping thread for each client, and one attribute to set for each read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Watchdog:
             with self._changed:
                 if self._stopped:
                     return
-                # Before the look, so that whoever arms during it notifies.
+                # Set before the search, so that a session that is armed during it notifies.
                 self._wakes_s = math.inf
                 now_s = time.monotonic()
                 late = [each for each in self._watched if each.due_s <= now_s]

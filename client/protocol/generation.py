@@ -31,10 +31,10 @@ class Step:
     """One generated step.
 
     Attributes:
-        fed: the input that went in, `[*step_shape]`; None where the server was not asked to tell.
-        output: what came out, as `Session.step` gives it; None where the output mode leaves it out.
+        fed: the input that went in, `[*step_shape]`; None if the server was not asked to tell.
+        output: what came out, as `Session.step` gives it; None if the output mode leaves it out.
         chosen: what this output gives: a class as an int, or the next input `[*step_shape]`. It is fed by the next
-            step, if there is one. None where `output` itself is fed back and left out.
+            step, if there is one. None if `output` itself is fed back and left out.
     """
 
     fed: Any
@@ -48,7 +48,7 @@ class Generated:
 
     Attributes:
         fed: the inputs of its steps, `[steps, *step_shape]`.
-        outputs: of its steps, `[steps, *step_shape]`, a dict of arrays where the model has several outputs; those
+        outputs: of its steps, `[steps, *step_shape]`, a dict of arrays if the model has several outputs; those
             that the output mode leaves out are not in it.
         chosen: what each step's output gives: classes int64[steps], or inputs `[steps, *step_shape]`.
         stop_reason: "steps", "class", "request" or "non_finite".
@@ -70,7 +70,7 @@ class Hypothesis:
         classes: what the outputs gave, a stop class included.
         log_probability: of all of them, in nats.
         score: that over the length to the power that was asked for.
-        stopped: whether it ends with a stop class, and not for want of steps.
+        stopped: whether it ends with a stop class; otherwise it was cut at the number of steps.
     """
 
     classes: tuple[int, ...]
@@ -92,7 +92,7 @@ def ask(
     steps_per_reply: int,
     beam: pb.BeamSearch | None = None,
 ) -> pb.Generate:
-    """What goes on the wire; with a temperature, a top-k or a seed, samples are meant.
+    """The wire message; a temperature, a top-k or a seed asks for samples.
 
     Raises:
         ProtocolMisuse: GENERATION_UNSUPPORTED.
@@ -124,7 +124,7 @@ def ask(
             steps_per_reply=steps_per_reply,
             beam=beam,
         )
-    except (TypeError, ValueError) as error:  # protobuf's word on numbers out of range
+    except (TypeError, ValueError) as error:  # numbers out of protobuf's range
         raise _bad(str(error)) from None
 
 
@@ -138,7 +138,7 @@ def ask_beam(
     stop: int | Iterable[int] | None,
     from_output: bool,
 ) -> pb.Generate:
-    """What goes on the wire for a beam search. Raises as `ask`."""
+    """The wire message for a beam search. Raises as `ask`."""
     if info is not None and info.head != "categorical":
         raise _bad(f"a beam search needs a categorical head, this model's is {info.head}")
     if width < 1 or not 0 <= (results or 0) <= width:
@@ -177,7 +177,7 @@ class Generation:
     def __init__(
         self, codec: SignatureCodec, info: GenerationInfo, tag: int, first: Any, value: bool
     ) -> None:
-        """`first` is the first input `[*step_shape]`, None where the server makes it; `value`: outputs are fed back."""
+        """`first` is the first input `[*step_shape]`, None if the server makes it; `value`: outputs are fed back."""
         self.tag = tag
         self.stop_reason = ""
         self.seed = 0
@@ -196,7 +196,7 @@ class Generation:
         return bool(self.stop_reason)
 
     def next(self) -> Step | None:
-        """The oldest step that was not taken yet; None where there is none."""
+        """The oldest step that was not taken yet; None if there is none."""
         return self._steps.popleft() if self._steps else None
 
     def drop(self) -> None:
@@ -204,7 +204,7 @@ class Generation:
         self._steps.clear()
 
     def take(self, reply: pb.StreamResponse) -> None:
-        """Turn one reply into steps. Raises ServerFault where it makes no sense."""
+        """Turn one reply into steps. Raises ServerFault if it makes no sense."""
         if not reply.HasField("generated"):
             raise ServerFault("a reply to a generation lacks the field `generated`", reason="MALFORMED_REPLY")
         generated = reply.generated

@@ -33,7 +33,7 @@ class Sent:
     Attributes:
         rows: the member of each row.
         single: whether the rows are single timesteps.
-        mask: bool[rows, steps], true where the outputs have a step, where the rows differ in length.
+        mask: bool[rows, steps], true for each step that the outputs have; None if all rows have the same length.
     """
 
     rows: Ints

@@ -35,5 +35,5 @@ def request(
 
 
 def outputs(codec: SignatureCodec, reply: pb.PredictResponse, batched: bool) -> Any:
-    """The reply's outputs, with a batch axis where the request had one."""
+    """The reply's outputs, with a batch axis if the request had one."""
     return codec.decode(reply.outputs, (reply.batch, reply.steps) if batched else (reply.steps,))

@@ -70,7 +70,7 @@ class Exchange(Generic[_Pending]):
         return tensors(self.opened.outputs)
 
     def expect_idle(self) -> None:
-        """Raise where replies are still to be received: what follows would take them for its own."""
+        """Raise if replies are still due: the next call would take them for its own."""
         if self.error is not None:
             raise self.error.again()
         if self._pending:
@@ -80,7 +80,7 @@ class Exchange(Generic[_Pending]):
             )
 
     def expect_pending(self) -> None:
-        """Raise where no reply is to come."""
+        """Raise if no reply is due."""
         if self.error is not None:
             raise self.error.again()
         if not self._pending:
@@ -88,13 +88,13 @@ class Exchange(Generic[_Pending]):
                                  reason="NO_REPLY_PENDING")  # fmt: skip
 
     def end(self, error: StreamCellError | None = None) -> StreamCellError:
-        """Note that the conversation is over; the first end stands and is returned."""
+        """Note that the conversation is over; the first error is kept and returned."""
         if self.error is None:
             self.error = error or SessionClosed("the session is closed", reason="SESSION_CLOSED")
         return self.error
 
     def _ready(self) -> SignatureCodec:
-        """The signature's codec, where a message may be sent."""
+        """The signature's codec, if a message may be sent."""
         if self.error is not None:
             raise self.error.again()
         if self._codec is None:
@@ -140,7 +140,7 @@ class SessionExchange(Exchange["bool | Generation"]):
         return pb.StreamRequest(inputs=payloads, steps=steps, output_mode=mode)
 
     def answer(self, reply: pb.StreamResponse) -> Any:
-        """The outputs of the oldest unanswered message: no leading axis where it was a single timestep."""
+        """The outputs of the oldest unanswered message: no leading axis if it was a single timestep."""
         if self._codec is None or not self._pending:
             raise ServerFault("the server sent a reply that belongs to no message", reason="MALFORMED_REPLY")
         if isinstance(self._pending[0], Generation):
@@ -153,7 +153,7 @@ class SessionExchange(Exchange["bool | Generation"]):
         return self._codec.decode(reply.outputs, () if single else (reply.steps,))
 
     def info(self) -> GenerationInfo | None:
-        """How the model generates; None where it does not."""
+        """How the model generates; None if it does not."""
         return generation_info(self.opened)
 
     def generate(self, steps: int, first: Any, output: str | None, **asked: Any) -> pb.StreamRequest:
@@ -188,7 +188,7 @@ class SessionExchange(Exchange["bool | Generation"]):
         return pb.StreamRequest(inputs=payloads, generate=wanted, output_mode=mode, tag=self.generation.tag)
 
     def stop(self, generation: Generation) -> pb.StreamRequest | None:
-        """The message that stops `generation`; None where it has ended or was asked to stop."""
+        """The message that stops `generation`; None if it has ended or was asked to stop."""
         if generation.finished or generation.stopping or self.error is not None:
             return None
         generation.stopping = True

@@ -1,4 +1,4 @@
-"""A model's inputs and outputs as one: an array where there is one tensor, by name or in order where several."""
+"""A model's inputs or outputs together: one array for one tensor; several by name or in order."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class SignatureCodec:
         )
 
     def decode(self, payloads: Sequence[bytes], leading: tuple[int, ...]) -> Any:
-        """The output's array, a dict of arrays by name where there are several, None where the reply has none."""
+        """The output's array, a dict of arrays by name if there are several, None if the reply has none."""
         if not payloads:
             return None
         if len(payloads) != len(self._outputs):

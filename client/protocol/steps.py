@@ -9,7 +9,7 @@ from .generation import Generated, Generation, Step
 
 
 class _Told:
-    """What both iterators know."""
+    """What both iterators report."""
 
     _generation: Generation | None
 
@@ -20,7 +20,7 @@ class _Told:
 
     @property
     def seed(self) -> int:
-        """What samples are drawn with, once the first step is there; 0 where nothing is sampled."""
+        """What samples are drawn with, once the first step is there; 0 if nothing is sampled."""
         return 0 if self._generation is None else self._generation.seed
 
 

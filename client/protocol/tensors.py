@@ -12,7 +12,7 @@ import numpy.typing as npt
 from streamcell.client.errors import InvalidInput, ServerFault
 
 Array: TypeAlias = npt.NDArray[Any]
-# The names of so many leading axes, for error texts.
+# By number of leading axes their names, for error texts.
 Axes: TypeAlias = Sequence[tuple[str, ...]]
 SEQUENCES: Axes = ((), ("steps",), ("batch", "steps"))
 
@@ -26,7 +26,7 @@ class TensorCodec:
     __slots__ = ("_rank", "_size", "_wire", "dtype", "name", "step_shape")
 
     def __init__(self, name: str, dtype: str, step_shape: Sequence[int]) -> None:
-        """Raises ServerFault where numpy has no such dtype: the server is newer than this client."""
+        """Raises ServerFault if numpy has no such dtype: the server is newer than this client."""
         try:
             self.dtype: np.dtype[Any] = np.dtype(dtype)
         except TypeError:
@@ -81,7 +81,7 @@ class TensorCodec:
         return self._from_numbers(value, array)
 
     def _from_numbers(self, value: Any, array: Array) -> Array:
-        """Python numbers have no width of their own: any float goes into a float dtype, an int where it fits.
+        """Python numbers have no width of their own: any float goes into a float dtype, an int if it fits.
 
         `array` is `value` as numpy reads it; numpy reads ints beyond int64 as floats or objects.
         """

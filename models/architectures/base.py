@@ -36,7 +36,7 @@ class SequenceModel(nn.Module):
 
     kind: str
     state_names: tuple[str, ...] = ()
-    # Where the batch axis stands in every state.
+    # The place of the batch axis in every state.
     state_axis: int = 1
     # Whether a training step must know which timesteps are padding (batch normalisation, histories).
     trains_with_lengths: bool = False
@@ -101,7 +101,7 @@ class SequenceModel(nn.Module):
             x: float32[batch, time, input_size].
             state: float32, one for each of `state_names`, as `initial_state` gives them; none of them: that.
             lengths: int64 or int32[batch], timesteps that count in each row (0 ≤ length ≤ time). Beyond them
-                a row's state stands still and its y is zero.
+                a row's state does not change and its y is zero.
 
         Returns:
             y float32[batch, time, output_size], then the state after each row's last timestep.

@@ -96,7 +96,7 @@ class TCN(Convolutional):
     """Temporal convolutional network (Bai et al. 2018): block i is act(skip(x) + conv(conv(x))), dilation b^i.
 
     Each convolution has normalisation, activation and dropout behind it, as in the paper, which normalises
-    weights where this normalises batches; skip is a 1×1 convolution where the channels differ.
+    weights while this normalises batches; skip is a 1×1 convolution if the channels differ.
 
     Args:
         channels: channels of each block, at least one.

@@ -18,13 +18,13 @@ from .base import SequenceModel
 
 
 class MLPBlock(nn.Module):
-    """act(norm(linear(x))), plus x where `residual`.
+    """act(norm(linear(x))), plus x if `residual`.
 
     Attributes:
         linear: [in_features] → [out_features].
         norm: batch normalisation over all timesteps of all rows, or None.
         activation: "sigmoid", "tanh", "relu" or "gelu" (the exact form).
-        residual: True only where it was asked for and both sizes are the same.
+        residual: True only if it was asked for and both sizes are the same.
     """
 
     ACTIVATIONS = ("sigmoid", "tanh", "relu", "gelu")
@@ -59,7 +59,7 @@ class MLP(SequenceModel):
     Args:
         hidden_sizes: units of each block; empty for a linear model.
         activation: "sigmoid", "tanh", "relu" or "gelu".
-        residual: add a block's input to its output where the sizes are the same.
+        residual: add a block's input to its output if the sizes are the same.
         batch_norm: batch normalisation between each linear map and its activation.
         common: the keyword arguments of `SequenceModel`.
     """

@@ -15,15 +15,15 @@ from .base import SequenceModel
 
 
 class Recurrent(SequenceModel):
-    """A stack of layers of one kind, u₀ = x and u_{l+1} = layer_l(norm(u_l)), with u_l added where residual.
+    """A stack of layers of one kind, u₀ = x and u_{l+1} = layer_l(norm(u_l)), with u_l added if residual.
 
     Args:
         num_layers: how many.
-        residual: add a layer's input to its output where both have the same size.
+        residual: add a layer's input to its output if both have the same size.
         layer_norm: layer normalisation (Ba et al. 2016) of what goes into every layer but the first, and
             into the head; a residual path goes around it (pre-norm).
         tie_layers: one set of weights for every layer whose input has `hidden_size` features: for all but the
-            first, and for that too where `input_size` is `hidden_size`.
+            first, and for that too if `input_size` is `hidden_size`.
         recurrent_init: how recurrent weights begin, see `RecurrentLayer`.
         settings: the layer's own (its non-linearity, its variant).
         common: the keyword arguments of `SequenceModel`.

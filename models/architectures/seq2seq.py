@@ -93,7 +93,7 @@ class Seq2Seq(SequenceModel):
     def forward(self, x: Tensor, *state: Tensor, lengths: Tensor | None = None) -> States:
         """As every model, but x is int64[batch, time]: tokens of any mix.
 
-        Where every row is source tokens and then target tokens, as in training with teacher forcing, each stack
+        If every row is source tokens and then target tokens, as in training with teacher forcing, each stack
         runs once over its part on torch's kernels. Any other mix runs step by step.
         """
         return super().forward(x, *state, lengths=lengths)
@@ -140,7 +140,7 @@ class Seq2Seq(SequenceModel):
     def _run(
         self, stack: nn.ModuleList, tokens: Tensor, state: States, lengths: Tensor | None = None
     ) -> tuple[Tensor, States]:
-        """One stack over tokens int64[batch, time]; a row stands still beyond its length."""
+        """One stack over tokens int64[batch, time]; beyond its length a row's states do not change."""
         if lengths is not None and bool((lengths == tokens.shape[1]).all()):
             lengths = None  # packing costs as much as a layer
         y = self.embedding(tokens)

@@ -54,7 +54,7 @@ class Found:
         classes: without the boundary.
         log_probability: of all of it, the boundary included.
         score: that over the length (boundary included) to the power `length_power`.
-        stopped: whether it ends with the boundary, and not for want of steps.
+        stopped: whether it ends with the boundary; otherwise it was cut at the limit.
     """
 
     classes: tuple[int, ...]
@@ -75,9 +75,9 @@ def beam(
 ) -> list[Found]:
     """The best answers that a beam of `width` finds, the best first.
 
-    At each step every live answer grows by every class. Of what comes of it the `width` likeliest that do not end live
-    on; those that end, and are among the `width` likeliest of all, are found. The search is over after `limit`
-    classes, or once `results` are found whose scores no live answer has.
+    At each step every live answer is extended by every class. The `width` likeliest extensions that do not end stay
+    live; an extension that ends, and is among the `width` likeliest of all, is found. The search ends after `limit`
+    classes, or once `results` answers are found that score higher than every live answer.
 
     Args:
         model: in eval mode.

@@ -108,7 +108,7 @@ def _next_step(roll: Roll) -> Series:
 
 
 def collect(parsed: Sequence[Parsed]) -> Chorales:
-    """Drop what is no chorale, could not be read or is another version of an earlier piece; report all three.
+    """The chorales among parsed files. What is left out, and why, is in the report.
 
     Raises:
         DataError: nothing is left.
@@ -144,7 +144,7 @@ def corpus_files() -> list[Path]:
         from music21 import corpus
     except ImportError as error:
         raise DataError("the chorales need the package music21: pip install 'streamcell[train]'") from error
-    # .rntxt files are harmonic analyses of chorales that are there as scores too.
+    # .rntxt files are harmonic analyses of chorales that the corpus also has as scores.
     return sorted(Path(path) for path in corpus.getComposer("bach") if Path(path).suffix != ".rntxt")
 
 

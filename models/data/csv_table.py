@@ -1,4 +1,4 @@
-"""The data set `csv`: a numeric CSV file as one multivariate series, next-step forecasts of chosen columns."""
+"""The data set `csv`: a numeric CSV file as one multivariate series, with next-step forecasts of chosen columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .sequences import Floats, SequenceData, Series, Standard
 
 # Of the rows, in the order of the file.
 TRAIN, VALID = 0.7, 0.15
-# A part needs a row to see and a row to foretell.
+# A part needs a row to read and a row to predict.
 LEAST_ROWS = 2
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -38,7 +38,7 @@ def load_digits() -> SequenceData:
         valid=images[first:second],
         test=images[second:],
         distribution="categorical_logits",
-        # Pixels are 0 to 16. Standardised one by one, the few that are hardly ever inked would shout.
+        # Pixels are 0 to 16. Standardised one by one, pixels that are almost always white would get huge values.
         input_standard=Standard(np.zeros(PIXELS, np.float32), np.full(PIXELS, WHITE, np.float32)),
         about={"source": f"{source(PACKAGE)}, digits", "classes": [str(digit) for digit in range(DIGITS)]},
     )

@@ -1,4 +1,4 @@
-"""Data that comes inside a package of PyPI: its files are read where they were installed, nothing is imported."""
+"""Data files inside installed PyPI packages. They are read from where they are; the package is not imported."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class DataOptions:
     """What the configuration of a run says about its data.
 
     Attributes:
-        data: a file to read in place of the data that comes with a package.
+        data: a file to read instead of the data that a package brings.
         data_folder: where parsed corpora are cached.
         targets: CSV columns to forecast; () for all.
         stress: whether phonemes carry their stress.

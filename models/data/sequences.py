@@ -20,9 +20,9 @@ class Series:
 
     Attributes:
         x: float32[time, input_size], or tokens int64[time].
-        y: float32[time, output_size], what the model should say after each timestep of x; of classes one-hot, and
-            zeros where nothing is asked (a class of the whole sequence stands at its last timestep); or its
-            number, int64[time], −1 where nothing is asked.
+        y: float32[time, output_size], the target after each timestep of x. Classes are one-hot, with zeros at a
+            timestep that has no target (the class of a whole sequence is at its last timestep); or they are numbers,
+            int64[time], with −1 at a timestep that has no target.
         group: sequences of different groups never share a batch.
     """
 
@@ -52,15 +52,15 @@ class SequenceData:
     """A data set, split, in raw units.
 
     Attributes:
-        name: what it is called in configurations.
+        name: its name in configurations.
         train, valid, test: the sequences of each part.
-        distribution: what a model's y should parametrise, "bernoulli_logits", "categorical_logits" or "real"; it
-            decides the loss.
+        distribution: what a model's y should parametrise, "bernoulli_logits", "categorical_logits" or "real". The
+            loss follows from it.
         input_standard, output_standard: what to bake into the model; None: the values are fit as they are.
         transposable: whether x is piano keys, so that a sequence may be moved up and down (y with it if it is keys).
         continuous: whether `train` is one long series, to be cut into rows, rather than many pieces.
-        tokens: where x is tokens, how many there are.
-        classes: where y is classes by number, how many there are.
+        tokens: the number of tokens if x is tokens.
+        classes: the number of classes if y is class numbers.
         judged_by: what says which epoch's weights are kept: the lowest "loss" or the highest "accuracy" on `valid`.
         about: provenance as JSON values, for config.json and the model card.
         measure: which further figures of a trained model to write beside its losses; training knows how to take them.
@@ -83,14 +83,14 @@ class SequenceData:
 
     @property
     def input_size(self) -> int:
-        """Features of one timestep of x; where it is tokens, their number."""
+        """Features of one timestep of x; the number of tokens if x is tokens."""
         if self.tokens is not None:
             return self.tokens
         return int(self.train[0].x.shape[1])
 
     @property
     def output_size(self) -> int:
-        """Features of one timestep of y; where it is classes, their number."""
+        """Features of one timestep of y; the number of classes if y is class numbers."""
         if self.classes is not None:
             return self.classes
         return int(self.train[0].y.shape[1])

@@ -59,7 +59,7 @@ class CausalConv(nn.Module):
         Args:
             x: float32[batch, time, in_channels].
             history: float32[batch, history, in_channels], the steps before x, the oldest first.
-            lengths: int64[batch] or None; beyond its length a row's history stands still.
+            lengths: int64[batch] or None; beyond its length a row's history does not change.
 
         Returns:
             float32[batch, time, out_channels], and the history after each row's last step.

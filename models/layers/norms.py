@@ -1,4 +1,4 @@
-"""Batch normalisation over timesteps, also where there is one timestep only."""
+"""Batch normalisation over timesteps, even over a single one."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class RecurrentLayer(nn.Module):
         Args:
             x: float32[batch, time, input].
             states: float32[batch, hidden] each.
-            lengths: int64[batch] or None; a row stands still beyond its length, and gives zeros.
+            lengths: int64[batch] or None; beyond its length a row's states do not change and its outputs are zeros.
 
         Returns:
             float32[batch, time, hidden] and the states after each row's last step.

@@ -23,7 +23,7 @@ def scan(projected: Tensor, states: States, cell: Cell, lengths: Tensor | None) 
         projected: float[batch, time, gates·hidden], W_x·x_t + b for every timestep.
         states: float[batch, hidden] each.
         cell: one step.
-        lengths: int64[batch]; beyond its length a row's states stand still and its output is zero.
+        lengths: int64[batch]; beyond its length a row's states do not change and its output is zero.
 
     Returns:
         float[batch, time, hidden] and the states after each row's last step.

@@ -15,7 +15,7 @@ from streamcell.models.data.sequences import SequenceData, Series
 
 from .losses import counted
 
-# Batches are formed of pieces sorted by length within pools of so many batches: little padding, still shuffled.
+# Batches are formed of pieces sorted by length within pools of this many batches: little padding, and still shuffled.
 POOL = 6
 
 
@@ -25,7 +25,7 @@ class Batch:
 
     Attributes:
         x: float32[batch, time, input_size], zero beyond a row's length; or tokens int64[batch, time].
-        y: float32[batch, time, output_size], likewise; or classes int64[batch, time], −1 where nothing is asked.
+        y: float32[batch, time, output_size], likewise; or classes int64[batch, time], −1 where there is no target.
         lengths: int64[batch], descending, all at least 1.
     """
 
@@ -88,7 +88,7 @@ def shuffled(
     """One epoch of the training part.
 
     A continuous series is cut into up to `batch_size` rows of one length, from a start drawn anew each time.
-    Pieces are shuffled, and moved by up to `semitones` where the data can be transposed.
+    Pieces are shuffled, and moved by up to `semitones` if the data can be transposed.
     """
     if data.continuous:
         return [_rows(data.train[0], batch_size, window, rng)]
@@ -111,7 +111,7 @@ def _rows(series: Series, batch_size: int, window: int, rng: np.random.Generator
 
 
 def _transposed(piece: Series, semitones: int, rng: np.random.Generator, *, moves_y: bool) -> Series:
-    """x moved by up to `semitones`, and y with it where it is keys as well, and not classes."""
+    """x moved by up to `semitones`, and y with it if it is keys as well, and not classes."""
     down, up = room((np.concatenate([piece.x, piece.y[-1:]]) if moves_y else piece.x) > 0)
     by = int(rng.integers(-min(semitones, down), min(semitones, up) + 1))
     return Series(transpose(piece.x, by), transpose(piece.y, by) if moves_y else piece.y)

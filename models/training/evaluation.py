@@ -22,7 +22,7 @@ class Score:
 
     Attributes:
         loss: mean over the timesteps that count.
-        accuracy: share of them whose most probable class is the true one; None where there are no classes.
+        accuracy: share of them whose most probable class is the true one; None if there are no classes.
     """
 
     loss: float
@@ -39,7 +39,7 @@ def score(model: SequenceModel, data: SequenceData, split: str) -> Score:
     """Loss per timestep and accuracy over "train", "valid" or "test" of `data`.
 
     Every sequence runs whole and untransposed from the initial state, without dropout. The losses of all
-    timesteps of all sequences are added and divided by their number: long sequences count for more. Where there
+    timesteps of all sequences are added and divided by their number: long sequences count for more. If there
     are classes, the timesteps that have one count.
     """
     series: Sequence[Series] = data.part(split)
@@ -61,7 +61,7 @@ def score(model: SequenceModel, data: SequenceData, split: str) -> Score:
 
 
 def persistence(data: SequenceData, split: str) -> float | None:
-    """The same loss for foretelling that nothing changes, where targets are among the inputs; else None.
+    """The same loss for predicting that nothing changes, if the targets are among the inputs; else None.
 
     It is what a forecast has to beat, and is written beside a forecast's loss.
     """

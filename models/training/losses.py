@@ -22,7 +22,7 @@ def step_losses(y: Tensor, target: Tensor, distribution: str, std: Tensor | None
     Args:
         y: float32[batch, time, output_size], as the model gives it.
         target: float32[batch, time, output_size]; for "categorical_logits" one-hot, or zeros for a timestep
-            that has no class and so no loss; or the class's number, int64[batch, time], −1 where there is none.
+            that has no class and so no loss; or the class's number, int64[batch, time], −1 if there is none.
         distribution: "bernoulli_logits": negative log-likelihood in nats, summed over features.
             "categorical_logits": cross-entropy in nats. "real": squared error, averaged over features.
         std: float32[output_size]; errors of "real" are counted in these units.
@@ -49,7 +49,7 @@ def bernoulli_nll(logits: NDArray[np.floating], target: NDArray[np.generic]) -> 
 
 
 def counted(target: Tensor, lengths: Tensor, distribution: str) -> Tensor:
-    """Which timesteps a loss counts: those within a row's length and, where there are classes, that have one.
+    """Which timesteps a loss counts: those within a row's length and, if there are classes, that have one.
 
     target: as for `step_losses`; lengths: int64[batch]. Returns bool[batch, time].
     """

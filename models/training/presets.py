@@ -113,7 +113,7 @@ _CHANNELS = 64
 
 
 def config(dataset: str, **given: Any) -> TrainConfig:
-    """The preset of a data set, with the `given` settings in place of its own.
+    """The preset of a data set, changed by the `given` settings.
 
     Raises:
         ConfigError: there is no such data set.

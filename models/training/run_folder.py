@@ -33,7 +33,7 @@ WEIGHTS, CONFIG, METRICS, PLOT, RESUME = (
 class Row:
     """One epoch in metrics.csv. Losses are per timestep; the gradient's norm is the mean before clipping.
 
-    `valid_accuracy` is None, in the file nothing, where there are no classes.
+    `valid_accuracy` is None, in the file nothing, if there are no classes.
     """
 
     epoch: int

@@ -41,7 +41,7 @@ class TrainResult:
         epochs: that were run; best_epoch: the one whose weights were kept, counted from 1.
         stopped: "epochs", "minutes" or "patience".
         elapsed_s: seconds of training and validation, over all sittings.
-        test_accuracy, valid_accuracy: of the weights kept; None where there are no classes.
+        test_accuracy, valid_accuracy: of the weights kept; None if there are no classes.
         measured: what the data set measures beside the loss, on its test part.
     """
 
@@ -62,12 +62,12 @@ def train(
 ) -> TrainResult:
     """Train, and leave a run folder: the weights of the best epoch, configuration, metrics, plot.
 
-    After every epoch the folder holds what it takes to go on, so an interrupt (KeyboardInterrupt passes
+    After every epoch the folder holds all that a resumed run needs, so an interrupt (KeyboardInterrupt passes
     through) or a kill costs at most the epoch it fell in. torch's random state and threads are left as they were.
 
     Args:
         progress: is told of every epoch.
-        resume: go on with the interrupted run in `config.out`.
+        resume: continue the interrupted run in `config.out`.
         overwrite: replace the run in `config.out`.
 
     Raises:
@@ -132,7 +132,7 @@ class _Run:
         self.trainer = Trainer(config, data, self.model, self._fraction)
         if tensors is not None:
             self.trainer.restore(tensors)
-        # As if the earlier sittings had come just before this one.
+        # A resumed run counts as if it had not been interrupted.
         self._started = time.monotonic() - progressed.elapsed_s
         self._document: dict[str, Any] = {
             "model": self.model.config,
@@ -172,7 +172,7 @@ class _Run:
             self.progress.epoch(Report(row, self.progressed.best_loss, fraction))
 
     def _better(self, row: Row, held: Row | None) -> bool:
-        """Whether the weights of `row`'s epoch are to be kept in the place of `held`'s."""
+        """Whether the weights of `row`'s epoch replace those of `held`'s."""
         if held is None or self.data.judged_by == "loss":
             return row.valid_loss < (math.inf if held is None else held.valid_loss)
         return (row.valid_accuracy or 0.0) > (held.valid_accuracy or 0.0)

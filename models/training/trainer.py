@@ -22,7 +22,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DivergedError(ModelError):
-    """Training has come to a loss or a gradient that is no finite number."""
+    """The gradient is not finite."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Epoch:
 
 class Trainer:
     """Runs epochs. An epoch's randomness comes from the seed and its number alone, so a run can be resumed
-    at any epoch and go on as if it had never stopped.
+    at any epoch and continue as if it had never stopped.
 
     Args:
         fraction: how much of the run is over, 0 to 1, given epochs done and the share done of this one.
@@ -126,7 +126,7 @@ class Trainer:
         return rate
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and the optimiser's moments, by name: all that another trainer needs to go on from here."""
+        """Weights and the optimiser's moments, by name: all that another trainer needs to continue from here."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self._parameters.items():
             for key in ("step", *MOMENTS):
@@ -135,7 +135,7 @@ class Trainer:
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Continue from what `tensors` returned."""
         prefix = "model."
         weights = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         self.model.load_state_dict(weights)

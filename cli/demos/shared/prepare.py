@@ -1,4 +1,4 @@
-"""A demo's first half: data, training, export; each only where it is not there yet."""
+"""A demo's first half: data, training and export, each only if its result is missing."""
 
 from __future__ import annotations
 

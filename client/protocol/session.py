@@ -41,14 +41,22 @@ class Exchange(Generic[_Pending]):
         raise NotImplementedError
 
     def greet(self, reply: Any) -> None:
-        """Take the reply to the first message."""
+        """Take the reply to the first message.
+
+        Raises:
+            ServerFault: MALFORMED_REPLY or UNKNOWN_DTYPE.
+        """
         if not reply.HasField("opened"):
             raise ServerFault("the first reply lacks the field `opened`", reason="MALFORMED_REPLY")
         self._codec = SignatureCodec(reply.opened.inputs, reply.opened.outputs)
         self.opened = reply.opened
 
     def answer(self, reply: Any) -> Any:
-        """What the oldest unanswered message gives."""
+        """The result of the oldest unanswered message.
+
+        Raises:
+            ServerFault: MALFORMED_REPLY.
+        """
         raise NotImplementedError
 
     @property
@@ -70,7 +78,12 @@ class Exchange(Generic[_Pending]):
         return tensors(self.opened.outputs)
 
     def expect_idle(self) -> None:
-        """Raise if replies are still due: the next call would take them for its own."""
+        """Check that no reply is due: the next call would take it for its own.
+
+        Raises:
+            ProtocolMisuse: REPLIES_PENDING.
+            StreamCellError: the conversation is over.
+        """
         if self.error is not None:
             raise self.error.again()
         if self._pending:
@@ -80,7 +93,12 @@ class Exchange(Generic[_Pending]):
             )
 
     def expect_pending(self) -> None:
-        """Raise if no reply is due."""
+        """Check that a reply is due.
+
+        Raises:
+            ProtocolMisuse: NO_REPLY_PENDING.
+            StreamCellError: the conversation is over.
+        """
         if self.error is not None:
             raise self.error.again()
         if not self._pending:
@@ -94,7 +112,12 @@ class Exchange(Generic[_Pending]):
         return self.error
 
     def _ready(self) -> SignatureCodec:
-        """The signature's codec, if a message may be sent."""
+        """The signature's codec.
+
+        Raises:
+            ProtocolMisuse: NOT_OPEN.
+            StreamCellError: the conversation is over.
+        """
         if self.error is not None:
             raise self.error.again()
         if self._codec is None:
@@ -131,7 +154,12 @@ class SessionExchange(Exchange["bool | Generation"]):
         return pb.StreamRequest(open=self._open)
 
     def request(self, x: Any, ranks: tuple[int, ...], output: str | None) -> pb.StreamRequest:
-        """The message that carries `x`. An InvalidInput raised here leaves the session as it was."""
+        """The message that carries `x`.
+
+        Raises:
+            InvalidInput: x does not fit; the session is as it was.
+            StreamCellError: the session is not open.
+        """
         payloads, leading = self._ready().encode(x, ranks)
         steps = leading[0] if leading else 1
         self._check_steps(steps)
@@ -195,7 +223,11 @@ class SessionExchange(Exchange["bool | Generation"]):
         return pb.StreamRequest(stop_generation=generation.tag)
 
     def generated(self, reply: pb.StreamResponse, generation: Generation) -> None:
-        """Give a reply to the generation that awaits it."""
+        """Give a reply to the generation that awaits it.
+
+        Raises:
+            ServerFault: MALFORMED_REPLY.
+        """
         if not self._pending or self._pending[0] is not generation:
             raise ServerFault(
                 "the server sent a reply that belongs to no generation", reason="MALFORMED_REPLY"

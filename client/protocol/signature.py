@@ -21,7 +21,11 @@ _MODES: dict[str, pb.OutputMode] = {
 
 
 def output_mode(name: str | None) -> pb.OutputMode:
-    """The wire's value for "all", "last" or "none"; unspecified for None."""
+    """The wire's value for "all", "last" or "none"; unspecified for None.
+
+    Raises:
+        InvalidInput: WRONG_OUTPUT_MODE.
+    """
     try:
         return _MODES[name or ""]
     except KeyError:
@@ -100,7 +104,11 @@ class SignatureCodec:
         )
 
     def decode(self, payloads: Sequence[bytes], leading: tuple[int, ...]) -> Any:
-        """The output's array, a dict of arrays by name if there are several, None if the reply has none."""
+        """The output's array, a dict of arrays by name if there are several, None if the reply has none.
+
+        Raises:
+            ServerFault: MALFORMED_REPLY.
+        """
         if not payloads:
             return None
         if len(payloads) != len(self._outputs):

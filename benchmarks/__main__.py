@@ -22,8 +22,7 @@ from streamcell.benchmarks.targets.processes import Generator
 from streamcell.benchmarks.targets.servers import servers
 from streamcell.service.repository.model_file import open_model
 
-from . import at_rest as idle
-from . import engine, machine
+from . import at_rest, engine, machine
 from .cases import Case, Target, cases, load_for
 from .on_the_wire import measure
 
@@ -69,11 +68,11 @@ def run(asked: argparse.Namespace, console: Console) -> Report:
 
 def _at_rest(models: Path, quick: bool, say: Any) -> dict[str, Any]:
     sessions = 1_000 if quick else 10_000
-    found = idle.measure(models, sessions=sessions, rounds=1 if quick else 3, say=say)
+    found = at_rest.measure(models, sessions=sessions, rounds=1 if quick else 3, say=say)
     signature = open_model(models / "lstm.onnx", "lstm").signature
     found["card_bytes"] = sum(state.session_bytes for state in signature.states)
     found["state_over_card"] = found["state_bytes_each"] / found["card_bytes"]
-    found["ready_s"] = idle.ready_s(models, starts=1 if quick else 3)
+    found["ready_s"] = at_rest.ready_s(models, starts=1 if quick else 3)
     return found
 
 

@@ -15,7 +15,7 @@ _CPU = "server_cpu_us_per_step"
 
 @dataclass(frozen=True)
 class Found:
-    """What the goals are read from: the loads' results, and `idle.measure`'s figures with `ready_s`, if measured."""
+    """What the goals are read from: the loads' results, and `at_rest.measure`'s figures with `ready_s`, if measured."""
 
     results: Results
     idle: Mapping[str, Any]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from streamcell.client import values as info
+from streamcell.client import values
 from streamcell.client.errors import InvalidInput
 from streamcell.client.protocol import predict as predictions
 from streamcell.client.protocol.health import ask, is_serving
@@ -67,23 +67,23 @@ class Calls:
         found = (self._unary(self._stub.GetModel, predictions.get_model(*key), timeout_s)).model
         return SignatureCodec(found.inputs, found.outputs)
 
-    def models(self) -> list[info.Model]:
+    def models(self) -> list[values.Model]:
         """Every model that can be opened."""
         reply = self._unary(self._stub.ListModels, pb.ListModelsRequest())
-        return [info.model(each) for each in reply.models]
+        return [values.model(each) for each in reply.models]
 
-    def model(self, name: str, version: str = "") -> info.Model:
+    def model(self, name: str, version: str = "") -> values.Model:
         """One model, its newest version unless one is named. Raises ModelNotFound."""
-        return info.model((self._unary(self._stub.GetModel, predictions.get_model(name, version))).model)
+        return values.model((self._unary(self._stub.GetModel, predictions.get_model(name, version))).model)
 
-    def sessions(self, model: str = "") -> Iterator[info.LiveSession]:
+    def sessions(self, model: str = "") -> Iterator[values.LiveSession]:
         """The live sessions of all clients, oldest first; only those on `model` if it is given."""
         token = ""
         while True:
             request = pb.ListSessionsRequest(model=model, page_token=token)
             page = self._unary(self._stub.ListSessions, request)
             for each in page.sessions:
-                yield info.live_session(each)
+                yield values.live_session(each)
             token = page.next_page_token
             if not token:
                 return

@@ -12,18 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from streamcell.benchmarks.report.goals import Found
-from streamcell.benchmarks.report.outcomes import OURS
 from streamcell.benchmarks.report.page import page
 from streamcell.benchmarks.report.report import Report, goal_rows, missed, write_json
 from streamcell.benchmarks.report.spending import by_library, split
-from streamcell.benchmarks.targets import specimens
 from streamcell.benchmarks.targets.peers import PEERS
 from streamcell.benchmarks.targets.processes import Generator
 from streamcell.benchmarks.targets.servers import servers
 from streamcell.service.repository.model_file import open_model
 
-from . import at_rest, engine, machine
-from .cases import Case, Target, cases, load_for
+from . import at_rest, engine, machine, specimens
+from .cases import OURS, Case, Target, cases, load_for
 from .on_the_wire import measure
 
 _ROOT = Path(__file__).parents[1]

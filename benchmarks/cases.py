@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streamcell.benchmarks.load.spec import Load
-from streamcell.benchmarks.report.outcomes import OURS
 
-AIO, LANE, ENGINE, OIP = "aio_echo", "lane_echo", "engine", "streamcell_oip"
+OURS, AIO, LANE, ENGINE, OIP = "streamcell", "aio_echo", "lane_echo", "engine", "streamcell_oip"
 FRONTENDS = "streamcell_frontends"
 _ALL = (OURS, AIO, LANE, ENGINE)
 

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from streamcell.benchmarks.targets.specimens import export
 from streamcell.card import Signature
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Cell, Engine
 from streamcell.service.graph.pooled import pool_states
 from streamcell.service.repository.model_file import ModelFile, open_model
+
+from .specimens import export
 
 _SESSIONS = 10_000
 

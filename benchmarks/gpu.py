@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from streamcell.benchmarks.targets.specimens import INPUT, LAYERS, OUTPUT, export
 from streamcell.service.engine.device import Device, DeviceError
 from streamcell.service.engine.engine import Cell, Engine
 from streamcell.service.repository.model_file import ModelFile, open_model
 
 from . import machine, parity
 from .engine import interleaved_us
+from .specimens import INPUT, LAYERS, OUTPUT, export
 
 TARGET = {"rows": 1024, "hidden": 256, "us": 100.0}
 # Largest |a − b| / max(1, |b|) against the CPU, without and with TF32.

@@ -24,14 +24,13 @@ from typing import Any
 from streamcell.client.local_server import ServerProcess
 from streamcell.service.processes.ports import reserve
 
-from . import machine
+from . import machine, specimens
 from .cases import Target
 from .load.several import run_together
 from .load.spec import Load
 from .load.usage import family
 from .report.outcomes import Results
 from .report.report import rounded, table
-from .targets import specimens
 from .targets.processes import Generator
 from .targets.servers import ours
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-OURS = "streamcell"
+from streamcell.benchmarks.cases import OURS
 
 
 @dataclass

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from streamcell.benchmarks.cases import AIO, ENGINE, FRONTENDS, LANE, OIP
+from streamcell.benchmarks.cases import AIO, ENGINE, FRONTENDS, LANE, OIP, OURS
 
-from .outcomes import OURS
 from .report import Report, case_lines, goal_rows, table
 
 _NAMES = {

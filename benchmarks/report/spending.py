@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from streamcell.benchmarks.cases import ENGINE, LANE
+from streamcell.benchmarks.cases import ENGINE, LANE, OURS
 from streamcell.benchmarks.load.spec import Load
 from streamcell.benchmarks.targets.processes import Generator
 
-from .outcomes import OURS, Results
+from .outcomes import Results
 
 _CPU = "server_cpu_us_per_step"
 _FEWEST = 1.0  # percent: what is below is summed up as the rest

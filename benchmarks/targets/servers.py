@@ -8,12 +8,11 @@ from pathlib import Path
 
 import grpc
 
-from streamcell.benchmarks.cases import AIO, ENGINE, FRONTENDS, LANE, OIP, Target
+from streamcell.benchmarks.cases import AIO, ENGINE, FRONTENDS, LANE, OIP, OURS, Target
 from streamcell.benchmarks.load.main import run_load
 from streamcell.benchmarks.load.oip import border
 from streamcell.benchmarks.load.spec import Load, LoadError
 from streamcell.benchmarks.load.usage import family
-from streamcell.benchmarks.report.outcomes import OURS
 from streamcell.client.local_server import ServerProcess
 
 from .engine_alone import Alone

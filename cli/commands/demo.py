@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from streamcell.cli.demos.base import Options, Report
-from streamcell.cli.demos.registry import DEFAULT, by_name, by_shape, folder
+from streamcell.cli.demos.registry import DEFAULT, by_name, by_shape
 
 
 def command(
@@ -60,7 +60,7 @@ def command(
     from streamcell.export import ExportError
     from streamcell.models import ModelError
 
-    out = folder(demo) if out is None else out
+    out = demo.folder if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     options = Options(console, data_folder, minutes, sessions, passes, retrain)
     try:

@@ -1,6 +1,6 @@
 """What a demo is: a name, one of the five shapes of recurrent models, and a function that shows it.
 
-To add one: a module `cli/demo_NAME.py` that imports only typer, rich and the standard library at module level
+To add one: a module `cli/demos/NAME.py` that imports only typer, rich and the standard library at module level
 and defines `DEMO = Demo(...)`, and a line for it in `cli/demos/registry.py`.
 """
 
@@ -84,9 +84,16 @@ class Demo:
             its own, streams, and saves its report and what it drew in `folder`, which is there. What a finished
             run left there is used again. It may raise what the packages raise (`ModelError`, `ExportError`,
             `ServerProcessError`, `StreamCellError`): the command prints that and ends with exit code 1.
+        default_folder: where the demo's files go if nothing else is said; None: runs/demo-NAME.
     """
 
     name: str
     shape: Shape
     summary: str
     run: Callable[[Path, Options], Report]
+    default_folder: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the demo's files go if nothing else is said."""
+        return self.default_folder or Path(f"runs/demo-{self.name}")

@@ -32,4 +32,5 @@ DEMO = Demo(
     "many-to-many, aligned",
     "Bach's chorales: an LSTM predicts the next chord after every quarter note; throughput and latency",
     run,
+    Path("runs/demo"),
 )

@@ -61,10 +61,9 @@ def _trained(folder: Path, options: Options) -> Trained:
     from streamcell.cli.demos.shared.prepare import finished, prepare
     from streamcell.models.training import presets
 
-    from .registry import DEFAULT
-    from .registry import folder as folder_of
+    from .chorales import DEMO as CHORALES
 
-    shared = folder_of(DEFAULT)
+    shared = CHORALES.folder
     out = shared if not options.retrain and finished(shared) else folder
     config = presets.config("chorales", out=out, data_folder=options.data_folder, **options.training(EPOCHS))
     return prepare(config, "chorales", retrain=options.retrain, console=options.console)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from . import chorales as demo_chorales
 from . import continuation as demo_continue
 from . import digits as demo_digits
@@ -21,7 +19,7 @@ DEMOS: tuple[Demo, ...] = (
     demo_g2p.DEMO,
 )
 
-# What `streamcell demo` runs if it is given no name, in `runs/demo`.
+# What `streamcell demo` runs if it is given no name.
 DEFAULT = demo_chorales.DEMO
 
 
@@ -34,8 +32,3 @@ def by_shape() -> list[tuple[Shape, list[Demo]]]:
     """The demos of each shape that has one, in the order of `SHAPES`."""
     found = [(shape, [demo for demo in DEMOS if demo.shape == shape]) for shape in SHAPES]
     return [(shape, demos) for shape, demos in found if demos]
-
-
-def folder(demo: Demo) -> Path:
-    """Where a demo's files go if nothing else is said."""
-    return Path("runs/demo") if demo is DEFAULT else Path(f"runs/demo-{demo.name}")

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from streamcell.benchmarks.__main__ import parse, run
-from streamcell.benchmarks.cases import AIO, ENGINE, LANE
+from streamcell.benchmarks.cases import AIO, ENGINE, LANE, OURS
 from streamcell.benchmarks.load.main import run_load
 from streamcell.benchmarks.load.spec import Load, LoadError
 from streamcell.benchmarks.load.usage import family
 from streamcell.benchmarks.report.goals import GOALS, Found
-from streamcell.benchmarks.report.outcomes import OURS, Results
+from streamcell.benchmarks.report.outcomes import Results
 from streamcell.benchmarks.report.page import page
 from streamcell.benchmarks.report.report import RATIOS, Report, as_json, case_lines, goal_lines, write_json
 from streamcell.benchmarks.report.spending import split

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from streamcell.cli import app
 from streamcell.cli.demos import chorales as demo_chorales
 from streamcell.cli.demos.base import SHAPES, Options, Report
-from streamcell.cli.demos.registry import DEFAULT, DEMOS, by_name, by_shape, folder
+from streamcell.cli.demos.registry import DEFAULT, DEMOS, by_name, by_shape
 from streamcell.models import load_chorales
 from streamcell.models.data.chorales import corpus_files, part_of
 from streamcell.models.data.harmony import load_degrees
@@ -42,8 +42,8 @@ def test_the_list_names_every_demo_under_its_shape() -> None:
 
 
 def test_demos_have_names_and_folders_of_their_own() -> None:
-    assert len(by_name()) == len({folder(demo) for demo in DEMOS}) == len(DEMOS)
-    assert folder(DEFAULT) == Path("runs/demo")
+    assert len(by_name()) == len({demo.folder for demo in DEMOS}) == len(DEMOS)
+    assert DEFAULT.folder == Path("runs/demo")
 
 
 def test_an_unknown_demo_is_refused_by_name(tmp_path: Path) -> None:

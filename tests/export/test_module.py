@@ -244,7 +244,7 @@ class Wrong(Cell):
         ({"states": lambda b: (torch.zeros(b, b),)}, "no axis changes with the batch size"),
         ({"states": lambda b: (torch.zeros(2 * b, 8),)}, "no axis changes with the batch size"),
         ({"states": lambda b: (torch.randn(b, 8),)}, "same values for every row and at every call"),
-        ({"states": lambda b: (torch.arange(8.0 * b).reshape(b, 8),)}, "every row the same values"),
+        ({"states": lambda b: (torch.arange(8.0 * b).reshape(b, 8),)}, "the same values for every row"),
         ({"states": lambda b: (torch.full((b, 8), -torch.inf),)}, "not all finite"),
         ({"states": lambda b: (torch.zeros(b, 8, dtype=torch.bfloat16),)}, "is bfloat16; supported are"),
         ({"states": lambda b: (torch.zeros(b, 8), torch.zeros(b, 8))}, r"1 names \(h\) for 2 states"),

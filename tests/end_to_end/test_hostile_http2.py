@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from streamcell.benchmarks.load.raw_http2 import RawConnection
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 
 MIB = 1024 * 1024

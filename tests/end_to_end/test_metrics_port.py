@@ -236,7 +236,7 @@ def test_the_port_speaks_tls(start_server: Any, models_dir: Path, pair: tuple[Pa
 def test_a_key_of_another_certificate_is_told_as_such(
     models_dir: Path, pair: tuple[Path, Path], tmp_path: Path, frontends: int
 ) -> None:
-    from streamcell.cli.local_server import ServerProcess, ServerProcessError
+    from streamcell.client.local_server import ServerProcess, ServerProcessError
 
     certificate, _ = pair
     other = tmp_path / "other.pem"

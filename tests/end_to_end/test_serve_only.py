@@ -16,8 +16,8 @@ import torch
 from packaging.requirements import Requirement
 
 import streamcell.cli
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import connect
+from streamcell.client.local_server import ServerProcess
 
 
 def required(name: str, extras: frozenset[str], seen: dict[str, frozenset[str]]) -> None:

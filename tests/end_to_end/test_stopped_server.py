@@ -14,7 +14,7 @@ import grpc
 import psutil
 import pytest
 
-from streamcell.cli.local_server import ServerProcess
+from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc

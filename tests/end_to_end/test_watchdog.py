@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import Client, StreamCellError, connect
+from streamcell.client.local_server import ServerProcess
 from streamcell.service import watchdog
 from streamcell.service.transport.calls import ServerLane
 from streamcell.service.transport.fast_lane import FastLane

@@ -52,7 +52,7 @@ def _export(folder: Path) -> None:
 
 def _round(models: Path, seed: int, frontends: int, end_s: float) -> bool:
     """One server, attacked for a while; whether all was well."""
-    from streamcell.cli.local_server import ServerProcess
+    from streamcell.client.local_server import ServerProcess
 
     from .attack import Attacker
     from .honest import CLIENTS

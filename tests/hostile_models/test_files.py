@@ -16,8 +16,8 @@ import tritonclient.grpc
 from onnx import helper
 
 from streamcell.card import METADATA_KEY, ModelCard, Signature, Tensor, write_card
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import connect
+from streamcell.client.local_server import ServerProcess
 from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.loaded_model import load_all
 from streamcell.service.load_errors import MOST_TEXT, ModelLoadError, RepositoryError

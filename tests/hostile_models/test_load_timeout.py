@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from streamcell.cli.local_server import ServerProcess
 from streamcell.client import connect
+from streamcell.client.local_server import ServerProcess
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Engine
 from streamcell.service.engine.time_limit import TimeLimit

@@ -35,7 +35,7 @@ def test_short(): pass
 STAND_INS = """
 import sys
 from unittest.mock import MagicMock
-for name in ("torch", "streamcell.cli.local_server", "streamcell.export", "streamcell.models"):
+for name in ("torch", "streamcell.client.local_server", "streamcell.export", "streamcell.models"):
     sys.modules[name] = MagicMock()
 """
 

@@ -197,14 +197,16 @@ def slowly() -> Iterator[Any]:
         yield row
 
 
-def test_limits_and_ends_of_a_servers_life_are_typed(start_server: Any, models_dir: Path) -> None:
+def test_limits_and_ends_of_a_servers_life_are_typed(
+    start_server: Any, models_dir: Path, eventually: Any
+) -> None:
     server = start_server(models_dir, "--max-sessions", "2", "--idle-timeout-s", "1", "--grace-s", "0.5")
     with connect(server.target) as client:
         idle = client.session("lstm")
         with client.session("lstm"), pytest.raises(SessionLimit) as caught:
             client.session("lstm")
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        time.sleep(2.5)
+        assert eventually(lambda: server.metric("streamcell_slots_used", model="lstm") == 0)
         with pytest.raises(SessionExpired) as expired:
             idle.step(sequence(1)[0])
         assert expired.value.metadata["session_id"]

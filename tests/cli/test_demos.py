@@ -21,8 +21,8 @@ from streamcell.cli.demos.registry import DEFAULT, DEMOS, by_name, by_shape
 from streamcell.models import load_chorales
 from streamcell.models.data.chorales import corpus_files, part_of
 from streamcell.models.data.harmony import load_degrees
+from streamcell.models.data.registry import DATASETS
 from streamcell.models.training import presets
-from streamcell.models.training.config import DATASETS
 
 PLAIN = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 

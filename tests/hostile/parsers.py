@@ -18,21 +18,18 @@ from google.protobuf.message import DecodeError
 from streamcell.card import Signature, State, Tensor
 from streamcell.proto import pb
 from streamcell.proto.inference import oip
-from streamcell.service import (
-    errors,
-    frame_requests,
-    message_writer,
-    oip_plans,
-    oip_requests,
-    oip_tensors,
-    requests,
-    ring_batch,
-    ring_records,
-    wire,
-)
+from streamcell.service import errors
 from streamcell.service.errors import ServiceError
 from streamcell.service.frames.frame import Frame
+from streamcell.service.processes import ring_records
+from streamcell.service.processes.engine import ring_batch
+from streamcell.service.processes.frontend import message_writer
 from streamcell.service.processes.ring import Reader, Ring
+from streamcell.service.protocols.common import requests
+from streamcell.service.protocols.native import frame_requests, wire
+from streamcell.service.protocols.oip import request_cache as oip_plans
+from streamcell.service.protocols.oip import requests as oip_requests
+from streamcell.service.protocols.oip import tensors as oip_tensors
 from streamcell.service.repository.model_file import ModelFile
 from streamcell.service.sessions.session import Output, Session, Work
 

@@ -54,10 +54,13 @@ $(VENV)/installed $(SERVE)/installed: pyproject.toml constraints.txt
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$(EXTRA)]'
 	@touch $@
 
+# lint-imports takes the packages for its own roots only where `streamcell` is a mere namespace: links without `package/`.
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-logo
+	mkdir -p build/imports/streamcell
+	for package in $(PACKAGES); do ln -sfn ../../../$$package build/imports/streamcell/$$package; done
+	PYTHONPATH=build/imports $(BIN)/lint-imports --no-logo
 	$(BIN)/python client/generate.py --check
 
 # mypy finds packages by folder, and the folders are sub-packages of `streamcell`: link them as it expects.

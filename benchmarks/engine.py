@@ -21,7 +21,7 @@ import onnxruntime as ort
 
 from streamcell.card import Signature
 from streamcell.service.engine.device import Device
-from streamcell.service.engine.engine import Cell, Engine
+from streamcell.service.engine.engine import Cell, Engine, EngineOptions
 from streamcell.service.graph.pooled import pool_states
 from streamcell.service.repository.model_file import ModelFile, open_model
 
@@ -48,12 +48,14 @@ class Ways:
             cell: Engine(
                 pool_states(file.load(), file.signature, file.constants, scatter=device.scatter),
                 file.signature,
-                device=device,
-                max_sessions=_SESSIONS,
-                max_batch=max_batch,
-                max_chunk=max_chunk,
-                intra_op_threads=threads,
-                cell=cell,
+                EngineOptions(
+                    device=device,
+                    max_sessions=_SESSIONS,
+                    max_batch=max_batch,
+                    max_chunk=max_chunk,
+                    intra_op_threads=threads,
+                    cell=cell,
+                ),
             )
             for cell in cells
         }

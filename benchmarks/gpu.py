@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from streamcell.service.engine.device import Device, DeviceError
+from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Cell, Engine
+from streamcell.service.load_errors import DeviceError
 from streamcell.service.repository.model_file import ModelFile, open_model
 
 from . import machine, parity

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from streamcell.service.engine.device import Device
-from streamcell.service.engine.engine import Cell, Engine, Staged
+from streamcell.service.engine.engine import Cell, Engine, EngineOptions, Staged
+from streamcell.service.engine.rows import INITIAL_ROW
 from streamcell.service.graph.pooled import pool_states
 from streamcell.service.repository.model_file import ModelFile
-from streamcell.service.sessions.slots import INITIAL_ROW
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,14 @@ def engine(
     made = Engine(
         pool_states(file.load(), file.signature, file.constants, scatter=device.scatter),
         file.signature,
-        device=device,
-        max_sessions=sessions,
-        max_batch=max_batch,
-        max_chunk=max_chunk,
-        cell=cell,
-        cuda_graphs=cuda_graphs,
+        EngineOptions(
+            device=device,
+            max_sessions=sessions,
+            max_batch=max_batch,
+            max_chunk=max_chunk,
+            cell=cell,
+            cuda_graphs=cuda_graphs,
+        ),
     )
     made.warm_up()
     return made

@@ -1,49 +1,63 @@
-"""The server. `make_server(Settings.load(...))` loads and binds, `start` serves, `stop` drains."""
+"""The server. `make_server(Settings.load(...))` loads and binds, `start` serves, `stop` drains.
+
+Importing this loads neither grpcio nor ONNX Runtime.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
 from streamcell.service.logs import native_output  # noqa: F401  # before grpcio is imported
-from streamcell.service.transport import grpc_polling as polling  # noqa: F401  # before grpcio is imported
 
-if TYPE_CHECKING:
-    from streamcell.service.engine.device import DeviceError
-    from streamcell.service.logs.configure import configure as configure_logs
-    from streamcell.service.transport.lane_choice import LaneError
+from .load_errors import DeviceError, ModelLoadError
+from .logs.configure import configure as configure_logs
+from .settings import Settings
 
-    from .load_errors import ModelLoadError
+__all__ = ["AnyServer", "DeviceError", "ModelLoadError", "Settings", "configure_logs", "make_server"]
+
+
+class AnyServer(Protocol):
+    """A server of one process or of several. Once made, it has its models and its ports."""
+
+    port: int
+    metrics_port: int
+
+    def start(self) -> None:
+        """Answer calls and report ready."""
+
+    def kill(self) -> None:
+        """End its other processes at once."""
+
+    def reload(self) -> None:
+        """Read its certificates anew, for connections that come."""
+
+    def stop(self) -> None:
+        """Drain, and shut down; returns once everything has stopped."""
+
+
+def make_server(settings: Settings) -> AnyServer:
+    """Make the server that `settings` ask for.
+
+    A process that serves calls `transport.grpc_polling.read_on_serving_thread` before, as `streamcell serve` does.
+
+    Raises:
+        ModelLoadError: there is no model, or one cannot be served; the text says which and why.
+        DeviceError: the device cannot be had.
+        LaneError: the fast lane was asked for and does not work with this grpcio.
+        OSError: a port cannot be bound, the certificate cannot be used, or descriptors are too few.
+    """
+    from .transport.os_limits import check_descriptors
+
+    check_descriptors(settings)
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        from .transport.tls import read_pair
+
+        read_pair(settings.tls_cert, settings.tls_key)
+    if settings.frontends:
+        from .processes.supervisor import Supervisor
+
+        return Supervisor(settings)
     from .server import Server
-    from .serving import make_server
-    from .settings import Settings
 
-__all__ = [
-    "DeviceError",
-    "LaneError",
-    "ModelLoadError",
-    "Server",
-    "Settings",
-    "configure_logs",
-    "make_server",
-]
-
-# Imported when asked for, so that a process that runs no models need not load what runs them.
-_PLACES = {
-    "DeviceError": ("engine.device", "DeviceError"),
-    "LaneError": ("transport.lane_choice", "LaneError"),
-    "ModelLoadError": ("load_errors", "ModelLoadError"),
-    "Server": ("server", "Server"),
-    "Settings": ("settings", "Settings"),
-    "configure_logs": ("logs.configure", "configure"),
-    "make_server": ("serving", "make_server"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(import_module(f".{module}", __name__), attribute)
+    return Server(settings)

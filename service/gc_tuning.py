@@ -13,20 +13,20 @@ import gc
 _YOUNG = 5_000
 
 
-def calm() -> None:
-    """Collect less often, and `settle`. For a process of the server's own, once it has what it serves with."""
+def tune_gc() -> None:
+    """Collect less often, and `freeze_heap`. For a process of the server's own, once it has what it serves with."""
     gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
-    settle()
+    freeze_heap()
 
 
-def settle() -> None:
+def freeze_heap() -> None:
     """Collect what is garbage, and leave out of later collections all that is alive."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
 
 
-def settle_again() -> None:
-    """`settle`, where it was done before: for when much of what is alive then has come or gone."""
+def refreeze_heap() -> None:
+    """`freeze_heap`, where it was done before: for when much of what is alive then has come or gone."""
     if gc.get_freeze_count():
-        settle()
+        freeze_heap()

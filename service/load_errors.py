@@ -56,6 +56,10 @@ def _printable(text: str) -> str:
     )
 
 
+class DeviceError(RuntimeError):
+    """The device that was asked for, or something that it was to do, is not available; the text says why."""
+
+
 class SignatureError(ModelLoadError):
     """What the card or the sidecar says of the graph's inputs, outputs or states is not what the graph has."""
 

@@ -10,7 +10,7 @@ from streamcell.service.processes.process_metrics import OneProcess
 from streamcell.service.transport.grpc_server import Transport
 from streamcell.service.transport.lane_choice import choose_lane
 
-from .host import Host
+from .model_host import ModelHost
 from .settings import Settings
 from .watchdog import Watchdog
 
@@ -37,7 +37,7 @@ class Server:
         self._http = MetricsServer(settings, self._registry, lambda: self.host.metrics.ready)
         # Before the engines' threads exist, for loading a model holds the GIL for long.
         lane = choose_lane(settings.lane)
-        self.host = Host(settings, self._report_model, all_read=self._all_read)
+        self.host = ModelHost(settings, self._report_model, all_read=self._all_read)
         self.host.metrics.lane = lane.name
         self._transport = Transport(settings, self.host.services(lane), lane, self.host.metrics.error)
         self.port = self._transport.port

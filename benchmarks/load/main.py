@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from streamcell.service.gc_tuning import calm
+from streamcell.service.gc_tuning import tune_gc
 
 from .dialects import Dialect
 from .spec import Load, LoadError, Window
@@ -107,7 +107,7 @@ def _wait(done: Any, run: Run, what: str) -> None:
 
 def main() -> None:
     """Read loads as JSON lines from standard input until it ends; answer each with its result or its error."""
-    calm()  # a pause here would count as the server's
+    tune_gc()  # a pause here would count as the server's
     while line := sys.stdin.readline():
         given = json.loads(line)
         for name in ("pids", "input_shape"):

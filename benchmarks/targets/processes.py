@@ -57,7 +57,8 @@ class Generator(_Child):
     """A load generator in a process of its own."""
 
     def __init__(self) -> None:
-        super().__init__("load.main")
+        # The client's core, too, reads in the thread that waits.
+        super().__init__("load.main", environment={VARIABLE: CHOICE, **os.environ})
 
     def run(self, load: Load) -> dict[str, Any]:
         """Run one load there.

@@ -164,16 +164,13 @@ def command(
 def _run(config: Path | None, flags: dict[str, Any]) -> int:
     from pydantic import ValidationError
 
-    from streamcell.service import (
-        DeviceError,
-        LaneError,
-        ModelLoadError,
-        Settings,
-        configure_logs,
-        make_server,
-    )
-    from streamcell.service.gc_tuning import calm
+    from streamcell.service.transport.grpc_polling import read_on_serving_thread
+
+    read_on_serving_thread()  # before grpcio is imported
+    from streamcell.service import DeviceError, ModelLoadError, Settings, configure_logs, make_server
+    from streamcell.service.gc_tuning import tune_gc
     from streamcell.service.signals import Signals
+    from streamcell.service.transport.lane_choice import LaneError
 
     try:
         settings = Settings.load(config, **flags)
@@ -189,7 +186,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
     signals = Signals(settings.grace_s + settings.stop_s)
     try:
         signals.server = server = make_server(settings)
-        calm()
+        tune_gc()
         server.start()
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:
         typer.echo(f"streamcell serve: {error}", err=True)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
+from typing import NamedTuple
 
-from streamcell.service.generation.search_work import BeamStep, Search
-from streamcell.service.sessions.session import Session, Work
+from streamcell.service.sessions.session import Group, Session, Work
+
+
+class Part(NamedTuple):
+    """`steps` timesteps of `work` from its step `start` on."""
+
+    work: Work
+    start: int
+    steps: int
+
+
+# As `Part(…)`, without a call of Python code for each row of each run.
+_part: Callable[[tuple[Work, int, int]], Part] = partial(tuple.__new__, Part)
 
 
 @dataclass(slots=True)
@@ -18,11 +30,12 @@ class Row:
 
     session: Session
     steps: int
-    # (work, first step, number of steps): more than one where pipelined messages run as one chunk.
-    parts: list[tuple[Work, int, int]]
-    # What stands first in the session's queue once this has landed: the next step of a generation.
+    # More than one if pipelined messages run as one chunk.
+    parts: list[Part]
+    work: Work  # the first part's
+    # What goes to the front of the session's queue once this has landed: the next step of a generation.
     again: Work | None = None
-    # Under which number that is held until its client has read; 0: it is not.
+    # The number under which that waits until its client has read; 0: it does not wait.
     hold: int = 0
 
 
@@ -34,53 +47,65 @@ class Batch:
     steps: int
     # Every row is one whole message, and all are of the same length: the case that is copied in one piece.
     uniform: bool
-    # Whether there may be a row of a generation; such a row is one timestep.
+    # True if there may be a row whose work makes its own inputs; such a row is one timestep.
     generates: bool = False
-    # Whose hypotheses are among the rows, all of them, as `Beam`s.
-    searches: Sequence[Search] = ()
+    # The works of several rows. All rows of each are among `rows`.
+    groups: Sequence[Group] = ()
     taken_s: float = field(default_factory=time.perf_counter)
     began_s: float = 0.0  # the run
     ended_s: float = 0.0
 
     @property
-    def sessions(self) -> Iterator[Session]:
-        """Whose rows they are."""
-        return chain((row.session for row in self.rows), (search.session for search in self.searches))
-
-    def keep(self, rows: list[Row]) -> list[Search]:
-        """Go on with `rows` of the batch, some of them cut short; the searches that none of them belongs to."""
-        left = {id(row.session) for row in rows}
-        gone = [search for search in self.searches if id(search.active[0]) not in left]
-        self.searches = [search for search in self.searches if search not in gone]
-        self.rows = rows
-        self.steps = max((row.steps for row in rows), default=0)
-        self.uniform = False
-        return gone
+    def sessions(self) -> list[Session]:
+        """The sessions whose queues its work was taken from."""
+        sessions = [row.session for row in self.rows]
+        return sessions + [group.session for group in self.groups] if self.groups else sessions
 
     def apart(self) -> Iterator[Batch]:
-        """The rows one by one, but a search's together."""
+        """Batches of one row each, but a group's rows stay together."""
         for row in self.rows:
-            if not isinstance(row.parts[0][0], BeamStep):
+            if row.work.group is None:
                 yield Batch([row], row.steps, uniform=False, generates=self.generates)
-        for search in self.searches:
-            rows = [
-                row
-                for row in self.rows
-                if isinstance(step := row.parts[0][0], BeamStep) and step.search is search
-            ]
-            yield Batch(rows, 1, uniform=False, generates=True, searches=[search])
+        for group in self.groups:
+            rows = [row for row in self.rows if row.work.group is group]
+            yield Batch(rows, 1, uniform=False, generates=True, groups=[group])
 
 
 class BatchQueue:
-    """The sessions that have work and none in the engine, in order. The batcher's lock guards it."""
+    """The `Source` of batches: sessions with work and none in the engine, in order. The batcher's lock guards it."""
 
     def __init__(self, *, max_batch: int, max_chunk: int, ragged: bool, coalesce: bool) -> None:
-        """The arguments are the batcher's."""
+        """Make an empty queue.
+
+        Args:
+            max_batch: the most rows of a batch.
+            max_chunk: the most timesteps of a row.
+            ragged: whether rows of different length may share a batch (the model takes `lengths`).
+            coalesce: whether pipelined messages of one session may run as one chunk, and long ones be cut. Right
+                for what is carried in states; a stateless model may look at a message as a whole.
+        """
         self.ready: deque[Session] = deque()
         self._max_batch = max_batch
         self._max_chunk = max_chunk
         self._ragged = ragged
         self._coalesce = coalesce
+
+    def gather(self) -> None:
+        """Do nothing: the sessions are added by the threads that submit work."""
+
+    def add(self, session: Session) -> None:
+        """Queue a session that has work and none in the engine."""
+        self.ready.append(session)
+
+    @property
+    def any(self) -> bool:
+        """True if a session is ready."""
+        return bool(self.ready)
+
+    @property
+    def unary_rows(self) -> int:
+        """How many of the ready sessions are rows of unary calls."""
+        return sum(not session.session_id for session in self.ready)
 
     def form(self) -> Batch | None:
         """The first ready session leads; others join it in order while no row is over twice another's length.
@@ -88,7 +113,7 @@ class BatchQueue:
         So less than half of a run is padding, and one long chunk never drags single steps along.
         """
         rows: list[Row] = []
-        searches: list[Search] = []
+        groups: list[Group] = []
         passed_over: list[Session] = []
         shortest = longest = 0
         whole = True
@@ -101,15 +126,15 @@ class BatchQueue:
                 continue
             queue: deque[Work] = session.queue
             first = queue[0]
-            # Mostly there is one message, which is run whole.
+            # Usually there is one message, and it runs whole.
             alone = (
                 len(queue) == 1 and not first.done and not first.generates and first.steps <= self._max_chunk
             )
             steps = first.steps if alone else self._chunk(session)
-            search = first if first.generates and isinstance(first, Search) else None
+            group = first.group
             if rows and not (
                 (steps == longest or self._fits(steps, shortest, longest))
-                and (search is None or len(rows) + search.rows <= self._max_batch)
+                and (group is None or len(rows) + group.rows <= self._max_batch)
             ):
                 passed_over.append(session)
                 continue
@@ -121,10 +146,10 @@ class BatchQueue:
                 longest = steps
             session.ready = False
             session.in_flight = True
-            if search is not None:
+            if group is not None:
                 queue.popleft()
-                rows += [Row(beam, 1, [(beam.step, 0, 1)]) for beam in search.take()]
-                searches.append(search)
+                rows += [Row(each, 1, [Part(work, 0, 1)], work) for each, work in group.take()]
+                groups.append(group)
                 generates = True
                 if len(rows) == self._max_batch:
                     break
@@ -132,24 +157,24 @@ class BatchQueue:
             if alone:
                 first.done = steps
                 queue.popleft()
-                parts = [(first, 0, steps)]
+                parts = [_part((first, 0, steps))]
             else:
                 parts = self._cut(session, steps)
-                whole = whole and len(parts) == 1 and parts[0][2] == first.steps
+                whole = whole and len(parts) == 1 and parts[0].steps == first.steps
                 generates = generates or first.generates
-            rows.append(Row(session, steps, parts))
+            rows.append(Row(session, steps, parts, first))
             if len(rows) == self._max_batch:
                 break
         ready.extendleft(reversed(passed_over))
         if not rows:
             return None
-        return Batch(rows, longest, whole and shortest == longest, generates, searches)
+        return Batch(rows, longest, whole and shortest == longest, generates, groups)
 
     def _chunk(self, session: Session) -> int:
         """How many timesteps the session runs next: whole messages up to `max_chunk`, or a part of a longer one.
 
-        A message that fits in a chunk is never cut, so that it is applied wholly or, where it is refused, not at all.
-        A generation's step runs alone.
+        A message that fits in a chunk is never cut: it is applied as a whole or, if it is refused, not at all.
+        A step that makes its own input runs alone.
         """
         queue: deque[Work] = session.queue
         if not self._coalesce:
@@ -170,14 +195,14 @@ class BatchQueue:
         return steps <= 2 * shortest and longest <= 2 * steps
 
     @staticmethod
-    def _cut(session: Session, steps: int) -> list[tuple[Work, int, int]]:
+    def _cut(session: Session, steps: int) -> list[Part]:
         """Take `steps` timesteps off the front of the session's queue."""
-        queue = session.queue
+        queue: deque[Work] = session.queue
         parts = []
         while steps:
             work = queue[0]
             count = min(steps, work.steps - work.done)
-            parts.append((work, work.done, count))
+            parts.append(Part(work, work.done, count))
             work.done += count
             steps -= count
             if work.done == work.steps:

@@ -5,76 +5,62 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeVar
 
 from streamcell.service.errors import ServerDraining
-from streamcell.service.frames.frame import Frame
-from streamcell.service.frames.members import FrameOwner, Members
-from streamcell.service.frames.turns import Turn
-from streamcell.service.processes.engine.ring_batch import RingBatch
 from streamcell.service.sessions.capacity import Capacity
-from streamcell.service.sessions.session import Owner, Session, Work
-from streamcell.service.sessions.slots import SlotAllocator
+from streamcell.service.sessions.session import Group, Owner, Session
 
-from .batch import Batch
-from .bell import Bell
-from .landing import land, land_turn
-from .ready import Ready
+from .batch import Batch, BatchQueue
+from .inline import InlineRuns, Soon, Wakeup
+from .turn_taking import Job, Source, TurnTaking
 
-# Has a function called on the thread that reads messages, after those that have arrived; False where it cannot.
-Soon: TypeAlias = Callable[[Callable[[], None]], bool]
+_Kind = TypeVar("_Kind", bound=Session)
 
 
 class Batcher:
-    """The queue between the streams and one model's engine. Every method may be called from any thread.
+    """The queue between the streams and one model's engine. Any thread may call every method.
 
-    A session's slot is freed when it ends, or, where a chunk of it is in the engine, when that has landed.
+    A session's slot is freed when the session ends or, if a chunk of it is in the engine then, once that has run.
     """
 
     def __init__(
         self,
-        slots: SlotAllocator | None,
+        capacity: Capacity,
         *,
-        max_sessions: int,
         max_batch: int,
         max_chunk: int,
         ragged: bool,
         coalesce: bool = True,
         queue_messages: int,
         on_cancelled: Callable[[int], None] = lambda chunks: None,
-        capacity: Capacity | None = None,
-        bell: Bell | None = None,
+        wakeup: Wakeup | None = None,
     ) -> None:
         """Make an empty batcher.
 
         Args:
-            slots: the pool's slots, `max_sessions` of them; None for a stateless model.
-            max_sessions: sessions that may be live at once.
-            max_batch: the most rows of a batch.
-            max_chunk: the most timesteps of a row.
-            ragged: whether rows of different length may share a batch (the model takes `lengths`).
-            coalesce: whether pipelined messages of one session may run as one chunk, and long ones be cut. Right
-                for what is carried in states; a stateless model may look at a message as a whole.
+            capacity: the model's room for sessions.
+            max_batch, max_chunk, ragged, coalesce: as for `BatchQueue`.
             queue_messages: messages that a session may have waiting before its stream is no longer read.
-            on_cancelled: told how many queued messages an ending session left unrun.
-            capacity: room for sessions that other processes take from too; None: `slots` alone.
-            bell: what the engine's thread sleeps on, where it is to wake for more than the batcher.
+            on_cancelled: called with the number of queued messages that an ending session leaves unrun.
+            wakeup: what the engine's thread sleeps on, if more than the batcher may wake it.
         """
-        self.capacity = capacity or Capacity(slots, max_sessions)
+        self.capacity = capacity
+        self.inline = InlineRuns(wakeup)
         self._queue_messages = queue_messages
         self._on_cancelled = on_cancelled
         self._lock = threading.Lock()
-        self.ready = Ready(max_batch=max_batch, max_chunk=max_chunk, ragged=ragged, coalesce=coalesce)
-        self.bell = bell
-        self._wake: Bell = bell or threading.Lock()  # held while the engine has nothing to wake up for
-        if bell is None:
-            self._wake.acquire()
-        self._sleeping = False
-        self._booked = False  # a batch is to be run, or is being run, while the engine's thread sleeps
+        self._batches = BatchQueue(max_batch=max_batch, max_chunk=max_chunk, ragged=ragged, coalesce=coalesce)
+        self._turns = TurnTaking(self._batches)
         self._stopped = False
-        self._streams = self._taken = 0  # of frames, live; batches and turns, so far
-        # Runs what is ready on the calling thread, where that is better just now.
-        self.inline: Callable[[Soon], None] | None = None
+        self._admitted = 0  # live sessions of other sources
+        self._taken = 0  # jobs, so far
+
+    def add_source(self, source: Source) -> None:
+        """Add another kind of work for the engine's thread. Call before that thread starts, or while it sleeps."""
+        with self._lock:
+            self._turns.add(source)
 
     # Sessions
 
@@ -88,11 +74,13 @@ class Batcher:
         """
         with self._lock:
             self._check_running()
-            slot, generation = self.capacity.take(limited=bool(session_id))
-            return Session(session_id, owner, slot, generation, time.monotonic(), peer)
+            slot, version = self.capacity.take(limited=bool(session_id))
+            session = Session(session_id, owner, slot, version, time.monotonic(), peer)
+            session.source = self._batches
+            return session
 
-    def open_frames(self, session_id: str, owner: FrameOwner, peer: str) -> Members:
-        """Start a stream of frames; it has no members yet.
+    def admit(self, make: Callable[[float], _Kind]) -> _Kind:
+        """Start a session of another source, which `make` makes, given the time. It takes no slot itself.
 
         Raises:
             ModelUnloading: the model is being unloaded.
@@ -100,25 +88,31 @@ class Batcher:
         """
         with self._lock:
             self._check_running()
-            self._streams += 1
-            return Members(session_id, owner, self.capacity, time.monotonic(), peer)
+            self._admitted += 1
+            return make(time.monotonic())
 
     def _check_running(self) -> None:
         self.capacity.check_open()
         if self._stopped:
             raise ServerDraining("the model is being shut down")
 
+    def change(self, session: Session, change: Callable[[], None]) -> bool:
+        """Call `change`, which changes what `session` holds; False, and nothing is done, if it has ended."""
+        with self._lock:
+            if not session.ended:
+                change()
+            return not session.ended
+
     def end(self, session: Session) -> bool:
         """End `session`: what it has queued is dropped, what is in the engine finishes unanswered.
 
-        Returns:
-            False where it had ended already.
+        False if it had ended already.
         """
         with self._lock:
             if session.ended:
                 return False
             session.ended = True
-            self._streams -= isinstance(session, Members)
+            self._admitted -= session.source is not None and session.source is not self._batches
             dropped = len(session.queue)
             session.drop_queue(self.capacity)
             if not session.in_flight:
@@ -127,109 +121,65 @@ class Batcher:
             self._on_cancelled(dropped)
         return True
 
-    def close(self) -> None:
-        """Take no new sessions: from now on opening one raises ModelUnloading."""
-        self.capacity.closed = True
-
-    def reopen(self) -> None:
-        """Take new sessions again."""
-        self.capacity.closed = False
+    def close(self, *, closed: bool = True) -> None:
+        """From now on opening a session raises ModelUnloading; or no longer, if not `closed`."""
+        self.capacity.closed = closed
 
     def close_if_idle(self) -> bool:
-        """`close`, unless there are sessions, streams of frames or rows of unary calls; whether it is done."""
+        """`close`, unless a session of any kind or a row of a unary call is live; True if it is closed."""
         with self._lock:
-            if self.capacity.live or self._streams:
+            if self.capacity.live or self._admitted:
                 return False
             self.close()
             return True
 
     @property
     def live(self) -> int:
-        """Sessions that hold a slot, those whose last chunk is still in the engine included."""
+        """Sessions that hold room, including ended ones whose last chunk is still in the engine."""
         return self.capacity.live
-
-    @property
-    def slots_used(self) -> int:
-        """State slots taken now."""
-        return self.capacity.slots_used
 
     @property
     def rows_waiting(self) -> int:
         """Rows of unary calls that wait to be run."""
         with self._lock:
-            return self.ready.unary_rows
+            return self._batches.unary_rows
 
-    # Work
+    # Work comes in
 
-    def submit(self, session: Session, work: Work | Frame, soon: Soon | None = None) -> bool:
+    def submit(self, session: Session, work: Any, soon: Soon | None = None) -> bool:
         """Queue one message of `session`. Work of a session that has ended is dropped.
 
         Args:
-            session: whose it is.
-            work: what to do.
-            soon: has a function called on the thread that reads messages, after those that have arrived; given
-                where this is that thread. The next batch is run there, not on the engine's thread, where `inline`
-                says so.
+            session: the sender.
+            work: what to run; a `Work`, or whatever the session's source takes.
+            soon: calls a function on the thread that reads messages, after those that have arrived; given if this
+                is that thread. The next batch may then run there instead of on the engine's thread.
 
-        Returns:
-            Whether there is room for another message. Where there is not, `owner.resume` is called once there is.
+        True if there is room for another message. If not, `owner.resume` is called once there is.
         """
         with self._lock:
             if session.ended:
-                if isinstance(work, Work):
-                    work.drop(self.capacity)
+                work.drop(self.capacity)
                 return False
             session.last_used_s = time.monotonic()
             queue = session.queue
             queue.append(work)
             room = len(queue) < self._queue_messages
             session.paused = not room
-            book = soon is not None and self._sleeping and not self._booked and self.inline is not None
-            self._booked = self._booked or book
+            booked = soon is not None and self.inline.asleep and self.inline.book()
             self._make_ready(session)
-        if book and soon is not None:
-            self._book(soon)
+        if booked and soon is not None:
+            self._run_after_arrivals(soon)
         return room
 
-    def _book(self, soon: Soon) -> None:
-        run = self.inline
-        if run is None or not soon(lambda: run(soon)):
-            self.unbook()
-
-    def take_booked(self) -> Batch | None:
-        """Take a batch of sessions in the engine's thread's place, which sleeps until `unbook`; None for none."""
+    def nudge(self, session: Session) -> None:
+        """Give a session a turn even if it has nothing queued."""
         with self._lock:
-            batch = None if self._stopped else self.ready.form_sessions()
-            self._taken += batch is not None
-        if batch is not None:
-            self._resume(batch)
-        return batch
-
-    def unbook(self, soon: Soon | None = None) -> None:
-        """The booked batch has run. More of it is booked with `soon`, if given; all else is the engine's thread's."""
-        with self._lock:
-            more = self.ready.sessions and not self._stopped
-            again = more and soon is not None and self.inline is not None
-            self._booked = again
-            if self.ready.any_here or self._stopped:
-                self._rouse()
-        if again and soon is not None:
-            self._book(soon)
-
-    def _rouse(self) -> None:
-        """Wake the engine's thread, if it sleeps and nobody runs in its place."""
-        if self._sleeping and not self._booked:
-            self._sleeping = False
-            self._wake.release()
-
-    def nudge(self, members: Members) -> None:
-        """Give a stream of frames a turn though it may have no frame, to look for idle members."""
-        with self._lock:
-            if not members.ended:
-                self._make_ready(members)
+            if not session.ended:
+                self._make_ready(session)
 
     def release(self, session: Session, hold: int | None = None) -> None:
-        """Let a generation go on that is held under the number `hold`, or is about to be; None: under any."""
+        """Let work go on that waits under the number `hold`, or is about to wait; None: under any number."""
         with self._lock:
             session.released = session.released if hold is None else hold
             if session.held and hold in (None, session.held):
@@ -241,61 +191,118 @@ class Batcher:
         if session.ready or session.in_flight or session.held:
             return
         session.ready = True
-        self.ready.add(session)
-        self._rouse()
+        session.source.add(session)
+        if self.inline.asleep:
+            self.inline.wake_engine()
 
-    def take(self) -> Batch | Turn | RingBatch | None:
-        """Wait for work and take some: a batch of sessions, or frames' turn; None once stopped."""
+    # The engine's thread
+
+    def take(self) -> Job | None:
+        """Wait for work and take some; None once stopped."""
         while True:
-            if self.ready.rings is not None:
-                self.ready.rings.drain()
+            self._turns.gather()
             with self._lock:
                 if self._stopped:
                     return None
-                work = self.ready.form()
-                self._sleeping = work is None
-                self._taken += work is not None
-            if work is not None:
-                self._resume(work)
-                return work
-            self._wake.acquire()
-            self._sleeping = False  # rings wake it, too
+                job = self._turns.form()
+                self.inline.asleep = job is None
+                self._taken += job is not None
+            if job is not None:
+                self._resume(job)
+                return job
+            self.inline.sleep()
+            self.inline.asleep = False  # other processes wake it, too
 
     @property
     def progress(self) -> int | None:
-        """A number that each batch changes; None while nothing runs and nothing waits to be run."""
-        return None if self._stopped or (self._sleeping and not self._booked) else self._taken
+        """A number that each job changes; None while nothing runs and nothing waits to be run."""
+        return None if self._stopped or self.inline.asleep else self._taken
 
-    def _resume(self, work: Batch | Turn | RingBatch) -> None:
-        for session in work.sessions:
+    def stop(self) -> None:
+        """Make `take` return None, once a booked run is over. Sessions are not ended by this."""
+        with self._lock:
+            self._stopped = True
+            if self.inline.asleep:
+                self.inline.wake_engine()
+
+    # Inline runs, while the engine's thread sleeps
+
+    def _run_after_arrivals(self, soon: Soon) -> None:
+        if not soon(partial(self._run_inline, soon)):
+            self._finish_inline(None)
+
+    def _run_inline(self, soon: Soon) -> None:
+        """Run a batch of sessions on this thread."""
+        with self._lock:
+            batch = None if self._stopped else self._batches.form()
+            self._taken += batch is not None
+        if batch is None:
+            self._finish_inline(None)
+            return
+        try:
+            self._resume(batch)
+            self.inline.run(batch)
+        finally:
+            # Generations go on by themselves: that is the engine thread's.
+            self._finish_inline(None if batch.generates else soon)
+
+    def _finish_inline(self, soon: Soon | None) -> None:
+        """Finish the inline run. If sessions are still ready, book another through `soon`; else wake the engine."""
+        with self._lock:
+            more = soon is not None and self._batches.any and not self._stopped
+            again = self.inline.finish(more=more)
+            if not again and (self._stopped or self._turns.any):
+                self.inline.wake_engine()
+        if again and soon is not None:
+            self._run_after_arrivals(soon)
+
+    # Work is done
+
+    def _resume(self, job: Job) -> None:
+        """Have streams read again whose queues were full and have room now."""
+        for session in job.sessions:
             if session.paused and len(session.queue) < self._queue_messages:
                 session.paused = False
                 session.owner.resume()
 
-    def landed(self, batch: Batch, *, applied: bool) -> None:
-        """The engine is done with `batch`. Sessions with more work are ready again, ended ones free their slots.
+    def complete(self, batch: Batch, *, applied: bool) -> None:
+        """The engine is done with `batch`. Sessions with more work become ready, ended ones free their slots.
 
-        Args:
-            batch: as `take` gave it.
-            applied: whether the states were advanced.
+        `applied`: its states have advanced.
         """
         with self._lock:
-            land(batch, self.capacity, self._make_ready, applied=applied)
+            for row in batch.rows:
+                session = row.session
+                session.in_flight = False
+                if applied:
+                    if session.fresh:
+                        session.fresh = False
+                        session.reads = session.slot
+                    session.step_index += row.steps
+                if session.ended:
+                    session.free(self.capacity)
+                    continue
+                if row.again is not None:
+                    session.queue.appendleft(row.again)
+                    session.held = row.hold if row.hold != session.released else 0
+                if session.queue:
+                    self._make_ready(session)
+            for group in batch.groups:
+                self._complete_group(group)
 
-    def turned(self, turn: Turn) -> None:
-        """The engine is done with `turn`. Streams with more to do are ready again, ended ones free their slots."""
-        with self._lock:
-            land_turn(turn, self.capacity, self._make_ready)
+    def _complete_group(self, group: Group) -> None:
+        session = group.session
+        session.in_flight = False
+        if session.ended or group.over:
+            group.drop(self.capacity)
+        else:
+            session.queue.appendleft(group)
+        if session.ended:
+            session.free(self.capacity)
+        elif session.queue:
+            self._make_ready(session)
 
-    def change(self, members: Members, change: Callable[[], None]) -> bool:
-        """Have `change` open or end members, on the engine's thread; False, and nothing done, where all have ended."""
+    def complete_by(self, how: Callable[[Callable[[Session], None]], None]) -> None:
+        """The engine is done with a job of another source: `how` notes it, given what makes a session ready again."""
         with self._lock:
-            if not members.ended:
-                change()
-            return not members.ended
-
-    def stop(self) -> None:
-        """Make `take` return None. Sessions are not ended by this."""
-        with self._lock:
-            self._stopped = True
-            self._rouse()
+            how(self._make_ready)

@@ -1,23 +1,12 @@
-"""From a batch's rows to the staging buffers: each is as long as its steps need, or is not copied."""
+"""From a batch's rows to the staging buffers: a row is as long as its steps need, or it is not copied."""
 
 from __future__ import annotations
 
 from streamcell.service.engine.engine import Engine
-from streamcell.service.engine.staging import Staged
+from streamcell.service.engine.staging import Staged, resting
 
 from .batch import Batch
-
-
-class Misfit(Exception):
-    """Some rows hold payloads that are not as long as their steps say; `rows` are their places in the batch.
-
-    Every entrance checks that. If one forgets to, the row's sender is refused: a short or a long part would shift the
-    rows behind it, and one session would read another's input.
-    """
-
-    def __init__(self, rows: list[int]) -> None:
-        super().__init__(rows)
-        self.rows = rows
+from .guarded_run import Misfit
 
 
 class RowStaging:
@@ -26,6 +15,8 @@ class RowStaging:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._step_bytes = [tensor.step_bytes for tensor in engine.signature.inputs]
+        # Padding behind a row holds what the model's tables have: a step of zeros may be no index of them.
+        self._resting = [resting(tensor).tobytes() for tensor in engine.signature.inputs]
         self._stateful = bool(engine.signature.states)
 
     def stage(self, batch: Batch) -> Staged:
@@ -39,7 +30,7 @@ class RowStaging:
         staged = self._engine.stage(used, batch.steps)
         if batch.uniform and staged.steps == batch.steps:
             for at, (view, size) in enumerate(zip(staged.inputs, self._step_bytes, strict=True)):
-                parts = [row.parts[0][0].payloads[at] for row in rows]
+                parts = [row.work.payloads[at] for row in rows]
                 size *= batch.steps
                 if set(map(len, parts)) != {size}:
                     raise Misfit([place for place, part in enumerate(parts) if len(part) != size])
@@ -49,18 +40,15 @@ class RowStaging:
             self._copy_ragged(staged, batch)
             staged.lengths[:used] = [row.steps for row in rows]
         if self._stateful:
-            slots = [row.session.slot for row in rows]
-            staged.write[:used, 0] = slots
+            staged.write[:used, 0] = [row.session.slot for row in rows]
             staged.read[:used] = [row.session.reads for row in rows]
         self._engine.pad(staged, used)
         return staged
 
     def _copy_ragged(self, staged: Staged, batch: Batch) -> None:
-        rows = batch.rows
         for at, (view, step_bytes) in enumerate(zip(staged.inputs, self._step_bytes, strict=True)):
-            stride = staged.steps * step_bytes
-            for index, row in enumerate(rows):
-                to = index * stride
+            for index, row in enumerate(batch.rows):
+                to = index * staged.steps * step_bytes
                 for work, start, count in row.parts:
                     payload = work.payloads[at]
                     if len(payload) != work.steps * step_bytes:
@@ -69,6 +57,6 @@ class RowStaging:
                     begin = start * step_bytes
                     view[to : to + size] = memoryview(payload)[begin : begin + size]
                     to += size
-                end = (index + 1) * stride
+                end = (index + 1) * staged.steps * step_bytes
                 if to < end:  # another session's input of an earlier run
-                    view[to:end] = bytes(end - to)
+                    view[to:end] = self._resting[at] * ((end - to) // step_bytes)

@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 
+from streamcell.service.load_errors import DeviceError
+
 from .cuda_copies import Copies, CudaError, HostCopies, cuda_copies
 from .time_limit import TimeLimit
 
@@ -18,18 +20,12 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # The first ONNX Runtime whose CUDA kernels no longer re-read freed host memory when a graph is replayed
 # (onnxruntime #32120, #32121).
 GRAPHS_SINCE = (1, 31)
-
-
 # The session's setting that makes it tell where each node runs.
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 # The largest result of constants that is computed as a session is made.
 _FOLDED_BYTES = "optimization.constant_folding_max_output_size_in_bytes"
 _LEAST_FOLDED_BYTES = 1 << 20
 _log = structlog.get_logger(__name__)
-
-
-class DeviceError(RuntimeError):
-    """The device that was asked for, or something it was to do, cannot be had; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,17 +15,17 @@ import structlog
 from streamcell.card import Signature
 from streamcell.service.errors import RunTimeout
 from streamcell.service.graph.pooled import Pooled
-from streamcell.service.sessions.slots import INITIAL_ROW
-from streamcell.service.sessions.values import index_check
+from streamcell.service.load_errors import DeviceError
 
 from .cuda_copies import CudaError
-from .device import Device, DeviceError
+from .options import Cell, EngineOptions
 from .pool import StatePool
-from .programs import Cell, Programs
+from .programs import Programs
+from .rows import INITIAL_ROW
 from .staging import Staged, resting, staging
 from .time_limit import TimeLimit
 
-__all__ = ["Cell", "Engine", "Staged", "fixed_sizes"]
+__all__ = ["Cell", "Engine", "EngineOptions", "Staged", "fixed_sizes"]
 
 _BINDINGS_KEPT = 512
 _log = structlog.get_logger(__name__)
@@ -51,66 +51,50 @@ class Engine:
         self,
         pooled: Pooled,
         signature: Signature,
+        options: EngineOptions,
         *,
-        device: Device,
-        max_sessions: int,
-        max_batch: int,
-        max_chunk: int,
-        intra_op_threads: int = 1,
-        fixed_shapes: bool | None = None,
-        cell: Cell | None = None,
-        cuda_graphs: bool | None = None,
         limit: TimeLimit | None = None,
     ) -> None:
         """Build the sessions and the pool.
 
         Args:
             pooled: the graph with its states gathered from and scattered to the pool.
-            signature: the model's border.
-            device: where it runs.
-            max_sessions: slots in the pool.
-            max_batch: the most rows of a run.
-            max_chunk: the most timesteps a row of a run.
-            intra_op_threads: ONNX Runtime's threads within an operator.
-            fixed_shapes: pad runs to sizes 1, 2, 4, …; None: on CUDA only.
-            cell: what runs of one timestep compute recurrent layers with: ONNX Runtime's operators, the same
-                written out, or at each size what was faster at warm-up; None: that on CUDA and, for GRU and RNN,
-                on the CPU, where the LSTM operator is the faster one.
-            cuda_graphs: replay runs of one timestep as CUDA graphs; None: on CUDA where that is known to be safe.
+            signature: the model's inputs, outputs and states.
+            options: how it is to run.
             limit: ends runs, and the making of the sessions, when they take too long; None: nothing does.
 
         Raises:
             DeviceError: the device, or the CUDA graphs that were asked for, cannot be had.
         """
         self.signature = signature
-        self.device = device
-        # Whether a run that fails has left every state as it was.
+        self.device = device = options.device
+        # True if a failed run leaves all states unchanged.
         self.commits_last = pooled.commits_last
         # A graph with a fixed batch takes that batch and no other.
         self._fixed_batch = pooled.fixed_batch
-        self.max_batch = self._fixed_batch or min(max_batch, signature.max_batch or max_batch)
-        self.max_chunk = max_chunk if signature.has_time else 1
-        self.fixed_shapes = (not device.on_host) if fixed_shapes is None else fixed_shapes
+        self.max_batch = self._fixed_batch or min(options.max_batch, signature.max_batch or options.max_batch)
+        self.max_chunk = options.max_chunk if signature.has_time else 1
+        fixed = options.fixed_shapes
+        self.fixed_shapes = (not device.on_host) if fixed is None else fixed
         self._batch_sizes = (self._fixed_batch,) if self._fixed_batch else fixed_sizes(self.max_batch)
         self._chunk_sizes = fixed_sizes(self.max_chunk) if signature.lengths else None
         self.pool = StatePool(
-            pooled.pools, slots=max_sessions if signature.states else 0, scratch=self.max_batch, device=device
+            pooled.pools,
+            slots=options.max_sessions if signature.states else 0,
+            scratch=self.max_batch,
+            device=device,
         )
         self.limit = limit or TimeLimit()
         # One an input; what stands behind them in `Staged.values` are outputs.
-        self._index_checks = [index_check(tensor) for tensor in signature.inputs]
         self._resting = [resting(tensor) for tensor in signature.inputs]
-        self._graphs, self._graphs_forced = self._wants_graphs(cuda_graphs), bool(cuda_graphs)
+        self._graphs, self._graphs_forced = self._wants_graphs(options.cuda_graphs), bool(options.cuda_graphs)
         make: Callable[..., Programs] = partial(
             Programs,
             pooled,
             signature,
-            device=device,
+            replace(options, cell=options.cell or self._default_cell(pooled)),
             pool=self.pool,
             sizes=self._measured_sizes(),
-            intra_op_threads=intra_op_threads,
-            cell=cell or self._default_cell(pooled),
-            graphs_forced=self._graphs_forced,
             limit=self.limit,
         )
         self._staged: OrderedDict[tuple[int, int], Staged] = OrderedDict()
@@ -198,31 +182,6 @@ class Engine:
                 raise RunTimeout.after(limit.run_s) from error
             raise
         limit.over()
-
-    def bad_rows(self, staged: Staged, used: int, *, allow_non_finite: bool) -> list[int]:
-        """Which of the first `used` rows hold what they may not: a NaN or an infinity (unless allowed), a bool that
-        is not 0 or 1, an index of no row.
-        """
-        bad: set[int] = set()
-        for array, check in zip(staged.values, self._index_checks, strict=False):
-            if array.dtype.kind == "f" and not allow_non_finite:
-                rows = array if used == len(array) else array[:used]
-                flat = rows.reshape(-1)
-                # Any NaN or infinity shows in the sum of squares; so may large numbers, and then each is looked at.
-                if math.isfinite(np.dot(flat, flat)):
-                    continue
-                fine = np.isfinite(rows)
-            elif array.dtype.kind == "b":
-                fine = array[:used].view(np.uint8) <= 1
-            elif check is not None:
-                if check.fine(rows := array[:used]):
-                    continue
-                fine = check.inside(rows)
-            else:
-                continue
-            if not fine.all():
-                bad.update(np.flatnonzero(~fine.reshape(used, -1).all(axis=1)).tolist())
-        return sorted(bad)
 
     def clear_inputs(self) -> None:
         """Clear the staging memory, so that no refused value stays behind in padding."""

@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime as ort
 
 from streamcell.service.graph.pooled import PoolTensor
-from streamcell.service.sessions.slots import INITIAL_ROW
 
 from .device import Device
+from .rows import INITIAL_ROW
 
 
 class StatePool:

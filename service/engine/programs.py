@@ -1,25 +1,102 @@
-"""The graphs of one model, and which of them runs what: the cell's two forms, captured as CUDA graphs or not."""
+"""A model's graphs, ready to run: sessions, bindings, the CUDA graphs captured of them, and which one runs when."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import Literal, TypeAlias
 
+import onnx
+import onnxruntime as ort
 import structlog
 
 from streamcell.card import Signature
 from streamcell.service.graph.pooled import Pooled
 from streamcell.service.graph.single_step import single_step
+from streamcell.service.load_errors import DeviceError
 
-from .device import Device, DeviceError
+from .options import EngineOptions
 from .pool import StatePool
-from .program import Program, capturable
 from .staging import CardStaging, Staged, Staging
 from .time_limit import TimeLimit
 from .warm_up import faster, replays_as_it_runs
 
-Cell: TypeAlias = Literal["auto", "operator", "decomposed"]
 _log = structlog.get_logger(__name__)
+# These decide on the host what runs, or copy lengths to it: what a CUDA graph replays would not follow them.
+_NOT_CAPTURED = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
+
+
+def capturable(model: onnx.ModelProto) -> bool:
+    """Whether runs of `model` do the same whatever their inputs hold, as a CUDA graph does."""
+    return not any(node.op_type in _NOT_CAPTURED for node in model.graph.node)
+
+
+class Program:
+    """Runs one graph over the staging buffers and the pool. Several may share these."""
+
+    def __init__(
+        self,
+        name: str,
+        pooled: Pooled,
+        options: EngineOptions,
+        *,
+        staging: Staging,
+        pool: StatePool,
+        limit: TimeLimit,
+        stream: int = 0,
+        graphs: bool = False,
+    ) -> None:
+        """Make the session.
+
+        Args:
+            name: for logs.
+            pooled: the graph.
+            options: the engine's.
+            staging: what its inputs and outputs are bound to.
+            pool: what its states are bound to.
+            limit: ends its runs, and the making of the session, when they take too long.
+            stream: the CUDA stream to run on; 0: one of ONNX Runtime's own.
+            graphs: whether runs can be captured.
+
+        Raises:
+            DeviceError: the device cannot be had, or this graph cannot be captured.
+        """
+        self.name = name
+        self.graphs = graphs
+        self._staging, self._pool = staging, pool
+        self._queues = bool(stream)
+        self._numbers = itertools.count(1)
+        self._limit = limit
+        self._plain = self._options(capture=False)
+        self._session: ort.InferenceSession = options.device.session(
+            pooled.model.SerializeToString(),
+            intra_op_threads=options.intra_op_threads,
+            stream=stream,
+            graphs=graphs,
+            limit=limit,
+        )
+
+    def runner(self, staged: Staged, *, capture: bool = False) -> Callable[[], None]:
+        """What runs the graph on `staged`.
+
+        Args:
+            staged: the buffers.
+            capture: its first run is captured as a CUDA graph, which the later ones replay. ONNX Runtime runs the
+                graph more than once to capture it, so the first run must write scratch rows only.
+        """
+        binding = self._session.io_binding()
+        self._staging.bind(staged, self._session, binding)
+        self._pool.bind(binding)
+        options = self._options(capture) if capture and self.graphs else self._plain
+        return self._staging.runner(staged, self._session, binding, options)
+
+    def _options(self, capture: bool) -> ort.RunOptions:
+        options = self._limit.run_options()
+        if capture:
+            options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
+        if self._queues:
+            # The copy out that follows on the same stream waits for all of it.
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return options
 
 
 class Programs:
@@ -29,42 +106,36 @@ class Programs:
         self,
         pooled: Pooled,
         signature: Signature,
+        options: EngineOptions,
         *,
-        device: Device,
         staging: Staging,
         pool: StatePool,
         sizes: tuple[int, ...],
-        intra_op_threads: int,
-        cell: Cell,
         graphs: bool,
-        graphs_forced: bool,
         limit: TimeLimit,
     ) -> None:
         """Make the sessions.
 
         Args:
             pooled: the graph.
-            signature: its border.
-            device: where it runs.
+            signature: its inputs, outputs and states.
+            options: the engine's; `cell` is set, and `cuda_graphs` says whether to fail where the graph allows none.
             staging: what its inputs and outputs are bound to.
             pool: what its states are bound to.
             sizes: batch sizes that are told apart, rising.
-            intra_op_threads: ONNX Runtime's threads within an operator.
-            cell: which form runs of one timestep take.
             graphs: capture runs of one timestep as CUDA graphs where the graph allows it.
-            graphs_forced: and fail where it does not.
             limit: ends runs, and the making of the sessions, when they take too long.
 
         Raises:
             DeviceError: the device, or the CUDA graphs, cannot be had.
         """
-        self._device, self._staging, self._pool = device, staging, pool
-        self._threads, self._sizes = intra_op_threads, sizes
-        self._graphs, self._forced = graphs, graphs_forced
+        self._options, self._staging, self._pool = options, staging, pool
+        self._sizes = sizes
+        self._graphs, self._forced = graphs, bool(options.cuda_graphs)
         self._limit = limit
-        self._measured = cell == "auto"
+        self._measured = options.cell == "auto"
         self._single: Program | None = None
-        written_out = None if cell == "operator" else single_step(pooled, signature.lengths)
+        written_out = None if options.cell == "operator" else single_step(pooled, signature.lengths)
         # What runs one timestep alone is captured; with both forms that is the written-out one.
         self._operators = self._make("operator", pooled)
         if written_out is not None:
@@ -89,13 +160,12 @@ class Programs:
             return Program(
                 name,
                 pooled,
-                device=self._device,
+                self._options,
                 staging=self._staging,
                 pool=self._pool,
-                intra_op_threads=self._threads,
+                limit=self._limit,
                 stream=stream,
                 graphs=graphs,
-                limit=self._limit,
             )
 
         graphs = self._graphs and capturable(pooled.model)
@@ -144,7 +214,9 @@ class Programs:
             if programs[best] is self._operators:
                 self.single_sizes.discard(rows)
         if self._measured and self._single is not None:
-            _log.info("cell chosen", device=str(self._device), decomposed_at=sorted(self.single_sizes))
+            _log.info(
+                "cell chosen", device=str(self._options.device), decomposed_at=sorted(self.single_sizes)
+            )
         if not self.single_sizes:
             self._single = None
         # Last of all: a replay that reads freed memory shows once others have used it.
@@ -165,10 +237,14 @@ class Programs:
                 wrong.append(rows)
                 settled[rows].go = plain
         if wrong and self._forced:
-            raise DeviceError(f"device {self._device}: CUDA graphs give wrong results at batch sizes {wrong}")
+            raise DeviceError(
+                f"device {self._options.device}: CUDA graphs give wrong results at batch sizes {wrong}"
+            )
         if wrong:
             _log.error("CUDA graphs give wrong results and are not used", rows=wrong)
         if captured:
             _log.info(
-                "CUDA graphs captured", device=str(self._device), rows=sorted(set(captured) - set(wrong))
+                "CUDA graphs captured",
+                device=str(self._options.device),
+                rows=sorted(set(captured) - set(wrong)),
             )

@@ -12,8 +12,7 @@ from statistics import median
 
 import numpy as np
 
-from streamcell.service.sessions.slots import INITIAL_ROW
-
+from .rows import INITIAL_ROW
 from .staging import Staged
 
 # The written-out cell must be faster by this factor: measurements differ by less from one start to the next.

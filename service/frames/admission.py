@@ -22,10 +22,10 @@ from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.sessions.capacity import Ints
 
 from .frame import Fits, Frame, Part, Refusal
-from .members import EXPIRED, FREE, LIVE, Members, Statuses
+from .members import EXPIRED, FREE, LIVE, FrameSessions, Statuses
 
 
-def begin(members: Members, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> bool:
+def admit(members: FrameSessions, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> bool:
     """Close, reset and open what `frame` asks for, then refuse the rows that cannot run.
 
     Frames before it have been answered. False where the stream has ended, by what it asked for in its first frame
@@ -42,7 +42,7 @@ def begin(members: Members, frame: Frame, batcher: Batcher, metrics: ModelMetric
     return True
 
 
-def _change(members: Members, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> None:
+def _change(members: FrameSessions, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> None:
     if len(frame.close):
         handles = _known(members, frame, "close", frame.close, lambda status: status != FREE)
         metrics.session_ended("closed", members.drop(handles, FREE, batcher.capacity))
@@ -58,7 +58,7 @@ def _change(members: Members, frame: Frame, batcher: Batcher, metrics: ModelMetr
 
 
 def _known(
-    members: Members, frame: Frame, part: Part, handles: Ints, fits: Callable[[Statuses], Fits]
+    members: FrameSessions, frame: Frame, part: Part, handles: Ints, fits: Callable[[Statuses], Fits]
 ) -> Ints:
     """Those of `handles` whose status fits, each once; the others are refused."""
     status = members.status_of(handles)
@@ -76,7 +76,7 @@ def _known(
     return kept
 
 
-def _refuse_rows(members: Members, frame: Frame) -> None:
+def _refuse_rows(members: FrameSessions, frame: Frame) -> None:
     """Refuse rows without a live session, rows of one that has a row before, and rows behind a gap."""
     handles = frame.handles
     status = members.status_of(handles)

@@ -29,7 +29,7 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class Piece:
+class FrameSlice:
     """Rows of a frame that run together: int64[n] `rows`, of each `counts` timesteps from its step `start` on."""
 
     frame: Frame
@@ -39,11 +39,11 @@ class Piece:
     shortest: int
     longest: int
 
-    def alone(self, place: int) -> Piece:
+    def alone(self, place: int) -> FrameSlice:
         """The piece's row at `place` as a piece of its own."""
         count = int(self.counts[place])
         at = slice(place, place + 1)
-        return Piece(self.frame, self.rows[at], self.start, self.counts[at], count, count)
+        return FrameSlice(self.frame, self.rows[at], self.start, self.counts[at], count, count)
 
     def _whole(self) -> tuple[int, int] | None:
         """First and last step in the frame's tensors where the piece's steps are one block there."""
@@ -128,8 +128,8 @@ class Frame:
     opened: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     step_indices: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     refusals: list[Refusal] = field(default_factory=list)
-    plan: Iterator[Piece] | None = None  # once begun
-    piece: Piece | None = None  # what runs next
+    plan: Iterator[FrameSlice] | None = None  # once begun
+    piece: FrameSlice | None = None  # what runs next
 
     def __post_init__(self) -> None:
         rows = len(self.handles)
@@ -141,6 +141,9 @@ class Frame:
             ends = np.cumsum(self.lengths)
             self.begins = ends - self.lengths
             self.total = int(ends[-1]) if rows else 0
+
+    def drop(self, capacity: object) -> None:
+        """It will not run: it holds nothing."""
 
     def next_rows(self, most: int) -> int:
         """How many rows its next piece has, at most."""
@@ -179,7 +182,7 @@ class Frame:
         """Find what runs next, among rows that are still not refused."""
         self.piece = next(self.plan, None) if self.plan is not None else None
 
-    def _pieces(self, max_batch: int, max_chunk: int, ragged: bool) -> Iterator[Piece]:
+    def _pieces(self, max_batch: int, max_chunk: int, ragged: bool) -> Iterator[FrameSlice]:
         """At most `max_batch` rows each, `max_chunk` steps of a row, and rows at most twice as long as one another.
 
         Or, where the model takes no lengths, equally long. Lazy: a row refused in one piece is in none after it.
@@ -199,5 +202,5 @@ class Frame:
                 shortest = int(counts[at])
                 limit = 2 * shortest if ragged else shortest
                 end = min(at + max_batch, int(np.searchsorted(counts, limit, "right")))
-                yield Piece(self, rows[at:end], start, counts[at:end], shortest, int(counts[end - 1]))
+                yield FrameSlice(self, rows[at:end], start, counts[at:end], shortest, int(counts[end - 1]))
                 at = end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -25,21 +26,39 @@ class FrameOwner(Owner, Protocol):
         """`frame` is done: its outputs, step indices and errors are there to be sent."""
 
 
-class Members(Session):
+class FrameSessions(Session):
     """A stream's sessions. Arrays are indexed by handle; `status` says which of them count.
 
     The engine's thread changes them, within `Batcher.change` where members come or go; others read counts only.
     """
 
     __slots__ = (
-        "applied", "current", "expire_before_s", "frame_owner", "generations", "is_fresh", "refused_in", "scratch",
-        "slots", "status", "unused_members", "used_s",
+        "_nudge",
+        "applied",
+        "current",
+        "expire_before_s",
+        "frame_owner",
+        "is_fresh",
+        "refused_in",
+        "scratch",
+        "slot_versions",
+        "slots",
+        "status",
+        "unused_members",
+        "used_s",
     )  # fmt: skip
 
     def __init__(
-        self, session_id: str, owner: FrameOwner, capacity: Capacity, now_s: float, peer: str
+        self,
+        session_id: str,
+        owner: FrameOwner,
+        now_s: float,
+        peer: str,
+        nudge: Callable[[Session], None],
     ) -> None:
+        """Make a stream that has no members yet. `nudge` gives it a turn even if it has no frame."""
         super().__init__(session_id, owner, 0, 0, now_s, peer)
+        self._nudge = nudge
         self.frame_owner = owner
         self.members = 0  # live ones
         self.unused_members = 0
@@ -47,7 +66,7 @@ class Members(Session):
         self.expire_before_s = 0.0  # when not 0: end members that were last used before
         self.status = np.zeros(0, np.int8)
         self.slots = np.zeros(0, np.int64)
-        self.generations = np.zeros(0, np.int64)
+        self.slot_versions = np.zeros(0, np.int64)
         self.applied = np.zeros(0, np.int64)  # timesteps since the opening or the last reset
         self.is_fresh = np.zeros(0, np.bool_)  # no step applied yet: the next reads the initial state
         self.used_s = np.zeros(0, np.float64)
@@ -58,6 +77,15 @@ class Members(Session):
     def unused(self) -> int:
         """How many members have applied no step."""
         return self.unused_members
+
+    def has_idle_members(self, before_s: float) -> bool:
+        """Whether members seem to have been last used before then, and no frame waits that may have rows for them."""
+        return not self.queued and len(self.idle(before_s)) > 0
+
+    def expire_members(self, before_s: float) -> None:
+        """End members that were last used before then, in the next turn."""
+        self.expire_before_s = before_s
+        self._nudge(self)
 
     @property
     def busy(self) -> bool:
@@ -72,7 +100,7 @@ class Members(Session):
             ModelUnloading: the model is being unloaded.
         """
         capacity.check_open()
-        slots, generations = capacity.take_many(count)
+        slots, slot_versions = capacity.take_many(count)
         free = np.flatnonzero(self.status == FREE)
         if len(free) < count:
             self._grow(count - len(free))
@@ -80,7 +108,7 @@ class Members(Session):
         handles = free[:count]
         self.status[handles] = LIVE
         self.slots[handles] = slots
-        self.generations[handles] = generations
+        self.slot_versions[handles] = slot_versions
         self.used_s[handles] = now_s
         self.reset(handles)
         self.members += count
@@ -89,7 +117,7 @@ class Members(Session):
     def _grow(self, more: int) -> None:
         more = max(more, len(self.status))
         for name in (
-            "status", "slots", "generations", "applied", "is_fresh", "used_s", "refused_in", "scratch",
+            "status", "slots", "slot_versions", "applied", "is_fresh", "used_s", "refused_in", "scratch",
         ):  # fmt: skip
             old = getattr(self, name)
             setattr(self, name, np.concatenate((old, np.zeros(more, old.dtype))))
@@ -103,7 +131,7 @@ class Members(Session):
     def drop(self, handles: Ints, status: int, capacity: Capacity) -> int:
         """End those of `handles` that are live, give back what they hold, and note `status`; how many were live."""
         live = handles[self.status[handles] == LIVE]
-        capacity.give_back_many(self.slots[live], self.generations[live])
+        capacity.give_back_many(self.slots[live], self.slot_versions[live])
         self.status[handles] = status
         self.applied[handles] = 0
         self.members -= len(live)
@@ -142,6 +170,6 @@ class Members(Session):
     def free(self, capacity: Capacity) -> None:
         """Give back every live member's slot. The stream has ended and its work has landed."""
         live = np.flatnonzero(self.status == LIVE)
-        capacity.give_back_many(self.slots[live], self.generations[live])
+        capacity.give_back_many(self.slots[live], self.slot_versions[live])
         self.status[live] = FREE
         self.current = None

@@ -1,10 +1,9 @@
-"""Generation in the engine's loop: before a run it makes first inputs, after it the next ones. See ARCHITECTURE.md."""
+"""Generation between two runs: before a run the engine's thread makes first inputs, after it the next ones."""
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any, cast
 
 import numpy as np
 
@@ -15,13 +14,14 @@ from streamcell.service.errors import BadGeneration
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.sessions.session import Output
 
+from .reply import StopReason
 from .sampling import Array, Chooser, Feedback
 from .search_loop import SearchLoop
-from .work import CLASS, NON_FINITE, REQUEST, STEPS, Generating
+from .work import Generating
 
 
 class GenerationLoop:
-    """The generating rows of one model's batches. For the runner's thread."""
+    """The generating rows of one model's batches: a `batching` `Feedback`. For the thread that runs the engine."""
 
     def __init__(
         self,
@@ -36,24 +36,24 @@ class GenerationLoop:
         self._metrics = metrics
         self._allow_non_finite = allow_non_finite
         self._chooser = Chooser(signature, generation)
-        self.searches = SearchLoop(self._chooser, batcher, metrics)
+        self._searches = SearchLoop(self._chooser, batcher, metrics)
         self._sizes = [tensor.step_bytes for tensor in signature.outputs]
 
     def prepare(self, batch: Batch) -> None:
         """Before the run: take out of `batch` what was asked to stop, and make the first inputs that are due."""
-        if batch.searches:
-            self.searches.prepare(batch)
+        if batch.groups:
+            self._searches.prepare(batch)
         kept: list[Row] = []
         starting: list[Row] = []
         for row in batch.rows:
-            work = row.parts[0][0]
+            work = row.work
             if isinstance(work, Generating):
                 if work.stopped:
-                    self._finish(row, work, REQUEST)
+                    self._finish(row, work, StopReason.REQUEST)
                     continue
                 if not work.payloads and not row.session.last_output:
                     # What came before it was a search, or was stopped before its first step.
-                    self._batcher.landed(Batch([row], 0, uniform=False), applied=False)
+                    self._batcher.complete(Batch([row], 0, uniform=False), applied=False)
                     row.session.owner.fail(BadGeneration.nothing())
                     continue
                 if not work.payloads:
@@ -64,7 +64,7 @@ class GenerationLoop:
         batch.rows = kept
 
     def _start(self, rows: list[Row]) -> list[Row]:
-        """Give each row what its session's last output gives; those that end with that."""
+        """Make each row's first input from its session's last output; returns the rows that end with that."""
         ended = []
         for row, work, chosen, payload, reason in self._choose(rows, 0):
             work.begin(chosen, payload)
@@ -73,12 +73,12 @@ class GenerationLoop:
                 ended.append(row)
         return ended
 
-    def _finish(self, row: Row, work: Generating, reason: Any) -> None:
-        """`work` ends before a step that it was taken for."""
+    def _finish(self, row: Row, work: Generating, reason: StopReason) -> None:
+        """End `work` before the step that it was taken for."""
         session = row.session
         work.reason = reason
         session.last_used_s = time.monotonic()
-        self._batcher.landed(Batch([row], 0, uniform=False), applied=False)
+        self._batcher.complete(Batch([row], 0, uniform=False), applied=False)
         if not session.ended:
             self._metrics.generation_ended(reason)
             if not work.replied:
@@ -86,13 +86,7 @@ class GenerationLoop:
             work.listener.generated(work.reply(session.step_index), last=True)
 
     def advance(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> None:
-        """After the run and before `landed`: keep every session's last output, and choose what is fed next.
-
-        Args:
-            batch: as it ran; its states have advanced.
-            outputs: the outputs of all rows, one tensor after another.
-            strides: bytes of a row in each.
-        """
+        """After the run, before the batch is complete: keep each session's last output, and choose what is fed next."""
         at = self._chooser.output
         data, stride, size = outputs[at], strides[at], self._sizes[at]
         for index, row in enumerate(batch.rows):
@@ -100,19 +94,17 @@ class GenerationLoop:
             row.session.last_output = data[end - size : end]
         if not batch.generates:
             return
-        if batch.searches:
-            self.searches.advance(batch)
+        if batch.groups:
+            self._searches.advance(batch)
         now_s = time.monotonic()
-        self._metrics.generated_steps += sum(row.parts[0][0].generates for row in batch.rows)
-        places = {
-            id(row): index for index, row in enumerate(batch.rows) if isinstance(row.parts[0][0], Generating)
-        }
+        self._metrics.generated_steps += sum(row.work.generates for row in batch.rows)
+        places = {id(row): index for index, row in enumerate(batch.rows) if isinstance(row.work, Generating)}
         rows = [row for row in batch.rows if id(row) in places]
         for row, work, chosen, payload, reason in self._choose(rows, 1):
             session = row.session
             session.last_used_s = now_s
             work.took(self._step_of(outputs, strides, places[id(row)], work), chosen)
-            work.reason = reason or (STEPS if work.applied == work.wanted else work.reason)
+            work.reason = reason or (StopReason.STEPS if work.applied == work.wanted else work.reason)
             if work.reason or session.ended:
                 continue
             work.payloads = (payload,)
@@ -121,22 +113,30 @@ class GenerationLoop:
             if not work.listener.has_room(partial(self._batcher.release, session, index)):
                 row.hold = index
 
-    def answer(self, row: Row, batch: Batch, waits: list[float], latencies: list[float]) -> int:
-        """After `landed`: send the reply that is due; 1 where it is the first to its message."""
-        work = row.parts[0][0]
-        if not isinstance(work, Generating):
-            return 0
+    def answer(self, batch: Batch, waits: list[float], latencies: list[float]) -> int:
+        """Once the batch is complete: send the replies that are due; how many messages got their first one."""
+        first = 0
+        for row in batch.rows:
+            if isinstance(row.work, Generating) and not row.session.ended:
+                first += self._answer(row, row.work, batch, waits, latencies)
+        if batch.groups:
+            first += self._searches.answer(batch, latencies)
+        return first
+
+    def _answer(
+        self, row: Row, work: Generating, batch: Batch, waits: list[float], latencies: list[float]
+    ) -> bool:
         if work.applied == 1:
             waits.append(batch.taken_s - work.arrived_s)
         if not work.due:
-            return 0
+            return False
         first = not work.replied
         if first:
             latencies.append(time.perf_counter() - work.arrived_s)
         if work.reason:
             self._metrics.generation_ended(work.reason)
-        work.listener.generated(work.reply(row.session.step_index), last=bool(work.reason))
-        return int(first)
+        work.listener.generated(work.reply(row.session.step_index), last=work.reason is not None)
+        return first
 
     def _step_of(self, outputs: list[bytes], strides: list[int], place: int, work: Generating) -> list[bytes]:
         if work.output is Output.NONE:
@@ -146,14 +146,16 @@ class GenerationLoop:
             for data, stride, size in zip(outputs, strides, self._sizes, strict=True)
         ]
 
-    def _choose(self, rows: list[Row], ahead: int) -> list[tuple[Row, Generating, bytes, bytes, Any]]:
-        """What each row's last output gives: as it is told, as it is fed, and why the generation ends with it, if so.
+    def _choose(
+        self, rows: list[Row], ahead: int
+    ) -> list[tuple[Row, Generating, bytes, bytes, StopReason | None]]:
+        """Choose from each row's last output: what is told, what is fed, and why the generation ends with it, if so.
 
-        `ahead`: by how much the sessions' step indices fall short of the steps that these outputs are of.
+        `ahead`: how many of the steps that led to these outputs the sessions' step indices do not count yet.
         """
         if not rows:
             return []
-        works = [cast(Generating, row.parts[0][0]) for row in rows]
+        works = [row.work for row in rows if isinstance(row.work, Generating)]
         recipes = [work.recipe for work in works]
         y = np.frombuffer(b"".join([row.session.last_output for row in rows]), self._chooser.dtype)
         counters = np.array([row.session.step_index + ahead for row in rows])
@@ -162,10 +164,10 @@ class GenerationLoop:
         told: Array = chosen.astype("<u4") if self._chooser.head == "categorical" else fed
         results = []
         for place, (row, work) in enumerate(zip(rows, works, strict=True)):
-            reason = None
+            reason: StopReason | None = None
             if not fine[place] and not (self._allow_non_finite and work.recipe.feedback is Feedback.VALUE):
-                reason = NON_FINITE
+                reason = StopReason.NON_FINITE
             elif work.stop and int(chosen[place]) in work.stop:
-                reason = CLASS
+                reason = StopReason.CLASS
             results.append((row, work, told[place].tobytes(), fed[place].tobytes(), reason))
         return results

@@ -1,9 +1,9 @@
-"""Beam searches in the engine's loop. See `loop.py`, of which this is the part for searches."""
+"""Beam searches in the engine's loop: the part of `loop.py` that is for searches."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,13 +12,18 @@ from streamcell.service.batching.batcher import Batcher
 from streamcell.service.errors import BadGeneration
 from streamcell.service.metrics.model_metrics import ModelMetrics
 
+from .reply import StopReason
 from .sampling import Chooser
-from .search_work import BeamStep, Search
-from .work import CLASS, NON_FINITE, REQUEST, STEPS
+from .search_work import Search
+
+
+def searches_of(batch: Batch) -> list[Search]:
+    """The searches among the batch's groups."""
+    return [group for group in batch.groups if isinstance(group, Search)]
 
 
 class SearchLoop:
-    """The searches in one model's batches. For the runner's thread."""
+    """The searches in one model's batches. For the thread that runs the engine."""
 
     def __init__(self, chooser: Chooser, batcher: Batcher, metrics: ModelMetrics) -> None:
         self._chooser = chooser
@@ -26,34 +31,30 @@ class SearchLoop:
         self._metrics = metrics
 
     def prepare(self, batch: Batch) -> None:
-        """Before the run: take out of `batch` what was asked to stop, and what the last output alone lets grow."""
+        """Before the run: take out of `batch` what was asked to stop, and what grows from the last output alone."""
         out: list[Search] = []
-        for search in batch.searches:
+        for search in searches_of(batch):
+            waits_for_output = not search.active[0].step.payloads[0]
             if search.stopped:
-                search.reason = REQUEST
-                out.append(search)
-            elif not search.active[0].step.payloads[0] and not search.session.last_output:
-                out.append(search)
-            elif not search.active[0].step.payloads[0]:
+                search.reason = StopReason.REQUEST
+            elif waits_for_output and search.session.last_output:
                 self._grow(search, search.session.last_output)
-                out.append(search)
+            elif not waits_for_output:
+                continue
+            out.append(search)
         if not out:
             return
-        batch.searches = [search for search in batch.searches if search not in out]
-        batch.rows = [
-            row
-            for row in batch.rows
-            if not (isinstance(work := row.parts[0][0], BeamStep) and work.search in out)
-        ]
-        self._batcher.landed(Batch([], 0, uniform=False, searches=out), applied=False)
+        batch.groups = [group for group in batch.groups if group not in out]
+        batch.rows = [row for row in batch.rows if row.work.group not in out]
+        self._batcher.complete(Batch([], 0, uniform=False, groups=out), applied=False)
         self._answer(out, [])
         for search in out:
             if not (search.reason or search.session.last_output):
                 search.session.owner.fail(BadGeneration.nothing())
 
     def advance(self, batch: Batch) -> None:
-        """After the run and before `landed`, with each beam's `last_output` in place."""
-        for search in batch.searches:
+        """After the run and before the batch is complete, once each beam's `last_output` is set: grow."""
+        for search in searches_of(batch):
             search.ran()
             search.session.last_used_s = time.monotonic()
             self._grow(search, b"".join([beam.last_output for beam in search.active]))
@@ -63,16 +64,19 @@ class SearchLoop:
         parents = search.search.grow(y)
         if search.search.done:
             best = search.search.best()
-            search.reason = (CLASS if best[0].stopped else STEPS) if best else NON_FINITE
+            if best:
+                search.reason = StopReason.CLASS if best[0].stopped else StopReason.STEPS
+            else:
+                search.reason = StopReason.NON_FINITE
             return
         classes = np.array([each.last for each in search.search.live])
         search.grew(parents, [row.tobytes() for row in self._chooser.encode(classes)])
 
     def answer(self, batch: Batch, latencies: list[float]) -> int:
-        """After `landed`: reply for the searches that are done; how many."""
-        return self._answer(batch.searches, latencies)
+        """Once the batch is complete: reply for the searches that are done; how many these are."""
+        return self._answer(searches_of(batch), latencies)
 
-    def _answer(self, searches: Any, latencies: list[float]) -> int:
+    def _answer(self, searches: Iterable[Search], latencies: list[float]) -> int:
         done = 0
         for search in searches:
             if search.reason and not search.session.ended:

@@ -6,12 +6,11 @@ all rows are read before any is written, so a hypothesis may write the row that 
 
 from __future__ import annotations
 
-from streamcell.proto import pb
 from streamcell.service.sessions.capacity import Capacity, Ints
-from streamcell.service.sessions.session import Output, Session, Work
+from streamcell.service.sessions.session import Group, Output, Session, Work
 
 from .beam_search import BeamSearch
-from .work import Listener, generated_response
+from .reply import GenerationListener, RankedSequence, Reply, StopReason
 
 
 class BeamStep(Work):
@@ -25,30 +24,44 @@ class BeamStep(Work):
         super().__init__((), 1, Output.NONE, 0, 0.0)
         self.search = search
 
+    @property
+    def group(self) -> Search:  # type: ignore[override]
+        """The search that it is a row of."""
+        return self.search
+
 
 class Beam(Session):
     """A hypothesis' place: a slot, which its step writes, and the row that it reads. Never in the batcher's queue."""
 
     __slots__ = ("step",)
 
-    def __init__(self, search: Search, session: Session, slot: int, generation: int) -> None:
-        super().__init__("", session.owner, slot, generation, session.opened_s)
+    def __init__(self, search: Search, session: Session, slot: int, slot_version: int) -> None:
+        super().__init__("", session.owner, slot, slot_version, session.opened_s)
         self.fresh = False  # `reads` is the search's to set
         self.step = BeamStep(search)
 
 
-class Search(Work):
+class Search(Group):
     """A `generate` message with `beam`. Its session's own state and step index stay as they are."""
 
-    __slots__ = ("_beams", "_generations", "_slots", "_sources", "active", "listener", "reason", "search", "session",
-                 "stopped")  # fmt: skip
+    __slots__ = (
+        "_beams",
+        "_slot_versions",
+        "_slots",
+        "_sources",
+        "active",
+        "listener",
+        "reason",
+        "search",
+        "stopped",
+    )
 
     generates = True
 
     def __init__(
         self,
         session: Session,
-        listener: Listener,
+        listener: GenerationListener,
         first: tuple[bytes, ...],
         search: BeamSearch,
         capacity: Capacity,
@@ -59,48 +72,53 @@ class Search(Work):
         """Take a slot for each hypothesis.
 
         Args:
-            session: it begins from this one's state.
+            session: the search begins from its state.
             listener: gets the reply.
-            first: the first input, or () for what the session's last output gives.
-            search: nothing has grown yet.
+            first: the first input, or () to make it from the session's last output.
+            search: the bookkeeping, of which nothing has grown yet.
             capacity: of the model.
             tag, arrived_s: as for all work.
 
         Raises:
-            SessionLimit: there is no room for so many.
+            SessionLimit: there is not enough room.
         """
         super().__init__(first, 1, Output.NONE, tag, arrived_s)
         self.session = session
         self.listener = listener
         self.search = search
-        self.stopped = False  # by `stop_generation`: noticed before its next step
-        self.reason = pb.STOP_REASON_UNSPECIFIED  # why it has ended, once it has
+        self.stopped = False  # set by `stop_generation`; the engine's thread sees it before the next step
+        self.reason: StopReason | None = None  # why it has ended
         self._slots: Ints
-        self._generations: Ints
-        self._slots, self._generations = capacity.take_many(search.width)
-        pairs = zip(self._slots.tolist(), self._generations.tolist(), strict=True)
-        self._beams = [Beam(self, session, slot, generation) for slot, generation in pairs]
+        self._slot_versions: Ints
+        self._slots, self._slot_versions = capacity.take_many(search.width)
+        pairs = zip(self._slots.tolist(), self._slot_versions.tolist(), strict=True)
+        self._beams = [Beam(self, session, slot, slot_version) for slot, slot_version in pairs]
         self._sources: list[int] = []  # the rows that hold the live hypotheses' states
         self.active: list[Beam] = []  # what runs next
 
-    def take(self) -> list[Beam]:
-        """What runs in the batch that is being formed: one beam a live hypothesis."""
+    def take(self) -> list[tuple[Session, Work]]:
+        """The rows of the batch that is being formed: one beam a live hypothesis."""
         if not self._sources:
             self._sources = [self.session.reads]
             self.grew([0], [self.payloads[0] if self.payloads else b""])
-        return self.active
+        return [(beam, beam.step) for beam in self.active]
 
     @property
     def rows(self) -> int:
-        """How many `take` gives."""
+        """How many rows `take` gives."""
         return len(self.active) or 1
 
+    @property
+    def over(self) -> bool:
+        """True once it has ended."""
+        return self.reason is not None
+
     def ran(self) -> None:
-        """The active beams' steps were applied: each one's state is in its own slot now."""
+        """Note that the active beams' steps were applied: each one's state is in its own slot now."""
         self._sources = [beam.slot for beam in self.active]
 
     def grew(self, parents: list[int], payloads: list[bytes]) -> None:
-        """The live hypotheses are others now: each goes on from the one at its place in `parents`, with its payload."""
+        """Go on with new hypotheses: each from the one at its place in `parents`, with its payload."""
         sources = self._sources
         self.active = self._beams[: len(parents)]
         for beam, parent, payload in zip(self.active, parents, payloads, strict=True):
@@ -112,16 +130,12 @@ class Search(Work):
         """Give the slots back, once."""
         slots, self._slots = self._slots, self._slots[:0]
         if len(slots):
-            capacity.give_back_many(slots, self._generations)
+            capacity.give_back_many(slots, self._slot_versions)
 
-    def reply(self, step_index: int) -> bytes:
-        """The best hypotheses, as a serialised StreamResponse."""
-        generated = pb.Generated(stop_reason=self.reason)
-        for each in self.search.best():
-            generated.hypotheses.add(
-                classes=each.classes(),
-                log_probability=each.log_probability,
-                score=self.search.score(each),
-                stopped=each.stopped,
-            )
-        return generated_response(generated, [], 0, step_index, self.tag)
+    def reply(self, step_index: int) -> Reply:
+        """The best hypotheses."""
+        best = [
+            RankedSequence(each.classes(), each.log_probability, self.search.score(each), each.stopped)
+            for each in self.search.best()
+        ]
+        return Reply(self.tag, step_index, sequences=best, stop_reason=self.reason)

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from streamcell.proto import pb
-from streamcell.service.protocols.native.wire import stream_response, varint
 from streamcell.service.sessions.session import Output, Work
 
+from .reply import GenerationListener, Reply, StopReason
 from .sampling import Recipe
-
-_GENERATED_TAG = b"\x32"  # StreamResponse.generated: 6, length-delimited
-
-STEPS, CLASS, REQUEST, NON_FINITE = (
-    pb.STOP_REASON_STEPS,
-    pb.STOP_REASON_CLASS,
-    pb.STOP_REASON_REQUEST,
-    pb.STOP_REASON_NON_FINITE,
-)
-
-
-class Listener(Protocol):
-    """Whom a generation tells of itself."""
-
-    def generated(self, reply: bytes, *, last: bool) -> None:
-        """Send one reply, a serialised StreamResponse."""
-
-    def has_room(self, wake: Callable[[], None]) -> bool:
-        """As `Call.has_room`."""
 
 
 class Generating(Work):
-    """Steps of one session that the server feeds by itself, to the batcher one step of work after another.
+    """Steps of one session whose inputs the server makes. To the batcher it is one step of work after another.
 
-    `payloads` is the next step's input, and empty before a first step whose input the last output gives.
+    `payloads` is the next step's input. It is empty before a first step whose input is made from the last output.
     """
 
     __slots__ = (
-        "_chosen", "_first", "_outputs", "_steps", "_tells", "applied", "listener", "per_reply", "reason", "recipe",
+        "_chosen", "_outputs", "_steps", "_tells", "applied", "first", "listener", "per_reply", "reason", "recipe",
         "stop", "stopped", "wanted",
     )  # fmt: skip
 
@@ -46,7 +25,7 @@ class Generating(Work):
 
     def __init__(
         self,
-        listener: Listener,
+        listener: GenerationListener,
         payloads: tuple[bytes, ...],
         *,
         steps: int,
@@ -58,17 +37,17 @@ class Generating(Work):
         tag: int,
         arrived_s: float,
     ) -> None:
-        """Nothing has run.
+        """Make the work, of which nothing has run.
 
         Args:
             listener: gets the replies.
-            payloads: the first input, or () for what the session's last output gives.
+            payloads: the first input, or () to make it from the session's last output.
             steps: to run at most.
             recipe: how inputs are chosen.
             stop: classes that end it.
             per_reply: steps a reply.
-            output: of which steps the outputs are told.
-            tells: whether what is chosen is told: where it is not the output itself.
+            output: the steps whose outputs are told.
+            tells: whether replies tell what was chosen. They do unless it is the output itself.
             tag, arrived_s: as for all work.
         """
         super().__init__(payloads, 1, output, tag, arrived_s)
@@ -78,21 +57,21 @@ class Generating(Work):
         self.stop = stop
         self.per_reply = per_reply
         self.applied = 0
-        self.stopped = False  # by `stop_generation`: noticed before its next step
-        self.reason = pb.STOP_REASON_UNSPECIFIED  # why it has ended, once it has
+        self.stopped = False  # set by `stop_generation`; the engine's thread sees it before the next step
+        self.reason: StopReason | None = None  # why it has ended
+        self.first = b""  # the first input as it is told, if it was made here
         self._tells = tells
         self._steps = 0  # applied since the last reply
         self._chosen: list[bytes] = []
         self._outputs: list[list[bytes]] = []
-        self._first = pb.Generated(seed=recipe.seed)
 
     def begin(self, first: bytes, payload: bytes) -> None:
-        """The last output gives the first input: `first` as it is told, `payload` as it is fed."""
-        self._first.first = first
+        """Take the first input, made from the last output: `first` as it is told, `payload` as it is fed."""
+        self.first = first
         self.payloads = (payload,)
 
     def took(self, outputs: Sequence[bytes], chosen: bytes) -> None:
-        """One step was applied: `outputs` is a step of each, `chosen` what they give, as it is told."""
+        """Note one applied step: `outputs` is a step of each, `chosen` what was chosen from them, as it is told."""
         self.done = 0
         self.applied += 1
         self._steps += 1
@@ -105,35 +84,34 @@ class Generating(Work):
 
     @property
     def due(self) -> bool:
-        """Whether a reply is due."""
-        return self._steps >= self.per_reply or self.reason != pb.STOP_REASON_UNSPECIFIED
+        """True if a reply is due."""
+        return self._steps >= self.per_reply or self.reason is not None
 
     @property
     def replied(self) -> bool:
-        """Whether one has been given."""
+        """True if a reply has been given."""
         return self.applied > self._steps
 
-    def reply(self, step_index: int) -> bytes:
-        """What is to be told since the last reply, as a serialised StreamResponse."""
-        generated = pb.Generated() if self.replied else self._first
-        generated.steps = self._steps
-        generated.chosen = b"".join(self._chosen)
-        generated.stop_reason = self.reason
+    def reply(self, step_index: int) -> Reply:
+        """What happened since the last reply."""
         outputs: list[bytes] = []
-        told = 0
-        if self.output is not Output.LAST or self.reason != pb.STOP_REASON_UNSPECIFIED:
+        output_steps = 0
+        if self.output is not Output.LAST or self.reason is not None:
             outputs = [b"".join(steps) for steps in zip(*self._outputs, strict=True)]
-            told = len(self._outputs)
+            output_steps = len(self._outputs)
             self._outputs.clear()
+        is_first = not self.replied
+        reply = Reply(
+            self.tag,
+            step_index,
+            self._steps,
+            b"".join(self._chosen),
+            self.first if is_first else b"",
+            self.recipe.seed if is_first else 0,
+            outputs,
+            output_steps,
+            stop_reason=self.reason,
+        )
         self._chosen.clear()
         self._steps = 0
-        return generated_response(generated, outputs, told, step_index, self.tag)
-
-
-def generated_response(
-    generated: pb.Generated, outputs: Sequence[bytes], steps: int, step_index: int, tag: int
-) -> bytes:
-    """A serialised StreamResponse with `generated` and outputs of `steps` timesteps."""
-    data = generated.SerializeToString()
-    response = stream_response(outputs, steps, step_index, tag)
-    return b"".join((response, _GENERATED_TAG, varint(len(data)), data))
+        return reply

@@ -16,7 +16,7 @@ Dim = int | str | None
 
 
 @dataclass(frozen=True)
-class Port:
+class GraphValue:
     """One graph input or output as declared.
 
     Attributes:
@@ -39,7 +39,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Border:
+class GraphInterface:
     """What a graph takes and gives.
 
     Attributes:
@@ -48,12 +48,12 @@ class Border:
         outputs: the outputs.
     """
 
-    inputs: dict[str, Port]
-    defaults: dict[str, Port]
-    outputs: dict[str, Port]
+    inputs: dict[str, GraphValue]
+    defaults: dict[str, GraphValue]
+    outputs: dict[str, GraphValue]
 
     @property
-    def all_inputs(self) -> dict[str, Port]:
+    def all_inputs(self) -> dict[str, GraphValue]:
         """Inputs with and without a default."""
         return {**self.inputs, **self.defaults}
 
@@ -71,11 +71,11 @@ def initializer_names(graph: onnx.GraphProto) -> set[str]:
     return {i.name for i in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
 
 
-def read_border(graph: onnx.GraphProto) -> Border:
+def read_interface(graph: onnx.GraphProto) -> GraphInterface:
     """The border of `graph`, as declared."""
     initialized = initializer_names(graph)
     ports = [_port(value) for value in graph.input]
-    return Border(
+    return GraphInterface(
         inputs={p.name: p for p in ports if p.name not in initialized},
         defaults={p.name: p for p in ports if p.name in initialized},
         outputs={p.name: p for p in map(_port, graph.output)},
@@ -87,7 +87,9 @@ def axes_before_step(layout: Layout) -> tuple[str, ...]:
     return {"batch_time": ("batch", "time"), "time_batch": ("time", "batch"), "batch": ("batch",)}[layout]
 
 
-def check_signature(border: Border, signature: Signature, constants: Mapping[str, np.ndarray]) -> int | None:
+def check_signature(
+    border: GraphInterface, signature: Signature, constants: Mapping[str, np.ndarray]
+) -> int | None:
     """Hold `signature` against the graph's own declaration.
 
     Returns:
@@ -122,18 +124,20 @@ def check_signature(border: Border, signature: Signature, constants: Mapping[str
     return _fixed_rows(rows, signature.max_batch)
 
 
-def _find(ports: Mapping[str, Port], name: str, what: str, border: Border) -> Port:
+def _find(ports: Mapping[str, GraphValue], name: str, what: str, border: GraphInterface) -> GraphValue:
     if name in ports:
         return ports[name]
     raise SignatureError(f"the graph has no {what} {name!r}; it has\n{border}")
 
 
-def _check_dtype(port: Port, dtype: str, what: str) -> None:
+def _check_dtype(port: GraphValue, dtype: str, what: str) -> None:
     if port.dtype != dtype:
         raise SignatureError(f"{what} {port.name!r}: expected {dtype}, the graph has {port}")
 
 
-def _check_tensor(port: Port, tensor: Tensor, lead: tuple[str, ...], what: str, rows: dict[str, int]) -> None:
+def _check_tensor(
+    port: GraphValue, tensor: Tensor, lead: tuple[str, ...], what: str, rows: dict[str, int]
+) -> None:
     _check_dtype(port, tensor.dtype, what)
     _check_dims(port, [*lead, *tensor.step_shape], what, rows)
     if what == "input" and port.dims is not None and "time" in lead:
@@ -145,14 +149,14 @@ def _check_tensor(port: Port, tensor: Tensor, lead: tuple[str, ...], what: str, 
             )
 
 
-def _check_state(port: Port, state: State, rows: dict[str, int]) -> None:
+def _check_state(port: GraphValue, state: State, rows: dict[str, int]) -> None:
     expected: list[int | str] = [*state.shape]
     expected.insert(state.batch_axis, "batch")
     _check_dtype(port, state.dtype, "state")
     _check_dims(port, expected, "state", rows)
 
 
-def _check_dims(port: Port, expected: list[int | str], what: str, rows: dict[str, int]) -> None:
+def _check_dims(port: GraphValue, expected: list[int | str], what: str, rows: dict[str, int]) -> None:
     """Compare sizes; the size of a fixed batch axis is noted in `rows`."""
     if port.dims is None:
         return
@@ -170,7 +174,7 @@ def _check_dims(port: Port, expected: list[int | str], what: str, rows: dict[str
             rows[port.name] = dim
 
 
-def _check_constant(port: Port, value: np.ndarray) -> None:
+def _check_constant(port: GraphValue, value: np.ndarray) -> None:
     _check_dtype(port, value.dtype.name, "constant")
     if port.dims is not None and (
         len(port.dims) != value.ndim
@@ -181,7 +185,7 @@ def _check_constant(port: Port, value: np.ndarray) -> None:
         )
 
 
-def _check_all_fed(border: Border, signature: Signature, constants: Mapping[str, np.ndarray]) -> None:
+def _check_all_fed(border: GraphInterface, signature: Signature, constants: Mapping[str, np.ndarray]) -> None:
     fed = {t.name for t in signature.inputs} | {s.input for s in signature.states} | {signature.lengths}
     if both := sorted(name for name in constants if name in fed):
         raise SignatureError(f"named as a constant and as an input or state too: {', '.join(both)}")
@@ -202,14 +206,14 @@ def _fixed_rows(rows: Mapping[str, int], max_batch: int | None) -> int | None:
     return max_batch
 
 
-def _port(value: onnx.ValueInfoProto) -> Port:
+def _port(value: onnx.ValueInfoProto) -> GraphValue:
     if not value.type.HasField("tensor_type"):
-        return Port(value.name, None, None)
+        return GraphValue(value.name, None, None)
     tensor = value.type.tensor_type
     dims: Iterable[Dim] | None = None
     if tensor.HasField("shape"):
         dims = [_dim(d) for d in tensor.shape.dim]
-    return Port(value.name, _dtype(tensor.elem_type), None if dims is None else tuple(dims))
+    return GraphValue(value.name, _dtype(tensor.elem_type), None if dims is None else tuple(dims))
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:

@@ -1,64 +1,26 @@
-"""The nodes that read a state from its pool and write it back."""
+"""The nodes that read a state from its pool and write it back.
+
+States of several layers in one tensor [layers, batch, …] lie in the pool as [rows, layers, …]. Cut along its second
+axis, a layer's part [batch, 1, …] is the [1, batch, …] that the layer wants under another shape: a Reshape, where the
+graph as it stands transposes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from streamcell.card import State
 
-from .edit import surely_depends, value_names
-from .stacked_states import stack, unstack
-
-READ_SLOTS = "streamcell.read_slots"
-WRITE_SLOTS = "streamcell.write_slots"
+from .edit import subgraphs, surely_depends
+from .node_builder import READ_SLOTS, WRITE_SLOTS, Nodes
 
 Scatter = Literal["nd", "elements"]
-
-
-@dataclass
-class Nodes:
-    """Nodes to be put before (`head`) and behind (`tail`) those of `graph`, under names that are free in it."""
-
-    graph: onnx.GraphProto
-    head: list[onnx.NodeProto] = field(default_factory=list)
-    tail: list[onnx.NodeProto] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._names = value_names(self.graph) | {READ_SLOTS, WRITE_SLOTS}
-        self._constants: dict[tuple[int, ...] | bytes, str] = {}
-
-    def name(self, wanted: str) -> str:
-        """`wanted`, numbered where it is taken; it is taken from now on."""
-        name, number = wanted, 1
-        while name in self._names:
-            number += 1
-            name = f"{wanted}.{number}"
-        self._names.add(name)
-        return name
-
-    def add(
-        self, where: list[onnx.NodeProto], op: str, inputs: list[str], output: str, **attributes: Any
-    ) -> str:
-        """Append a node to `where`; its output's name."""
-        where.append(helper.make_node(op, inputs, [output], name=f"streamcell/{op}/{output}", **attributes))
-        return output
-
-    def constant(self, value: npt.ArrayLike) -> str:
-        """The name of an initializer that holds `value` as int64."""
-        array = np.asarray(value, dtype=np.int64)
-        key = repr(array.shape).encode() + array.tobytes()
-        if key not in self._constants:
-            self._constants[key] = self.name("streamcell.constant")
-            self.graph.initializer.append(numpy_helper.from_array(array, self._constants[key]))
-        return self._constants[key]
 
 
 def pool_state(nodes: Nodes, state: State, scatter: Scatter, gate: str | None = None) -> tuple[str, str]:
@@ -162,3 +124,77 @@ def _element_index(nodes: Nodes, write: str, shape: tuple[int, ...], state: str)
         return column
     zeros = nodes.constant(np.zeros((1, *shape)))
     return nodes.add(nodes.tail, "Add", [column, zeros], nodes.name(f"streamcell.index.{state}"))
+
+
+def unstack(nodes: Nodes, rows: str, state: str, shape: tuple[int, ...]) -> bool:
+    """Cut `rows` in place of `state`, where a Split into layers is all that reads it.
+
+    Args:
+        nodes: takes what is made, in `head`; the Split goes from its graph.
+        rows: [batch, layers, …], as gathered from the pool.
+        state: the state input, [layers, batch, …].
+        shape: of one row, (layers, …).
+    """
+    graph = nodes.graph
+    readers = [node for node in graph.node if state in node.input or _inside(node, state)]
+    if len(readers) != 1 or readers[0].op_type != "Split" or any(state == o.name for o in graph.output):
+        return False
+    (split,) = readers
+    if split.input[0] != state or _axis(split) != 0 or len(split.output) != shape[0] or not all(split.output):
+        return False
+    if not _ones(graph, split):
+        return False
+    parts = [nodes.name(f"streamcell.part.{name}") for name in split.output]
+    cut = onnx.NodeProto()
+    cut.CopyFrom(split)
+    cut.input[0] = rows
+    del cut.output[:]
+    cut.output.extend(parts)
+    kept = [a for a in split.attribute if a.name != "axis"]
+    del cut.attribute[:]
+    cut.attribute.extend([*kept, helper.make_attribute("axis", 1)])
+    nodes.head.append(cut)
+    layer = nodes.constant([1, -1, *shape[1:]])
+    for part, name in zip(parts, split.output, strict=True):
+        nodes.add(nodes.head, "Reshape", [part, layer], name)
+    graph.node.remove(split)
+    return True
+
+
+def stack(nodes: Nodes, state: str, rows: str, shape: tuple[int, ...]) -> bool:
+    """Make `rows` [batch, layers, …] from what a Concat makes `state` [layers, batch, …] of."""
+    makers = [node for node in nodes.graph.node if state in node.output]
+    if len(makers) != 1 or makers[0].op_type != "Concat" or _axis(makers[0]) != 0:
+        return False
+    layers = list(makers[0].input)
+    if len(layers) != shape[0]:
+        return False
+    row = nodes.constant([-1, 1, *shape[1:]])
+    parts = [
+        nodes.add(nodes.tail, "Reshape", [layer, row], nodes.name(f"streamcell.part.{layer}"))
+        for layer in layers
+    ]
+    nodes.add(nodes.tail, "Concat", parts, rows, axis=1)
+    return True
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "axis"), 0)
+
+
+def _inside(node: onnx.NodeProto, name: str) -> bool:
+    """Whether a body that `node` holds reads `name`."""
+    return any(
+        name in inner.input or _inside(inner, name) for body in subgraphs(node) for inner in body.node
+    ) or any(name == output.name for body in subgraphs(node) for output in body.output)
+
+
+def _ones(graph: onnx.GraphProto, split: onnx.NodeProto) -> bool:
+    """Whether each part's size is 1, given that there are as many parts as layers."""
+    for attribute in split.attribute:
+        if attribute.name == "split":
+            return all(size == 1 for size in attribute.ints)
+    if len(split.input) < 2 or not split.input[1]:
+        return True  # equal parts
+    sizes = next((i for i in graph.initializer if i.name == split.input[1]), None)
+    return sizes is not None and bool((numpy_helper.to_array(sizes) == 1).all())

@@ -32,8 +32,9 @@ from .edit import (
     rename_value,
     value_names,
 )
-from .interface import check_signature, initializer_names, read_border
-from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Nodes, Scatter, commit_gate, pool_state
+from .interface import check_signature, initializer_names, read_interface
+from .node_builder import READ_SLOTS, WRITE_SLOTS, Nodes
+from .pool_nodes import Scatter, commit_gate, pool_state
 
 __all__ = [
     "READ_SLOTS",
@@ -119,7 +120,7 @@ def pool_states(
         SignatureError: the signature or a constant does not describe this graph.
         RewriteError: the graph uses a reserved name, or an opset without scatter that cannot be converted.
     """
-    fixed_batch = check_signature(read_border(model.graph), signature, constants or {})
+    fixed_batch = check_signature(read_interface(model.graph), signature, constants or {})
     initial = [initial_value(state) for state in signature.states]
     model = _modern_copy(model)
     graph = model.graph

@@ -1,35 +1,37 @@
-"""What changes in the table of models: loads, swaps and unloadings, one at a time."""
+"""What changes in the table of models: loads, swaps and unloads, one at a time, by request or by the folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from streamcell.service.engine.device import Device
 from streamcell.service.errors import ModelInUse, ModelLoadFailed, ModelNotFound, shown
-from streamcell.service.gc_tuning import settle_again
+from streamcell.service.gc_tuning import refreeze_heap
+from streamcell.service.load_errors import ModelLoadError, load_failure
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.repository.locate import Located, Stamp, sidecar_path, stamp
-from streamcell.service.repository.selection import chosen
+from streamcell.service.repository.model_file import open_model
+from streamcell.service.repository.selection import by_name, chosen
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.settings import Settings
 
-from .loaded_model import LoadedModel
-from .retiring import Retired
-from .swap import load_changed
+from .draining import DrainingModels
+from .loaded_model import LoadedModel, load
 from .table import Models
 
 _log = structlog.get_logger(__name__)
 
 
 class ModelChanges:
-    """For the model control's thread; `retired`, `loading` and `failed` may be read by any.
+    """For the model control's thread; `draining`, `loading` and `failed` may be read by any.
 
     Attributes:
         models: what is served.
-        retired: what is served no more and waits for its last sessions to end.
+        draining: what is served no more and waits for its last sessions to end.
         loading: the name of the model that is being loaded, or None.
         failed: of each model whose last load failed, its files then, and why.
     """
@@ -38,14 +40,23 @@ class ModelChanges:
         self,
         settings: Settings,
         device: Device,
-        models: Models,
+        models: Models[LoadedModel],
         sessions: SessionTable,
         metrics: ServerMetrics,
         served: Callable[[str, bool], None],
     ) -> None:
-        """The arguments are the model control's."""
+        """Report the figures of `models`, which have been loaded.
+
+        Args:
+            settings: the server's.
+            device: where models run.
+            models: the table to change.
+            sessions: whose sessions are on the models.
+            metrics: where models report.
+            served: told when a model begins or ceases to be served.
+        """
         self.models = models
-        self.retired = Retired(sessions, self._let_go)
+        self.draining = DrainingModels(sessions, self._let_go)
         self.loading: str | None = None
         self.failed: dict[str, tuple[Stamp, str]] = {}
         self._settings = settings
@@ -86,12 +97,12 @@ class ModelChanges:
         self._served(name, True)
         for model in now.values():
             if model not in new:
-                self.retired.add(model)
-        settle_again()
+                self.draining.add(model)
+        refreeze_heap()
 
     def _known(self, name: str) -> dict[str, LoadedModel]:
         """The versions of `name` that still report, by version."""
-        known = {model.file.version: model for model in self.retired if model.file.name == name}
+        known = {model.file.version: model for model in self.draining if model.file.name == name}
         return {**known, **self.models.versions(name)}
 
     def unload(self, name: str, done: Callable[[], None] = lambda: None) -> None:
@@ -118,8 +129,8 @@ class ModelChanges:
         grace_s = self._settings.unload_grace_s
         _log.info("unloading", model=name, versions=list(versions), grace_s=grace_s)
         for model in versions.values():
-            self.retired.add(model)
-        self.retired.unload(name, grace_s, gone)
+            self.draining.add(model)
+        self.draining.unload(name, grace_s, gone)
 
     def _claim(self, name: str) -> None:
         """Close `name` to new sessions, or raise ModelInUse where it has some, on versions swapped out too.
@@ -127,10 +138,10 @@ class ModelChanges:
         Unary calls are no reason: they end by themselves, and soon.
         """
         served = self.models.versions(name).values()
-        generations = [*served, *(model for model in self.retired if model.file.name == name)]
+        versions = [*served, *(model for model in self.draining if model.file.name == name)]
 
         def check() -> None:
-            count = sum(len(self._sessions.on(model)) for model in generations)
+            count = sum(len(self._sessions.on(model)) for model in versions)
             if count:
                 raise ModelInUse(
                     f"model {name!r} has live sessions: {count} streams are open on it",
@@ -145,7 +156,7 @@ class ModelChanges:
             check()  # one may have been opened in between
         except ModelInUse:
             for model in served:
-                model.batcher.reopen()
+                model.batcher.close(closed=False)
             raise
 
     def _serve(self, model: LoadedModel) -> None:
@@ -178,3 +189,97 @@ def stamp_of(located: Iterable[Located]) -> Stamp:
             if path.suffix not in (".onnx", ".toml") and not path.is_dir()
         )
     return stamp(paths)
+
+
+def load_changed(
+    located: Sequence[Located],
+    now: Mapping[str, LoadedModel],
+    known: Mapping[str, LoadedModel],
+    settings: Settings,
+    device: Device,
+) -> list[LoadedModel]:
+    """What is to be served of one model, in the order of `located`.
+
+    Args:
+        located: its files.
+        now: the versions that are served.
+        known: the versions that still report, served or not; one that is loaded anew goes on with its metrics.
+        settings: the server's.
+        device: where it runs.
+
+    Raises:
+        ModelLoadFailed: a file cannot be served; what had been loaded by then has been let go.
+    """
+    new: list[LoadedModel] = []
+    taken: list[LoadedModel] = []
+    try:
+        for each in located:
+            have = now.get(each.version)
+            if any(model.file.version == each.version for model in taken):
+                raise ModelLoadError(f"model {each.name!r} version {each.version} is there twice", each.path)
+            if have is not None and have.file.path == each.path and not have.file.changed:
+                taken.append(have)
+                continue
+            old = known.get(each.version)
+            file = open_model(
+                each.path, each.name, each.version, None if settings.follow_links else settings.models
+            )
+            new.append(load(file, settings, device, old.metrics if old is not None else None))
+            taken.append(new[-1])
+            if file.changed:
+                raise ModelLoadError("it was replaced while it was being read", each.path)
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        for model in new:
+            model.let_go()
+        name = located[0].name
+        raise ModelLoadFailed(f"model {name!r} was not loaded: {error}", model=name) from error
+    return taken
+
+
+class ModelPoll:
+    """Looks at a folder, each time it is asked to. For the model control's thread."""
+
+    def __init__(
+        self, locate: Callable[[], tuple[list[Located], list[ModelLoadError]]], changes: ModelChanges
+    ) -> None:
+        """`locate` says what is in the folder."""
+        self._locate = locate
+        self._changes = changes
+        self._missing: set[str] = set()
+        self._complaints: tuple[str, ...] = ()
+
+    def look(self) -> None:
+        """Make what is served agree with the folder, as far as it can be."""
+        try:
+            located, errors = self._locate()
+        except ModelLoadError as error:
+            self._complain((str(error),))
+            return
+        complaints = [str(error) for error in errors]
+        groups = by_name(located)
+        for name, files in groups.items():
+            try:
+                failed = self._changes.failed.get(name)
+                if failed is None or failed[0] != stamp_of(files):
+                    with suppress(ModelLoadFailed):  # noted and logged where it is raised
+                        self._changes.agree(name, files)
+            except Exception as error:  # a model that cannot even be looked at holds up no other
+                complaints.append(str(load_failure(error, files[0].path)))
+        missing = {model.file.name for model in self._changes.models} - groups.keys()
+        # A file that is replaced by removing it first is missing for a moment: look twice.
+        for name in sorted(missing & self._missing):
+            try:
+                self._changes.unload(name)
+            except ModelInUse as error:  # asked again at the next look
+                complaints.append(f"its file is gone, but it stays: {error}")
+        self._missing = missing
+        for name in self._changes.failed.keys() - groups.keys():
+            del self._changes.failed[name]
+        self._complain(tuple(complaints))
+
+    def _complain(self, complaints: tuple[str, ...]) -> None:
+        """Log what is wrong in the folder, once."""
+        for complaint in complaints:
+            if complaint not in self._complaints:
+                _log.warning("folder of models", reason=complaint)
+        self._complaints = complaints

@@ -5,12 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import structlog
 
-from streamcell.service.engine.device import Device
 from streamcell.service.errors import (
     ModelControlOff,
     ModelLoadFailed,
@@ -19,22 +19,66 @@ from streamcell.service.errors import (
     ServiceError,
     shown,
 )
-from streamcell.service.gc_tuning import settle_again
+from streamcell.service.gc_tuning import refreeze_heap
 from streamcell.service.load_errors import ModelLoadError
-from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.repository.locate import Located, locate
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.settings import Settings
 
-from .changes import ModelChanges
-from .index import IndexEntry, make_index
+from .changes import ModelChanges, ModelPoll
 from .loaded_model import LoadedModel
-from .polling import ModelPoll
-from .table import Models
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One version of a model.
+
+    Attributes:
+        state: "READY", "LOADING", "UNLOADING", "UNAVAILABLE", or "" for one that was not asked for.
+        reason: why it is in that state, where there is something to say.
+    """
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+def make_index(
+    located: Iterable[Located],
+    served: Iterable[LoadedModel],
+    draining: Iterable[LoadedModel],
+    *,
+    loading: str | None,
+    failed: Mapping[str, str],
+) -> list[IndexEntry]:
+    """One entry a version, by name, the newest version last.
+
+    Args:
+        located: the folder's files.
+        served: what is served.
+        draining: what waits for its last sessions to end.
+        loading: the name of the model that is being loaded.
+        failed: why each model's last load failed, by name.
+    """
+    entries = {}
+    for each in located:
+        reason = failed.get(each.name, "")
+        state = "LOADING" if each.name == loading else "UNAVAILABLE" if reason else ""
+        entries[each.name, each.version] = IndexEntry(each.name, each.version, state, reason)
+    for model in draining:
+        key = (model.file.name, model.file.version)
+        entries[key] = IndexEntry(*key, "UNLOADING", f"{model.batcher.live} sessions are live on it")
+    for model in served:
+        key = (model.file.name, model.file.version)
+        reason = failed.get(model.file.name, "")
+        entries[key] = IndexEntry(
+            *key, "READY", f"still served; a newer load failed: {reason}" if reason else ""
+        )
+    return [entries[key] for key in sorted(entries, key=lambda key: (key[0], int(key[1])))]
+
 
 _log = structlog.get_logger(__name__)
-
-Served = Callable[[str, bool], None]
 
 
 class ModelControl:
@@ -43,29 +87,12 @@ class ModelControl:
     A session stays on the version that it started on. What is swapped out is let go with its last session.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        device: Device,
-        models: Models,
-        sessions: SessionTable,
-        metrics: ServerMetrics,
-        served: Served = lambda name, served: None,
-    ) -> None:
-        """Make the control of `models`, which have been loaded.
-
-        Args:
-            settings: the server's.
-            device: where models run.
-            models: the table to change.
-            sessions: whose sessions are on the models.
-            metrics: where models report.
-            served: told when a model begins or ceases to be served.
-        """
+    def __init__(self, settings: Settings, sessions: SessionTable, changes: ModelChanges) -> None:
+        """`changes` changes what is served, of which `sessions` are live."""
         self._settings = settings
         self._sessions = sessions
-        self._changes = ModelChanges(settings, device, models, sessions, metrics, served)
-        self._poll = ModelPoll(self._locate, self._changes)
+        self._changes = changes
+        self._poll = ModelPoll(self._locate, changes)
         self._pending: set[Future[None]] = set()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="model-control", daemon=True)
@@ -104,11 +131,11 @@ class ModelControl:
                 raise ModelLoadFailed(str(error)) from error
         changes = self._changes
         failed = {name: reason for name, (_, reason) in changes.failed.copy().items()}
-        return make_index(located, changes.models, changes.retired, loading=changes.loading, failed=failed)
+        return make_index(located, changes.models, changes.draining, loading=changes.loading, failed=failed)
 
     def running(self) -> list[LoadedModel]:
         """Every model that has an engine: those served, and those whose last sessions are still live."""
-        return [*self._changes.models, *self._changes.retired]
+        return [*self._changes.models, *self._changes.draining]
 
     def halt(self) -> None:
         """Finish the load at hand and fail what is asked for beyond it."""
@@ -150,7 +177,7 @@ class ModelControl:
         polls = self._settings.model_control == "poll"
         due_s = time.monotonic() + self._settings.model_poll_s
         while True:
-            pause_s = self._changes.retired.pause_s
+            pause_s = self._changes.draining.pause_s
             if polls:
                 pause_s = min(pause_s, max(0.0, due_s - time.monotonic()))
             try:
@@ -167,8 +194,8 @@ class ModelControl:
                 due_s = time.monotonic() + self._settings.model_poll_s
 
     def _let_go(self) -> None:
-        if self._changes.retired.tick():
-            settle_again()
+        if self._changes.draining.tick():
+            refreeze_heap()
 
     def _run(self, future: Future[None], job: Callable[[Future[None]], None]) -> None:
         try:

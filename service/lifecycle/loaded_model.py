@@ -9,19 +9,22 @@ from dataclasses import dataclass
 import structlog
 
 from streamcell.service.batching.batcher import Batcher
-from streamcell.service.batching.bell import Bell
+from streamcell.service.batching.inline import Wakeup
 from streamcell.service.batching.runner import Runner
-from streamcell.service.engine.device import Device, DeviceError
-from streamcell.service.engine.engine import Engine
+from streamcell.service.engine.device import Device
+from streamcell.service.engine.engine import Engine, EngineOptions
 from streamcell.service.engine.time_limit import TimeLimit
+from streamcell.service.frames.rounds import FrameRound, FrameRounds
+from streamcell.service.frames.runner import FrameRunner
+from streamcell.service.generation.loop import GenerationLoop
 from streamcell.service.graph.pooled import pool_states
-from streamcell.service.load_errors import ModelLoadError, RepositoryError, load_failure
+from streamcell.service.load_errors import DeviceError, ModelLoadError, RepositoryError, load_failure
 from streamcell.service.metrics.model_metrics import ModelMetrics, Pool
 from streamcell.service.repository.memory import check_memory
 from streamcell.service.repository.model_file import ModelFile
+from streamcell.service.sessions.capacity import Capacity, SlotAllocator
 from streamcell.service.sessions.session import Session
 from streamcell.service.sessions.shared_capacity import SharedCapacity
-from streamcell.service.sessions.slots import SlotAllocator
 from streamcell.service.settings import Settings
 
 from .load_thread import within
@@ -37,6 +40,7 @@ class LoadedModel:
     engine: Engine
     batcher: Batcher
     runner: Runner
+    frames: FrameRounds
     metrics: ModelMetrics
     max_sessions: int
     pool: Pool
@@ -52,6 +56,11 @@ class LoadedModel:
         return self.file.card.kind if self.file.card else "onnx"
 
     @property
+    def max_batch(self) -> int:
+        """The most rows of a run."""
+        return self.engine.max_batch
+
+    @property
     def max_chunk(self) -> int:
         """The most timesteps of a session in one run."""
         return self.engine.max_chunk
@@ -62,9 +71,9 @@ class LoadedModel:
 
 
 def load_all(
-    files: Iterable[ModelFile], settings: Settings, device: Device, bell: Callable[[], Bell | None]
+    files: Iterable[ModelFile], settings: Settings, device: Device, wakeup: Callable[[], Wakeup | None]
 ) -> list[LoadedModel]:
-    """Load `files`, each with a bell of its own.
+    """Load `files`. `wakeup` makes what each one's engine thread sleeps on, if front ends share the models.
 
     Raises:
         RepositoryError: one or more cannot be loaded; the report names all of them.
@@ -74,7 +83,7 @@ def load_all(
     errors: list[ModelLoadError] = []
     for file in files:
         try:
-            loaded.append(load(file, settings, device, bell=bell()))
+            loaded.append(load(file, settings, device, wakeup=wakeup()))
         except ModelLoadError as error:
             errors.append(error)
     if errors:
@@ -89,7 +98,7 @@ def load(
     settings: Settings,
     device: Device,
     metrics: ModelMetrics | None = None,
-    bell: Bell | None = None,
+    wakeup: Wakeup | None = None,
 ) -> LoadedModel:
     """Load `file`, warm it up and start its engine's thread. Its pool is not yet attached to its metrics.
 
@@ -98,7 +107,7 @@ def load(
         settings: the server's.
         device: where it runs.
         metrics: those of the same version, where it is loaded anew.
-        bell: where front ends share the model, what its engine's thread sleeps on.
+        wakeup: what its engine's thread sleeps on, if front ends share the model.
 
     Raises:
         ModelLoadError: the graph and its description do not agree, ONNX Runtime refuses it, or it takes more time
@@ -110,7 +119,7 @@ def load(
         return within(
             settings.load_timeout_s,
             limit,
-            lambda: _load(file, settings, device, limit, metrics, bell),
+            lambda: _load(file, settings, device, limit, metrics, wakeup),
             LoadedModel.let_go,
             f"{file.name}-{file.version}",
         )
@@ -126,68 +135,68 @@ def _load(
     device: Device,
     limit: TimeLimit,
     metrics: ModelMetrics | None,
-    bell: Bell | None,
+    wakeup: Wakeup | None,
 ) -> LoadedModel:
     began_s = time.perf_counter()
     signature = file.signature
     stateful = bool(signature.states)
     # Whole numbers are mostly indices, and an index that a table does not have fails the run of all its rows.
     indexed = any(tensor.dtype.startswith(("int", "uint")) for tensor in signature.inputs)
-    # A stateless model may look at a message as a whole, so its messages are neither cut nor joined.
-    max_chunk = settings.max_chunk if stateful else settings.max_steps_per_message
+    options = EngineOptions.of(settings, device, stateful=stateful)
     check_memory(
         signature,
         file.bytes,
-        max_sessions=settings.max_sessions,
-        max_batch=min(settings.max_batch, signature.max_batch or settings.max_batch),
-        max_steps=max_chunk,
+        max_sessions=options.max_sessions,
+        max_batch=min(options.max_batch, signature.max_batch or options.max_batch),
+        max_steps=options.max_chunk,
         state_on_host=device.kind == "cpu",
     )
     engine = Engine(
         pool_states(file.load(), signature, file.constants, scatter=device.scatter, commit_last=indexed),
         signature,
-        device=device,
-        max_sessions=settings.max_sessions,
-        max_batch=settings.max_batch,
-        max_chunk=max_chunk,
-        intra_op_threads=settings.intra_op_threads,
-        fixed_shapes=settings.fixed_shapes,
-        cell=settings.cell,
-        cuda_graphs=settings.cuda_graphs,
+        options,
         limit=limit,
     )
     if metrics is None:
         metrics = ModelMetrics(file.name, file.version)
-    slots = SlotAllocator(engine.pool.first_slot, settings.max_sessions) if stateful else None
+    first_slot, max_sessions = engine.pool.first_slot, settings.max_sessions
+    capacity: Capacity
+    if wakeup is None:
+        capacity = Capacity(SlotAllocator(first_slot, max_sessions) if stateful else None, max_sessions)
+    else:
+        capacity = SharedCapacity(max_sessions, first_slot, stateful=stateful)
     batcher = Batcher(
-        slots,
-        max_sessions=settings.max_sessions,
+        capacity,
         max_batch=engine.max_batch,
         max_chunk=engine.max_chunk,
         ragged=signature.lengths is not None,
         coalesce=stateful,
         queue_messages=settings.queue_messages,
         on_cancelled=metrics.work_cancelled,
-        capacity=SharedCapacity(settings.max_sessions, engine.pool.first_slot, stateful=stateful)
-        if bell is not None
-        else None,
-        bell=bell,
+        wakeup=wakeup,
     )
     pool = Pool(
         settings.max_sessions if stateful else 0,
         engine.pool.slot_bytes,
-        lambda: batcher.slots_used,
+        lambda: capacity.slots_used,
         lambda: batcher.rows_waiting,
     )
+    ragged, allow_non_finite = signature.lengths is not None, settings.non_finite == "allow"
+    feedback = None
+    if file.generation is not None:
+        feedback = GenerationLoop(
+            signature, file.generation, batcher, metrics, allow_non_finite=allow_non_finite
+        )
     runner = Runner(
         f"{file.name}-{file.version}",
         engine,
         batcher,
         metrics,
-        ragged=signature.lengths is not None,
-        allow_non_finite=settings.non_finite == "allow",
-        generation=file.generation,
+        allow_non_finite=allow_non_finite,
+        feedback=feedback,
     )
+    frames = FrameRounds(engine.max_batch)
+    runner.add(frames, FrameRound, FrameRunner(engine, batcher, metrics, ragged=ragged).run)
     runner.start()
     metrics.load_s = time.perf_counter() - began_s
     _log.info(
@@ -199,4 +208,4 @@ def _load(
         state_bytes_a_session=engine.pool.slot_bytes,
         state_bytes_set_aside=engine.pool.slot_bytes * engine.pool.rows,
     )
-    return LoadedModel(file, engine, batcher, runner, metrics, settings.max_sessions, pool)
+    return LoadedModel(file, engine, batcher, runner, frames, metrics, settings.max_sessions, pool)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from streamcell.service.errors import ModelNotFound, ModelUnloading, VersionNotFound, shown
+from streamcell.service.sessions.model import Model
 
-if TYPE_CHECKING:
-    from .loaded_model import LoadedModel
+M = TypeVar("M", bound=Model)
 
 
-class Models:
+class Models(Generic[M]):
     """Every model that is served, by name and version. Any thread may read it while one changes it."""
 
-    def __init__(self, models: Iterable[LoadedModel]) -> None:
+    def __init__(self, models: Iterable[M]) -> None:
         # Replaced, never changed, so that readers need no lock.
-        self._models: dict[str, dict[str, LoadedModel]] = {}
+        self._models: dict[str, dict[str, M]] = {}
         self._unloading: frozenset[str] = frozenset()
-        by_name: dict[str, list[LoadedModel]] = {}
+        by_name: dict[str, list[M]] = {}
         for model in models:
             by_name.setdefault(model.file.name, []).append(model)
         for name, versions in by_name.items():
             self.put(name, versions)
 
-    def put(self, name: str, models: Iterable[LoadedModel]) -> None:
+    def put(self, name: str, models: Iterable[M]) -> None:
         """Serve `models` as the versions of `name` from now on; none takes the name off."""
         versions = {
             model.file.version: model for model in sorted(models, key=lambda model: int(model.file.version))
@@ -32,7 +32,7 @@ class Models:
         others = {other: held for other, held in self._models.items() if other != name}
         self._models = dict(sorted((others | ({name: versions} if versions else {})).items()))
 
-    def versions(self, name: str) -> Mapping[str, LoadedModel]:
+    def versions(self, name: str) -> Mapping[str, M]:
         """The versions of `name` that are served, the newest last."""
         return self._models.get(name, {})
 
@@ -40,11 +40,11 @@ class Models:
         """Note whether `name`, where it is not served, is being unloaded."""
         self._unloading = self._unloading | {name} if unloading else self._unloading - {name}
 
-    def __iter__(self) -> Iterator[LoadedModel]:
+    def __iter__(self) -> Iterator[M]:
         for versions in self._models.values():
             yield from versions.values()
 
-    def find(self, name: str, version: str = "") -> LoadedModel:
+    def find(self, name: str, version: str = "") -> M:
         """The model of that name, the newest version where none is named.
 
         Raises:

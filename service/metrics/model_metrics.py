@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from streamcell.proto import pb
 from streamcell.service.errors import ServiceError
 
 from .histogram import LATENCY_BUCKETS_S, ROW_BUCKETS, Histogram
@@ -71,10 +70,9 @@ class ModelMetrics:
         self.queue_wait_s.observe(waits_s)
         self.step_latency_s.observe(latencies_s)
 
-    def generation_ended(self, reason: int) -> None:
-        """A generation ended, for one of `pb.StopReason`; from the engine's thread."""
-        name = pb.StopReason.Name(reason)
-        self.generations_ended[name.removeprefix("STOP_REASON_").lower()] += 1
+    def generation_ended(self, reason: str) -> None:
+        """A generation ended for `reason`, a metrics label; from the engine's thread."""
+        self.generations_ended[reason] += 1
 
     def session_opened(self, count: int = 1) -> None:
         """`count` sessions were opened."""

@@ -27,7 +27,7 @@ def pack_families(registry: CollectorRegistry) -> bytes:
     return f"[{','.join(packed)}]".encode()
 
 
-class Families(Collector):
+class RelayedFamilies(Collector):
     """Collects what `pack_families` made in another process."""
 
     def __init__(self, ask: Callable[[], bytes | None], own: Collector | None = None) -> None:

@@ -20,13 +20,13 @@ from .ring import Records
 # error (a text).
 OPEN, STEP, END, FAIL = range(1, 5)
 
-# kind, mode (a `session.Output`), first and last of its message, the session's seat and generation, `steps`: of the
+# kind, mode (a `session.Output`), first and last of its message, the session's seat and slot_version, `steps`: of the
 # message, or bytes of a text; stamp: the message's arrival, time.perf_counter() seconds; index: to the engine, the
 # timestep's place in its message; from it, steps applied.
 HEADER = struct.Struct("<BBBBIIIdq")
 FIELDS = np.dtype(
     {
-        "names": ["kind", "mode", "first", "last", "seat", "generation", "steps", "stamp", "index"],
+        "names": ["kind", "mode", "first", "last", "seat", "slot_version", "steps", "stamp", "index"],
         "formats": ["u1", "u1", "u1", "u1", "<u4", "<u4", "<u4", "<f8", "<i8"],
         "offsets": [0, 1, 2, 3, 4, 8, 12, 16, 24],
         "itemsize": HEADER.size,
@@ -84,14 +84,14 @@ def head_of(records: Records) -> Head:
 
 
 def text_records(
-    layout: Layout, kind: int, seat: int, generation: int, text: bytes = b"", index: int = 0
+    layout: Layout, kind: int, seat: int, slot_version: int, text: bytes = b"", index: int = 0
 ) -> Records:
     """A text in as many records as it takes: uint8[n, record_bytes]. It is cut to what one write may hold."""
     text = text[: layout.part * layout.payload_bytes]
     number = -(-len(text) // layout.payload_bytes) or 1
     records = np.zeros((number, layout.record_bytes), np.uint8)
     records[:, : HEADER.size] = np.frombuffer(
-        HEADER.pack(kind, 0, 1, 1, seat, generation, len(text), 0.0, index), np.uint8
+        HEADER.pack(kind, 0, 1, 1, seat, slot_version, len(text), 0.0, index), np.uint8
     )
     padded = np.zeros(number * layout.payload_bytes, np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)

@@ -34,7 +34,7 @@ from .children import (
     Child,
     Kept,
 )  # fmt: skip
-from .metrics_relay import Families
+from .metrics_relay import RelayedFamilies
 from .ports import reserve
 from .process_metrics import ProcessFigures
 
@@ -74,13 +74,13 @@ class Supervisor:
         registry = CollectorRegistry()
         self._http = MetricsServer(settings, registry, self._ready)
         self._engine = Kept(
-            lambda: Child("engine.main", "engine", self._engine_said),
+            lambda: Child("engine", "engine", self._engine_said),
             self._engine_begun,
             self._engine_lost,
         )
         self._frontends = [self._frontend(number) for number in range(settings.frontends)]
         self._answering: list[Future[str]] = [Future() for _ in self._frontends]  # by which lane
-        registry.register(Families(self._scrape, LostLines()))
+        registry.register(RelayedFamilies(self._scrape, LostLines()))
         registry.register(ProcessFigures(self._engine, self._frontends))
         PlatformCollector(registry=registry)
         try:
@@ -94,7 +94,7 @@ class Supervisor:
 
     def _frontend(self, number: int) -> Kept:
         def start() -> Child:
-            return Child("frontend.main", f"frontend-{number}", came)
+            return Child("frontend", f"frontend-{number}", came)
 
         def came(child: Child, kind: int, _: int, body: bytes, fds: list[int]) -> None:
             if kind in (READY, UNFIT):

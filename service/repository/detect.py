@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from streamcell.card import DTYPES, Layout, Signature, State, Tensor
-from streamcell.service.graph.interface import Border, Dim, Port, axes_before_step
+from streamcell.service.graph.interface import Dim, GraphInterface, GraphValue, axes_before_step
 from streamcell.service.load_errors import DetectionError
 
 from .sidecar_template import sidecar_template
@@ -18,7 +18,7 @@ from .state_names import compatible, sounds_like_state, state_pairs
 _BATCH_NAMES = frozenset({"b", "n", "batch", "batch_size", "batchsize", "bs"})
 
 
-def detect(border: Border, *, sidecar_name: str = "model.toml") -> Signature:
+def detect(border: GraphInterface, *, sidecar_name: str = "model.toml") -> Signature:
     """The one signature that a graph with this border can have.
 
     Args:
@@ -32,7 +32,7 @@ def detect(border: Border, *, sidecar_name: str = "model.toml") -> Signature:
 
 
 class _Detection:
-    def __init__(self, border: Border, sidecar_name: str) -> None:
+    def __init__(self, border: GraphInterface, sidecar_name: str) -> None:
         self._border = border
         self._sidecar_name = sidecar_name
         self._pairs = state_pairs(border.inputs, border.outputs)
@@ -169,7 +169,7 @@ class _Detection:
             self._unclear(f"the inputs differ in layout or in time axis: {layouts}")
         return next(iter(layouts)), next(iter(times), None)
 
-    def _check_output(self, p: Port, lead: tuple[str, ...], time: Dim) -> None:
+    def _check_output(self, p: GraphValue, lead: tuple[str, ...], time: Dim) -> None:
         dims = p.dims or ()
         wanted = ", ".join([*lead, "…"])
         if len(dims) < len(lead) or isinstance(dims[lead.index("batch")], int):
@@ -179,7 +179,7 @@ class _Detection:
                 f"output {p.name!r}: expected [{wanted}] with the inputs' time axis {time}, found {p}"
             )
 
-    def _tensor(self, p: Port, lead: tuple[str, ...]) -> Tensor:
+    def _tensor(self, p: GraphValue, lead: tuple[str, ...]) -> Tensor:
         return Tensor(name=p.name, dtype=p.dtype, step_shape=self._sizes(p, range(len(lead))))  # type: ignore[arg-type]
 
     def _state(self, i: str, o: str, axis: int) -> State:
@@ -187,7 +187,7 @@ class _Detection:
         shape = self._sizes(p, range(axis, axis + 1))
         return State(input=i, output=o, dtype=p.dtype, shape=shape, batch_axis=axis)  # type: ignore[arg-type]
 
-    def _sizes(self, p: Port, without: range) -> tuple[int, ...]:
+    def _sizes(self, p: GraphValue, without: range) -> tuple[int, ...]:
         sizes: list[int] = []
         for axis, dim in enumerate(p.dims or ()):
             if axis in without:

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from streamcell.card import CardError, Generation, ModelCard, Signature, read_card
 from streamcell.service.graph.edit import all_tensors
 from streamcell.service.graph.index_ranges import with_index_ranges
-from streamcell.service.graph.interface import check_signature, read_border
+from streamcell.service.graph.interface import check_signature, read_interface
 from streamcell.service.load_errors import ModelLoadError, RepositoryError, SidecarError, load_failure
 
 from .detect import detect
@@ -140,7 +140,7 @@ def _open(path: Path, name: str, version: str, root: Path | None) -> ModelFile:
     before = stamp((path, beside))
     model = _read(path, external_data=False)
     external = _external(model, path.parent, root)
-    border = read_border(model.graph)
+    border = read_interface(model.graph)
     try:
         card = read_card(model)
     except CardError as error:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from streamcell.card import DTYPES, Generation, Layout, Signature, State, Tensor, check_generation
 from streamcell.card.signature import Dimension, Dtype
-from streamcell.service.graph.interface import Border, Port, axes_before_step
+from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step
 from streamcell.service.load_errors import SidecarError
 
 # Of the whole file.
@@ -122,7 +122,7 @@ def read_sidecar(path: Path) -> Sidecar:
         raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False)), path) from error
 
 
-def resolve(sidecar: Sidecar, border: Border) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
+def resolve(sidecar: Sidecar, border: GraphInterface) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
     """The signature and the constants that `sidecar` gives to a graph with this border.
 
     Raises:
@@ -160,7 +160,7 @@ def resolve(sidecar: Sidecar, border: Border) -> tuple[Signature, dict[str, npt.
     return signature, constants
 
 
-def _port(ports: dict[str, Port], name: str, key: str, border: Border) -> Port:
+def _port(ports: dict[str, GraphValue], name: str, key: str, border: GraphInterface) -> GraphValue:
     if name in ports:
         return ports[name]
     near = difflib.get_close_matches(name, ports, 1)
@@ -168,14 +168,14 @@ def _port(ports: dict[str, Port], name: str, key: str, border: Border) -> Port:
     raise SidecarError(f"{key}: the graph has no such name{hint}; it has\n{border}")
 
 
-def _dtype(port: Port, given: Dtype | None, key: str) -> Dtype:
+def _dtype(port: GraphValue, given: Dtype | None, key: str) -> Dtype:
     dtype = given or port.dtype
     if dtype not in DTYPES:
         raise SidecarError(f"{key}: dtype {dtype or 'unknown'}; expected one of {', '.join(DTYPES)}")
     return dtype  # type: ignore[return-value]
 
 
-def _tensor(port: Port, given: SidecarTensor, lead: tuple[str, ...], key: str) -> Tensor:
+def _tensor(port: GraphValue, given: SidecarTensor, lead: tuple[str, ...], key: str) -> Tensor:
     where = f"{key}: {port.name!r}"
     shape: tuple[int, ...]
     if given.step_shape is not None:
@@ -198,7 +198,7 @@ def _tensor(port: Port, given: SidecarTensor, lead: tuple[str, ...], key: str) -
         raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
 
 
-def _sizes(port: Port, axes: range | list[int], where: str, key: str) -> tuple[int, ...]:
+def _sizes(port: GraphValue, axes: range | list[int], where: str, key: str) -> tuple[int, ...]:
     sizes: list[int] = []
     for axis in axes:
         dim = (port.dims or ())[axis]
@@ -210,7 +210,7 @@ def _sizes(port: Port, axes: range | list[int], where: str, key: str) -> tuple[i
     return tuple(sizes)
 
 
-def _state(given: SidecarState, border: Border) -> State:
+def _state(given: SidecarState, border: GraphInterface) -> State:
     where = f"states: {given.input!r}"
     port = _port(border.all_inputs, given.input, where, border)
     _port(border.outputs, given.output, f"{where}: output {given.output!r}", border)
@@ -238,7 +238,7 @@ def _state(given: SidecarState, border: Border) -> State:
         raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
 
 
-def _constant(port: Port, value: object) -> npt.NDArray[Any]:
+def _constant(port: GraphValue, value: object) -> npt.NDArray[Any]:
     where = f"constants.{port.name}"
     dtype = np.dtype(_dtype(port, None, where))
     try:
@@ -259,7 +259,7 @@ def _constant(port: Port, value: object) -> npt.NDArray[Any]:
     return array
 
 
-def _max_batch(sidecar: Sidecar, border: Border, lead: tuple[str, ...]) -> int | None:
+def _max_batch(sidecar: Sidecar, border: GraphInterface, lead: tuple[str, ...]) -> int | None:
     """What the file says; else the batch size that the graph declares, if it does."""
     if sidecar.max_batch is not None:
         return None if sidecar.max_batch == "any" else sidecar.max_batch

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from streamcell.service.graph.interface import Border, Port
+from streamcell.service.graph.interface import GraphInterface, GraphValue
 
 
-def sidecar_template(border: Border, pairs: Sequence[tuple[str, str]]) -> str:
+def sidecar_template(border: GraphInterface, pairs: Sequence[tuple[str, str]]) -> str:
     """A sidecar in TOML with everything that the graph says, and a `?` for each thing to fill in.
 
     Args:
@@ -43,7 +43,7 @@ def sidecar_template(border: Border, pairs: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tensors(key: str, ports: Sequence[Port]) -> list[str]:
+def _tensors(key: str, ports: Sequence[GraphValue]) -> list[str]:
     lines = [f"{key} = ["]
     for port in ports:
         # Past the batch axis, an open size is either the time axis or one to be named.
@@ -54,7 +54,7 @@ def _tensors(key: str, ports: Sequence[Port]) -> list[str]:
     return [*lines, "]"]
 
 
-def _state(port: Port, output: str) -> list[str]:
+def _state(port: GraphValue, output: str) -> list[str]:
     axes = port.dynamic_axes
     axis = str(axes[0]) if len(axes) == 1 else "?"
     lines = [

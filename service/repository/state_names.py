@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from streamcell.service.graph.interface import Port
+from streamcell.service.graph.interface import GraphValue
 
 # In a name these say "of the step before" or "of the step after" …
 _BEFORE = frozenset({"prev", "previous", "past", "initial", "init", "old", "last"})
@@ -53,7 +53,7 @@ def sounds_like_state(name: str) -> bool:
     return any(word in _STATE_WORDS or word in _BEFORE for word in words)
 
 
-def compatible(a: Port, b: Port) -> bool:
+def compatible(a: GraphValue, b: GraphValue) -> bool:
     """Whether a tensor of the one's dtype and shape can be one of the other's."""
     if a.dtype != b.dtype:
         return False
@@ -65,7 +65,7 @@ def compatible(a: Port, b: Port) -> bool:
     )
 
 
-def state_pairs(inputs: Mapping[str, Port], outputs: Mapping[str, Port]) -> list[tuple[str, str]]:
+def state_pairs(inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphValue]) -> list[tuple[str, str]]:
     """All (input, output) pairs that the names make a state, in the inputs' order.
 
     Dtype and shape play no part here. A name may occur in several pairs: then it is not clear which one holds.

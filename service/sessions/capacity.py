@@ -1,16 +1,86 @@
-"""How many sessions of a model are live, of how many there may be, and the slots they hold."""
+"""How many sessions of a model are live, of how many there may be, and the slots that they hold."""
 
 from __future__ import annotations
 
 import threading
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from streamcell.service.errors import ModelUnloading, SessionLimit
 
-from .slots import SlotAllocator
+
+class SlotAllocator:
+    """Hands out the rows `first … first + count - 1`, lowest first; a row's slot_version counts its owners."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self._first = first
+        self._free = list(range(first + count - 1, first - 1, -1))
+        self._slot_version = np.zeros(count, np.int64)
+        self._taken = np.zeros(count, np.bool_)
+
+    def take(self) -> tuple[int, int]:
+        """A free slot and its new slot_version.
+
+        Raises:
+            RuntimeError: all are taken.
+        """
+        if not self._free:
+            raise RuntimeError(f"all {len(self._taken)} slots are taken")
+        slot = self._free.pop()
+        at = slot - self._first
+        self._taken[at] = True
+        self._slot_version[at] += 1
+        return slot, int(self._slot_version[at])
+
+    def take_many(self, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """`count` free slots and their new slot_versions, int64[count] each.
+
+        Raises:
+            RuntimeError: fewer are free.
+        """
+        if count > len(self._free):
+            raise RuntimeError(f"{count} slots wanted, {len(self._free)} are free")
+        keep = len(self._free) - count
+        slots = np.array(self._free[keep:][::-1], np.int64)
+        del self._free[keep:]
+        at = slots - self._first
+        self._taken[at] = True
+        self._slot_version[at] += 1
+        return slots, self._slot_version[at]
+
+    def give_back(self, slot: int, slot_version: int) -> None:
+        """Free `slot`.
+
+        Raises:
+            RuntimeError: the slot is not taken, or by another slot_version: it was freed twice.
+        """
+        at = slot - self._first
+        if not 0 <= at < len(self._taken) or not self._taken[at] or self._slot_version[at] != slot_version:
+            raise RuntimeError(f"slot {slot} (slot_version {slot_version}) was freed twice or never taken")
+        self._taken[at] = False
+        self._free.append(slot)
+
+    def give_back_many(self, slots: np.ndarray[Any, Any], slot_versions: np.ndarray[Any, Any]) -> None:
+        """Free `slots`, all of them or, where one is wrong, none.
+
+        Raises:
+            RuntimeError: as for `give_back`, or a slot is named twice.
+        """
+        at = slots - self._first
+        known = (at >= 0) & (at < len(self._taken))
+        fine = known.all() and self._taken[at].all() and np.array_equal(self._slot_version[at], slot_versions)
+        if not fine or len(np.unique(at)) != len(at):
+            raise RuntimeError(f"one of {len(slots)} slots was freed twice or never taken")
+        self._taken[at] = False
+        self._free.extend(slots[::-1].tolist())
+
+    @property
+    def used(self) -> int:
+        """Slots taken now."""
+        return len(self._taken) - len(self._free)
+
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -28,7 +98,7 @@ class Capacity:
         self._lock = threading.Lock()
 
     def take(self, *, limited: bool = True) -> tuple[int, int]:
-        """Room for one session: its slot and the slot's generation, 0 and 0 for a stateless model.
+        """Room for one session: its slot and the slot's slot_version, 0 and 0 for a stateless model.
 
         Raises:
             SessionLimit: as many sessions are live as there may be.
@@ -41,7 +111,7 @@ class Capacity:
             return taken
 
     def take_many(self, count: int) -> tuple[Ints, Ints]:
-        """Room for `count` sessions, all or none: int64[count] slots and generations.
+        """Room for `count` sessions, all or none: int64[count] slots and slot_versions.
 
         Raises:
             SessionLimit: so many more may not be live.
@@ -68,19 +138,19 @@ class Capacity:
             )
             raise SessionLimit(f"{wanted}; try again later", max_sessions=self.max_sessions)
 
-    def give_back(self, slot: int, generation: int) -> None:
+    def give_back(self, slot: int, slot_version: int) -> None:
         """A session has ended and its work has landed."""
         with self._lock:
             self._live -= 1
             if self._slots is not None:
-                self._slots.give_back(slot, generation)
+                self._slots.give_back(slot, slot_version)
 
-    def give_back_many(self, slots: Ints, generations: Ints) -> None:
+    def give_back_many(self, slots: Ints, slot_versions: Ints) -> None:
         """So many sessions have ended and their work has landed."""
         with self._lock:
             self._live -= len(slots)
             if self._slots is not None:
-                self._slots.give_back_many(slots, generations)
+                self._slots.give_back_many(slots, slot_versions)
 
     @property
     def live(self) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Protocol
 
+from streamcell.service.engine.rows import INITIAL_ROW
 from streamcell.service.errors import ServiceError
 
 from .capacity import Capacity
-from .slots import INITIAL_ROW
 
 
 class Output(Enum):
@@ -36,8 +38,10 @@ class Owner(Protocol):
 class Work:
     """One message's timesteps: `payloads` holds one tensor an input, [steps, *step_shape] in C order."""
 
-    # Whether the server makes its inputs, and puts it back into its session's queue after each of its steps.
+    # True if the server makes its inputs and puts it back into its session's queue after each of its steps.
     generates = False
+    # Set if it is work of several rows, or one of these rows: all of them run in one batch.
+    group: Group | None = None
 
     __slots__ = ("arrived_s", "counted", "done", "output", "payloads", "pieces", "started_s", "steps", "tag")
 
@@ -66,16 +70,42 @@ class Work:
         return 1 if self.output is Output.LAST else 0
 
 
+class Group(Work):
+    """Work that takes several rows, all of them in one batch. It stands in its session's queue as one piece."""
+
+    __slots__ = ("session",)
+
+    session: Session
+
+    @property
+    def group(self) -> Group:  # type: ignore[override]
+        """Itself."""
+        return self
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """How many rows `take` gives."""
+
+    @abstractmethod
+    def take(self) -> Iterable[tuple[Session, Work]]:
+        """The rows of the batch that is being formed: what runs, and the work of each."""
+
+    @property
+    @abstractmethod
+    def over(self) -> bool:
+        """True once it needs no further run."""
+
+
 class Session:
     """One live sequence. `slot` is its row in the pool, 0 for a stateless model.
 
-    A stream of frames is a session to the batcher and to the table of sessions, too: see `frames/members.py`.
+    Subclasses stand for more: a stream of frames is one session to the batcher and to the table of sessions.
     """
 
     __slots__ = (
         "ended",
         "fresh",
-        "generation",
         "held",
         "in_flight",
         "last_output",
@@ -91,25 +121,26 @@ class Session:
         "released",
         "session_id",
         "slot",
+        "slot_version",
+        "source",
         "step_index",
     )
 
     def __init__(
-        self, session_id: str, owner: Owner, slot: int, generation: int, now_s: float, peer: str = ""
+        self, session_id: str, owner: Owner, slot: int, slot_version: int, now_s: float, peer: str = ""
     ) -> None:
         self.session_id = session_id
         self.owner = owner
         self.slot = slot
-        self.generation = generation
+        self.slot_version = slot_version
         self.opened_s = now_s
         self.last_used_s = now_s
         self.peer = peer
-        self.queue: deque[Any] = deque()  # of `Work`, or of a stream's `Frame`s
+        self.queue: deque[Any] = deque()  # of `Work`, or of what its source takes
         self.step_index = 0  # timesteps applied
         self.fresh = True  # no step applied yet
-        self.reads = (
-            INITIAL_ROW  # the row of the pool that its next step reads; its own once a step was applied
-        )
+        # The row of the pool that its next step reads; its own once a step was applied.
+        self.reads = INITIAL_ROW
         self.ready = False  # stands in the batcher's ready queue
         self.in_flight = False  # a chunk is in the engine now
         self.paused = False  # its stream is not being read, since the queue is full
@@ -118,23 +149,30 @@ class Session:
         # A generation that waits for its client to read holds the session, under a number of its own; 0: none.
         self.held = 0
         self.released = 0  # the latest such number that was released, perhaps before it held
+        self.source: Any = None  # the `batching.turn_taking.Source` in which it becomes ready
         self.last_output = b""  # the last timestep of the output that generations feed back
 
     def drop_queue(self, capacity: Capacity) -> None:
         """Forget what is queued, and give back what that holds."""
         for work in self.queue:
-            if isinstance(work, Work):
-                work.drop(capacity)
+            work.drop(capacity)
         self.queue.clear()
 
     def free(self, capacity: Capacity) -> None:
         """Give back what it holds. It has ended and its work has landed."""
-        capacity.give_back(self.slot, self.generation)
+        capacity.give_back(self.slot, self.slot_version)
 
     @property
     def queued(self) -> int:
         """Messages that wait to be run."""
         return len(self.queue)
+
+    def has_idle_members(self, before_s: float) -> bool:
+        """Whether members of its own seem to have been last used before then. A plain session has none."""
+        return False
+
+    def expire_members(self, before_s: float) -> None:
+        """See that members that were last used before then end."""
 
     @property
     def unused(self) -> int:

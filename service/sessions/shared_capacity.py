@@ -55,7 +55,7 @@ class SharedCapacity(Capacity):
         self._lock_file = os.open(f"/proc/self/fd/{self.memory}", os.O_RDWR | os.O_CLOEXEC)
         table = np.frombuffer(mmap.mmap(self.memory, size), np.int64)
         self._numbers = table[:2]
-        self._free, self._generation, self._holders = table[2:].reshape(3, self.seats)
+        self._free, self._slot_version, self._holders = table[2:].reshape(3, self.seats)
         if memory is None:
             self._numbers[_TOP] = self.seats
             self._free[:] = np.arange(self.seats)[::-1]
@@ -74,10 +74,10 @@ class SharedCapacity(Capacity):
         os.close(self._lock_file)
         os.close(self.memory)
 
-    # Seats, as front ends take them
+    # SeatArrays, as front ends take them
 
     def take_seat(self, *, limited: bool = True) -> tuple[int, int]:
-        """A seat and its generation.
+        """A seat and its slot_version.
 
         Raises:
             SessionLimit: as many sessions are live as there may be.
@@ -86,26 +86,26 @@ class SharedCapacity(Capacity):
             if limited or not self._numbers[_TOP]:
                 self._check(1)
             seats = self._take(1)
-            return int(seats[0]), int(self._generation[seats[0]])
+            return int(seats[0]), int(self._slot_version[seats[0]])
 
     def _take(self, count: int) -> Ints:
         top = int(self._numbers[_TOP])
         self._numbers[_TOP] = top - count
         seats: Ints = self._free[top - count : top][::-1].copy()
-        self._generation[seats] += 1
+        self._slot_version[seats] += 1
         self._holders[seats] = self._holder
         return seats
 
-    def give_back_seats(self, seats: Ints, generations: Ints) -> None:
+    def give_back_seats(self, seats: Ints, slot_versions: Ints) -> None:
         """Free `seats`, all of them or, where one is wrong, none.
 
         Raises:
-            RuntimeError: one is not taken, or by another generation, or is named twice.
+            RuntimeError: one is not taken, or by another slot_version, or is named twice.
         """
         with self._locked():
             known = (seats >= 0) & (seats < self.seats)
             fine = known.all() and self._holders[seats].all()
-            if not (fine and np.array_equal(self._generation[seats], generations)) or len(
+            if not (fine and np.array_equal(self._slot_version[seats], slot_versions)) or len(
                 np.unique(seats)
             ) != len(seats):
                 raise RuntimeError(f"one of {len(seats)} seats was freed twice or never taken")
@@ -130,10 +130,10 @@ class SharedCapacity(Capacity):
     # A `Capacity`, as the engine's own sessions take it
 
     def take(self, *, limited: bool = True) -> tuple[int, int]:
-        """Room for one session: its slot and the slot's generation, 0 and 0 for a stateless model."""
+        """Room for one session: its slot and the slot's slot_version, 0 and 0 for a stateless model."""
         if self._stateful:
-            seat, generation = self.take_seat()
-            return seat + self._first, generation
+            seat, slot_version = self.take_seat()
+            return seat + self._first, slot_version
         with self._locked():
             if limited:
                 self._check(1)
@@ -141,12 +141,12 @@ class SharedCapacity(Capacity):
             return 0, 0
 
     def take_many(self, count: int) -> tuple[Ints, Ints]:
-        """Room for `count` sessions, all or none: int64[count] slots and generations."""
+        """Room for `count` sessions, all or none: int64[count] slots and slot_versions."""
         with self._locked():
             self._check(count)
             if self._stateful:
                 seats = self._take(count)
-                return seats + self._first, self._generation[seats]
+                return seats + self._first, self._slot_version[seats]
             self._numbers[_PASSING] += count
             return np.zeros(count, np.int64), np.zeros(count, np.int64)
 
@@ -154,14 +154,14 @@ class SharedCapacity(Capacity):
         self._live = self.live
         super()._check(count)
 
-    def give_back(self, slot: int, generation: int) -> None:
+    def give_back(self, slot: int, slot_version: int) -> None:
         """A session has ended and its work has landed."""
-        self.give_back_many(np.array([slot]), np.array([generation]))
+        self.give_back_many(np.array([slot]), np.array([slot_version]))
 
-    def give_back_many(self, slots: Ints, generations: Ints) -> None:
+    def give_back_many(self, slots: Ints, slot_versions: Ints) -> None:
         """So many sessions have ended and their work has landed."""
         if self._stateful:
-            self.give_back_seats(slots - self._first, generations)
+            self.give_back_seats(slots - self._first, slot_versions)
             return
         with self._locked():
             self._numbers[_PASSING] -= len(slots)

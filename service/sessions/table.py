@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from streamcell.service.errors import (
     ServerDraining,
@@ -17,23 +17,23 @@ from streamcell.service.errors import (
     SessionNotFound,
     shown,
 )
-from streamcell.service.frames.members import FrameOwner, Members
 from streamcell.service.metrics.model_metrics import ModelMetrics
 
 from .attention import Attention
+from .model import Model
 from .opening_order import OpeningOrder
 from .session import Owner, Session
 
-if TYPE_CHECKING:
-    from streamcell.service.lifecycle.loaded_model import LoadedModel
+M = TypeVar("M", bound=Model)
+M_co = TypeVar("M_co", bound=Model, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class Live(Generic[M_co]):
     """A session and the model it is on."""
 
     session: Session
-    model: LoadedModel
+    model: M_co
     number: int = 0  # how many were opened before it, and one
 
 
@@ -42,14 +42,14 @@ class SessionTable:
 
     def __init__(self, *, idle_timeout_s: float) -> None:
         self.idle_timeout_s = idle_timeout_s
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, Live[Model]] = {}
         self._opened = 0
-        self._order: OpeningOrder[Live] = OpeningOrder()
-        self._orders: dict[str, OpeningOrder[Live]] = {}  # by the model's name
+        self._order: OpeningOrder[Live[Model]] = OpeningOrder()
+        self._orders: dict[str, OpeningOrder[Live[Model]]] = {}  # by the model's name
         self._lock = threading.Lock()
         self._draining = False
 
-    def open(self, model: LoadedModel, owner: Owner, peer: str) -> Live:
+    def open(self, model: M, owner: Owner, peer: str) -> Live[M]:
         """Start a session on `model`.
 
         Raises:
@@ -58,33 +58,32 @@ class SessionTable:
         """
         self.check_not_draining()
         try:
-            session = model.batcher.open(secrets.token_hex(8), owner, peer)
+            session: Session = model.batcher.open(secrets.token_hex(8), owner, peer)
         except ServiceError as error:
             model.metrics.request_failed(error)
             raise
-        live = self._list(session, model)
-        model.metrics.session_opened()
-        return live
+        return self.adopt(session, model)
 
-    def open_frames(self, model: LoadedModel, owner: FrameOwner, peer: str) -> Live:
-        """Start a stream of frames on `model`; its sessions are opened by its frames.
+    def enter(self, model: M, make: Callable[[str], Session]) -> Live[M]:
+        """List the session that `make` makes for an id. Its sequences are opened and counted elsewhere.
 
         Raises:
             ServerDraining: the server is shutting down.
         """
         self.check_not_draining()
-        return self._list(model.batcher.open_frames(secrets.token_hex(8), owner, peer), model)
+        return self._list(make(secrets.token_hex(8)), model)
 
-    def adopt(self, session: Session, model: LoadedModel) -> Live:
-        """List a session that was opened elsewhere."""
+    def adopt(self, session: Session, model: M) -> Live[M]:
+        """List and count a session that was opened elsewhere."""
         live = self._list(session, model)
         model.metrics.session_opened()
         return live
 
-    def _list(self, session: Session, model: LoadedModel) -> Live:
+    def _list(self, session: Session, model: M) -> Live[M]:
         with self._lock:
             self._opened += 1
-            live = self._live[session.session_id] = Live(session, model, self._opened)
+            live = Live(session, model, self._opened)
+            self._live[session.session_id] = live
             self._order.add(live.number, live)
             name = model.file.name
             if name not in self._orders:
@@ -92,12 +91,12 @@ class SessionTable:
             self._orders[name].add(live.number, live)
         return live
 
-    def forget(self, live: Live) -> None:
-        """List a session no more."""
+    def forget(self, live: Live[Model]) -> None:
+        """Take a session off the list."""
         with self._lock:
             self._forget(live)
 
-    def _forget(self, live: Live) -> None:
+    def _forget(self, live: Live[Model]) -> None:
         if self._live.pop(live.session.session_id, None) is None:
             return
         self._order.remove(live.number)
@@ -106,21 +105,21 @@ class SessionTable:
         if not self._orders[name]:
             del self._orders[name]
 
-    def end(self, live: Live, reason: str) -> bool:
-        """End a session for `reason`, a metrics label; False where it had ended."""
+    def end(self, live: Live[Model], reason: str) -> bool:
+        """End a session for `reason`, a metrics label; False if it had ended."""
         ended = self.release(live)
         if ended:
             live.model.metrics.session_ended(reason, live.session.members)
         return ended
 
-    def release(self, live: Live) -> bool:
-        """`end`, with the reason to be counted by the caller once it is known."""
+    def release(self, live: Live[Model]) -> bool:
+        """As `end`, but the caller counts the reason once it is known."""
         ended = live.model.batcher.end(live.session)
         if ended:
             self.forget(live)
         return ended
 
-    def find(self, session_id: str) -> Live:
+    def find(self, session_id: str) -> Live[Model]:
         """The live session of that id.
 
         Raises:
@@ -131,37 +130,37 @@ class SessionTable:
             raise _not_found(session_id)
         return live
 
-    def all(self) -> list[Live]:
+    def all(self) -> list[Live[Model]]:
         """Every live session, oldest first."""
         with self._lock:
             return list(self._live.values())
 
-    def on(self, model: LoadedModel) -> list[Live]:
-        """The live sessions of `model`, oldest first, streams of frames among them."""
+    def on(self, model: Model) -> list[Live[Model]]:
+        """The live sessions of `model`, of whatever kind, oldest first."""
         return [live for live in self._named(model.file.name) if live.model is model]
 
-    def _named(self, name: str) -> list[Live]:
+    def _named(self, name: str) -> list[Live[Model]]:
         with self._lock:
             return list(self._orders.get(name, ()))
 
-    def page(self, name: str, after: int, most: int) -> tuple[list[Live], int, bool]:
-        """Some live sessions in the order they were opened, at no more cost than there are.
+    def page(self, name: str, after: int, most: int) -> tuple[list[Live[Model]], int, bool]:
+        """Some live sessions in the order in which they were opened; it costs no more than there are in the page.
 
         Args:
-            name: of the model that they are on; empty for all.
-            after: the place that a call before gave; 0 to begin.
-            most: how many at most. There may be fewer, though more follow.
+            name: the model's; empty for the sessions of all.
+            after: the place that an earlier call returned; 0 to begin.
+            most: how many at most. There may be fewer even if more follow.
 
         Returns:
-            They, the place of the last one, and whether more follow.
+            The sessions, the place of the last one, and whether more follow.
         """
         with self._lock:
             order = self._orders.get(name) if name else self._order
             return ([], after, False) if order is None else order.after(after, most)
 
     def counts(self, metrics: ModelMetrics) -> dict[str, int]:
-        """Live sessions of the version that `metrics` are of, by state."""
-        counts = {"open": 0, "active": 0, "detached": 0}
+        """Live sessions of the model version with these `metrics`, by state: "open" if no step was applied yet."""
+        counts = {"open": 0, "active": 0}
         for live in self._named(metrics.labels[0]):
             if live.model.metrics is metrics:
                 unused = live.session.unused
@@ -170,14 +169,14 @@ class SessionTable:
         return counts
 
     def queued(self, metrics: ModelMetrics) -> int:
-        """Messages of sessions of the version that `metrics` are of that wait to be run."""
+        """Messages that wait to be run, of sessions of the model version with these `metrics`."""
         name = metrics.labels[0]
         return sum(live.session.queued for live in self._named(name) if live.model.metrics is metrics)
 
     def close(self, session_id: str) -> int:
         """End a session at another client's request and return its step index.
 
-        It is listed no more from here on, though a front end may still have to hear of its end.
+        From here on the table does not list it, even if a front end still has to hear of its end.
 
         Raises:
             SessionNotFound: it has ended, or never was.
@@ -195,24 +194,27 @@ class SessionTable:
     def expire_idle(self, attention: Attention, all_read: Callable[[], bool] = lambda: True) -> None:
         """End every session that has had no message, and has had nothing to do, for the idle time-out.
 
-        A stream of frames without a frame for so long ends with all its sessions; in one that is used, those end
-        that no frame had a row for.
+        A session with members of its own ends its idle members, too.
 
         Args:
             attention: tells how long that is, at its latest pass.
-            all_read: waits until the messages that have come are with their sessions. False: nobody ends this time.
+            all_read: waits until the messages that have come are with their sessions. If it returns False, no session
+                ends this time.
         """
         if not self.idle_timeout_s:
             return
         oldest_s = attention.before_s(self.idle_timeout_s)
-        if any(_idle(live.session, oldest_s) for live in self.all()) and all_read():
+        idle = (
+            _idle(live.session, oldest_s) or live.session.has_idle_members(oldest_s) for live in self.all()
+        )
+        if any(idle) and all_read():
             attention.attended()
             self._expire(oldest_s)
 
     def _expire(self, oldest_s: float) -> None:
         for live in self.all():
             session = live.session
-            if _idle_whole(session, oldest_s):
+            if _idle(session, oldest_s):
                 session.owner.fail(
                     SessionExpired(
                         f"no message for {self.idle_timeout_s:g} s: the session has expired and its state is gone",
@@ -221,12 +223,11 @@ class SessionTable:
                         step_index=session.step_index,
                     )
                 )
-            elif isinstance(session, Members) and _idle(session, oldest_s):
-                session.expire_before_s = oldest_s
-                live.model.batcher.nudge(session)
+            elif session.has_idle_members(oldest_s):
+                session.expire_members(oldest_s)
 
     def drain(self) -> None:
-        """Take no new sessions from now on."""
+        """From now on take no new sessions."""
         self._draining = True
 
     def check_not_draining(self) -> None:
@@ -252,17 +253,10 @@ def _not_found(session_id: str) -> SessionNotFound:
     return SessionNotFound(f"no live session {shown(session_id)}", session_id=session_id)
 
 
-def _idle_whole(session: Session, oldest_s: float) -> bool:
-    """Whether it was last used before and has nothing to do; being at work counts as use."""
-    # A generation that its client does not read is nothing to do.
+def _idle(session: Session, oldest_s: float) -> bool:
+    """Whether the session was last used before `oldest_s` and has nothing to do; being at work counts as use."""
+    # A generation that waits for its client to read has nothing to do.
     if session.in_flight or (session.queued and not session.held):
         session.last_used_s = time.monotonic()
         return False
     return session.last_used_s < oldest_s
-
-
-def _idle(session: Session, oldest_s: float) -> bool:
-    """The same, or whether a member of a stream of frames was last used before."""
-    if _idle_whole(session, oldest_s):
-        return True
-    return isinstance(session, Members) and not session.queued and len(session.idle(oldest_s)) > 0

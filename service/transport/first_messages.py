@@ -8,11 +8,9 @@ from typing import TypeAlias
 
 import grpc
 
-from streamcell.service.errors import NoMessage, ServiceError, as_status
+from streamcell.service.errors import Metadata, NoMessage, ServiceError, as_status
 
-from .calls import Trailing
-
-End: TypeAlias = Callable[[grpc.StatusCode, str, Trailing], None]
+End: TypeAlias = Callable[[grpc.StatusCode, str, Metadata], None]
 
 _SLICE = 64
 

@@ -1,12 +1,17 @@
 """Have grpcio's serving thread read the sockets, in the call in which it waits for events.
 
-The core would have threads of its own read and wake the serving thread for each message: on few cores the wake-ups
-cost as much as the reading. The core reads its choice from the environment when grpcio is imported, so importing
-this module first is what counts. A GRPC_EXPERIMENTS that is set already stands.
+The core would otherwise have threads of its own read and wake the serving thread for each message: on few cores the
+wake-ups cost as much as the reading.
 """
 
 import os
 
 VARIABLE, CHOICE = "GRPC_EXPERIMENTS", "-event_engine_listener"
 
-os.environ.setdefault(VARIABLE, CHOICE)
+
+def read_on_serving_thread() -> None:
+    """Choose that for this process, and for those that it starts. A GRPC_EXPERIMENTS that is set already stands.
+
+    Call before grpcio is imported: the core reads the environment then.
+    """
+    os.environ.setdefault(VARIABLE, CHOICE)

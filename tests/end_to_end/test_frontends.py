@@ -55,7 +55,7 @@ def processes(server: ServerProcess, kind: str) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(server.pid).children():
         try:
-            if f"streamcell.service.processes.{kind}.main" in child.cmdline():
+            if f"streamcell.service.processes.{kind}" in child.cmdline():
                 found.append(child)
         except psutil.NoSuchProcess:
             continue

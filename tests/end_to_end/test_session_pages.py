@@ -14,8 +14,8 @@ import pytest
 
 from streamcell.proto import pb
 from streamcell.service.errors import ControlBusy, InvalidArgument, ServiceError
-from streamcell.service.protocols.native import management as control
-from streamcell.service.protocols.native.management import Control
+from streamcell.service.protocols.native import management
+from streamcell.service.protocols.native.management import Management
 from streamcell.service.sessions.opening_order import OpeningOrder
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.transport.answering import Answering
@@ -37,10 +37,10 @@ class Rig:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.table = SessionTable(idle_timeout_s=0)
         service: Any = SimpleNamespace(models=Models(), sessions=self.table, limits=None)
-        self.control = Control(service)
+        self.control = Management(service)
         self.written = 0
         self.slices: list[int] = []
-        monkeypatch.setattr(control, "session_message", self._write)
+        monkeypatch.setattr(management, "session_message", self._write)
 
     def _write(self, live: Any) -> pb.Session:
         self.written += 1

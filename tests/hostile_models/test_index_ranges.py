@@ -10,11 +10,12 @@ import pytest
 
 from streamcell.card import Signature, State, Tensor
 from streamcell.service.engine.device import Device
-from streamcell.service.engine.engine import Engine
+from streamcell.service.engine.engine import Engine, EngineOptions
 from streamcell.service.graph.index_ranges import find_ranges, with_index_ranges
 from streamcell.service.graph.pooled import pool_states
 from streamcell.service.load_errors import SidecarError
 from streamcell.service.repository.model_file import open_model
+from streamcell.service.sessions.value_check import ValueCheck
 
 TABLE = np.arange(30, dtype=np.float32).reshape(10, 3)
 SMALL = TABLE[:4]
@@ -137,20 +138,17 @@ def test_rows_with_an_index_outside_are_found_in_every_dtype(dtype: str) -> None
     limits = np.iinfo(dtype)
     for index_ranges in model_ranges.values():
         tensor = Tensor(name="x", dtype=dtype, step_shape=(3,), index_ranges=index_ranges)  # type: ignore[arg-type]
-        engine = Engine.__new__(Engine)
-        from streamcell.service.engine.staging import Staged
-        from streamcell.service.sessions.values import index_check
-
-        engine._index_checks = [index_check(tensor)]
-        staged = Staged(5, 1)
+        outputs = (Tensor(name="y", dtype="float32"),)
+        check = ValueCheck(
+            Signature(inputs=(tensor,), outputs=outputs, layout="batch"), allow_non_finite=False
+        )
         array = np.full((5, 3), 3, dtype)
         array[1, 0], array[2, 1], array[4, 0] = limits.max, 10, limits.min or 9
-        staged.values, staged.inputs = [array], [memoryview(b"")]
         expected = [1, 2] if limits.min == 0 else [1, 2, 4]
-        assert engine.bad_rows(staged, 5, allow_non_finite=False) == expected
-        assert engine.bad_rows(staged, 1, allow_non_finite=False) == []
+        assert check.bad_rows([array], 5) == expected
+        assert check.bad_rows([array], 1) == []
         array[0, 1] = 2
-        assert engine.bad_rows(staged, 1, allow_non_finite=False) == ([0] if len(index_ranges) > 1 else [])
+        assert check.bad_rows([array], 1) == ([0] if len(index_ranges) > 1 else [])
 
 
 def test_padding_rests_on_an_index_that_the_table_has(model_of: Any) -> None:
@@ -171,16 +169,17 @@ def test_padding_rests_on_an_index_that_the_table_has(model_of: Any) -> None:
     )
     assert signature.inputs[0].index_ranges == ((5, 14),)
     del model.graph.input[1]
+    check = ValueCheck(signature, allow_non_finite=False)
     for device in (Device(), Device(apart=True)):
         engine = Engine(
-            pool_states(model, signature), signature, device=device, max_sessions=4, max_batch=4, max_chunk=4,
-            fixed_shapes=True,
+            pool_states(model, signature), signature,
+            EngineOptions(device=device, max_sessions=4, max_batch=4, max_chunk=4, fixed_shapes=True),
         )  # fmt: skip
         engine.warm_up()
         for _ in range(2):
             staged = engine.stage(3, 4)
             engine.pad(staged, 0)
             assert staged.values[0].min() == 5
-            assert engine.bad_rows(staged, 3, allow_non_finite=False) == []
+            assert check.bad_rows(staged.values[:1], 3) == []
             staged.values[0].fill(99)
             engine.clear_inputs()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from streamcell.service.host import Host
+from streamcell.service.model_host import ModelHost
 from streamcell.service.processes.pipe import Pipe, unpack
 from streamcell.service.processes.ring_records import unpack_error
 from streamcell.service.processes.tunnel import (
@@ -30,7 +30,7 @@ from streamcell.service.processes.tunnel import (
 )  # fmt: skip
 from streamcell.service.transport.calls import Handler
 
-from .ring_sessions import Desk
+from .ring_sessions import RingSessions
 from .tunnel_calls import TunnelCall, TunnelUnary
 from .tunnel_lane import TunnelLane
 
@@ -44,15 +44,15 @@ class Link:
         self,
         pipe: Pipe,
         holder: int,
-        host: Host,
-        desks: Mapping[tuple[str, str], Desk],
+        host: ModelHost,
+        ring_sessions: Mapping[tuple[str, str], RingSessions],
         lane: TunnelLane,
         methods: Mapping[str, Handler],
     ) -> None:
         self._pipe = pipe
         self._holder = holder
         self._host = host
-        self._desks = desks
+        self._ring_sessions = ring_sessions
         self._lane = lane
         self._methods = methods
         self._calls: dict[int, TunnelCall | TunnelUnary] = {}
@@ -137,19 +137,19 @@ class Link:
             self._host.metrics.error(unpack_error(body), number)
             return
         model, version, what = unpack(body)
-        desk = self._desks.get((model.decode(), version.decode()))
-        if desk is None:
+        sessions = self._ring_sessions.get((model.decode(), version.decode()))
+        if sessions is None:
             return
         if kind == ENDED:
-            desk.model.metrics.session_ended(what.decode(), number)
+            sessions.model.metrics.session_ended(what.decode(), number)
         else:
-            desk.model.metrics.request_failed(unpack_error(what), number)
+            sessions.model.metrics.request_failed(unpack_error(what), number)
 
     def _lost(self) -> None:
         _log.info("front end gone", holder=self._holder)
         self._host.metrics.stall("frontend", str(self._holder), False)
-        for desk in self._desks.values():
-            desk.lose(self._holder)
+        for sessions in self._ring_sessions.values():
+            sessions.lose(self._holder)
         calls, self._calls = list(self._calls.values()), {}
         for call in calls:
             call.end_of_call(cancelled=True)

@@ -1,8 +1,4 @@
-"""The process that runs the models where front ends answer the calls: `python -m
-streamcell.service.processes.engine.main FD`.
-
-It speaks with the supervisor over the socket FD and ends when that is closed.
-"""
+"""The process that runs the models if front ends answer the calls. It ends when the supervisor's socket is closed."""
 
 from __future__ import annotations
 
@@ -18,12 +14,10 @@ from prometheus_client import CollectorRegistry, GCCollector
 
 from streamcell.card import telemetry  # noqa: F401  # before ONNX Runtime is imported
 from streamcell.service import gc_tuning as garbage
-from streamcell.service.batching.bell import EventBell
-from streamcell.service.engine.device import DeviceError
-from streamcell.service.host import Host
-from streamcell.service.load_errors import ModelLoadError
+from streamcell.service.load_errors import DeviceError, ModelLoadError
 from streamcell.service.logs.configure import configure
-from streamcell.service.processes.child_process import ChildProcess, run
+from streamcell.service.model_host import ModelHost
+from streamcell.service.processes.child_process import ChildProcess
 from streamcell.service.processes.children import (
     ATTACH,
     ATTACHED,
@@ -38,6 +32,7 @@ from streamcell.service.processes.children import (
     STOP,
     UNFIT,
 )
+from streamcell.service.processes.event_wakeup import EventWakeup
 from streamcell.service.processes.metrics_relay import pack_families
 from streamcell.service.processes.pipe import Pipe
 from streamcell.service.settings import Settings
@@ -45,7 +40,7 @@ from streamcell.service.transport.calls import Handler
 from streamcell.service.watchdog import Watchdog
 
 from .frontend_link import Link
-from .ring_sessions import Desk
+from .ring_sessions import RingSessions
 from .tunnel_lane import TunnelLane
 
 _log = structlog.get_logger(__name__)
@@ -58,8 +53,8 @@ class EngineProcess(ChildProcess):
 
     def __init__(self, pipe: Pipe) -> None:
         super().__init__(pipe)
-        self._host: Host | None = None
-        self._desks: dict[tuple[str, str], Desk] = {}
+        self._host: ModelHost | None = None
+        self._ring_sessions: dict[tuple[str, str], RingSessions] = {}
         self._lane = TunnelLane()
         self._methods: dict[str, Handler] = {}
         self._links: list[Link] = []
@@ -88,10 +83,10 @@ class EngineProcess(ChildProcess):
         # Models that come and go are known in this process only: all that concerns them is passed on whole.
         rings = settings.model_control == "none"
         try:
-            host = self._host = Host(
+            host = self._host = ModelHost(
                 settings,
                 self._served,
-                bell=EventBell if rings else lambda: None,
+                wakeup=EventWakeup if rings else lambda: None,
                 all_read=self._all_read,
             )
         except (DeviceError, ModelLoadError, OSError) as error:
@@ -99,15 +94,15 @@ class EngineProcess(ChildProcess):
             self.stop()
             return
         for model in host.models if rings else ():
-            desk = Desk(model, host.sessions)
-            self._desks[model.file.name, model.file.version] = desk
-            model.batcher.ready.rings = desk
+            sessions = RingSessions(model, host.sessions)
+            self._ring_sessions[model.file.name, model.file.version] = sessions
+            sessions.serve(settings.non_finite == "allow")
         for service, handlers in host.services(self._lane).items():
             self._methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
         host.report_to(self._registry)
         host.metrics.readiness.watch(lambda on: self._pipe.send(READINESS, int(on)))
         GCCollector(registry=self._registry)
-        garbage.calm()
+        garbage.tune_gc()
         host.start()
         self._watchdog = Watchdog(
             host.progress, settings.watchdog_s, self._stalled, ends=settings.watchdog_exit
@@ -123,7 +118,8 @@ class EngineProcess(ChildProcess):
             link.ask()
         until_s = time.monotonic() + _READ_S
         return all(link.all_read(max(0.0, until_s - time.monotonic())) for link in links) and all(
-            desk.all_read(max(0.0, until_s - time.monotonic())) for desk in self._desks.values()
+            sessions.all_read(max(0.0, until_s - time.monotonic()))
+            for sessions in self._ring_sessions.values()
         )
 
     def _served(self, name: str, served: bool) -> None:
@@ -141,21 +137,22 @@ class EngineProcess(ChildProcess):
         assert self._host is not None
         holder = next(self._holders)
         ours, theirs = socket.socketpair()
-        for (name, version), desk in self._desks.items():
-            asks, replies = desk.attach(holder)
-            file = desk.model.file
+        for (name, version), sessions in self._ring_sessions.items():
+            asks, replies = sessions.attach(holder)
+            file = sessions.model.file
             about = {
                 "name": name,
                 "version": version,
                 "signature": file.signature.model_dump(mode="json"),
                 "generates": file.generation is not None,
-                "max_sessions": desk.model.max_sessions,
-                "max_chunk": desk.model.max_chunk,
-                "first_slot": desk.model.engine.pool.first_slot,
+                "max_sessions": sessions.model.max_sessions,
+                "max_batch": sessions.model.max_batch,
+                "max_chunk": sessions.model.max_chunk,
+                "first_slot": sessions.model.engine.pool.first_slot,
             }
-            fds = (desk.capacity.memory, *asks.fds, *replies.fds)
+            fds = (sessions.capacity.memory, *asks.fds, *replies.fds)
             self._pipe.send(RINGS, number, json.dumps(about).encode(), fds)
-        link = Link(Pipe(ours.detach()), holder, self._host, self._desks, self._lane, self._methods)
+        link = Link(Pipe(ours.detach()), holder, self._host, self._ring_sessions, self._lane, self._methods)
         self._links.append(link)
         methods = {name: self._lane.is_unary(handler) for name, handler in self._methods.items()}
         names = sorted({model.file.name for model in self._host.models})
@@ -182,7 +179,3 @@ class EngineProcess(ChildProcess):
         if self._watchdog is not None:
             self._watchdog.stop()
         self._pipe.send(DRAINED)
-
-
-if __name__ == "__main__":
-    run(EngineProcess)

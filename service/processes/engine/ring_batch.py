@@ -5,17 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
+from streamcell.service.errors import ServiceError
 from streamcell.service.processes.ring import Records
-from streamcell.service.processes.ring_records import Head, head_of
+from streamcell.service.processes.ring_records import Head, Layout, head_of
 from streamcell.service.sessions.capacity import Ints
 from streamcell.service.sessions.session import Session
 
-if TYPE_CHECKING:
-    from .ring_sessions import Desk
+
+class SeatArrays(Protocol):
+    """A model's sessions of front ends as arrays by seat, and the way back to them: `RingSessions` is one."""
+
+    inputs: Layout
+    outputs: Layout
+    applied: Ints
+    queued: Ints
+    fresh: np.ndarray
+    used_s: np.ndarray
+
+    def answer(self, records: Records) -> None:
+        """Send replies."""
+
+    def fail(self, seat: int, slot_version: int, error: ServiceError) -> None:
+        """Have a session end."""
 
 
 @dataclass(slots=True)
@@ -23,14 +38,14 @@ class RingBatch:
     """Timesteps that run together, row by row and in order.
 
     Attributes:
-        desk: whose they are.
+        source: whose they are.
         records: uint8[n, record_bytes]; `head` their headers.
         row: int64[n], each record's row; `place`: int64[n], its timestep there.
         seats: int64[rows].
         counts: int64[rows] timesteps.
     """
 
-    desk: Desk
+    source: SeatArrays
     records: Records
     head: Head
     row: Ints
@@ -54,7 +69,7 @@ class RingBatch:
         rows, row = np.unique(self.row[kept], return_inverse=True)
         counts = np.bincount(row, minlength=len(rows))
         return RingBatch(
-            self.desk, self.records[kept], self.head[kept], row.astype(np.int64), self.place[kept],
+            self.source, self.records[kept], self.head[kept], row.astype(np.int64), self.place[kept],
             self.seats[rows], counts.astype(np.int64), self.taken_s,
         )  # fmt: skip
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamcell.service.batching.bell import EventBell
 from streamcell.service.errors import ServiceError
 from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.processes.event_wakeup import EventWakeup
 from streamcell.service.processes.ring import Reader, Records, Ring, Writer
 from streamcell.service.processes.ring_records import (
     END,
@@ -24,10 +24,12 @@ from streamcell.service.processes.ring_records import (
     text_at,
     text_records,
 )
+from streamcell.service.sessions.session import Session
 from streamcell.service.sessions.shared_capacity import SharedCapacity
 from streamcell.service.sessions.table import Live, SessionTable
 
 from .ring_batch import RingBatch, choose, one_step_each, rest
+from .ring_runner import RingRunner
 from .ring_session import RingOwner, RingSession
 
 _PENDING_BYTES = 64 * 1024 * 1024
@@ -44,35 +46,35 @@ class _Line:
     watched: bool = False
 
 
-class Desk:
+class RingSessions:
     """Reads what front ends ask of one model and writes what they get.
 
-    `drain`, `form` and `answer` are for the engine's thread.
+    `gather`, `form` and `answer` are for the engine's thread.
     """
 
     def __init__(self, model: LoadedModel, sessions: SessionTable) -> None:
-        """`model` has been loaded with a bell."""
-        bell = model.batcher.bell
+        """`model` has been loaded with an `EventWakeup`."""
+        wakeup = model.batcher.inline.wakeup
         assert isinstance(model.batcher.capacity, SharedCapacity)
-        assert isinstance(bell, EventBell)
+        assert isinstance(wakeup, EventWakeup)
         signature = model.file.signature
         self.model = model
         self.capacity: SharedCapacity = model.batcher.capacity
         self.inputs = Layout.of(signature.inputs, model.max_chunk)
         self.outputs = Layout.of(signature.outputs, model.max_chunk)
         self._sessions = sessions
-        self._watch = bell.watch
-        self._wake = bell.release
+        self._watch = wakeup.watch
+        self._wake = wakeup.release
         self._lines: dict[int, _Line] = {}
         seats = self.capacity.seats
         self.applied = np.zeros(seats, np.int64)
         self.fresh = np.ones(seats, np.bool_)
         self.closing = np.zeros(seats, np.bool_)
-        self.generation = np.zeros(seats, np.uint32)
+        self.slot_version = np.zeros(seats, np.uint32)
         self.queued = np.zeros(seats, np.int64)
         self.used_s = np.zeros(seats, np.float64)
         self.line = np.zeros(seats, np.int64)
-        self._live: dict[int, Live] = {}
+        self._live: dict[int, Live[LoadedModel]] = {}
         self._pending: Records = np.zeros((0, self.inputs.record_bytes), np.uint8)
         chunk = max(2 * model.engine.max_batch * min(model.max_chunk, 64), 4096)
         self._most = min(chunk, max(model.engine.max_batch, _PENDING_BYTES // self.inputs.record_bytes))
@@ -81,6 +83,24 @@ class Desk:
         self._lost: deque[int] = deque()
         self._asked: threading.Event | None = None  # set once the rings have been read
         self._lock = threading.Lock()
+
+    def serve(self, allow_non_finite: bool) -> None:
+        """Have the model's engine run what comes."""
+        model = self.model
+        ring_runner = RingRunner(model.engine, model.metrics, allow_non_finite=allow_non_finite)
+        model.runner.add(self, RingBatch, ring_runner.run)
+        self._wake()
+
+    # A source of jobs for the engine's thread
+
+    def add(self, session: Session) -> None:
+        """Never called: its sessions are not the batcher's."""
+        raise AssertionError(f"{session.session_id} is no session of the batcher's")
+
+    @property
+    def any(self) -> bool:
+        """False: what has come is known once `gather` has read it. A readable ring wakes the engine's thread."""
+        return False
 
     # Front ends come and go
 
@@ -125,7 +145,7 @@ class Desk:
 
     # The engine's thread
 
-    def drain(self) -> None:
+    def gather(self) -> None:
         """Take in what has come through every ring, unless much is pending that can run."""
         asked, read = self._asked, True
         while self._lost:
@@ -172,16 +192,16 @@ class Desk:
         for at in places:
             if at < skip or head["kind"][at] != OPEN:
                 continue
-            seat, generation = int(head["seat"][at]), int(head["generation"][at])
+            seat, slot_version = int(head["seat"][at]), int(head["slot_version"][at])
             text, number = text_at(records, at, int(head["steps"][at]))
             skip = at + number
             session_id, _, peer = text.decode().partition(" ")
             self.closing[seat] = False
-            self.generation[seat] = generation
+            self.slot_version[seat] = slot_version
             self.queued[seat] = 0
             self.line[seat] = line.holder
-            owner = RingOwner(self, seat, generation)
-            session = RingSession(session_id or secrets.token_hex(8), owner, self, seat, generation, peer)
+            owner = RingOwner(self, seat, slot_version)
+            session = RingSession(session_id or secrets.token_hex(8), owner, self, seat, slot_version, peer)
             self._live[seat] = self._sessions.adopt(session, self.model)
 
     def _end(self, records: Records, places: list[int]) -> None:
@@ -262,14 +282,14 @@ class Desk:
             for line in np.unique(lines).tolist():
                 self._send(line, records[lines == line])
 
-    def fail(self, seat: int, generation: int, error: ServiceError) -> None:
+    def fail(self, seat: int, slot_version: int, error: ServiceError) -> None:
         """Run nothing more of a session, and have its front end end it."""
         with self._lock:
             live = self._live.get(seat)
-            if live is None or live.session.generation != generation or self.closing[seat]:
+            if live is None or live.session.slot_version != slot_version or self.closing[seat]:
                 return
             self.closing[seat] = True
-            records = text_records(self.outputs, FAIL, seat, generation, pack_error(error))
+            records = text_records(self.outputs, FAIL, seat, slot_version, pack_error(error))
             self._send(int(self.line[seat]), records)
 
     def _send(self, holder: int, records: Records) -> None:

@@ -6,12 +6,12 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from streamcell.card import Signature
-from streamcell.service.batching.bell import EventBell
 from streamcell.service.errors import EngineLost, NotFound
 from streamcell.service.lifecycle.table import Models
+from streamcell.service.processes.event_wakeup import EventWakeup
 from streamcell.service.processes.pipe import Pipe
 from streamcell.service.processes.ring import Reader, Ring
 from streamcell.service.processes.ring_records import Layout
@@ -22,9 +22,6 @@ from .message_writer import MessageWriter
 from .remote_batcher import LOST, RemoteBatcher
 from .remote_model import RemoteFile, RemoteMetrics, RemoteModel, Reports
 from .tunnel_calls import Tunnel
-
-if TYPE_CHECKING:
-    from streamcell.service.lifecycle.loaded_model import LoadedModel
 
 
 class FrontendLink:
@@ -38,15 +35,14 @@ class FrontendLink:
         self.tunnel = Tunnel(pipe, reports.error)
         self._pipe = pipe
         self._reports = reports
-        self._bell = EventBell()
+        self._wakeup = EventWakeup()
         self._gone = threading.Event()
         self._asked: deque[int] = deque()  # questions of the engine's whether all has been read
         self._batchers: dict[int, RemoteBatcher] = {}  # by each of their descriptors
         self.models: list[RemoteModel] = [
             self._model(about, fds, holder, reports, queue_messages) for about, fds in models
         ]
-        # Streams use no more of a model than `RemoteModel` has.
-        self.table = Models(cast("list[LoadedModel]", self.models))
+        self.table = Models(self.models)
         self._thread = threading.Thread(target=self._reply, name="replies", daemon=True)
 
     def _model(
@@ -71,15 +67,16 @@ class FrontendLink:
             queue_messages,
             about["max_chunk"],
         )
-        batcher.watch_room = lambda on: self._bell.watch(asks.freed, on)
+        batcher.watch_room = lambda on: self._wakeup.watch(asks.freed, on)
         self._batchers[replies.written] = self._batchers[asks.freed] = batcher
-        self._bell.watch(replies.written, True)
+        self._wakeup.watch(replies.written, True)
         name, version = about["name"], about["version"]
         return RemoteModel(
             RemoteFile(name, version, signature),
             batcher,
             RemoteMetrics(name, version, reports),
             about["max_sessions"],
+            about["max_batch"],
             about["max_chunk"],
             about["generates"],
         )
@@ -89,7 +86,7 @@ class FrontendLink:
         if not self.models:
             return True
         try:
-            return cast("RemoteModel", self.table.find(name, version)).generates
+            return self.table.find(name, version).generates
         except NotFound:  # the stream will be told
             return False
 
@@ -126,14 +123,14 @@ class FrontendLink:
                 on_stalled(thread, False)
             self._reports.attach(None)
             self._gone.set()
-            self._bell.release()
+            self._wakeup.release()
             self._thread.join()
             for model in self.models:
                 model.batcher.lose()
             self.tunnel.lose(EngineLost(LOST))
             for model in self.models:
                 model.batcher.close()
-            self._bell.close()
+            self._wakeup.close()
 
         self._thread.start()
         self._pipe.send(LANE, 0, lane.encode())
@@ -143,20 +140,20 @@ class FrontendLink:
     def _ask(self, number: int) -> None:
         """What the sockets held is with the handlers: have the replying thread pass on what waits for replies."""
         self._asked.append(number)
-        self._bell.release()
+        self._wakeup.release()
 
     def _reply(self) -> None:
         while not self._gone.is_set():
             asked = [self._asked.popleft() for _ in range(len(self._asked))]
             if asked:  # they were asked before the look that follows, which must not sleep
-                self._bell.release()
+                self._wakeup.release()
             self._take()
             for number in asked:
                 self._pipe.send(ALL_READ, number)
 
     def _take(self) -> None:
         """Sleep until something has come, and deal with it."""
-        for fd in self._bell.wait():
+        for fd in self._wakeup.wait():
             batcher = self._batchers.get(fd)
             if batcher is None:
                 continue

@@ -1,25 +1,22 @@
-"""A process that answers calls where the models run in another: `python -m
-streamcell.service.processes.frontend.main FD`.
-
-It speaks with the supervisor over the socket FD and ends when that is closed.
-"""
+"""A process that answers calls; the models run in another. It ends when the supervisor's socket is closed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
 from streamcell.service import gc_tuning as garbage
 from streamcell.service.logs.configure import configure
-from streamcell.service.processes.child_process import ChildProcess, run
+from streamcell.service.processes.child_process import ChildProcess
 from streamcell.service.processes.children import ATTACHED, DRAIN, READY, RELOAD, RINGS, SETTINGS, STOP, UNFIT
 from streamcell.service.processes.pipe import Pipe
+from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import Limits
-from streamcell.service.protocols.native.stream import Service, StreamSession
+from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.settings import Settings
 from streamcell.service.transport.calls import Call, Handler, StreamHandler, UnaryCall
@@ -28,11 +25,8 @@ from streamcell.service.transport.lane_choice import LaneError, choose_lane
 from streamcell.service.watchdog import Watchdog
 
 from .engine_link import FrontendLink
-from .remote_model import Reports
+from .remote_model import RemoteModel, Reports
 from .tunnel_calls import PassedStream, PassedUnary
-
-if TYPE_CHECKING:
-    from streamcell.service.metrics.server_metrics import ServerMetrics
 
 _STREAM = f"/{pb.DESCRIPTOR.services_by_name['StreamCell'].full_name}/Stream"
 
@@ -48,7 +42,7 @@ class FrontendProcess(ChildProcess):
         self._watchdog: Watchdog | None = None
         self._draining = False
         self.link: FrontendLink  # a lost one answers every call with ENGINE_LOST
-        self.service: Service
+        self.context: CallContext[RemoteModel]
 
     def came(self, kind: int, number: int, body: bytes, fds: list[int]) -> None:
         """A message of the supervisor's."""
@@ -69,7 +63,7 @@ class FrontendProcess(ChildProcess):
             self._draining = True
             if self._transport is not None:
                 self._transport.drain()
-                self.service.sessions.drain()
+                self.context.sessions.drain()
         elif kind == RELOAD:
             if self._transport is not None:
                 self._transport.reload()
@@ -87,9 +81,7 @@ class FrontendProcess(ChildProcess):
         sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         if self._draining:
             sessions.drain()
-        # Streams report to no more of it than `Reports` has.
-        metrics = cast("ServerMetrics", self._reports)
-        self.service = Service(link.table, sessions, metrics, Limits.of(settings))
+        self.context = CallContext(link.table, sessions, self._reports, Limits.of(settings))
         self.link = link
         if self._transport is None:
             try:
@@ -103,7 +95,7 @@ class FrontendProcess(ChildProcess):
             except OSError as error:
                 self._unfit(error)
                 return
-            garbage.calm()
+            garbage.tune_gc()
             self._transport.start()
             self._watch(self._transport)
         transport, served = self._transport, set(about["served"])
@@ -174,7 +166,7 @@ class _Unrouted:
         if _passed_whole(self._frontend.link, data):
             handler = PassedStream(self._call, self._frontend.link.tunnel, _STREAM)
         else:
-            handler = StreamSession(self._call, self._frontend.service)
+            handler = StreamSession(self._call, self._frontend.context)
         self.on_message, self.on_half_close = handler.on_message, handler.on_half_close
         self.on_end = handler.on_end
         return handler.on_message(data)
@@ -187,7 +179,3 @@ def _passed_whole(link: FrontendLink, first: bytes) -> bool:
     except DecodeError:  # the stream will be told
         return False
     return link.whole(request.model, request.version)
-
-
-if __name__ == "__main__":
-    run(FrontendProcess)

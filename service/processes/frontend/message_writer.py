@@ -40,7 +40,7 @@ class MessageWriter(Writer):
         if work.steps == 1:
             at = self.place()
             HEADER.pack_into(
-                self.bytes, at, STEP, work.output.value, 1, 1, session.slot, session.generation, 1,
+                self.bytes, at, STEP, work.output.value, 1, 1, session.slot, session.slot_version, 1,
                 work.arrived_s, 0,
             )  # fmt: skip
             for payload, (begin, end) in zip(work.payloads, self._layout.places, strict=True):
@@ -55,7 +55,15 @@ class MessageWriter(Writer):
         records = np.zeros((size, layout.record_bytes), np.uint8)
         records[:, : HEADER.size] = np.frombuffer(
             HEADER.pack(
-                STEP, work.output.value, 0, 0, session.slot, session.generation, work.steps, work.arrived_s, 0
+                STEP,
+                work.output.value,
+                0,
+                0,
+                session.slot,
+                session.slot_version,
+                work.steps,
+                work.arrived_s,
+                0,
             ),
             np.uint8,
         )

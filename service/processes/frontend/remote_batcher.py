@@ -28,7 +28,7 @@ from streamcell.service.sessions.shared_capacity import SharedCapacity
 from .message_writer import MessageWriter
 
 if TYPE_CHECKING:
-    from streamcell.service.batching.batcher import Soon
+    from streamcell.service.batching.inline import Soon
 
 LOST = "the process that ran the models has died, and the session's state with it"
 
@@ -42,8 +42,8 @@ class RemoteSession(Session):
 
     __slots__ = ("applied", "begun", "sent", "starved", "unwritten")
 
-    def __init__(self, session_id: str, owner: Owner, seat: int, generation: int, peer: str) -> None:
-        super().__init__(session_id, owner, seat, generation, time.monotonic(), peer)
+    def __init__(self, session_id: str, owner: Owner, seat: int, slot_version: int, peer: str) -> None:
+        super().__init__(session_id, owner, seat, slot_version, time.monotonic(), peer)
         self.unwritten: deque[Work] = deque()
         self.sent = self.applied = self.begun = 0
         self.starved = False  # waits for room in the ring
@@ -96,11 +96,11 @@ class RemoteBatcher:
         with self._lock:
             if self._lost:
                 raise EngineLost(LOST)
-            seat, generation = self.capacity.take_seat(limited=bool(session_id))
-            session = RemoteSession(session_id, owner, seat, generation, peer)
+            seat, slot_version = self.capacity.take_seat(limited=bool(session_id))
+            session = RemoteSession(session_id, owner, seat, slot_version, peer)
             self._sessions[seat] = session
             text = f"{session_id} {peer}".encode()
-            self._put(text_records(self._inputs, OPEN, seat, generation, text))
+            self._put(text_records(self._inputs, OPEN, seat, slot_version, text))
         return session
 
     def end(self, session: RemoteSession) -> bool:
@@ -118,7 +118,7 @@ class RemoteBatcher:
                 if not self._backlog:
                     self.watch_room(False)
             if not self._lost:
-                self._put(text_records(self._inputs, END, session.slot, session.generation, index=dropped))
+                self._put(text_records(self._inputs, END, session.slot, session.slot_version, index=dropped))
         return True
 
     def _put(self, records: Records) -> None:
@@ -235,15 +235,15 @@ class RemoteBatcher:
         for end in (np.flatnonzero(cut) + 1).tolist():
             if begin >= end:  # within a text
                 continue
-            kind, mode, _, is_last, seat_, generation, steps, _, index = fields[end - 1]
+            kind, mode, _, is_last, seat_, slot_version, steps, _, index = fields[end - 1]
             session = self._sessions.get(seat_)
             if kind == FAIL:
                 text, count = text_at(records, begin, steps)
                 begin += count
-                if session is not None and session.generation == generation:
+                if session is not None and session.slot_version == slot_version:
                     session.owner.fail(unpack_error(text))
                 continue
-            if session is not None and session.generation == generation:
+            if session is not None and session.slot_version == slot_version:
                 outputs: list[bytes] = []
                 if mode == Output.NONE.value or (mode == Output.LAST.value and not is_last):
                     pass  # only tells how far the engine is

@@ -123,6 +123,7 @@ class RemoteModel:
     batcher: RemoteBatcher
     metrics: RemoteMetrics
     max_sessions: int
+    max_batch: int
     max_chunk: int
     # Whether its streams are passed on whole, since they may ask for generation.
     generates: bool

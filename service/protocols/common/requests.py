@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from streamcell.card import Signature
 from streamcell.proto import pb
 from streamcell.service.errors import (
-    InvalidArgument,
     MessageTooLarge,
     NoSteps,
     TooManySteps,
@@ -19,12 +17,10 @@ from streamcell.service.errors import (
     WrongInputCount,
     cut,
 )
+from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.session import Output, Work
-from streamcell.service.sessions.values import check_values
+from streamcell.service.sessions.value_check import ValueCheck
 from streamcell.service.settings import Settings
-
-if TYPE_CHECKING:
-    from streamcell.service.lifecycle.loaded_model import LoadedModel
 
 _OUTPUTS = {
     pb.OUTPUT_MODE_ALL: Output.ALL,
@@ -124,10 +120,10 @@ def count_steps(signature: Signature, payloads: Sequence[bytes], declared: int, 
     return steps
 
 
-def quick(model: LoadedModel, limits: Limits) -> tuple[int, int]:
-    """(bytes of a step, most steps) of the messages of one input that need no other check; 0, 0 where none is so.
+def fast_path_limits(model: Model, limits: Limits) -> tuple[int, int]:
+    """(bytes of a step, most steps) of messages with one input that need no other check; 0, 0 if there are none.
 
-    They are within every limit and run in one chunk, so that their values are checked with their batch.
+    Such messages are within every limit and run in one chunk, so their values are checked with their batch.
     """
     inputs = model.file.signature.inputs
     if len(inputs) != 1:
@@ -138,7 +134,7 @@ def quick(model: LoadedModel, limits: Limits) -> tuple[int, int]:
 
 
 def make_work(
-    model: LoadedModel, limits: Limits, payloads: Iterable[bytes], steps: int, output: Output, tag: int
+    model: Model, limits: Limits, payloads: Iterable[bytes], steps: int, output: Output, tag: int
 ) -> Work:
     """Work for one row of `steps` timesteps, which `count_steps` has found to fit.
 
@@ -155,14 +151,14 @@ def make_work(
         )
     work = Work(tuple(payloads), steps, output, tag, time.perf_counter())
     if steps > model.max_chunk:
-        error: InvalidArgument | None = check_values(model.file.signature, work, limits.allow_non_finite)
-        if error is not None:
+        check = ValueCheck(model.file.signature, allow_non_finite=limits.allow_non_finite)
+        if (error := check.first_bad(work)) is not None:
             raise error
     return work
 
 
 def make_rows(
-    model: LoadedModel, limits: Limits, payloads: tuple[bytes, ...], steps: int, output: Output, rows: int
+    model: Model, limits: Limits, payloads: tuple[bytes, ...], steps: int, output: Output, rows: int
 ) -> list[Work]:
     """Work for each row of a request, tagged 0, 1, …; the request is counted with its last row.
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamcell.card import Signature
 from streamcell.proto import pb
 from streamcell.service.errors import (
-    InvalidArgument,
     MalformedMessage,
     MessageTooLarge,
     NoSteps,
@@ -21,19 +19,15 @@ from streamcell.service.errors import (
 from streamcell.service.frames.frame import Bytes, Frame
 from streamcell.service.protocols.common.requests import Limits, output_mode
 from streamcell.service.sessions.capacity import Ints
+from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.session import Output, Work
-from streamcell.service.sessions.values import check_values, index_check
-
-if TYPE_CHECKING:
-    from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.sessions.value_check import ValueCheck
 
 _UINT32 = np.dtype("<u4")
 _MAX_REPLY_BYTES = 2**31 - 2**20  # protobuf's and gRPC's own limit, with room for the rest of a reply
 
 
-def make_frame(
-    request: pb.FrameRequest, model: LoadedModel, limits: Limits, default: Output, number: int
-) -> Frame:
+def make_frame(request: pb.FrameRequest, model: Model, limits: Limits, default: Output, number: int) -> Frame:
     """The frame of `request`, the stream's `number`-th. Rows of bad length or bad values are refused in it.
 
     Raises:
@@ -139,32 +133,14 @@ def _refuse_lengths(frame: Frame, limit: int) -> None:
 
 
 def _refuse_values(signature: Signature, frame: Frame, allow_non_finite: bool) -> None:
-    """Refuse rows with a NaN or an infinity, unless allowed, a bool that is not 0 or 1, or an index of no row."""
-    for tensor, data in zip(signature.inputs, frame.inputs, strict=True):
-        dtype = np.dtype(tensor.dtype)
-        if dtype.kind == "f" and not allow_non_finite:
-            fine = np.isfinite(data.view(dtype))
-        elif dtype.kind == "b":
-            fine = data <= 1
-        elif (check := index_check(tensor)) is not None:
-            values = data.view(dtype).reshape(-1, *tensor.step_shape)
-            if check.fine(values):
-                continue
-            fine = check.inside(values).reshape(len(values), -1)
-        else:
-            continue
-        if fine.all():
-            continue
-        steps = np.flatnonzero(~fine.all(axis=1))
-        for row in np.unique(np.searchsorted(frame.begins, steps, "right") - 1).tolist():
-            if (error := _bad_value(signature, frame, row, allow_non_finite)) is not None:
-                frame.refuse(row, error)
-
-
-def _bad_value(
-    signature: Signature, frame: Frame, row: int, allow_non_finite: bool
-) -> InvalidArgument | None:
-    steps = int(frame.steps if frame.lengths is None else frame.lengths[row])
-    begin = int(frame.begins[row])
-    payloads = tuple(data[begin : begin + steps].tobytes() for data in frame.inputs)
-    return check_values(signature, Work(payloads, steps, Output.NONE, 0, 0.0), allow_non_finite)
+    """Refuse rows that hold values which may not be."""
+    check = ValueCheck(signature, allow_non_finite=allow_non_finite)
+    steps = check.bad_steps(frame.inputs)
+    if not steps:
+        return
+    for row in np.unique(np.searchsorted(frame.begins, steps, "right") - 1).tolist():
+        count = int(frame.steps if frame.lengths is None else frame.lengths[row])
+        begin = int(frame.begins[row])
+        payloads = tuple(data[begin : begin + count].tobytes() for data in frame.inputs)
+        if (error := check.first_bad(Work(payloads, count, Output.NONE, 0, 0.0))) is not None:
+            frame.refuse(row, error)

@@ -7,14 +7,14 @@ from google.protobuf.message import DecodeError
 from streamcell.proto import pb
 from streamcell.service.errors import AlreadyOpen, MalformedMessage, NotOpen, ServerDraining
 from streamcell.service.frames.frame import Frame, Refusal
+from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.protocols.common.requests import check_dtypes, output_mode
-from streamcell.service.sessions.session import Output
+from streamcell.service.sessions.session import Output, Work
 from streamcell.service.sessions.table import Live
-from streamcell.service.transport.calls import Call
 
+from .call_session import CallSession
 from .frame_requests import make_frame
 from .messages import opened
-from .stream import Service, StreamSession
 
 _PARTS = {
     "row": pb.FRAME_PART_ROW,
@@ -24,13 +24,14 @@ _PARTS = {
 }
 
 
-class FrameStream(StreamSession):
-    """The call's handler and its members' owner. Every frame goes through the engine's thread, so they keep order."""
+class FrameStream(CallSession[LoadedModel]):
+    """One `StreamFrames` call and its sessions. Every frame goes through the engine's thread, so they keep order."""
 
     __slots__ = ()
 
-    def __init__(self, call: Call, service: Service) -> None:
-        super().__init__(call, service)
+    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
+        """Never called: whole frames are delivered."""
+        raise AssertionError("a stream of frames has no messages of its own")
 
     def _take(self, data: bytes) -> bool:
         try:
@@ -45,23 +46,25 @@ class FrameStream(StreamSession):
         elif live is None:
             raise NotOpen("the first frame of a stream must carry `open`")
         number = self._submitted + 1
-        frame = make_frame(request, live.model, self._service.limits, self._output, number)
+        frame = make_frame(request, live.model, self._context.limits, self._output, number)
         if frame.open_count:
             try:
-                self._service.sessions.check_not_draining()
+                self._context.sessions.check_not_draining()
             except ServerDraining as error:
                 frame.open_count = 0
                 frame.refusals.append(Refusal("open", 0, error))
         self._submitted = number
         return live.model.batcher.submit(live.session, frame)
 
-    def _start(self, request: pb.OpenFrames) -> Live:
-        service = self._service
-        model = service.models.find(request.model, request.version)
+    def _start(self, request: pb.OpenFrames) -> Live[LoadedModel]:
+        context = self._context
+        model = context.models.find(request.model, request.version)
         check_dtypes(model.file.signature, request.dtypes)
         self._output = output_mode(request.output_mode, Output.ALL)
-        live = self._live = service.sessions.open_frames(model, self, self._call.peer)
-        self._greeting = opened(live, service.sessions.idle_timeout_s, service.limits)
+        live = self._live = context.sessions.enter(
+            model, lambda id_: model.frames.open(model.batcher, id_, self, self._call.peer)
+        )
+        self._greeting = opened(live, context.sessions.idle_timeout_s, context.limits)
         return live
 
     def deliver_frame(self, frame: Frame) -> None:
@@ -79,13 +82,11 @@ class FrameStream(StreamSession):
             reply.opened.CopyFrom(self._greeting)
             self._greeting = None
         self._call.reply(reply.SerializeToString())
-        self._answered += 1
-        if self._half_closed:
-            self._finish_if_done()
+        self._was_answered()
 
     def _error(self, refusal: Refusal) -> pb.FrameError:
         error = refusal.error
-        self._service.metrics.error(error)
+        self._context.metrics.error(error)
         if refusal.part == "row" and self._live is not None:
             self._live.model.metrics.request_failed(error)
         return pb.FrameError(

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from typing import TYPE_CHECKING
 
 from streamcell.card import Generation, Signature
 from streamcell.proto import pb
 from streamcell.service.errors import BadGeneration, GenerationUnsupported
 from streamcell.service.generation.beam_search import BeamSearch
+from streamcell.service.generation.reply import GenerationListener
 from streamcell.service.generation.sampling import Chooser, Feedback, Recipe
 from streamcell.service.generation.search_work import Search
-from streamcell.service.generation.work import Generating, Listener
+from streamcell.service.generation.work import Generating
 from streamcell.service.protocols.common.requests import Limits, count_steps
+from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.session import Output, Session
-
-if TYPE_CHECKING:
-    from streamcell.service.lifecycle.loaded_model import LoadedModel
 
 _FEEDBACK = {
     pb.FEEDBACK_VALUE: Feedback.VALUE,
@@ -29,9 +27,9 @@ _FEEDBACK = {
 
 def make_generation(
     request: pb.StreamRequest,
-    model: LoadedModel,
+    model: Model,
     limits: Limits,
-    listener: Listener,
+    listener: GenerationListener,
     output: Output,
     *,
     fresh: bool,
@@ -72,9 +70,9 @@ def make_generation(
 
 def make_search(
     request: pb.StreamRequest,
-    model: LoadedModel,
+    model: Model,
     limits: Limits,
-    listener: Listener,
+    listener: GenerationListener,
     session: Session,
     *,
     fresh: bool,
@@ -94,7 +92,7 @@ def make_search(
     if _recipe(asked, generation).feedback is not Feedback.ARGMAX or asked.steps_per_reply:
         raise BadGeneration("generate.beam goes with neither samples nor steps_per_reply", field="beam")
     beam = asked.beam
-    widest = min(limits.max_beam_width, model.engine.max_batch)
+    widest = min(limits.max_beam_width, model.max_batch)
     if not 1 <= beam.width <= widest:
         raise BadGeneration(
             f"generate.beam.width: expected 1 to {widest}, got {beam.width}", limit=widest, got=beam.width
@@ -118,7 +116,7 @@ def make_search(
     return Search(session, listener, first, search, capacity, tag=request.tag, arrived_s=time.perf_counter())
 
 
-def expect_generation(model: LoadedModel) -> Generation:
+def expect_generation(model: Model) -> Generation:
     """How the model generates.
 
     Raises:

@@ -6,11 +6,12 @@ from collections.abc import Generator
 
 from streamcell.proto import pb
 from streamcell.service.errors import InvalidArgument, shown
+from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.transport.answering import Answering
 from streamcell.service.transport.calls import Handler, Lane
 
 from .messages import model_message, session_message
-from .stream import Service
 
 _PAGE_SIZE = 1000  # the most sessions of a page
 _SLICE = 64  # sessions that are written down at a time
@@ -21,11 +22,11 @@ class _BadPageToken(InvalidArgument):
     reason = "BAD_PAGE_TOKEN"
 
 
-class Control:
+class Management:
     """`ListModels`, `GetModel`, `ListSessions` and `CloseSession`."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, context: CallContext[LoadedModel]) -> None:
+        self._context = context
 
     def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
         """The method handlers by name."""
@@ -38,14 +39,14 @@ class Control:
 
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """Every model and version."""
-        limits = self._service.limits
-        return pb.ListModelsResponse(models=[model_message(model, limits) for model in self._service.models])
+        limits = self._context.limits
+        return pb.ListModelsResponse(models=[model_message(model, limits) for model in self._context.models])
 
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """One model; raises ModelNotFound or VersionNotFound."""
         return pb.GetModelResponse(
             model=model_message(
-                self._service.models.find(request.model, request.version), self._service.limits
+                self._context.models.find(request.model, request.version), self._context.limits
             )
         )
 
@@ -54,13 +55,13 @@ class Control:
     ) -> Generator[None, None, pb.ListSessionsResponse]:
         """A page of the live sessions, oldest first, in slices. A page token is the place of the last one before it."""
         if request.model:
-            self._service.models.find(request.model)
+            self._context.models.find(request.model)
         after = _place(request.page_token)
         size = min(request.page_size or _PAGE_SIZE, _PAGE_SIZE)
         response = pb.ListSessionsResponse()
         while True:
             count = min(_SLICE, size - len(response.sessions))
-            live, after, more = self._service.sessions.page(request.model, after, count)
+            live, after, more = self._context.sessions.page(request.model, after, count)
             response.sessions.extend(map(session_message, live))
             if not more or len(response.sessions) >= size:
                 break
@@ -71,7 +72,7 @@ class Control:
 
     def close_session(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
         """End a session; raises SessionNotFound."""
-        return pb.CloseSessionResponse(step_index=self._service.sessions.close(request.session_id))
+        return pb.CloseSessionResponse(step_index=self._context.sessions.close(request.session_id))
 
 
 def _place(token: str) -> int:

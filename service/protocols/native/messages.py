@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from streamcell.card import Tensor
 from streamcell.proto import pb
 from streamcell.service.protocols.common.requests import Limits
+from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.table import Live
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a front end has no engine to load
     from streamcell.service.lifecycle.loaded_model import LoadedModel
 
 
@@ -51,7 +52,7 @@ def model_message(model: LoadedModel, limits: Limits) -> pb.Model:
     )
 
 
-def generation_spec(model: LoadedModel, limits: Limits) -> pb.GenerationSpec | None:
+def generation_spec(model: Model, limits: Limits) -> pb.GenerationSpec | None:
     """How the model generates, None where it does not."""
     generation = model.file.generation
     if generation is None:
@@ -68,7 +69,7 @@ def generation_spec(model: LoadedModel, limits: Limits) -> pb.GenerationSpec | N
     )
 
 
-def session_message(live: Live) -> pb.Session:
+def session_message(live: Live[Model]) -> pb.Session:
     """A live session."""
     session, now_s = live.session, time.monotonic()
     return pb.Session(
@@ -85,7 +86,7 @@ def session_message(live: Live) -> pb.Session:
     )
 
 
-def opened(live: Live, idle_timeout_s: float, limits: Limits) -> pb.SessionOpened:
+def opened(live: Live[Model], idle_timeout_s: float, limits: Limits) -> pb.SessionOpened:
     """What a client is told of the session it opened."""
     signature = live.model.file.signature
     return pb.SessionOpened(

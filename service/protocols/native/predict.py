@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from streamcell.proto import pb
 from streamcell.service.errors import MalformedMessage, ServerDraining, ServiceError, as_status
 from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import (
     check_dtypes,
     check_size,
@@ -19,18 +20,17 @@ from streamcell.service.protocols.common.unary_rows import RequestRows
 from streamcell.service.sessions.session import Output
 from streamcell.service.transport.calls import UnaryCall
 
-from .stream import Service
 from .wire import only_predict, predict_response
 
 
 class PredictCall(RequestRows):
     """One call and its rows."""
 
-    __slots__ = ("_call", "_service")
+    __slots__ = ("_call", "_context")
 
-    def __init__(self, call: UnaryCall, service: Service, model: LoadedModel) -> None:
+    def __init__(self, call: UnaryCall, context: CallContext[LoadedModel], model: LoadedModel) -> None:
         self._call = call
-        self._service = service
+        self._context = context
         self._model = model
 
     def _answer(self, outputs: list[bytes], steps: int) -> None:
@@ -38,40 +38,40 @@ class PredictCall(RequestRows):
         self._call.answer(predict_response(outputs, len(self._outputs), steps, file.name, file.version))
 
     def _refuse(self, error: ServiceError) -> None:
-        self._service.metrics.error(error)
+        self._context.metrics.error(error)
         self._call.fail(*as_status(error))
 
 
-def predict(call: UnaryCall, data: bytes, service: Service) -> None:
+def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> None:
     """Answer one `Predict` request."""
     model: LoadedModel | None = None
     try:
-        if service.sessions.draining:
+        if context.sessions.draining:
             raise ServerDraining("this server is shutting down and takes no new calls")
-        check_size(data, service.limits)
+        check_size(data, context.limits)
         # What most calls carry: one row of one tensor, for the newest version of a model.
         if (plain := only_predict(data)) is not None and plain[0].isascii():
-            model = service.models.find(plain[0].decode())
+            model = context.models.find(plain[0].decode())
             tensors = plain[1:]
             steps = count_steps(model.file.signature, tensors, 0)
-            one = make_work(model, service.limits, tensors, steps, Output.ALL, 0)
-            PredictCall(call, service, model).start([one], call)
+            one = make_work(model, context.limits, tensors, steps, Output.ALL, 0)
+            PredictCall(call, context, model).start([one], call)
             return
         try:
             request = pb.PredictRequest.FromString(data)
         except DecodeError as error:
             raise MalformedMessage("the message is not a streamcell.v1.PredictRequest") from error
-        model = service.models.find(request.model, request.version)
+        model = context.models.find(request.model, request.version)
         signature = model.file.signature
         check_dtypes(signature, request.dtypes)
         rows = request.batch or 1
         payloads = tuple(request.inputs)
         steps = count_steps(signature, payloads, request.steps, rows)
         output = output_mode(request.output_mode, Output.ALL)
-        work = make_rows(model, service.limits, payloads, steps, output, rows)
-        PredictCall(call, service, model).start(work, call)
+        work = make_rows(model, context.limits, payloads, steps, output, rows)
+        PredictCall(call, context, model).start(work, call)
     except ServiceError as error:
-        service.metrics.error(error)
+        context.metrics.error(error)
         if model is not None:
             model.metrics.request_failed(error)
         call.fail(*as_status(error))

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from streamcell.proto import pb
+from streamcell.service.generation.reply import Reply, StopReason
+from streamcell.service.protocols.common.protobuf import SMALL, varint
 
 # Field numbers and wire types of streamcell.v1: (number << 3) | type.
 _INPUT = _OUTPUT = 0x12  # StreamRequest.inputs, StreamResponse.outputs: 2, length-delimited
@@ -22,26 +24,17 @@ _PREDICT_OUTPUT_TAG = b"\x0a"  # PredictResponse.outputs: 1, length-delimited
 _BATCH_TAG = b"\x10"  # PredictResponse.batch: 2, varint
 _STEPS_TAG = b"\x18"  # StreamResponse.steps, PredictResponse.steps: 3, varint
 _STEP_INDEX_TAG = b"\x20"  # StreamResponse.step_index: 4, varint
+_GENERATED_TAG = b"\x32"  # StreamResponse.generated: 6, length-delimited
 _TAG_TAG = b"\x28"  # StreamResponse.tag: 5, varint
 
-_SMALL = [bytes((number,)) for number in range(0x80)]
-_STEPS = [b"", *(_STEPS_TAG + small for small in _SMALL[1:])]  # the field, by its value
+_STOP_REASONS = {
+    StopReason.STEPS: pb.STOP_REASON_STEPS,
+    StopReason.CLASS: pb.STOP_REASON_CLASS,
+    StopReason.REQUEST: pb.STOP_REASON_REQUEST,
+    StopReason.NON_FINITE: pb.STOP_REASON_NON_FINITE,
+}
 
-
-def varint(number: int) -> bytes:
-    """`number`, 0 or more, seven bits a byte, lowest first."""
-    if number < 0x80:
-        return _SMALL[number]
-    if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
-    if number < 0x200000:
-        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
-    encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+_STEPS = [b"", *(_STEPS_TAG + small for small in SMALL[1:])]  # the field, by its value
 
 
 def only_input(message: bytes) -> bytes | None:
@@ -113,3 +106,24 @@ def stream_response(outputs: Sequence[bytes], steps: int, step_index: int, tag: 
     if tag:
         parts += (_TAG_TAG, varint(tag))
     return b"".join(parts)
+
+
+def generated_response(reply: Reply) -> bytes:
+    """A serialised StreamResponse with `generated`."""
+    generated = pb.Generated(
+        steps=reply.steps,
+        chosen=reply.chosen,
+        first=reply.first,
+        seed=reply.seed,
+        stop_reason=None if reply.stop_reason is None else _STOP_REASONS[reply.stop_reason],
+    )
+    for each in reply.sequences:
+        generated.hypotheses.add(
+            classes=each.classes,
+            log_probability=each.log_probability,
+            score=each.score,
+            stopped=each.stopped,
+        )
+    data = generated.SerializeToString()
+    response = stream_response(reply.outputs, reply.output_steps, reply.step_index, reply.tag)
+    return b"".join((response, _GENERATED_TAG, varint(len(data)), data))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Protocol
 
 from streamcell.service.errors import (
     MessageTooLarge,
@@ -15,41 +14,32 @@ from streamcell.service.errors import (
     SessionLimit,
 )
 from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import make_work
-from streamcell.service.protocols.common.unary_rows import Caller
-from streamcell.service.protocols.native.stream import Service
 from streamcell.service.sessions.session import Output, Work
 
+from .entry import Incoming
 from .request_cache import Plans
 from .requests import MOST_ID_BYTES, Answers, Flags, Plan, flags, parse, plan
 from .rows import Rows
-from .sequence import Entry
 from .sequences import Sequences
-
-
-class Incoming(Entry, Caller, Protocol):
-    """A request whose bytes are being read."""
-
-    id: bytes
-
-    @property
-    def peer(self) -> str:
-        """The client's address."""
 
 
 class Infer:
     """What all calls that run a model share. Thread-safe."""
 
-    def __init__(self, service: Service, max_message_bytes: int, queue_messages: int) -> None:
+    def __init__(
+        self, context: CallContext[LoadedModel], max_message_bytes: int, queue_messages: int
+    ) -> None:
         """Make it.
 
         Args:
             max_message_bytes: the most that one request may hold.
             queue_messages: requests of a sequence that may wait before their streams are no longer read.
         """
-        self.service = service
+        self.context = context
         self.plans = Plans()
-        self.sequences = Sequences(service.sessions, queue_messages)
+        self.sequences = Sequences(context.sessions, queue_messages)
         self._answers = Answers()
         self._max_message_bytes = max_message_bytes
 
@@ -79,12 +69,12 @@ class Infer:
         try:
             if asked.flags.key is not None and asked.file.signature.states:
                 return self._step(entry, payloads, data)
-            model = self.service.models.find(asked.file.name, asked.version)
+            model = self.context.models.find(asked.file.name, asked.version)
             if model.file is not asked.file:  # another version has been loaded since
                 return self.read(entry, data)
-            if self.service.sessions.draining:
+            if self.context.sessions.draining:
                 raise ServerDraining("this server is shutting down and takes no new requests")
-            Rows(entry, model).run(payloads, self.service.limits)
+            Rows(entry, model).run(payloads, self.context.limits)
         except ServiceError as error:
             self._refuse(entry, asked.flags, model, error)
         return True
@@ -97,7 +87,7 @@ class Infer:
         try:
             while True:
                 if asked.flags.start:
-                    model = self.service.models.find(asked.file.name, asked.version)
+                    model = self.context.models.find(asked.file.name, asked.version)
                     if model.file is not asked.file:
                         return self.read(entry, data)
                     work = self._work(model, asked, payloads)
@@ -124,7 +114,7 @@ class Infer:
             return True
 
     def _work(self, model: LoadedModel, asked: Plan, payloads: tuple[bytes, ...]) -> Work:
-        return make_work(model, self.service.limits, payloads, asked.form.steps, Output.ALL, 0)
+        return make_work(model, self.context.limits, payloads, asked.form.steps, Output.ALL, 0)
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self._max_message_bytes:
@@ -141,7 +131,7 @@ class Infer:
             model = None if sequence is None else sequence.model
             if model is not None and version in ("", model.file.version):
                 return model
-        return self.service.models.find(name, version)
+        return self.context.models.find(name, version)
 
     def _refuse(self, entry: Incoming, found: Flags, model: LoadedModel | None, error: ServiceError) -> None:
         """Answer a request with `error`. Its sequence, if it has one, ends: what is behind must not be applied."""
@@ -158,7 +148,7 @@ class Infer:
         assert asked.flags.key is not None
         error = self.sequences.not_started(asked.flags.key)
         with contextlib.suppress(ServiceError):  # the model may have been unloaded
-            self.service.models.find(asked.file.name).metrics.request_failed(error)
+            self.context.models.find(asked.file.name).metrics.request_failed(error)
         return self._fail(entry, asked.flags, error)
 
     def _fail(self, entry: Incoming, found: Flags, error: ServiceError) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from streamcell.card import State, Tensor
 from streamcell.proto.inference import oip
 from streamcell.service.errors import ServiceError, cut
-from streamcell.service.protocols.native.wire import varint
+from streamcell.service.protocols.common.protobuf import varint
 from streamcell.service.repository.model_file import ModelFile
 
 from .tensors import DATATYPES, Form

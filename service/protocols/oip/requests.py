@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -20,9 +20,6 @@ from streamcell.service.repository.model_file import ModelFile
 
 from .reply import Answer
 from .tensors import Form, check_bytes, form, payloads
-
-if TYPE_CHECKING:
-    from .sequence import Sequence
 
 # Who a request is from: the model's name, and the sequence's id as the client chose it.
 Key = tuple[str, int | str]
@@ -50,6 +47,13 @@ class Flags:
     end: bool = False
 
 
+class TakesSteps(Protocol):
+    """A live sequence, as far as a plan knows one."""
+
+    def add(self, entry: Any, work: Any, soon: Any = None) -> bool | None:
+        """Take one request; None where it takes none."""
+
+
 @dataclass(slots=True, eq=False)
 class Plan:
     """What a request asks for, its id and its payload left out.
@@ -66,7 +70,7 @@ class Plan:
     flags: Flags
     form: Form
     answer: Answer
-    sequence: Sequence | None = None
+    sequence: TakesSteps | None = None
 
 
 def parse(data: bytes) -> oip.ModelInferRequest:

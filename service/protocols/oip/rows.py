@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from streamcell.service.errors import ServiceError, TooManyRows
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.protocols.common.requests import Limits, make_rows
 from streamcell.service.protocols.common.unary_rows import RequestRows
 from streamcell.service.sessions.session import Output
 
-if TYPE_CHECKING:
-    from .infer import Incoming
+from .entry import Incoming
 
 
 class Rows(RequestRows):

@@ -5,35 +5,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
 
-from streamcell.service.batching.batcher import Soon
+from streamcell.service.batching.inline import Soon
 from streamcell.service.errors import InvalidArgument, SequenceGap, ServiceError
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.sessions.session import Work
 from streamcell.service.sessions.table import Live, SessionTable
 
-if TYPE_CHECKING:
-    from .requests import Key, Plan
-
-
-class Entry(Protocol):
-    """One request that waits for its answer: a message of a stream, or a unary call."""
-
-    plan: Plan
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client that it came from has gone, as far as one can know."""
-
-    def answer(self, tensors: list[bytes]) -> None:
-        """Its outputs, in the signature's order, and behind them the states where it asked for one."""
-
-    def fail(self, error: ServiceError, key: Key | None) -> None:
-        """It was refused. `key`: its sequence's."""
-
-    def resume(self) -> None:
-        """Where it came from may be read on."""
+from .entry import Entry
+from .requests import Key
 
 
 class Sequence:
@@ -74,7 +54,7 @@ class Sequence:
         self._ended = ended
         self._queue = queue
         self._lock = threading.Lock()
-        self._live: Live | None = None
+        self._live: Live[LoadedModel] | None = None
         self._pending: deque[Entry] = deque()  # submitted, in order
         self._held: deque[tuple[Entry, Work]] | None = deque()
         self._paused: list[Entry] = []  # of streams that are not read

@@ -9,6 +9,7 @@ from streamcell.proto.inference import oip
 from streamcell.service.engine.device import Device
 from streamcell.service.errors import ModelUnloading, NotFound, ServiceError
 from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.sessions.attention import Attention
 from streamcell.service.transport.answering import Answering
 from streamcell.service.transport.calls import Call, Handler, Lane
@@ -27,11 +28,12 @@ EXTENSIONS = ("sequence", "model_configuration", "model_repository", "statistics
 class OipService:
     """The calls that run no model, and the handlers of those that do."""
 
-    def __init__(self, infer: Infer, device: Device) -> None:
+    def __init__(self, infer: Infer, device: Device, metrics: ServerMetrics) -> None:
         self._infer = infer
         self._streams: set[InferStream] = set()
-        self._service = infer.service
+        self._context = infer.context
         self._device = device
+        self._metrics = metrics
 
     def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
         """The method handlers by name."""
@@ -58,15 +60,15 @@ class OipService:
 
     def server_ready(self, request: oip.ServerReadyRequest) -> oip.ServerReadyResponse:
         """Whether new sequences are taken."""
-        return oip.ServerReadyResponse(ready=self._service.metrics.ready)
+        return oip.ServerReadyResponse(ready=self._metrics.ready)
 
     def model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
         """Whether new sequences of the model are taken; false for one that is not here."""
         try:
-            self._service.models.find(request.name, request.version)
+            self._context.models.find(request.name, request.version)
         except (ModelUnloading, NotFound):
             return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=self._service.metrics.ready)
+        return oip.ModelReadyResponse(ready=self._metrics.ready)
 
     def server_metadata(self, request: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
         """Name, version, extensions."""
@@ -76,25 +78,25 @@ class OipService:
 
     def model_metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
         """One model's border; raises ModelNotFound or VersionNotFound."""
-        model = self._service.models.find(request.name, request.version)
+        model = self._context.models.find(request.name, request.version)
         return metadata(model, [each.file.version for each in self._versions(model.file.name)])
 
     def model_config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
         """One model's configuration; raises ModelNotFound or VersionNotFound."""
-        model = self._service.models.find(request.name, request.version)
-        idle_timeout_s = self._service.sessions.idle_timeout_s
+        model = self._context.models.find(request.name, request.version)
+        idle_timeout_s = self._context.sessions.idle_timeout_s
         return oip.ModelConfigResponse(config=config(model, self._device, idle_timeout_s))
 
     def model_statistics(self, request: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
         """One version's figures, or every version's of one model or of all; raises as `model_metadata`."""
-        models: Iterable[LoadedModel] = self._service.models
+        models: Iterable[LoadedModel] = self._context.models
         if request.name:
-            found = self._service.models.find(request.name, request.version)
+            found = self._context.models.find(request.name, request.version)
             models = [found] if request.version else self._versions(request.name)
         return oip.ModelStatisticsResponse(model_stats=map(statistics, models))
 
     def _versions(self, name: str) -> list[LoadedModel]:
-        return [model for model in self._service.models if model.file.name == name]
+        return [model for model in self._context.models if model.file.name == name]
 
     def end_abandoned(self, attention: Attention, all_read: Callable[[], bool]) -> None:
         """While the server shuts down: end the sequences that nobody can be waiting for."""

@@ -164,7 +164,7 @@ class InferStream:
     def refusal(self, entry: StreamEntry, error: ServiceError, key: Key | None) -> bytes | ServiceError:
         """What a failed request is answered with: a message, or where the client asked for it the call's status."""
         if not self.over:
-            self._infer.service.metrics.error(error)
+            self._infer.context.metrics.error(error)
         if self._grpc_errors:
             return error
         return streamed_error(error, entry.id, None if key is None else key[1])

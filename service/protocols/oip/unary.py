@@ -34,7 +34,7 @@ class UnaryEntry:
 
     def fail(self, error: ServiceError, key: Key | None) -> None:
         """End the call with an error."""
-        self._infer.service.metrics.error(error)
+        self._infer.context.metrics.error(error)
         self._call.fail(*as_status(error))
 
     def resume(self) -> None:

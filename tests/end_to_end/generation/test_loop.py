@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamcell.proto import pb
 from streamcell.service.engine.device import Device
 from streamcell.service.errors import ServiceError
+from streamcell.service.generation.reply import Reply, StopReason
 from streamcell.service.generation.sampling import Feedback, Recipe
 from streamcell.service.generation.work import Generating
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
@@ -31,7 +31,7 @@ class Owner:
     def __init__(self, model: LoadedModel, room: int = 10**9) -> None:
         self.model = model
         self.room = room
-        self.replies: list[pb.StreamResponse] = []
+        self.replies: list[Reply] = []
         self.answers: list[int] = []  # runs of the model when each answer came
         self.errors: list[ServiceError] = []
         self.ended = threading.Event()
@@ -50,8 +50,8 @@ class Owner:
         self.model.batcher.end(self.session)
         self.ended.set()
 
-    def generated(self, reply: bytes, *, last: bool) -> None:
-        self.replies.append(pb.StreamResponse.FromString(reply))
+    def generated(self, reply: Reply, *, last: bool) -> None:
+        self.replies.append(reply)
         if last:
             self.ended.set()
 
@@ -197,9 +197,9 @@ def test_stopping_is_between_two_steps(model: LoadedModel) -> None:
         work.stopped = True
         assert owner.ended.wait(WAIT_S)
         last = owner.replies[-1]
-        assert last.generated.stop_reason == pb.STOP_REASON_REQUEST
+        assert last.stop_reason is StopReason.REQUEST
         assert last.step_index == owner.session.step_index == work.applied
-        assert sum(reply.generated.steps for reply in owner.replies) == work.applied
+        assert sum(reply.steps for reply in owner.replies) == work.applied
         model.batcher.end(owner.session)
 
 

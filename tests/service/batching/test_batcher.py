@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from streamcell.service.batching.batcher import Batcher, Soon
+from streamcell.service.batching.batch import Batch
+from streamcell.service.batching.batcher import Batcher
 from streamcell.service.errors import ServerDraining, ServiceError, SessionLimit
+from streamcell.service.sessions.capacity import Capacity, SlotAllocator
 from streamcell.service.sessions.session import Output, Session, Work
-from streamcell.service.sessions.slots import SlotAllocator
 
 
 class Owner:
@@ -32,7 +33,8 @@ class Owner:
 def batcher(**changes: object) -> Batcher:
     settings: dict[str, object] = {"max_sessions": 512, "max_batch": 256, "max_chunk": 64, "ragged": True}
     settings |= {"queue_messages": 4} | changes
-    return Batcher(SlotAllocator(1, int(str(settings["max_sessions"]))), **settings)  # type: ignore[arg-type]
+    most = int(str(settings.pop("max_sessions")))
+    return Batcher(Capacity(SlotAllocator(1, most), most), **settings)  # type: ignore[arg-type]
 
 
 def work(steps: int, tag: int = 0) -> Work:
@@ -53,7 +55,7 @@ def taken(on: Batcher) -> list[tuple[str, int]]:
     """The next batch as (session, steps), landed at once."""
     batch = on.take()
     assert batch is not None
-    on.landed(batch, applied=True)
+    on.complete(batch, applied=True)
     return [(row.session.session_id, row.steps) for row in batch.rows]
 
 
@@ -152,10 +154,10 @@ def test_a_slot_is_freed_only_after_its_work_in_flight_has_landed() -> None:
     on.end(session)
     with pytest.raises(SessionLimit, match="all 1 sessions"):
         on.open("next", Owner())
-    on.landed(batch, applied=True)
+    on.complete(batch, applied=True)
     again = on.open("next", Owner())
     assert again.slot == session.slot
-    assert again.generation == session.generation + 1
+    assert again.slot_version == session.slot_version + 1
     assert again.fresh
 
 
@@ -164,7 +166,7 @@ def test_a_failed_run_leaves_step_index_and_freshness_as_they_were() -> None:
     (session,) = sessions(on, 3)
     batch = on.take()
     assert batch is not None
-    on.landed(batch, applied=False)
+    on.complete(batch, applied=False)
     assert session.step_index == 0
     assert session.fresh
 
@@ -191,15 +193,15 @@ def test_stop_wakes_the_engine_and_refuses_new_sessions() -> None:
 
 def test_a_slot_cannot_be_freed_twice() -> None:
     slots = SlotAllocator(5, 2)
-    slot, generation = slots.take()
+    slot, slot_version = slots.take()
     assert slot == 5
-    slots.give_back(slot, generation)
+    slots.give_back(slot, slot_version)
     with pytest.raises(RuntimeError, match="freed twice"):
-        slots.give_back(slot, generation)
+        slots.give_back(slot, slot_version)
     again, later = slots.take()
     assert again == slot
     with pytest.raises(RuntimeError, match="freed twice"):
-        slots.give_back(slot, generation)
+        slots.give_back(slot, slot_version)
     slots.give_back(again, later)
     assert slots.used == 0
     slots.take()
@@ -211,21 +213,19 @@ def test_a_slot_cannot_be_freed_twice() -> None:
 def run_inline(on: Batcher, ran: list[str]) -> None:
     """Have batches run on the thread that submits, and note them."""
 
-    def inline(soon: Soon) -> None:
-        batch = on.take_booked()
-        if batch is not None:
-            ran.append(",".join(row.session.session_id for row in batch.rows))
-            on.landed(batch, applied=True)
-        on.unbook(soon)
+    def run(batch: Batch) -> None:
+        ran.append(",".join(row.session.session_id for row in batch.rows))
+        on.complete(batch, applied=True)
 
-    on.inline = inline
+    on.inline.policy.short = True
+    on.inline.serve(run)
 
 
 def asleep(on: Batcher) -> threading.Thread:
     """The engine's thread, once it sleeps."""
     thread = threading.Thread(target=on.take, daemon=True)
     thread.start()
-    while not on._sleeping:
+    while not on.inline.asleep:
         threading.Event().wait(0.001)
     return thread
 

@@ -21,14 +21,15 @@ import pytest
 
 from streamcell.benchmarks.targets.echo import Echo
 from streamcell.proto import pb
-from streamcell.service.batching.inline_policy import Shortness
+from streamcell.service.batching.inline import InlinePolicy
 from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
 from streamcell.service.lifecycle.table import Models
 from streamcell.service.metrics.server_metrics import ServerMetrics
+from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import Limits
 from streamcell.service.protocols.native.predict import predict
-from streamcell.service.protocols.native.stream import Service, StreamSession
+from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.settings import Settings
@@ -66,11 +67,14 @@ class Wire:
         pass
 
 
-class AlwaysShort(Shortness):
+class AlwaysShort(InlinePolicy):
     """Whatever the runs take on a busy machine."""
 
-    def ran(self, rows: int, took_s: float) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.short = True
+
+    def ran(self, rows: int, took_s: float) -> None: ...
 
 
 class Rig:
@@ -80,11 +84,12 @@ class Rig:
         settings = Settings.load(models=models)
         self.model: LoadedModel = load(open_model(models / f"{name}.onnx", name), settings, Device())
         limits = Limits(1 << 20, 4096, allow_non_finite=False, max_generate_steps=100, max_beam_width=8)
-        self.service = Service(Models([self.model]), SessionTable(idle_timeout_s=0), ServerMetrics(), limits)
+        self.context = CallContext(
+            Models([self.model]), SessionTable(idle_timeout_s=0), ServerMetrics(), limits
+        )
+        self.model.batcher.inline.policy = AlwaysShort()
         # From here on the engine's own thread sleeps.
-        self.model.runner._shortness = AlwaysShort()
-        self.model.batcher.inline = self.model.runner._inline
-        while not self.model.batcher._sleeping:
+        while not self.model.batcher.inline.asleep:
             time.sleep(0.001)
         self.later: list[Callable[[], None]] = []
 
@@ -98,7 +103,7 @@ class Rig:
         opening = pb.StreamRequest(open=pb.OpenSession(model=self.model.file.name), inputs=[STEP])
         for _ in range(count):
             wire = Wire(self.later)
-            stream = StreamSession(wire, self.service)  # type: ignore[arg-type]
+            stream = StreamSession(wire, self.context)  # type: ignore[arg-type]
             assert stream.on_message(opening.SerializeToString())
             made.append((wire, stream))
         self.flush()
@@ -190,7 +195,7 @@ def test_callers_of_predict_share_a_run_without_protobuf(rig: Callable[[str], Ri
 
     def call() -> None:
         for wire in wires:
-            predict(wire, message, on.service)  # type: ignore[arg-type]
+            predict(wire, message, on.context)  # type: ignore[arg-type]
         on.flush()
 
     before = on.runs()

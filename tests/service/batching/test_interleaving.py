@@ -172,7 +172,7 @@ def test_sessions_are_as_if_alone(
         one.check(module)
     # Work in flight for cancelled sessions lands; then every slot is back.
     probe_until_free(model)
-    assert model.batcher.live == model.batcher.slots_used == 0
+    assert model.batcher.live == model.batcher.capacity.slots_used == 0
 
 
 def probe_until_free(model: LoadedModel) -> None:

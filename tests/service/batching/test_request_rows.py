@@ -14,9 +14,9 @@ from streamcell.service.errors import EngineFailed, SessionLimit
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
 from streamcell.service.lifecycle.table import Models
 from streamcell.service.metrics.server_metrics import ServerMetrics
+from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import Limits, make_rows
 from streamcell.service.protocols.native.predict import PredictCall
-from streamcell.service.protocols.native.stream import Service
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.session import Output
 from streamcell.service.sessions.table import SessionTable
@@ -50,18 +50,18 @@ class Caller:
 
 
 @pytest.fixture
-def service(models_dir: Path) -> Iterator[Service]:
+def service(models_dir: Path) -> Iterator[CallContext[LoadedModel]]:
     settings = Settings.load(models=models_dir, max_sessions=ROWS)
     model = load(open_model(models_dir / "lstm.onnx", "lstm"), settings, Device())
     # Without the engine's thread: what is delivered, and when, is the test's to say.
     model.batcher.stop()
     model.runner._thread.join()
     model.batcher._stopped = False
-    yield Service(Models([model]), SessionTable(idle_timeout_s=0), ServerMetrics(), LIMITS)
+    yield CallContext(Models([model]), SessionTable(idle_timeout_s=0), ServerMetrics(), LIMITS)
     model.runner.stop()
 
 
-def call(service: Service) -> tuple[Caller, PredictCall, list[Any], LoadedModel]:
+def call(service: CallContext[LoadedModel]) -> tuple[Caller, PredictCall, list[Any], LoadedModel]:
     model = service.models.find("lstm")
     caller = Caller()
     x = np.ones((ROWS, STEPS, 3), np.float32).tobytes()
@@ -71,7 +71,7 @@ def call(service: Service) -> tuple[Caller, PredictCall, list[Any], LoadedModel]
     return caller, rows, work, model
 
 
-def test_work_is_cut_by_row_and_counted_once(service: Service) -> None:
+def test_work_is_cut_by_row_and_counted_once(service: CallContext[LoadedModel]) -> None:
     model = service.models.find("lstm")
     x = np.arange(ROWS * STEPS * 3, dtype=np.float32).reshape(ROWS, STEPS, 3)
     work = make_rows(model, LIMITS, (x.tobytes(),), STEPS, Output.ALL, ROWS)
@@ -80,7 +80,7 @@ def test_work_is_cut_by_row_and_counted_once(service: Service) -> None:
     assert [each.counted for each in work] == [False, False, True]
 
 
-def test_all_rows_make_one_answer_in_their_order(service: Service) -> None:
+def test_all_rows_make_one_answer_in_their_order(service: CallContext[LoadedModel]) -> None:
     caller, rows, work, model = call(service)
     for each in (work[2], work[0], work[1]):
         assert not caller.answers
@@ -90,7 +90,7 @@ def test_all_rows_make_one_answer_in_their_order(service: Service) -> None:
     assert model.batcher.live == 0
 
 
-def test_the_first_failure_stands_and_is_counted_once(service: Service) -> None:
+def test_the_first_failure_stands_and_is_counted_once(service: CallContext[LoadedModel]) -> None:
     caller, rows, work, model = call(service)
     rows.deliver(work[0], [bytes(8)], STEPS, STEPS)
     for _ in range(2):
@@ -102,7 +102,7 @@ def test_the_first_failure_stands_and_is_counted_once(service: Service) -> None:
     assert model.batcher.live == 0
 
 
-def test_nothing_is_answered_or_counted_once_the_caller_has_gone(service: Service) -> None:
+def test_nothing_is_answered_or_counted_once_the_caller_has_gone(service: CallContext[LoadedModel]) -> None:
     caller, rows, work, model = call(service)
     caller.go()
     rows.deliver(work[0], [bytes(8)], STEPS, STEPS)
@@ -112,7 +112,7 @@ def test_nothing_is_answered_or_counted_once_the_caller_has_gone(service: Servic
     assert model.batcher.live == 0
 
 
-def test_where_there_is_no_room_for_all_rows_none_is_taken(service: Service) -> None:
+def test_where_there_is_no_room_for_all_rows_none_is_taken(service: CallContext[LoadedModel]) -> None:
     call(service)
     model = service.models.find("lstm")
     with pytest.raises(SessionLimit):

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamcell.service.batching.batch import Batch, Row
-from streamcell.service.batching.row_staging import Misfit, RowStaging
+from streamcell.service.batching.batch import Batch, Part, Row
+from streamcell.service.batching.guarded_run import Misfit
+from streamcell.service.batching.row_staging import RowStaging
 from streamcell.service.engine.device import Device
 from streamcell.service.errors import ServiceError, WrongByteCount
 from streamcell.service.frames.frame import Frame
@@ -96,7 +97,7 @@ def test_who_brings_too_few_or_too_many_bytes_is_refused_alone(
     chunks = [steps(length, seed) for seed, length in enumerate(lengths)]
     batch = Batch(
         [
-            Row(session, len(x), [(message(x, by if at == 1 else 0), 0, len(x))])
+            Row(session, len(x), [Part(message(x, by if at == 1 else 0), 0, len(x))])
             for at, (session, x) in enumerate(zip(sessions, chunks, strict=True))
         ],
         max(lengths),
@@ -104,7 +105,7 @@ def test_who_brings_too_few_or_too_many_bytes_is_refused_alone(
     )
     for session in sessions:
         session.in_flight = True
-    model.runner._batch(batch)
+    model.runner._runs[Batch](batch)
     assert [type(error) for error in owners[1].errors] == [WrongByteCount]
     assert not owners[1].answers
     for at in (0, 2, 3):
@@ -121,9 +122,10 @@ def test_two_wrong_lengths_that_make_up_for_each_other_are_both_refused(model: L
     for session in sessions:
         session.in_flight = True
     rows = [
-        Row(session, 2, [(message(x, by), 0, 2)]) for session, by in zip(sessions, (-12, 0, 12), strict=True)
+        Row(session, 2, [Part(message(x, by), 0, 2)])
+        for session, by in zip(sessions, (-12, 0, 12), strict=True)
     ]
-    model.runner._batch(Batch(rows, 2, uniform=True))
+    model.runner._runs[Batch](Batch(rows, 2, uniform=True))
     assert [len(owner.errors) for owner in owners] == [1, 0, 1]
     np.testing.assert_allclose(owners[1].answers[0], alone(model, x)[0], rtol=1e-5, atol=1e-5)
     for session in sessions:
@@ -135,8 +137,8 @@ def test_what_came_before_a_bad_length_in_its_session_is_answered(model: LoadedM
     session = model.batcher.open("a", owner)
     first, second = steps(2, 1), steps(3, 2)
     session.in_flight = True
-    row = Row(session, 5, [(message(first), 0, 2), (message(second, -12), 0, 3)])
-    model.runner._batch(Batch([row], 5, uniform=False))
+    row = Row(session, 5, [Part(message(first), 0, 2), Part(message(second, -12), 0, 3)])
+    model.runner._runs[Batch](Batch([row], 5, uniform=False))
     assert [type(error) for error in owner.errors] == [WrongByteCount]
     np.testing.assert_allclose(owner.answers[0], alone(model, first)[0], rtol=1e-5, atol=1e-5)
     model.batcher.end(session)
@@ -151,7 +153,7 @@ def test_nothing_of_an_earlier_run_is_in_the_buffers_of_a_later_one(model: Loade
         lengths = [rng.randint(1, 8) for _ in range(rng.randint(1, 6))]
         mark = float(number + 1)
         rows = [
-            Row(session, length, [(message(np.full((length, INPUT), mark, np.float32)), 0, length)])
+            Row(session, length, [Part(message(np.full((length, INPUT), mark, np.float32)), 0, length)])
             for session, length in zip(sessions, lengths, strict=False)
         ]
         staged = staging.stage(Batch(rows, max(lengths), uniform=len(set(lengths)) == 1))
@@ -166,7 +168,7 @@ def test_no_byte_of_a_wrong_length_is_copied(model: LoadedModel) -> None:
     for uniform in (True, False):
         model.engine.clear_inputs()
         rows = [
-            Row(session, 2, [(message(np.full((2, INPUT), 7, np.float32), by), 0, 2)]) for by in (-12, 12)
+            Row(session, 2, [Part(message(np.full((2, INPUT), 7, np.float32), by), 0, 2)]) for by in (-12, 12)
         ]
         with pytest.raises(Misfit):
             staging.stage(Batch(rows, 2, uniform=uniform))
@@ -178,7 +180,7 @@ def test_a_frame_whose_inputs_are_not_as_long_as_its_rows_say_is_refused_alone(
     model: LoadedModel, shape: tuple[int, int]
 ) -> None:
     owners = [Owner(), Owner()]
-    streams = [model.batcher.open_frames(str(at), owner, "") for at, owner in enumerate(owners)]
+    streams = [model.frames.open(model.batcher, str(at), owner, "") for at, owner in enumerate(owners)]
     x = steps(6, 4)
     whole = x.view(np.uint8).reshape(6, 12)
     for stream, data in zip(streams, (whole, np.ones(shape, np.uint8)), strict=True):

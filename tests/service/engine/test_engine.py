@@ -11,13 +11,20 @@ import pytest
 import torch
 
 from streamcell.benchmarks import parity
-from streamcell.service.engine.device import RECORD_ASSIGNMENT, Device, DeviceError, operators_elsewhere
-from streamcell.service.engine.engine import Engine, Staged, fixed_sizes
-from streamcell.service.engine.program import Program
+from streamcell.service.engine.device import RECORD_ASSIGNMENT, Device, operators_elsewhere
+from streamcell.service.engine.engine import Engine, EngineOptions, Staged, fixed_sizes
+from streamcell.service.engine.programs import Program
 from streamcell.service.graph.pooled import pool_states
+from streamcell.service.load_errors import DeviceError
 from streamcell.service.repository.model_file import open_model
 
 MAX_BATCH, MAX_CHUNK, SLOTS = 8, 4, 20
+
+
+def options(**changes: Any) -> EngineOptions:
+    return EngineOptions(
+        device=Device(), max_sessions=SLOTS, max_batch=MAX_BATCH, max_chunk=MAX_CHUNK, **changes
+    )
 
 
 def engine(models_dir: Path, *, fixed: bool) -> Engine:
@@ -25,11 +32,7 @@ def engine(models_dir: Path, *, fixed: bool) -> Engine:
     return Engine(
         pool_states(file.load(), file.signature),
         file.signature,
-        device=Device(),
-        max_sessions=SLOTS,
-        max_batch=MAX_BATCH,
-        max_chunk=MAX_CHUNK,
-        fixed_shapes=fixed,
+        options(fixed_shapes=fixed),
     )
 
 
@@ -142,11 +145,7 @@ def test_cuda_graphs_are_refused_where_there_can_be_none(models_dir: Path) -> No
         Engine(
             pool_states(file.load(), file.signature),
             file.signature,
-            device=Device(),
-            max_sessions=SLOTS,
-            max_batch=MAX_BATCH,
-            max_chunk=MAX_CHUNK,
-            cuda_graphs=True,
+            options(cuda_graphs=True),
         )
 
 

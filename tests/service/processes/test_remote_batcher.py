@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamcell.card import Tensor
-from streamcell.service.batching.bell import EventBell
 from streamcell.service.errors import EngineLost, ServiceError
+from streamcell.service.processes.event_wakeup import EventWakeup
 from streamcell.service.processes.frontend.message_writer import MessageWriter
 from streamcell.service.processes.frontend.remote_batcher import RemoteBatcher, RemoteSession
 from streamcell.service.processes.ring import Reader, Ring, Writer
@@ -60,7 +60,7 @@ class Rig:
         )
         self.replies = Writer(replies)
         self.applied: Counter[tuple[int, int]] = Counter()
-        self.bell = EventBell()
+        self.bell = EventWakeup()
         self.watching = False
         self.batcher.watch_room = self._watch
         self.reader = Reader(asks)
@@ -75,7 +75,7 @@ class Rig:
         return sum(
             session.sent - session.applied
             for session in self.clients
-            if (session.slot, session.generation) == key
+            if (session.slot, session.slot_version) == key
         )
 
     def close(self) -> None:
@@ -119,9 +119,9 @@ class Rig:
     def _answer(self, records: np.ndarray) -> None:
         replies = records[head_of(records)["kind"] == STEP].copy()
         fields = np.ndarray(len(replies), FIELDS, replies, strides=(self.layout.record_bytes,))
-        for at, (seat, generation) in enumerate(zip(fields["seat"], fields["generation"], strict=True)):
-            self.applied[int(seat), int(generation)] += 1
-            fields["index"][at] = self.applied[int(seat), int(generation)]
+        for at, (seat, slot_version) in enumerate(zip(fields["seat"], fields["slot_version"], strict=True)):
+            self.applied[int(seat), int(slot_version)] += 1
+            fields["index"][at] = self.applied[int(seat), int(slot_version)]
         assert self.replies.room(len(replies)) >= len(replies)
         self.replies.write(replies)
 
@@ -129,7 +129,7 @@ class Rig:
         head, at = head_of(records), 0
         ((begin, end),) = self.layout.places
         while at < len(head):
-            key = int(head["seat"][at]), int(head["generation"][at])
+            key = int(head["seat"][at]), int(head["slot_version"][at])
             if head["kind"][at] == OPEN:
                 text, number = text_at(records, at, int(head["steps"][at]))
                 assert text.startswith(b"s")
@@ -190,11 +190,11 @@ def test_messages_arrive_whole_and_in_order_and_none_is_lost(
     rig.close()
     assert rig.most <= 2 * CHUNK
     for session in live:
-        assert rig.arrived[session.slot, session.generation] == rig.clients[session].sent
+        assert rig.arrived[session.slot, session.slot_version] == rig.clients[session].sent
         assert rig.clients[session].answers == rig.clients[session].sent
     for session in ended:
-        sent, came = rig.clients[session].sent, rig.arrived[session.slot, session.generation]
-        dropped = rig.dropped[session.slot, session.generation]
+        sent, came = rig.clients[session].sent, rig.arrived[session.slot, session.slot_version]
+        dropped = rig.dropped[session.slot, session.slot_version]
         whole = [each for each, asked in zip(came, sent, strict=False) if each == asked]
         assert len(whole) == len(sent) - dropped
         assert came[: len(whole)] == sent[: len(whole)]

@@ -138,7 +138,7 @@ def test_a_text_takes_as_many_records_as_it_needs() -> None:
     records = text_records(layout, FAIL, 5, 9, pack_error(error))
     head = head_of(records)
     assert (head["seat"] == 5).all()
-    assert (head["generation"] == 9).all()
+    assert (head["slot_version"] == 9).all()
     text, count = text_at(records, 0, int(head["steps"][0]))
     assert count == len(records) > 2
     again = unpack_error(text)
@@ -162,10 +162,10 @@ def test_seats_are_one_bound_for_all_processes_and_a_lost_ones_come_back(statefu
     engine.give_back(*own)
     assert ends[0].reclaim(2) == 2
     assert engine.live == 1
-    (seat, generation), _, third = taken
+    (seat, slot_version), _, third = taken
     again, later = ends[1].take_seat()
     assert again == seat
-    assert later == generation + 1
+    assert later == slot_version + 1
     engine.give_back_seats(np.array([again, third[0]]), np.array([later, third[1]]))
     assert engine.live == 0
     with pytest.raises(RuntimeError, match="freed twice"):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamcell.service.processes.engine.ring_batch import RingBatch, choose, one_step_each, rest
-from streamcell.service.processes.engine.ring_sessions import Desk
+from streamcell.service.processes.engine.ring_sessions import RingSessions
 from streamcell.service.processes.ring import Records
 from streamcell.service.processes.ring_records import FIELDS, HEADER, STEP, head_of
 
@@ -265,7 +265,7 @@ def test_no_line_of_python_runs_a_timestep(
             at, row, place, seats, counts = chosen
             assert len(at) == len(rest(pending, at, seats)) == half
             taken = pending[at]
-            batch = RingBatch(cast(Desk, None), taken, head_of(taken), row, place, seats, counts)
+            batch = RingBatch(cast(RingSessions, None), taken, head_of(taken), row, place, seats, counts)
             assert batch.steps == counts[0]
             return batch.keep(batch.row == 0)
 

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from streamcell.card import read_card, write_card
 from streamcell.export import export_model
 from streamcell.models import build
-from streamcell.service.batching.bell import EventBell
 from streamcell.service.engine.device import Device
 from streamcell.service.errors import ServiceError, SessionClosed
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
-from streamcell.service.processes.engine.ring_sessions import Desk
+from streamcell.service.processes.engine.ring_runner import RingRunner
+from streamcell.service.processes.engine.ring_sessions import RingSessions
+from streamcell.service.processes.event_wakeup import EventWakeup
 from streamcell.service.processes.ring import Reader, Records, Writer
 from streamcell.service.processes.ring_records import (
     END,
@@ -69,7 +70,7 @@ class Told:
 class Front:
     """A front end, by what it writes and reads."""
 
-    def __init__(self, desk: Desk, holder: int) -> None:
+    def __init__(self, desk: RingSessions, holder: int) -> None:
         self.desk, self.holder = desk, holder
         capacity, model = desk.capacity, desk.model
         self.seats = SharedCapacity(
@@ -82,15 +83,15 @@ class Front:
         asks, replies = desk.attach(holder)
         self.writer, self.reader = Writer(asks), Reader(replies)
         self.told: dict[int, Told] = defaultdict(Told)
-        self.generations: dict[int, int] = {}
+        self.slot_versions: dict[int, int] = {}
 
     def open(self) -> int:
         """A session's seat."""
-        seat, generation = self.seats.take_seat()
-        self.generations[seat] = generation
+        seat, slot_version = self.seats.take_seat()
+        self.slot_versions[seat] = slot_version
         self.told[seat] = Told()
-        text = f"{self.holder}-{seat}-{generation} test".encode()
-        self.writer.write(text_records(self.desk.inputs, OPEN, seat, generation, text))
+        text = f"{self.holder}-{seat}-{slot_version} test".encode()
+        self.writer.write(text_records(self.desk.inputs, OPEN, seat, slot_version, text))
         return seat
 
     def records(self, seat: int, x: np.ndarray, mode: Output = Output.ALL) -> Records:
@@ -99,7 +100,7 @@ class Front:
         records = np.zeros((steps, layout.record_bytes), np.uint8)
         fields = np.ndarray(steps, FIELDS, records, strides=(layout.record_bytes,))
         fields["kind"], fields["mode"], fields["steps"] = STEP, mode.value, steps
-        fields["seat"], fields["generation"] = seat, self.generations[seat]
+        fields["seat"], fields["slot_version"] = seat, self.slot_versions[seat]
         fields["first"][0] = fields["last"][-1] = 1
         fields["stamp"], fields["index"] = time.perf_counter(), np.arange(steps)
         ((begin, end),) = layout.places
@@ -110,7 +111,7 @@ class Front:
         self.writer.write(self.records(seat, x, mode))
 
     def end(self, seat: int) -> None:
-        self.writer.write(text_records(self.desk.inputs, END, seat, self.generations.pop(seat)))
+        self.writer.write(text_records(self.desk.inputs, END, seat, self.slot_versions.pop(seat)))
 
     def read(self) -> None:
         """Take what has come back."""
@@ -123,7 +124,7 @@ class Front:
         while at < len(head):
             seat = int(head["seat"][at])
             told = self.told[seat]
-            assert head["generation"][at] == self.generations[seat]
+            assert head["slot_version"][at] == self.slot_versions[seat]
             if head["kind"][at] == FAIL:
                 text, count = text_at(records, at, int(head["steps"][at]))
                 told.errors.append(unpack_error(text))
@@ -148,12 +149,14 @@ class Rig:
     def __init__(self, path: Path, *, own_thread: bool = False, **changes: Any) -> None:
         small = {"max_sessions": MAX_SESSIONS, "max_batch": MAX_BATCH, "max_chunk": MAX_CHUNK}
         configured = Settings.load(models=path.parent, **{**small, **changes})
-        self.model: LoadedModel = load(open_model(path, path.stem), configured, Device(), bell=EventBell())
+        self.model: LoadedModel = load(
+            open_model(path, path.stem), configured, Device(), wakeup=EventWakeup()
+        )
         self.table = SessionTable(idle_timeout_s=0)
-        self.desk = Desk(self.model, self.table)
-        self.rings = self.model.runner._rings
+        self.desk = RingSessions(self.model, self.table)
+        self.rings = RingRunner(self.model.engine, self.model.metrics, allow_non_finite=False)
         if own_thread:
-            self.model.batcher.ready.rings = self.desk
+            self.desk.serve(configured.non_finite == "allow")
         else:
             self.model.runner.stop()
         self.fronts: list[Front] = []
@@ -166,11 +169,11 @@ class Rig:
     def serve(self) -> list[list[int]]:
         """Run all that has come; each run's rows."""
         runs = []
-        self.desk.drain()
+        self.desk.gather()
         while (batch := self.desk.form()) is not None:
             runs.append(batch.counts.tolist())
             self.rings.run(batch)
-            self.desk.drain()
+            self.desk.gather()
         return runs
 
     def lose(self, *fronts: Front) -> None:
@@ -178,7 +181,7 @@ class Rig:
             self.desk.lose(front.holder)
             self.fronts.remove(front)
             os.close(front.seats.memory)
-        self.desk.drain()
+        self.desk.gather()
 
     def state(self, seat: int) -> tuple[np.ndarray, ...]:
         return self.model.engine.pool.read(seat + self.model.engine.pool.first_slot)
@@ -322,7 +325,7 @@ def test_sessions_of_two_front_ends_are_as_if_alone(
         if one.fails != "SESSION_CLOSED":
             assert len(one.told.replies) == len(one.sent)
         one.front.end(one.seat)
-        rig.desk.drain()
+        rig.desk.gather()
         live.remove(one)
 
     for act, which, steps, mode in plan:
@@ -343,8 +346,8 @@ def test_sessions_of_two_front_ends_are_as_if_alone(
             one.front.send(one.seat, bad, mode)
             one.fails = "NON_FINITE_INPUT"
         elif act == "fail" and not one.fails:
-            rig.desk.drain()  # it is known
-            name = f"{one.front.holder}-{one.seat}-{one.front.generations[one.seat]}"
+            rig.desk.gather()  # it is known
+            name = f"{one.front.holder}-{one.seat}-{one.front.slot_versions[one.seat]}"
             rig.table.find(name).session.owner.fail(SessionClosed("closed", session_id=name))
             one.fails = "SESSION_CLOSED"
         elif act == "serve":
@@ -611,7 +614,7 @@ def test_a_lost_front_end_gives_its_seats_back_and_the_others_go_on(
     kept.send(mine, x)
     for seat in theirs:  # some of it has come, some has not, when it dies
         lost.send(seat, x)
-    rig.desk.drain()
+    rig.desk.gather()
     lost.send(theirs[0], x)
     assert rig.desk.capacity.live == MAX_SESSIONS
     ended = rig.model.metrics.ended["frontend_lost"]
@@ -694,10 +697,10 @@ def test_nothing_of_an_earlier_run_is_in_the_buffers_of_a_later_one(rigs: Rigs) 
         mark = np.float32(number + 1)
         for seat, length in zip(seats, lengths, strict=True):
             front.send(seat, np.full((length, 3), mark, np.float32))
-        rig.desk.drain()
+        rig.desk.gather()
         batch = rig.desk.form()
         assert batch is not None
-        rows = rig.rings._stage(batch).values[0]
+        rows = rig.rings.fill(batch).values[0]
         for row, length in zip(rows, batch.counts.tolist(), strict=False):
             assert (row[:length] == mark).all()
             assert (row[length:] == 0).all()

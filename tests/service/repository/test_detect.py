@@ -8,15 +8,17 @@ import pytest
 from onnx import parser
 
 from streamcell.card import Signature, State, Tensor
-from streamcell.service.graph.interface import Border, read_border
+from streamcell.service.graph.interface import GraphInterface, read_interface
 from streamcell.service.load_errors import DetectionError
 from streamcell.service.repository.detect import detect
 from streamcell.service.repository.sidecar import Sidecar, resolve
 from streamcell.service.repository.state_names import state_pairs
 
 
-def border(text: str) -> Border:
-    return read_border(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph)
+def border(text: str) -> GraphInterface:
+    return read_interface(
+        parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph
+    )
 
 
 def named(i: str, o: str) -> bool:
@@ -241,4 +243,4 @@ def test_a_tensor_without_a_declared_shape_is_unclear() -> None:
     )
     model.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(DetectionError, match="'x' has no declared shape"):
-        detect(read_border(model.graph))
+        detect(read_interface(model.graph))

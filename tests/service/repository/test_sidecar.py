@@ -11,7 +11,7 @@ import pytest
 from onnx import parser
 
 from streamcell.card import Generation, Signature, State, Tensor
-from streamcell.service.graph.interface import Border, check_signature, read_border
+from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
 from streamcell.service.load_errors import SidecarError, SignatureError
 from streamcell.service.repository.sidecar import Sidecar, SidecarState, read_sidecar, resolve
 
@@ -36,8 +36,10 @@ output = "stateN"
 Write = Callable[[str], Sidecar]
 
 
-def border(text: str) -> Border:
-    return read_border(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph)
+def border(text: str) -> GraphInterface:
+    return read_interface(
+        parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph
+    )
 
 
 @pytest.fixture

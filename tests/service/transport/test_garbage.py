@@ -23,16 +23,16 @@ def cycle():
     return node, weakref.ref(node)
 
 node, ref = cycle()
-garbage.settle_again()
+garbage.refreeze_heap()
 assert not gc.get_freeze_count(), "nothing was settled before"
 young = gc.get_threshold()[0]
-garbage.calm()
+garbage.tune_gc()
 assert gc.get_freeze_count() > 1000 and gc.get_threshold()[0] > young
 
 del node
 gc.collect()
 assert ref() is not None, "a full collection walks what was alive when it was calmed"
-garbage.settle_again()
+garbage.refreeze_heap()
 assert ref() is None, "what was alive then and is garbage now was not collected"
 
 node, ref = cycle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -94,14 +95,21 @@ def _later(order: list[str], name: str, then: Callable[[], Any] = lambda: None) 
 def test_the_serving_thread_reads_the_sockets() -> None:
     """The core starts no reading threads of its own; it reads the wish when grpcio is imported."""
     code = (
-        "import streamcell.service, grpc, os, sys\n"
+        "from streamcell.service.transport.grpc_polling import read_on_serving_thread\n"
+        "import os, sys\n"
+        "assert 'grpc' not in sys.modules and 'GRPC_EXPERIMENTS' not in os.environ\n"
+        "read_on_serving_thread()\n"
+        "import grpc\n"
         "from concurrent import futures\n"
         "server = grpc.server(futures.ThreadPoolExecutor(1))\n"
         "server.add_insecure_port('127.0.0.1:0'); server.start()\n"
         "print(os.environ['GRPC_EXPERIMENTS'])\n"
         "server.stop(0).wait(5)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_EXPERIMENTS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
     assert ran.stdout.strip() == "-event_engine_listener"
     assert "experiment" not in ran.stderr.lower(), "this grpcio does not know the experiment any more"
 

@@ -8,12 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamcell.proto import pb
+from streamcell.service.protocols.common.protobuf import varint
 from streamcell.service.protocols.native.wire import (
     only_input,
     only_predict,
     predict_response,
     stream_response,
-    varint,
 )
 
 SIZES = st.sampled_from([0, 1, 2, 127, 128, 129, 300, 16383, 16384, 70000])

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 from streamcell.card import Signature, State, Tensor
 from streamcell.proto.inference import oip
 from streamcell.service.errors import ServiceError
-from streamcell.service.protocols.native.wire import varint
+from streamcell.service.protocols.common.protobuf import varint
 from streamcell.service.protocols.oip.request_cache import Plans
 from streamcell.service.protocols.oip.requests import Answers, Plan, flags, parse, plan
 from streamcell.service.repository.model_file import ModelFile

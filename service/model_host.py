@@ -1,4 +1,4 @@
-"""What stands behind the calls: the models, their sessions and their figures, and a handler a method."""
+"""What a process that runs models is made of, but for the transport."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamcell.proto import pb
-from streamcell.service.batching.bell import Bell
+from streamcell.service.batching.inline import Wakeup
 from streamcell.service.engine.device import Device
+from streamcell.service.lifecycle.changes import ModelChanges
 from streamcell.service.lifecycle.control import ModelControl
-from streamcell.service.lifecycle.loaded_model import load_all
+from streamcell.service.lifecycle.loaded_model import LoadedModel, load_all
 from streamcell.service.lifecycle.table import Models
 from streamcell.service.metrics.log_metrics import LostLines
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.metrics.triton_metrics import TritonMetrics
+from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import Limits
 from streamcell.service.protocols.native.frame_stream import FrameStream
-from streamcell.service.protocols.native.management import Control
+from streamcell.service.protocols.native.management import Management
 from streamcell.service.protocols.native.predict import predict
-from streamcell.service.protocols.native.stream import Service, StreamSession
+from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.protocols.oip.infer import Infer
 from streamcell.service.protocols.oip.repository import OipRepository
 from streamcell.service.protocols.oip.service import SERVICE as OIP_SERVICE
@@ -44,14 +46,14 @@ _HOUSEKEEPING_S = 0.5
 _DRAINING_S = 0.25  # between two looks for sequences that nobody can be waiting for
 
 
-class Host:
-    """The models at work, and what every call needs of them. Nothing in here knows how calls come in."""
+class ModelHost:
+    """The models at work with all that calls need of them, and a handler for each method. It opens no port."""
 
     def __init__(
         self,
         settings: Settings,
         served: Callable[[str, bool], None],
-        bell: Callable[[], Bell | None] = lambda: None,
+        wakeup: Callable[[], Wakeup | None] = lambda: None,
         all_read: Callable[[], bool] = lambda: True,
     ) -> None:
         """Load the models and start their engines.
@@ -59,7 +61,7 @@ class Host:
         Args:
             settings: the server's.
             served: told when a model begins or ceases to be served.
-            bell: makes what a model's engine sleeps on, where front ends share the models.
+            wakeup: makes what a model's engine thread sleeps on, if front ends share the models.
             all_read: waits until what has come to the sockets is with the sessions; False if that takes too long.
 
         Raises:
@@ -71,11 +73,15 @@ class Host:
         device.check()
         self.metrics = ServerMetrics()
         self.lost_lines = LostLines()
-        self.models = Models(load_all(at_start(settings), settings, device, bell))
+        self.models = Models(load_all(at_start(settings), settings, device, wakeup))
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
-        self.service = Service(self.models, self.sessions, self.metrics, Limits.of(settings))
-        self._control = ModelControl(settings, device, self.models, self.sessions, self.metrics, served)
-        self._oip = OipService(Infer(self.service, settings.max_infer_bytes, settings.queue_messages), device)
+        self.context: CallContext[LoadedModel] = CallContext(
+            self.models, self.sessions, self.metrics, Limits.of(settings)
+        )
+        changes = ModelChanges(settings, device, self.models, self.sessions, self.metrics, served)
+        self._control = ModelControl(settings, self.sessions, changes)
+        infer = Infer(self.context, settings.max_infer_bytes, settings.queue_messages)
+        self._oip = OipService(infer, device, self.metrics)
         self._thread = ControlThread()
         self._all_read = all_read
         self._stopping = threading.Event()
@@ -83,18 +89,18 @@ class Host:
 
     def services(self, lane: Lane) -> dict[str, dict[str, Handler]]:
         """A handler a method, by the service's full name; `lane` drives their calls."""
-        service = self.service
+        context = self.context
         answering = Answering(self.metrics.error, self._thread)
 
         def open_(call: Call) -> StreamSession:
-            return StreamSession(call, service)
+            return StreamSession(call, context)
 
         return {
             SERVICE: {
                 "Stream": lane.stream(open_),
-                "StreamFrames": lane.stream(lambda call: FrameStream(call, service)),
-                "Predict": lane.unary(lambda call, data: predict(call, data, service)),
-                **Control(service).handlers(lane, answering),
+                "StreamFrames": lane.stream(lambda call: FrameStream(call, context)),
+                "Predict": lane.unary(lambda call, data: predict(call, data, context)),
+                **Management(context).handlers(lane, answering),
             },
             OIP_SERVICE: {
                 **self._oip.handlers(lane, answering),

@@ -30,7 +30,7 @@ class _Entry:
     ended: bool = False
 
 
-class Retired:
+class DrainingModels:
     """For the model control's thread, which calls `tick` every `pause_s`; any thread may iterate."""
 
     def __init__(self, sessions: SessionTable, let_go: Callable[[LoadedModel], None]) -> None:

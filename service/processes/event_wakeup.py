@@ -1,27 +1,16 @@
-"""What an engine's thread sleeps on: a lock, or, where work comes from other processes too, many descriptors."""
+"""What an engine's thread sleeps on if work comes from other processes, too: descriptors wake it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
-from typing import Protocol
 
-from streamcell.service.processes.ring import count
-
-
-class Bell(Protocol):
-    """What the engine's thread sleeps on: a lock, or something that other things ring too."""
-
-    def acquire(self) -> bool:
-        """Sleep until it is rung, or has been since."""
-
-    def release(self) -> None:
-        """Ring it."""
+from .ring import count
 
 
-class EventBell:
-    """A `Bell` that is also rung by every descriptor that is watched, for as long as it is readable."""
+class EventWakeup:
+    """A `Wakeup` that every watched descriptor also wakes, for as long as it is readable."""
 
     def __init__(self) -> None:
         self._own = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -29,28 +18,28 @@ class EventBell:
         self._epoll.register(self._own, select.EPOLLIN)
 
     def acquire(self) -> bool:
-        """Sleep until it is rung, or has been since."""
+        """Sleep until `release` is called or a descriptor is readable; return at once if one has happened."""
         self._epoll.poll()
         count(self._own)
         return True
 
     def release(self) -> None:
-        """Ring it."""
+        """Wake the sleeping thread."""
         os.eventfd_write(self._own, 1)
 
     def wait(self) -> set[int]:
-        """As `acquire`; which of the watched descriptors are readable."""
+        """As `acquire`; returns the watched descriptors that are readable."""
         ready = {fd for fd, _ in self._epoll.poll()}
         count(self._own)
         return ready
 
     def close(self) -> None:
-        """Close its descriptors. Nobody sleeps on it."""
+        """Close its descriptors. No thread may sleep on it."""
         self._epoll.close()
         os.close(self._own)
 
     def watch(self, fd: int, on: bool) -> None:
-        """Be rung by `fd` while it is readable, or no longer. From any thread."""
+        """Be woken by `fd` while it is readable (`on`), or no longer. From any thread."""
         if on:
             self._epoll.register(fd, select.EPOLLIN)
         else:

@@ -1,0 +1,235 @@
+"""How a batch of sessions is run: rows in, outputs out, and an answer to each message that is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from streamcell.service.engine.engine import Engine, Staged
+from streamcell.service.errors import RefusedByModel, RunTimeout, ServiceError, run_failure
+from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.sessions.session import Output, Work
+from streamcell.service.sessions.value_check import ValueCheck, check_length
+
+from .batch import Batch
+from .batcher import Batcher
+from .guarded_run import GuardedRun, Later, RunTimes
+from .row_staging import RowStaging
+
+_log = structlog.get_logger(__name__)
+
+
+class Feedback(Protocol):
+    """Makes the inputs of work that `generates`, between two runs. For the thread that runs the engine."""
+
+    def prepare(self, batch: Batch) -> None:
+        """Before the run: make first inputs, and take out of `batch` what is not to run."""
+
+    def advance(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> None:
+        """After the run, before the batch is complete: make next inputs.
+
+        Args:
+            batch: as it ran; its states have advanced.
+            outputs: the outputs of all rows, one tensor after another.
+            strides: bytes of a row in each.
+        """
+
+    def answer(self, batch: Batch, waits: list[float], latencies: list[float]) -> int:
+        """Once the batch is complete: send what is due. How many messages got their first reply.
+
+        Seconds that a message waited for its batch go to `waits`, those until its first reply to `latencies`.
+        """
+
+
+class BatchRunner:
+    """Runs batches of sessions: the `RowKind` of a `Batch`. For the thread that runs the engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        batcher: Batcher,
+        metrics: ModelMetrics,
+        feedback: Feedback | None,
+        *,
+        allow_non_finite: bool,
+    ) -> None:
+        """The arguments are the runner's."""
+        self._batcher = batcher
+        self._metrics = metrics
+        self._feedback = feedback
+        self._signature = engine.signature
+        self._output_bytes = [tensor.step_bytes for tensor in engine.signature.outputs]
+        self._cutter = Cutter(self._output_bytes)
+        self._check = ValueCheck(engine.signature, allow_non_finite=allow_non_finite)
+        self._guarded = GuardedRun(engine, metrics, self._check)
+        self.fill = RowStaging(engine).stage
+
+    def run(self, batch: Batch) -> None:
+        """Run a batch and answer it."""
+        if batch.generates and self._feedback is not None:
+            try:
+                self._feedback.prepare(batch)
+            except Exception as error:  # a fault of ours ends these sessions, not the thread
+                _log.error("no inputs for a batch", rows=len(batch.rows), exc_info=error)
+                self.failed(batch, error)
+                return
+        self._guarded(self, batch)
+
+    # What `GuardedRun` asks for
+
+    def count(self, rows: Batch) -> int:
+        """How many rows there are."""
+        return len(rows.rows)
+
+    def apart(self, rows: Batch) -> Iterator[Batch]:
+        """The rows one by one, but a group's together."""
+        return rows.apart()
+
+    def without(self, rows: Batch, bad: list[int], later: Later) -> Batch:
+        """Take the refused messages out of the batch. Messages of the same row that came before stay in it."""
+        bad_groups = {id(group) for index in bad if (group := rows.rows[index].work.group) is not None}
+        kept = []
+        for index, row in enumerate(rows.rows):
+            if index in bad:
+                for place, part in enumerate(row.parts):
+                    if (error := self._wrong(part.work)) is not None:
+                        later.append(partial(row.session.owner.fail, error))
+                        row.parts = row.parts[:place]
+                        row.steps = sum(part.steps for part in row.parts)
+                        break
+            if row.work.group is not None and id(row.work.group) in bad_groups:
+                continue
+            if row.parts:
+                kept.append(row)
+            else:
+                self._batcher.complete(Batch([row], 0, uniform=False), applied=False)
+        if bad_groups:
+            gone = [group for group in rows.groups if id(group) in bad_groups]
+            rows.groups = [group for group in rows.groups if id(group) not in bad_groups]
+            self._batcher.complete(Batch([], 0, uniform=False, groups=gone), applied=False)
+        rows.rows = kept
+        rows.steps = max((row.steps for row in kept), default=0)
+        rows.uniform = False
+        return rows
+
+    def _wrong(self, work: Work) -> ServiceError | None:
+        return check_length(self._signature, work) or self._check.first_bad(work)
+
+    def refused(self, rows: Batch, cause: Exception, later: Later) -> None:
+        """A row that failed alone is refused."""
+        self._batcher.complete(rows, applied=False)
+        later.append(partial(rows.rows[0].session.owner.fail, RefusedByModel.because(cause)))
+
+    def failed(self, rows: Batch, cause: Exception) -> None:
+        """Each session of the batch ends, so no state that the run may have written is read again."""
+        if isinstance(cause, RunTimeout):
+            self._batcher.inline.policy.stalled()
+        self._batcher.complete(rows, applied=False)
+        for row in rows.rows:
+            error = run_failure(cause)
+            self._metrics.request_failed(error, len(row.parts) - 1)  # the owner counts the first
+            row.session.owner.fail(error)
+
+    def completed(self, rows: Batch, staged: Staged, times: RunTimes) -> tuple[int, int]:
+        """Advance the sessions, and hand each message's outputs to its session's owner."""
+        batch, used = rows, len(rows.rows)
+        self._batcher.inline.ran(used, times.ended_s - times.began_s)
+        strides = [staged.steps * size for size in self._output_bytes]
+        outputs = [
+            view[: used * stride].tobytes() for view, stride in zip(staged.outputs, strides, strict=True)
+        ]
+        if self._feedback is not None:
+            self._feedback.advance(batch, outputs, strides)
+        self._batcher.complete(batch, applied=True)
+        return self._answer(batch, outputs, strides)
+
+    def _answer(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> tuple[int, int]:
+        now_s = time.perf_counter()
+        latencies: list[float] = []
+        waits: list[float] = []
+        parts = answered = 0
+        uniform, taken_s = batch.uniform, batch.taken_s
+        sizes = [batch.steps * size for size in self._output_bytes]
+        cuts = list(zip(outputs, strides, sizes, strict=True))
+        for index, row in enumerate(batch.rows):
+            session = row.session
+            work = row.work
+            if session.ended or work.generates:
+                continue
+            if uniform and work.output is Output.ALL:
+                answered += 1
+                if work.counted:
+                    parts += 1
+                    arrived_s = work.arrived_s
+                    waits.append(taken_s - arrived_s)
+                    latencies.append(now_s - arrived_s)
+                tensors = [data[index * stride : index * stride + size] for data, stride, size in cuts]
+                session.owner.deliver(work, tensors, work.steps, session.step_index)
+                continue
+            offsets = [index * stride for stride in strides]
+            step_index = session.step_index - row.steps
+            for work, start, count in row.parts:
+                parts += work.counted
+                if start == 0 and work.counted:
+                    waits.append(taken_s - work.arrived_s)
+                step_index += count
+                answer = self._cutter.cut(work, start, count, outputs, offsets)
+                if answer is not None:
+                    answered += 1
+                    if work.counted:
+                        latencies.append(now_s - work.arrived_s)
+                    session.owner.deliver(work, answer, work.steps_given, step_index)
+                offsets = [
+                    offset + count * size for offset, size in zip(offsets, self._output_bytes, strict=True)
+                ]
+        if batch.generates and self._feedback is not None:
+            first = self._feedback.answer(batch, waits, latencies)
+            parts += first
+            answered += first
+        used = len(batch.rows)
+        steps = used * batch.steps if uniform else sum([row.steps for row in batch.rows])
+        self._metrics.delivered(steps, used, waits, latencies)
+        return parts, answered
+
+
+class Cutter:
+    """Cuts messages' outputs out of a batch's."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        """`sizes`: the bytes of a timestep of each output."""
+        self._sizes = sizes
+
+    def steps(self, outputs: list[bytes], offsets: list[int], steps: int) -> list[bytes]:
+        """Cut `steps` timesteps out of each output, from its offset on."""
+        return [
+            data[offset : offset + steps * size]
+            for data, offset, size in zip(outputs, offsets, self._sizes, strict=True)
+        ]
+
+    def cut(
+        self, work: Work, start: int, count: int, outputs: list[bytes], offsets: list[int]
+    ) -> list[bytes] | None:
+        """The outputs of a message whose last part has run; None if it has parts to come.
+
+        `start` and `count` say which of its timesteps ran, and begin at `offsets` in the outputs.
+        """
+        last = start + count == work.steps
+        if work.output is Output.NONE:
+            return [] if last else None
+        if work.output is Output.LAST:
+            if not last:
+                return None
+            ends = [offset + (count - 1) * size for offset, size in zip(offsets, self._sizes, strict=True)]
+            return self.steps(outputs, ends, 1)
+        tensors = self.steps(outputs, offsets, count)
+        if last and work.pieces is None:
+            return tensors
+        if work.pieces is None:
+            work.pieces = [[] for _ in tensors]
+        for pieces, tensor in zip(work.pieces, tensors, strict=True):
+            pieces.append(tensor)
+        return [b"".join(pieces) for pieces in work.pieces] if last else None

@@ -1,0 +1,162 @@
+"""One run of a model over rows of any kind: stage, check, run, complete. A fault ends as few sessions as it can.
+
+A row with a value that may not be is refused, and the others run. If a run fails and has left all states unchanged,
+each row runs again alone and only the one that fails again is refused. Otherwise every session of the run ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+
+import structlog
+
+from streamcell.service.engine.engine import Engine, Staged
+from streamcell.service.errors import RunTimeout
+from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.sessions.value_check import ValueCheck
+
+_log = structlog.get_logger(__name__)
+_Rows = TypeVar("_Rows")
+
+# Refusals, each told to a session's owner once the other rows have been answered.
+Later: TypeAlias = list[Callable[[], None]]
+
+
+class Misfit(Exception):
+    """Some rows hold payloads that are not as long as their steps say; `rows` are their places in the batch.
+
+    Every entrance checks that. If one forgets to, the row's sender is refused: a short or a long part would shift the
+    rows behind it, and one session would read another's input.
+    """
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+
+class RunTimes(NamedTuple):
+    """When the rows were taken up, and when their run began and ended; `time.perf_counter` seconds."""
+
+    taken_s: float
+    began_s: float
+    ended_s: float
+
+
+class RowKind(Protocol[_Rows]):
+    """What a guarded run has to know of its rows. For the thread that runs the engine."""
+
+    def count(self, rows: _Rows) -> int:
+        """How many rows there are."""
+
+    def fill(self, rows: _Rows) -> Staged:
+        """Copy inputs, lengths and slots into the staging buffers.
+
+        Raises:
+            Misfit: some rows have a wrong length.
+        """
+
+    def without(self, rows: _Rows, bad: list[int], later: Later) -> _Rows:
+        """What is left once the messages with wrong values in the rows at places `bad` are refused."""
+
+    def apart(self, rows: _Rows) -> Iterable[_Rows]:
+        """The rows one by one; what must run together stays together."""
+
+    def completed(self, rows: _Rows, staged: Staged, times: RunTimes) -> tuple[int, int]:
+        """The states have advanced: note it, and answer.
+
+        Returns:
+            (requests of which a part ran, requests that are answered with that; one of several rows counts as these)
+        """
+
+    def refused(self, rows: _Rows, cause: Exception, later: Later) -> None:
+        """One of `apart` failed alone, and all states are unchanged: refuse it."""
+
+    def failed(self, rows: _Rows, cause: Exception) -> None:
+        """The run failed and states may be lost: end all sessions of it."""
+
+
+class GuardedRun:
+    """Runs rows on one engine. For the thread that runs the engine.
+
+    It is given the kind of rows with each call: if it held it, the two would be a cycle that keeps the engine alive.
+    """
+
+    def __init__(self, engine: Engine, metrics: ModelMetrics, check: ValueCheck | None) -> None:
+        """`check`: which values may run; None if all values have been checked on arrival."""
+        self._engine = engine
+        self._metrics = metrics
+        self._check = check
+        self._inputs = len(engine.signature.inputs)
+
+    def __call__(self, kind: RowKind[_Rows], rows: _Rows) -> None:
+        """Run `rows` and answer them."""
+        taken_s = time.perf_counter()
+        later: Later = []
+        ran: tuple[Staged, RunTimes] | None = None
+        used = 0
+        try:
+            while ran is None and (used := kind.count(rows)):
+                try:
+                    staged = kind.fill(rows)
+                    check = self._check
+                    bad = [] if check is None else check.bad_rows(staged.values[: self._inputs], used)
+                except Misfit as misfit:
+                    bad = misfit.rows
+                if bad:
+                    rows = self._refuse(kind, rows, bad, later)
+                else:
+                    ran = staged, self._run(staged, used, taken_s)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            # A run that was ended for its time may have written some states, and each row could take as long.
+            if self._engine.commits_last and not isinstance(error, RunTimeout):
+                self._run_apart(kind, rows, later)
+            else:
+                _log.error("engine run failed", rows=used, exc_info=error)
+                kind.failed(rows, error)
+        else:
+            if ran is not None:
+                self._complete(kind, rows, *ran)
+        for refuse in later:
+            refuse()
+
+    def _refuse(self, kind: RowKind[_Rows], rows: _Rows, bad: list[int], later: Later) -> _Rows:
+        known = len(later)
+        left = kind.without(rows, bad, later)
+        if len(later) == known:  # the same rows would be found bad for ever
+            raise AssertionError(f"no message in the rows at {bad} has a wrong value")
+        # No refused value may stay behind in padding.
+        self._engine.clear_inputs()
+        return left
+
+    def _run(self, staged: Staged, used: int, taken_s: float) -> RunTimes:
+        began_s = time.perf_counter()
+        self._engine.run(staged)
+        ended_s = time.perf_counter()
+        self._metrics.ran(used, staged.rows * staged.steps, ended_s - began_s)
+        return RunTimes(taken_s, began_s, ended_s)
+
+    def _complete(self, kind: RowKind[_Rows], rows: _Rows, staged: Staged, times: RunTimes) -> None:
+        parts, answered = kind.completed(rows, staged, times)
+        taken_s, began_s, ended_s = times
+        self._metrics.requests.computed(
+            parts, answered, began_s - taken_s, ended_s - began_s, time.perf_counter() - ended_s
+        )
+
+    def _run_apart(self, kind: RowKind[_Rows], rows: _Rows, later: Later) -> None:
+        """The run failed and left all states unchanged: run each row alone and refuse only what fails again."""
+        self._engine.clear_inputs()
+        for alone in kind.apart(rows):
+            taken_s = time.perf_counter()
+            try:
+                staged = kind.fill(alone)
+                times = self._run(staged, kind.count(alone), taken_s)
+            except Exception as error:
+                self._engine.clear_inputs()
+                if isinstance(error, RunTimeout):
+                    kind.failed(alone, error)
+                else:
+                    kind.refused(alone, error, later)
+            else:
+                self._complete(kind, alone, staged, times)

@@ -1,0 +1,120 @@
+"""Who runs the next batch: the engine's thread, or in its place the thread that reads messages.
+
+Handing a batch to the engine's thread costs wake-ups, and both threads want the GIL while the replies go out: about
+5 µs a message and 60 µs a batch. A run that takes no longer than that is done sooner, and for less CPU, by the thread
+that read the messages. A longer run leaves the reading thread free if the engine's thread does it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from .batch import Batch
+
+# Calls a function on the thread that reads messages, after those that have arrived; False if it cannot.
+Soon: TypeAlias = Callable[[Callable[[], None]], bool]
+
+# Measured on two virtual cores of one machine. On another they may differ by a factor of two, and little depends on it.
+_BATCH_S, _ROW_S = 60e-6, 5e-6
+_MOST_S = 1e-3  # nothing is read while a batch runs inline: no run may be expected to take longer
+_WEIGHT = 0.1  # of the newest run
+_SURELY = 0.8  # of what a run may take: to begin with inline runs, they must be clearly short
+
+
+class InlinePolicy:
+    """Decides whether a model's runs are short enough to execute inline. `short` says how to do the next one."""
+
+    __slots__ = ("_ratio", "short")
+
+    def __init__(self) -> None:
+        self._ratio = 2.0
+        self.short = False
+
+    def stalled(self) -> None:
+        """Note that a run had to be ended: no run is inline until many have been short."""
+        self._ratio, self.short = 4.0, False
+
+    def ran(self, rows: int, took_s: float) -> None:
+        """Note that a run of `rows` rows took `took_s`."""
+        ratio = took_s / min(_BATCH_S + _ROW_S * rows, _MOST_S)
+        # A stall says nothing about the next run: no run counts as more than four times too long.
+        self._ratio += _WEIGHT * (min(ratio, 4.0) - self._ratio)
+        self.short = self._ratio < (1.0 if self.short else _SURELY)
+
+
+class Wakeup(Protocol):
+    """What the engine's thread sleeps on: a lock, or something that other processes can release, too."""
+
+    def acquire(self) -> bool:
+        """Sleep until `release` is called, or return at once if it has been called since."""
+
+    def release(self) -> None:
+        """Wake the sleeping thread."""
+
+
+class InlineRuns:
+    """Whether the engine's thread is awake, sleeps, or sleeps while a run is booked in its place.
+
+    Only one of the two threads runs the engine at a time. The batcher's lock guards all but `ran` and `sleep`:
+
+        awake ──nothing is ready──▶ asleep ──a message comes, and runs are short──▶ booked
+          ▲                           │ ▲                                             │
+          ├──────a message comes──────┘ └────────the run is over, nothing is left─────┤
+          └───────────────────the run is over, the engine's thread takes the rest─────┘
+
+    Attributes:
+        asleep: the engine's thread sleeps, and no run is booked.
+        policy: decides whether runs are short.
+        run: runs a batch that was booked.
+        wakeup: what the engine's thread sleeps on, if more than the batcher may wake it; then no run is inline.
+    """
+
+    __slots__ = ("_served", "_wakeup", "asleep", "policy", "run", "wakeup")
+
+    def __init__(self, wakeup: Wakeup | None) -> None:
+        self.wakeup = wakeup
+        # If it is a lock, it is held while the engine's thread has no reason to wake.
+        self._wakeup: Wakeup = wakeup or threading.Lock()
+        if wakeup is None:
+            self._wakeup.acquire()
+        self.policy = InlinePolicy()
+        self.asleep = False
+        self._served = False
+        self.run: Callable[[Batch], None] = _run_nothing
+
+    def serve(self, run: Callable[[Batch], None] | None) -> None:
+        """Have inline runs done by `run` from now on; None: have none."""
+        # The engine's thread must not wake while another runs the engine, as it would if other processes can wake it.
+        self._served = run is not None and self.wakeup is None
+        self.run = run or _run_nothing
+
+    def sleep(self) -> None:
+        """Sleep until woken; for the engine's thread."""
+        self._wakeup.acquire()
+
+    def wake_engine(self) -> None:
+        """Wake the engine's thread, which is asleep."""
+        self.asleep = False
+        self._wakeup.release()
+
+    def ran(self, rows: int, took_s: float) -> None:
+        """Note that a run of `rows` rows took `took_s`, whichever thread did it."""
+        self.policy.ran(rows, took_s)
+
+    def book(self) -> bool:
+        """Book a run if runs are short and the engine's thread sleeps; True if the caller is to see that it is done."""
+        if not (self.asleep and self._served and self.policy.short):
+            return False
+        self.asleep = False
+        return True
+
+    def finish(self, *, more: bool) -> bool:
+        """The booked run is over. True if another is booked, because there is `more` to run inline."""
+        self.asleep = True
+        return more and self.book()
+
+
+def _run_nothing(batch: Batch) -> None:
+    """The runner has stopped, and its sessions have ended."""

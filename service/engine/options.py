@@ -1,0 +1,56 @@
+"""How an engine is to run its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from streamcell.service.settings import Settings
+
+from .device import Device
+
+Cell: TypeAlias = Literal["auto", "operator", "decomposed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What a model's engine is made with.
+
+    Attributes:
+        device: where it runs.
+        max_sessions: slots in the pool.
+        max_batch: the most rows of a run.
+        max_chunk: the most timesteps a row of a run.
+        intra_op_threads: ONNX Runtime's threads within an operator.
+        fixed_shapes: pad runs to sizes 1, 2, 4, …; None: on CUDA only.
+        cell: what runs of one timestep compute recurrent layers with: ONNX Runtime's operators, the same
+            written out, or at each size what was faster at warm-up; None: that on CUDA and, for GRU and RNN,
+            on the CPU, where the LSTM operator is the faster one.
+        cuda_graphs: replay runs of one timestep as CUDA graphs, or fail; None: on CUDA if that is known to be safe.
+    """
+
+    device: Device
+    max_sessions: int
+    max_batch: int
+    max_chunk: int
+    intra_op_threads: int = 1
+    fixed_shapes: bool | None = None
+    cell: Cell | None = None
+    cuda_graphs: bool | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, device: Device, *, stateful: bool) -> EngineOptions:
+        """The options that the server's settings give.
+
+        A stateless model may look at a message as a whole, so its messages are not cut into chunks.
+        """
+        return cls(
+            device=device,
+            max_sessions=settings.max_sessions,
+            max_batch=settings.max_batch,
+            max_chunk=settings.max_chunk if stateful else settings.max_steps_per_message,
+            intra_op_threads=settings.intra_op_threads,
+            fixed_shapes=settings.fixed_shapes,
+            cell=settings.cell,
+            cuda_graphs=settings.cuda_graphs,
+        )

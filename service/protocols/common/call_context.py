@@ -1,0 +1,44 @@
+"""What every call needs, whichever protocol it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from streamcell.service.errors import ServiceError
+from streamcell.service.sessions.model import Model
+from streamcell.service.sessions.table import SessionTable
+
+from .requests import Limits
+
+M_co = TypeVar("M_co", bound=Model, covariant=True)
+
+
+class ModelFinder(Protocol[M_co]):
+    """The models that are served; see `lifecycle.table.Models`."""
+
+    def __iter__(self) -> Iterator[M_co]: ...
+
+    def find(self, name: str, version: str = "") -> M_co:
+        """The model of that name; the newest version if none is named. Raises NotFound or ModelUnloading."""
+
+    def versions(self, name: str) -> Mapping[str, M_co]:
+        """The versions of `name` that are served, the newest last."""
+
+
+class ErrorCounter(Protocol):
+    """Counts the errors that clients are sent."""
+
+    def error(self, error: ServiceError) -> None:
+        """Count one."""
+
+
+@dataclass(frozen=True)
+class CallContext(Generic[M_co]):
+    """What every call needs. Front ends and the process that runs the models each have one."""
+
+    models: ModelFinder[M_co]
+    sessions: SessionTable
+    metrics: ErrorCounter
+    limits: Limits

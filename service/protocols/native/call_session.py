@@ -1,0 +1,103 @@
+"""A streaming call that stands for a session: whichever ends first, and however, ends the other."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from streamcell.proto import pb
+from streamcell.service.errors import ServiceError, as_status
+from streamcell.service.protocols.common.call_context import CallContext
+from streamcell.service.protocols.common.requests import check_size
+from streamcell.service.sessions.model import Model
+from streamcell.service.sessions.session import Output
+from streamcell.service.sessions.table import Live
+from streamcell.service.transport.calls import Call
+
+M = TypeVar("M", bound=Model)
+
+
+class CallSession(Generic[M]):
+    """The call's handler, called on grpcio's thread, and the session's owner, called on the engine's.
+
+    `_submitted` is written by the first thread only and `_answered` by the second only, so the end of a
+    half-closed stream is seen by whichever comes last.
+    """
+
+    __slots__ = (
+        "_answered", "_call", "_context", "_finished", "_greeting", "_half_closed", "_live", "_output", "_over",
+        "_submitted",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, context: CallContext[M]) -> None:
+        self._call = call
+        self._context = context
+        self._live: Live[M] | None = None
+        self._greeting: pb.SessionOpened | None = None  # goes out with the first reply
+        self._output = Output.ALL
+        self._submitted = self._answered = 0  # messages
+        self._half_closed = self._finished = self._over = False
+
+    # The call's side
+
+    def on_message(self, data: bytes) -> bool:
+        """Take one message; False if the stream should not be read on."""
+        try:
+            check_size(data, self._context.limits)
+            return self._take(data)
+        except ServiceError as error:
+            self.fail(error)
+            return False
+
+    def _take(self, data: bytes) -> bool:
+        """As `on_message`, for one that is not too large; raises ServiceError."""
+        raise NotImplementedError
+
+    def on_half_close(self) -> None:
+        """The client has no more messages: end once the last reply is out."""
+        self._half_closed = True
+        self._finish_if_done()
+
+    def on_end(self, cancelled: bool) -> None:
+        """The call is over, however it ended."""
+        # The session knows its owner: forgetting it here leaves no cycle for the garbage collector.
+        live, self._live = self._live, None
+        self._over = True
+        if live is None:
+            return
+        if self._finished:
+            reason = "cancelled" if cancelled else "closed"
+            live.model.metrics.session_ended(reason, live.session.members)
+        else:
+            self._context.sessions.end(live, self._call.gone)
+
+    # The session's side
+
+    def resume(self) -> None:
+        """Read on: the queue has room."""
+        self._call.resume()
+
+    def fail(self, error: ServiceError) -> None:
+        """End the session and the call with a typed error. The first end stands."""
+        if self._over:
+            return
+        live = self._live
+        if live is None or self._context.sessions.end(live, error.reason.lower()):
+            self._context.metrics.error(error)
+            if live is not None:
+                live.model.metrics.request_failed(error)
+            self._call.end(*as_status(error))
+
+    def _was_answered(self) -> None:
+        """Note that a message has had its last reply."""
+        self._answered += 1
+        if self._half_closed:
+            self._finish_if_done()
+
+    def _finish_if_done(self) -> None:
+        if self._answered < self._submitted:
+            return
+        live = self._live
+        if live is None or self._context.sessions.release(live):
+            # Counted in `on_end`: a call that looks half-closed may have been cancelled.
+            self._finished = True
+            self._call.end()

@@ -1,0 +1,187 @@
+"""Which values a model's inputs may hold: finite ones, unless the server allows all; bools that are 0 or 1; indices
+that are in the tables that they index.
+
+One rule an input decides, for a batch in the staging buffers as for one message. The rule sees whole arrays; the error
+text is made from the first bad value's place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from streamcell.card import Signature, Tensor
+from streamcell.service.errors import (
+    IndexOutOfRange,
+    InvalidArgument,
+    MalformedMessage,
+    NonFiniteInput,
+    WrongByteCount,
+)
+
+from .session import Work
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class ValueRule(Protocol):
+    """What the values of one input may be. `values` ends in the axes of a timestep."""
+
+    @property
+    def error(self) -> type[InvalidArgument]:
+        """What a message with another value is refused with."""
+
+    def fine(self, values: Array) -> bool:
+        """True if every value may be: one pass, for the usual case. `values` is contiguous."""
+
+    def inside(self, values: Array) -> Truths:
+        """Which values may be; of the shape of `values`."""
+
+    def wanted(self, element: int) -> str:
+        """What a timestep's `element` may hold, in words."""
+
+
+class _Finite:
+    error: type[InvalidArgument] = NonFiniteInput
+
+    def fine(self, values: Array) -> bool:
+        flat = values.reshape(-1)
+        # Any NaN or infinity shows in the sum of squares; so may large numbers, and then each is looked at.
+        return math.isfinite(np.dot(flat, flat)) or bool(self.inside(values).all())
+
+    def inside(self, values: Array) -> Truths:
+        return np.isfinite(values)
+
+    def wanted(self, element: int) -> str:
+        return "finite values"
+
+
+class _ZeroOrOne:
+    error: type[InvalidArgument] = MalformedMessage
+
+    def fine(self, values: Array) -> bool:
+        return bool(self.inside(values).all())
+
+    def inside(self, values: Array) -> Truths:
+        return np.asarray(values.view(np.uint8) <= 1)
+
+    def wanted(self, element: int) -> str:
+        return "bytes that are 0 or 1"
+
+
+class _Index:
+    """Indices within their ranges, from the graph or the card: see `graph/index_ranges.py`."""
+
+    error: type[InvalidArgument] = IndexOutOfRange
+
+    def __init__(self, tensor: Tensor) -> None:
+        dtype = np.dtype(tensor.dtype)
+        low, high = zip(*tensor.index_ranges, strict=True)
+        shape = tensor.step_shape if len(low) > 1 else (1,)
+        self._low: Array = np.array(low, dtype).reshape(shape)
+        self._high: Array = np.array(high, dtype).reshape(shape)
+        self._unsigned = np.dtype(f"u{dtype.itemsize}")
+        # Counted from the lowest value in unsigned numbers, a value below it is larger than any other.
+        self._span = self._high.view(self._unsigned) - self._low.view(self._unsigned)
+        self._one = len(low) == 1
+        self._from_zero = not self._low.any()
+
+    def fine(self, values: Array) -> bool:
+        counted = (values if self._from_zero else values - self._low).view(self._unsigned)
+        if self._one:
+            return bool(np.maximum.reduce(counted, axis=None) <= self._span[0])
+        return not (counted > self._span).any()
+
+    def inside(self, values: Array) -> Truths:
+        return np.asarray((values >= self._low) & (values <= self._high))
+
+    def wanted(self, element: int) -> str:
+        low, high = (int(bound.reshape(-1)[0 if self._one else element]) for bound in (self._low, self._high))
+        return f"an index from {low} to {high}"
+
+
+_FINITE, _ZERO_OR_ONE = _Finite(), _ZeroOrOne()
+
+
+def _rule(tensor: Tensor, allow_non_finite: bool) -> ValueRule | None:
+    """The rule for one input; None if it may hold anything."""
+    kind = np.dtype(tensor.dtype).kind
+    if kind == "f":
+        return None if allow_non_finite else _FINITE
+    if kind == "b":
+        return _ZERO_OR_ONE
+    return _Index(tensor) if tensor.index_ranges else None
+
+
+class ValueCheck:
+    """The rules of one model's inputs."""
+
+    def __init__(self, signature: Signature, *, allow_non_finite: bool) -> None:
+        self._tensors = signature.inputs
+        self._rules = [_rule(tensor, allow_non_finite) for tensor in signature.inputs]
+
+    def bad_rows(self, inputs: Sequence[Array], used: int) -> list[int]:
+        """Which of the first `used` rows hold a value that may not be. `inputs`: [rows, …] each."""
+        bad: set[int] = set()
+        for array, rule in zip(inputs, self._rules, strict=True):
+            if rule is None:
+                continue
+            rows = array if used == len(array) else array[:used]
+            if not rule.fine(rows):
+                bad.update(np.flatnonzero(~rule.inside(rows).reshape(used, -1).all(axis=1)).tolist())
+        return sorted(bad)
+
+    def bad_steps(self, inputs: Sequence[Array]) -> list[int]:
+        """Which timesteps hold a value that may not be. `inputs`: uint8[steps, step_bytes] each."""
+        bad: set[int] = set()
+        for tensor, data, rule in zip(self._tensors, inputs, self._rules, strict=True):
+            if rule is None:
+                continue
+            values = data.view(tensor.dtype).reshape(-1, *tensor.step_shape)
+            if not rule.fine(values):
+                steps = rule.inside(values).reshape(len(values), -1).all(axis=1)
+                bad.update(np.flatnonzero(~steps).tolist())
+        return sorted(bad)
+
+    def first_bad(self, work: Work, *, steps_before: int = 0) -> InvalidArgument | None:
+        """What is wrong with the values of `work`'s payloads, naming the first bad one; None if nothing is.
+
+        `steps_before` is the number by which the error names the first step.
+        """
+        for tensor, payload, rule in zip(self._tensors, work.payloads, self._rules, strict=True):
+            if rule is None:
+                continue
+            values = np.frombuffer(payload, tensor.dtype).reshape(-1, *tensor.step_shape)
+            if rule.fine(values):
+                continue
+            first = int(np.argmin(rule.inside(values).reshape(-1)))
+            step, element = divmod(first, max(1, values.size // work.steps))
+            step += steps_before
+            came = values.reshape(-1)[first] if values.dtype.kind != "b" else payload[first]
+            wanted = rule.wanted(element)
+            facts: dict[str, object] = {"input": tensor.name, "step": step, "element": element}
+            if rule.error is IndexOutOfRange:
+                facts |= {"expected": wanted, "got": came}
+            return rule.error(
+                f"input {tensor.name!r}: expected {wanted}, got {came} at step {step}, element {element}",
+                **facts,
+            )
+        return None
+
+
+def check_length(signature: Signature, work: Work) -> WrongByteCount | None:
+    """What is wrong with the lengths of `work`'s payloads, which are [steps, *step_shape] each; None if nothing is."""
+    for tensor, payload in zip(signature.inputs, work.payloads, strict=True):
+        expected = work.steps * tensor.step_bytes
+        if len(payload) != expected:
+            return WrongByteCount(
+                f"input {tensor.name!r}: {work.steps} timesteps take {expected} bytes, got {len(payload)}",
+                input=tensor.name,
+                expected=expected,
+                got=len(payload),
+            )
+    return None

@@ -69,6 +69,11 @@ def message(x: Array, by: int = 0) -> Work:
     return Work((data,), len(x), Output.ALL, 0, 0.0)
 
 
+def row_of(session: Session, steps: int, *parts: Part) -> Row:
+    """A row of these parts."""
+    return Row(session, steps, list(parts), parts[0].work)
+
+
 def alone(model: LoadedModel, *chunks: Array) -> list[Array]:
     """What a session of its own gives."""
     owner = Owner()
@@ -97,7 +102,7 @@ def test_who_brings_too_few_or_too_many_bytes_is_refused_alone(
     chunks = [steps(length, seed) for seed, length in enumerate(lengths)]
     batch = Batch(
         [
-            Row(session, len(x), [Part(message(x, by if at == 1 else 0), 0, len(x))])
+            row_of(session, len(x), Part(message(x, by if at == 1 else 0), 0, len(x)))
             for at, (session, x) in enumerate(zip(sessions, chunks, strict=True))
         ],
         max(lengths),
@@ -122,7 +127,7 @@ def test_two_wrong_lengths_that_make_up_for_each_other_are_both_refused(model: L
     for session in sessions:
         session.in_flight = True
     rows = [
-        Row(session, 2, [Part(message(x, by), 0, 2)])
+        row_of(session, 2, Part(message(x, by), 0, 2))
         for session, by in zip(sessions, (-12, 0, 12), strict=True)
     ]
     model.runner._runs[Batch](Batch(rows, 2, uniform=True))
@@ -137,7 +142,7 @@ def test_what_came_before_a_bad_length_in_its_session_is_answered(model: LoadedM
     session = model.batcher.open("a", owner)
     first, second = steps(2, 1), steps(3, 2)
     session.in_flight = True
-    row = Row(session, 5, [Part(message(first), 0, 2), Part(message(second, -12), 0, 3)])
+    row = row_of(session, 5, Part(message(first), 0, 2), Part(message(second, -12), 0, 3))
     model.runner._runs[Batch](Batch([row], 5, uniform=False))
     assert [type(error) for error in owner.errors] == [WrongByteCount]
     np.testing.assert_allclose(owner.answers[0], alone(model, first)[0], rtol=1e-5, atol=1e-5)
@@ -153,7 +158,7 @@ def test_nothing_of_an_earlier_run_is_in_the_buffers_of_a_later_one(model: Loade
         lengths = [rng.randint(1, 8) for _ in range(rng.randint(1, 6))]
         mark = float(number + 1)
         rows = [
-            Row(session, length, [Part(message(np.full((length, INPUT), mark, np.float32)), 0, length)])
+            row_of(session, length, Part(message(np.full((length, INPUT), mark, np.float32)), 0, length))
             for session, length in zip(sessions, lengths, strict=False)
         ]
         staged = staging.stage(Batch(rows, max(lengths), uniform=len(set(lengths)) == 1))
@@ -168,7 +173,8 @@ def test_no_byte_of_a_wrong_length_is_copied(model: LoadedModel) -> None:
     for uniform in (True, False):
         model.engine.clear_inputs()
         rows = [
-            Row(session, 2, [Part(message(np.full((2, INPUT), 7, np.float32), by), 0, 2)]) for by in (-12, 12)
+            row_of(session, 2, Part(message(np.full((2, INPUT), 7, np.float32), by), 0, 2))
+            for by in (-12, 12)
         ]
         with pytest.raises(Misfit):
             staging.stage(Batch(rows, 2, uniform=uniform))

@@ -126,7 +126,7 @@ def test_clients_that_send_far_ahead_are_held_back_and_all_answered(
     server: ServerProcess, modules: dict[str, torch.nn.Module]
 ) -> None:
     before = ended_for_memory(server)
-    rows, messages, streams = 16_384, 16, 24
+    rows, messages, streams = 65_536, 8, 24  # 150 MB, of which a connection may have a third
     x = np.zeros((rows, 3), np.float32)
 
     def sent() -> Iterator[pb.StreamRequest]:
@@ -140,3 +140,26 @@ def test_clients_that_send_far_ahead_are_held_back_and_all_answered(
         for call in calls:
             assert [reply.step_index for reply in call][-1] == rows * messages
     assert ended_for_memory(server) == before
+
+
+def test_windows_of_many_streams_do_not_keep_a_connection_from_being_read(
+    start_server: Serve, models_dir: Path
+) -> None:
+    # What 48 streams may send before they are read is three times what the connection may have.
+    server = start_server(
+        models_dir, "--max-in-flight-bytes", str(2 * MIB), "--max-connection-bytes", str(MIB)
+    )
+    rows, messages, streams = 4096, 16, 48
+    x = np.zeros((rows, 3), np.float32)
+
+    def sent() -> Iterator[pb.StreamRequest]:
+        yield pb.StreamRequest(open=pb.OpenSession(model="lstm", output_mode=pb.OUTPUT_MODE_LAST))
+        for _ in range(messages):
+            yield pb.StreamRequest(inputs=[x.tobytes()])
+
+    with grpc.insecure_channel(server.target) as channel:
+        stub = rpc.StreamCellStub(channel)
+        calls = [stub.Stream(sent(), timeout=120) for _ in range(streams)]
+        for call in calls:
+            assert [reply.step_index for reply in call][-1] == rows * messages
+    assert ended_for_memory(server) == 0

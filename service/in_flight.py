@@ -28,7 +28,9 @@ FRAMING_BYTES = 64  # a message costs on the wire at most, beside itself: frames
 LARGE_BYTES = 8192  # of a reply from so many bytes on it is followed until it has gone
 _CALL_BYTES = 2048  # of a call's headers
 _FLOOR_BYTES = 64 * 1024  # of a connection's that are nothing half received: its beginning, TLS's too
-WINDOW_BYTES = 64 * 1024  # that the core takes of a stream ahead of its being read
+# What the core takes of a stream ahead of its being read: more is faster for large messages, less keeps the windows of
+# as many streams within a connection's bound.
+_LEAST_WINDOW_BYTES, _MOST_WINDOW_BYTES, _WINDOWS = 64 * 1024, 1024 * 1024, 2048
 _LOOK_S = 0.1
 _FULL_LOOK_S = 1.0  # between two looks at every connection, while nothing is the matter
 _COST = 50  # a look may take a fiftieth of the time
@@ -36,6 +38,11 @@ _URGENT_COST = 4  # … or a quarter, if much is in memory
 _PATIENCE_LOOKS = 50  # that a client may take, over its bound, to read one reply or to complete one message
 _READING_BYTES = 4096  # sent since the last look: more than pings, so the client reads replies
 _REASON = MemoryInFlight.reason.lower()
+
+
+def window_bytes(connection_bytes: int) -> int:
+    """What a stream may send ahead of its being read, if its connection may have so many bytes in memory."""
+    return min(_MOST_WINDOW_BYTES, max(_LEAST_WINDOW_BYTES, connection_bytes // _WINDOWS))
 
 
 class Held(Protocol):
@@ -116,10 +123,12 @@ class Connection:
         """What it has in memory."""
         return self.held_bytes + self.half_bytes
 
-    def look(self, figures: tuple[int, int] | None, *, patient: bool) -> None:
+    def look(self, figures: tuple[int, int] | None, window: int, ahead_bytes: int, *, patient: bool) -> None:
         """Sum up its calls.
 
         Args:
+            window: what a call that is not being read may have in the core.
+            ahead_bytes: what all of them together may.
             figures: what TCP has received of it and what its client has acknowledged, None if that is not known.
             patient: as long as the client reads anything at all, none of its calls counts as unread.
         """
@@ -131,6 +140,9 @@ class Connection:
         reads = figures is not None and figures[1] - self._acked_before > _READING_BYTES and patient
         if figures is not None:
             self._count_half(calls, *figures, taken)
+            # A call that is not being read may have its window full, and that is as it should be.
+            ahead = min(ahead_bytes, window * sum(not call.half_open for call in calls))
+            self.stuck_bytes = max(0, self.half_bytes - ahead)
         self.looks_stuck = 0 if taken else self.looks_stuck + 1
         seen = {}
         for call in calls:
@@ -153,9 +165,6 @@ class Connection:
         came = received - self._received_before - taken - taken // 64 - allowed
         self.half_bytes = max(0, self.half_bytes + came) if calls and not self._relieved else 0
         self._relieved = False
-        # A call that is not being read may have its window full, and that is as it should be.
-        ahead = WINDOW_BYTES * sum(not call.half_open for call in calls)
-        self.stuck_bytes = max(0, self.half_bytes - ahead)
         self._received_before, self._acked_before = received, acked
 
     def stop(self) -> None:
@@ -175,7 +184,7 @@ class Connection:
         return (
             {call for call in half if not call.messages}
             or {call for call in half if call in before and before[call].messages == call.messages}
-            or set(half)
+            or set(half or self.calls)
         )
 
     def unread(self, bound: int) -> set[Held]:
@@ -257,6 +266,8 @@ class InFlight:
         """Sum up every connection, and do what is to be done about those over their bounds."""
         figures = self._tcp.of(self._connections)
         crowded = self.bytes > 3 * self._server_bytes // 2
+        window = window_bytes(self._connection_bytes)
+        ahead_bytes = max(self._connection_bytes, _WINDOWS * _LEAST_WINDOW_BYTES)
         before = {}
         for peer, connection in list(self._connections.items()):
             if not connection.calls and peer not in figures:
@@ -264,7 +275,7 @@ class InFlight:
                 continue
             before[peer] = connection.seen
             patient = not crowded and connection.bytes <= 2 * self._connection_bytes
-            connection.look(figures.get(peer), patient=patient)
+            connection.look(figures.get(peer), window, ahead_bytes, patient=patient)
         self.bytes = rest = sum(each.bytes for each in self._connections.values())
         for connection in sorted(self._connections.values(), key=lambda each: -each.bytes):
             if connection.bytes > self._connection_bytes or rest > self._server_bytes:

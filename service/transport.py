@@ -14,7 +14,7 @@ from streamcell.proto.inference import oip
 from . import health, reflected
 from .answering import OnError
 from .calls import Handler, ServerLane
-from .in_flight import WINDOW_BYTES
+from .in_flight import window_bytes
 from .os_limits import connections_allowed, memory_bounds
 from .settings import Settings
 from .tls import Certificates
@@ -78,7 +78,7 @@ class Transport:
                 # What a stream may send before it is read. The core's own choice grows to 4 MiB, which is no bound with
                 # many streams; for a message that is awaited it makes room in any case.
                 ("grpc.http2.bdp_probe", 0),
-                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+                ("grpc.http2.lookahead_bytes", window_bytes(memory_bounds(settings)[1])),
                 # A peer that died without a word is found out, and what it held is free again.
                 ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1000)),
                 ("grpc.http2.max_pings_without_data", 0),

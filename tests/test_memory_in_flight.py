@@ -156,11 +156,11 @@ def test_clients_that_send_far_ahead_are_held_back_and_all_answered(
 def test_windows_of_many_streams_do_not_keep_a_connection_from_being_read(
     start_server: Serve, models_dir: Path
 ) -> None:
-    # What 48 streams may send before they are read is three times what the connection may have.
+    # What 24 streams may send before they are read is more than the connection may have.
     server = start_server(
         models_dir, "--max-in-flight-bytes", str(2 * MIB), "--max-connection-bytes", str(MIB)
     )
-    rows, messages, streams = 4096, 16, 48
+    rows, messages, streams = 4096, 32, 24
     x = np.zeros((rows, 3), np.float32)
 
     def sent() -> Iterator[pb.StreamRequest]:

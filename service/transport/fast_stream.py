@@ -42,7 +42,7 @@ class StreamCall:
 
     __slots__ = (
         "_call", "_connection", "_context", "_finish", "_first", "_handler", "_lock", "_open", "_outbox", "_over",
-        "_reading", "_sending", "_sending_bytes", "_status", "_waiting", "_wake", "gone", "peer",
+        "_reading", "_sending", "_sending_bytes", "_status", "_waiting", "_wake", "gone", "peer", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +66,7 @@ class StreamCall:
         self._sending_bytes = 0  # of it
         self._waiting = False  # … in one batch with a receive: its end shows only with the next message
         self._over = False  # the status is on its way or the call has gone: nothing more is sent
+        self.sent = 0  # replies that have gone
         self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
         self._reading = Reading()
         self._open = open_
@@ -273,12 +274,12 @@ class StreamCall:
         """How many have come."""
         return self._reading.messages
 
-    def held_bytes(self) -> int:
+    def held(self) -> tuple[int, int]:
         """Bytes of its messages that are not answered, and of its replies that are not sent."""
         with self._lock:
             # While it is sent, the core has a copy.
-            unsent = 2 * self._sending_bytes if self._sending and not self._waiting else 0
-            return sum(self._reading.unanswered) + sum(map(len, self._outbox)) + unsent
+            sending = 2 * self._sending_bytes if self._sending and not self._waiting else 0
+            return sum(self._reading.unanswered), sum(map(len, self._outbox)) + sending
 
     def read_again(self) -> None:
         """The connection may be read again."""
@@ -328,6 +329,7 @@ class StreamCall:
     def _sent(self) -> None:
         wake = None
         with self._lock:
+            self.sent += 1
             if self._wake is not None and len(self._outbox) <= WAKE_REPLIES:
                 wake, self._wake = self._wake, None
             if self._outbox:

@@ -24,8 +24,8 @@ class UnaryCall(OneAnswer):
     """One unary call on the fast lane (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
 
     __slots__ = (
-        "_call", "_connection", "_context", "_finish", "_first_message", "_held", "_on_request", "_status", "messages",
-        "peer",
+        "_answered", "_call", "_connection", "_context", "_finish", "_first_message", "_held", "_on_request", "_status",
+        "messages", "peer",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,7 @@ class UnaryCall(OneAnswer):
         self._on_request = on_request
         self._first_message = first
         self._held = self.messages = 0  # bytes of the request, then of the response; requests that have come
+        self._answered = False  # … of the response
         self._status = (0, "")
         self._connection = in_flight.join(self)
         if context.add_callback(self._gone):
@@ -94,9 +95,14 @@ class UnaryCall(OneAnswer):
         """Whether its request may be on its way."""
         return not self.messages
 
-    def held_bytes(self) -> int:
+    @property
+    def sent(self) -> int:
+        """Responses that have gone; after its only one the call has gone, too."""
+        return 0
+
+    def held(self) -> tuple[int, int]:
         """Bytes of its request or, once it is answered, of the response that is not sent."""
-        return self._held
+        return (0, self._held) if self._answered else (self._held, 0)
 
     def read_again(self) -> None:
         """It reads once."""
@@ -114,7 +120,7 @@ class UnaryCall(OneAnswer):
         """Send headers, response and status in one batch of operations."""
         if not self._first():
             return
-        self._held = len(data)
+        self._held, self._answered = len(data), True
         state = self._context._state
         with state.condition:
             # grpcio's own bookkeeping of a call whose status is sent: see grpc._server._status.

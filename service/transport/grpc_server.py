@@ -16,7 +16,7 @@ from . import health
 from . import reflection as reflected
 from .answering import OnError
 from .calls import Handler, ServerLane
-from .in_flight import WINDOW_BYTES
+from .in_flight import window_bytes
 from .os_limits import connections_allowed, memory_bounds
 from .tls import Certificates
 
@@ -79,7 +79,7 @@ class Transport:
                 # What a stream may send before it is read. The core's own choice grows to 4 MiB, which is no bound with
                 # many streams; for a message that is awaited it makes room in any case.
                 ("grpc.http2.bdp_probe", 0),
-                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+                ("grpc.http2.lookahead_bytes", window_bytes(memory_bounds(settings)[1])),
                 # A peer that died without a word is found out, and what it held is free again.
                 ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1000)),
                 ("grpc.http2.max_pings_without_data", 0),

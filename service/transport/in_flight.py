@@ -4,8 +4,9 @@ Calls note what they hold as they go (`held_bytes`). What the core holds of mess
 but the kernel tells how many bytes a connection has brought, and its calls how many of them they were given: the
 difference is in the core. A thread sums both up, off the path of a message.
 
-Over its bound a connection is no longer read, so that HTTP/2's flow control holds its client back. If that does not
-help, for the client reads no replies or what it sends is never whole, its calls end with MEMORY_IN_FLIGHT.
+Over its bound a connection is no longer read: HTTP/2's flow control holds its client back until enough is answered.
+That is all that happens to a client that sends far ahead, however long the server takes. Calls end with
+MEMORY_IN_FLIGHT only if it is the client that the server waits for: it reads no replies, or sends no whole messages.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 import structlog
@@ -28,14 +29,21 @@ FRAMING_BYTES = 64  # a message costs on the wire at most, beside itself: frames
 LARGE_BYTES = 8192  # of a reply from so many bytes on it is followed until it has gone
 _CALL_BYTES = 2048  # of a call's headers
 _FLOOR_BYTES = 64 * 1024  # of a connection's that are nothing half received: its beginning, TLS's too
-WINDOW_BYTES = 64 * 1024  # that the core takes of a stream ahead of its being read
+# What the core takes of a stream ahead of its being read: more is faster for large messages, less keeps the windows of
+# as many streams within a connection's bound.
+_LEAST_WINDOW_BYTES, _MOST_WINDOW_BYTES, _WINDOWS = 64 * 1024, 1024 * 1024, 2048
 _LOOK_S = 0.1
-_FULL_LOOK_S = 1.0  # a look at every connection, at least; and while memory grows, each time
-_COST = 50  # a full look may take a fiftieth of the time
-_PATIENCE_LOOKS = (
-    50  # full looks that a connection that is not read may stay over its bound without growing less
-)
+_FULL_LOOK_S = 1.0  # between two looks at every connection, while nothing is the matter
+_COST = 50  # a look may take a fiftieth of the time
+_URGENT_COST = 4  # … or a quarter, if much is in memory
+_PATIENCE_LOOKS = 50  # that a client may take, over its bound, to read one reply or to complete one message
+_READING_BYTES = 4096  # sent since the last look: more than pings, so the client reads replies
 _REASON = MemoryInFlight.reason.lower()
+
+
+def window_bytes(connection_bytes: int) -> int:
+    """What a stream may send ahead of its being read, if its connection may have so many bytes in memory."""
+    return min(_MOST_WINDOW_BYTES, max(_LEAST_WINDOW_BYTES, connection_bytes // _WINDOWS))
 
 
 class Held(Protocol):
@@ -51,8 +59,12 @@ class Held(Protocol):
     def messages(self) -> int:
         """How many have come."""
 
-    def held_bytes(self) -> int:
-        """Bytes of messages that are not answered and of replies that are not sent."""
+    @property
+    def sent(self) -> int:
+        """Replies that have gone."""
+
+    def held(self) -> tuple[int, int]:
+        """Bytes of its messages that are not answered, and of its replies that are not sent."""
 
     def read_again(self) -> None:
         """The connection may be read again."""
@@ -66,12 +78,21 @@ class Held(Protocol):
         """End it whatever its client does, after `cut`."""
 
 
+class Seen(NamedTuple):
+    """How far a call was at the last look."""
+
+    messages: int
+    sent: int
+    held_bytes: int
+    looks: int  # in a row at which replies were unsent, and none had gone since the one before
+
+
 class Connection:
     """One client's connection and its live calls."""
 
     __slots__ = (
-        "_lock", "bytes_before", "calls", "cut", "half_bytes", "held_bytes", "looks_over", "peer", "read_before",
-        "relieved", "stopped", "stuck_bytes", "taken", "taken_before", "told",
+        "_acked_before", "_lock", "_received_before", "_relieved", "_taken_before", "calls", "cut", "half_bytes",
+        "held_bytes", "looks_stuck", "peer", "seen", "stopped", "stuck_bytes", "taken",
     )  # fmt: skip
 
     def __init__(self, peer: str) -> None:
@@ -81,13 +102,12 @@ class Connection:
         self.taken = 0  # bytes that its calls were given, with what their framing may have cost
         self.stopped = False  # its calls are not read
         self.held_bytes = 0
-        self.half_bytes = 0  # received and not with a call, at the last full look
+        self.half_bytes = 0  # received and not with a call, at the last look
         self.stuck_bytes = 0  # of these, of messages that are half received
-        self.looks_over = self.bytes_before = 0
-        self.relieved = False
-        self.taken_before = 0
-        self.read_before = (0, 0)  # what TCP had received and had sent
-        self.told: dict[Held, int] = {}  # messages that had come by each call
+        self.looks_stuck = 0  # in a row at which no message had become whole since the one before
+        self.seen: dict[Held, Seen] = {}
+        self._taken_before = self._received_before = self._acked_before = 0
+        self._relieved = False
         self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
@@ -104,31 +124,49 @@ class Connection:
         """What it has in memory."""
         return self.held_bytes + self.half_bytes
 
-    def look(self, figures: tuple[int, int] | None) -> None:
-        """Sum up its calls; `figures`: what TCP has received of it and has sent, None if that is not known."""
+    def look(self, figures: tuple[int, int] | None, window: int, ahead_bytes: int, *, patient: bool) -> None:
+        """Sum up its calls.
+
+        Args:
+            window: what a call that is not being read may have in the core.
+            ahead_bytes: what all of them together may.
+            figures: what TCP has received of it and what its client has acknowledged, None if that is not known.
+            patient: as long as the client reads anything at all, none of its calls counts as unread.
+        """
         calls = list(self.calls)
         for call in self.cut & self.calls:
             call.drop()
         self.cut.clear()
-        self.held_bytes = sum(call.held_bytes() for call in calls)
-        if figures is None:
-            return
-        received, sent = figures
-        if received < self.read_before[0]:  # another connection from the same port
-            self.read_before, self.taken_before, self.half_bytes = (0, 0), self.taken, 0
-        allowed = 0 if self.read_before[0] else _FLOOR_BYTES
+        taken, self._taken_before = self.taken - self._taken_before, self.taken
+        reads = figures is not None and figures[1] - self._acked_before > _READING_BYTES and patient
+        if figures is not None:
+            self._count_half(calls, *figures, taken)
+            # A call that is not being read may have its window full, and that is as it should be.
+            ahead = min(ahead_bytes, window * sum(not call.half_open for call in calls))
+            self.stuck_bytes = max(0, self.half_bytes - ahead)
+        self.looks_stuck = 0 if taken else self.looks_stuck + 1
+        seen = {}
+        for call in calls:
+            unanswered, unsent = call.held()
+            before, sent = self.seen.get(call), call.sent
+            unread = before is not None and before.sent == sent and unsent and not reads
+            looks = before.looks + 1 if before is not None and unread else 0
+            seen[call] = Seen(call.messages, sent, unanswered + unsent, looks)
+        self.seen = seen
+        self.held_bytes = sum(each.held_bytes for each in seen.values())
+
+    def _count_half(self, calls: list[Held], received: int, acked: int, taken: int) -> None:
+        if received < self._received_before:  # another connection from the same port
+            self._received_before = self._acked_before = self.half_bytes = taken = 0
+        allowed = 0 if self._received_before else _FLOOR_BYTES
         # Windows are opened as replies are read, and headers are no messages.
-        allowed += (sent - self.read_before[1]) // 64 + _CALL_BYTES * sum(
-            call not in self.told for call in calls
+        allowed += (acked - self._acked_before) // 64 + _CALL_BYTES * sum(
+            call not in self.seen for call in calls
         )
-        taken = self.taken - self.taken_before
-        came = received - self.read_before[0] - taken - taken // 64 - allowed
-        self.half_bytes = max(0, self.half_bytes + came) if calls and not self.relieved else 0
-        self.relieved = False
-        # A call that is not being read may have its window full, and that is as it should be.
-        ahead = WINDOW_BYTES * sum(not call.half_open for call in calls)
-        self.stuck_bytes = max(0, self.half_bytes - ahead)
-        self.read_before, self.taken_before = figures, self.taken
+        came = received - self._received_before - taken - taken // 64 - allowed
+        self.half_bytes = max(0, self.half_bytes + came) if calls and not self._relieved else 0
+        self._relieved = False
+        self._received_before, self._acked_before = received, acked
 
     def stop(self) -> None:
         """Read it no more."""
@@ -136,41 +174,42 @@ class Connection:
 
     def go_on(self) -> None:
         """Read it again."""
-        self.stopped, self.looks_over = False, 0
+        self.stopped = False
         for call in list(self.calls):
             call.read_again()
 
-    def relieve(self, bound: int, error: ServiceError) -> int:
-        """End calls until it is under `bound`, by all that can be told; how many."""
-        calls = list(self.calls)
-        ended: set[Held] = set()
-        half = [call for call in calls if call.half_open]
-        if self.stuck_bytes > bound // 2:
-            # First those that never had a whole message, then those that had none since the last look.
-            ended.update(call for call in half if not call.messages)
-            if not ended:
-                ended.update(call for call in half if self.told.get(call) == call.messages)
-            if not ended:
-                ended.update(half)
-            # What was on its way to those that ended still comes, and is dropped.
-            self.half_bytes = self.stuck_bytes = 0
-            self.relieved = True
-        held = {call: call.held_bytes() for call in calls if call not in ended}
-        total = sum(held.values())
-        for call in sorted(held, key=lambda each: -held[each]):
+    def half_received(self, before: dict[Held, Seen]) -> set[Held]:
+        """The calls whose messages are not whole, by all that can be told; `before`: the look before the last."""
+        half = [call for call in self.calls if call.half_open]
+        # First those that never had a whole message, then those that had none since then.
+        return (
+            {call for call in half if not call.messages}
+            or {call for call in half if call in before and before[call].messages == call.messages}
+            or set(half or self.calls)
+        )
+
+    def unread(self, bound: int) -> set[Held]:
+        """Calls whose replies are not read, so many that it is under `bound` without them; none for a trifle."""
+        stalled = {call: each.held_bytes for call, each in self.seen.items() if each.looks >= _PATIENCE_LOOKS}
+        if sum(stalled.values()) <= bound // 4:
+            return set()
+        found, total = set(), self.held_bytes
+        for call in sorted(stalled, key=lambda each: -stalled[each]):
             if total <= 3 * bound // 4:
                 break
-            ended.add(call)
-            total -= held[call]
-        status = as_status(error)
-        for call in ended:
-            call.cut(*status, _REASON)
-        self.cut = ended
-        return len(ended)
+            found.add(call)
+            total -= stalled[call]
+        return found
 
-    def remember(self) -> None:
-        """Note how far its calls are."""
-        self.told = {call: call.messages for call in list(self.calls)}
+    def end(self, calls: set[Held], error: ServiceError, *, half: bool) -> None:
+        """End calls, `half`: for what is half received."""
+        if half:  # what was on its way to them still comes, and is dropped
+            self.half_bytes = self.stuck_bytes = 0
+            self._relieved = True
+        status = as_status(error)
+        for call in calls:
+            call.cut(*status, _REASON)
+        self.cut = calls
 
 
 class InFlight:
@@ -183,7 +222,8 @@ class InFlight:
         self._on_error: Callable[[ServiceError], None] = lambda error: None
         self._stopping = threading.Event()
         self._again = False  # look again soon: calls have been told to end
-        self.bytes = 0  # in memory, at the last full look
+        self.bytes = 0  # in memory, at the last look
+        self.held_back = 0  # connections that are not read
 
     def join(self, call: Held) -> Connection:
         """A call begins; its connection."""
@@ -206,12 +246,14 @@ class InFlight:
         self._stopping.set()
 
     def _watch(self) -> None:
-        last_s, resident, pause_s = 0.0, 0, _FULL_LOOK_S
+        last_s, took_s, resident = 0.0, 0.0, 0
         while not self._stopping.wait(_LOOK_S):
             now_s, now = time.monotonic(), resident_bytes()
             grown = now - resident > self._connection_bytes // 8
-            pressed = self.bytes > self._connection_bytes // 2
-            if not (grown or pressed or self._again or now_s - last_s >= pause_s):
+            pressed = self.held_back or self._again or self.bytes > self._connection_bytes // 2
+            urgent = grown or pressed
+            pause_s = _URGENT_COST * took_s if urgent else max(_FULL_LOOK_S, _COST * took_s)
+            if now_s - last_s < pause_s:
                 continue
             self._again = False
             try:
@@ -219,34 +261,48 @@ class InFlight:
             except Exception as error:  # a bug must not end the watch
                 _log.error("memory in flight could not be summed up", exc_info=error)
             last_s, resident = time.monotonic(), now
-            pause_s = max(_FULL_LOOK_S, _COST * (last_s - now_s))
+            took_s = last_s - now_s
 
     def look(self) -> None:
         """Sum up every connection, and do what is to be done about those over their bounds."""
         figures = self._tcp.of(self._connections)
+        crowded = self.bytes > 3 * self._server_bytes // 2
+        window = window_bytes(self._connection_bytes)
+        ahead_bytes = max(self._connection_bytes, _WINDOWS * _LEAST_WINDOW_BYTES)
+        before = {}
         for peer, connection in list(self._connections.items()):
             if not connection.calls and peer not in figures:
                 del self._connections[peer]  # it has gone; a call that begins just now makes another
                 continue
-            connection.look(figures.get(peer))
-        self.bytes = sum(each.bytes for each in self._connections.values())
-        rest = self.bytes
+            before[peer] = connection.seen
+            patient = not crowded and connection.bytes <= 2 * self._connection_bytes
+            connection.look(figures.get(peer), window, ahead_bytes, patient=patient)
+        self.bytes = rest = sum(each.bytes for each in self._connections.values())
         for connection in sorted(self._connections.values(), key=lambda each: -each.bytes):
             if connection.bytes > self._connection_bytes or rest > self._server_bytes:
                 rest -= connection.bytes
-                self._over(connection)
+                if connection.held_bytes + connection.stuck_bytes > self._bound(connection) // 2:
+                    connection.stop()
+                    self._end_offenders(connection, before.get(connection.peer, {}))
+                elif connection.stopped:  # what is left stands in windows, and goes only if it is read
+                    connection.go_on()
             elif connection.stopped and connection.bytes < 3 * self._connection_bytes // 4:
                 connection.go_on()
-            connection.remember()
+        self.held_back = sum(each.stopped for each in self._connections.values())
 
-    def _over(self, connection: Connection) -> None:
-        bound = min(self._connection_bytes, connection.bytes)
-        connection.stop()
-        # What is not read any more is bounded: as long as it grows less, its client is being answered and reads.
-        less = connection.bytes < connection.bytes_before
-        connection.looks_over = 0 if less else connection.looks_over + 1
-        connection.bytes_before = connection.bytes
-        if connection.stuck_bytes <= bound // 2 and connection.looks_over < _PATIENCE_LOOKS:
+    def _bound(self, connection: Connection) -> int:
+        """What a connection that is over a bound may have; where it is over the server's, no more than it has."""
+        return min(self._connection_bytes, connection.bytes)
+
+    def _end_offenders(self, connection: Connection, before: dict[Held, Seen]) -> None:
+        """End those calls of a connection over its bound for which the server can only wait."""
+        bound = self._bound(connection)
+        stuck = connection.stuck_bytes
+        # Of half-received messages memory grows though nothing is read: soon, if it is much.
+        much = stuck > self._connection_bytes or self.bytes > 3 * self._server_bytes // 2
+        half = stuck > bound // 2 and (much or connection.looks_stuck >= _PATIENCE_LOOKS)
+        ended = connection.half_received(before) if half else connection.unread(bound)
+        if not ended:
             return
         error = MemoryInFlight(
             f"this connection has {connection.bytes} bytes in the server's memory, of messages half received, messages "
@@ -254,12 +310,11 @@ class InFlight:
             f"{self._server_bytes}: read replies, send less ahead, or raise --max-connection-bytes",
             bytes=connection.bytes, max_connection_bytes=self._connection_bytes, max_bytes=self._server_bytes,
         )  # fmt: skip
-        ended = connection.relieve(bound, error)
         _log.warning(
-            "calls ended for memory in flight", peer=connection.peer, bytes=connection.bytes, calls=ended
-        )
-        for _ in range(ended):
+            "calls ended for memory in flight",
+            peer=connection.peer, bytes=connection.bytes, half_bytes=stuck, calls=len(ended),
+        )  # fmt: skip
+        connection.end(ended, error, half=half)
+        for _ in ended:
             self._on_error(error)
-        connection.held_bytes, connection.half_bytes = 0, 0
-        connection.go_on()
         self._again = True

@@ -32,7 +32,8 @@ class StreamCall:
     def __init__(self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight) -> None:
         self.peer: str = context.peer()
         self.gone = "cancelled"
-        self.messages = 0  # that have come
+        self.messages = self.sent = 0  # messages that have come, replies that have gone
+        self._reading = False  # a message is awaited
         self._unanswered: deque[int] = deque()  # bytes of each message that is not answered
         self._sending_bytes = 0  # of the reply that is with grpcio
         self._context = context
@@ -91,6 +92,7 @@ class StreamCall:
             self._sending_bytes = len(data)
             yield data
             self._sending_bytes = 0
+            self.sent += 1
         self._end_if_over()
 
     def _read(self, requests: Iterator[bytes]) -> None:
@@ -98,7 +100,9 @@ class StreamCall:
         handler = self._handler
         assert handler is not None
         try:
+            self._reading = True
             for message in until_gone(requests):
+                self._reading = False
                 self._first.came(self)
                 with self._changed:
                     if self._over or self._status is not None:
@@ -111,13 +115,14 @@ class StreamCall:
                 with self._changed:
                     self._paused = not room and not self._resumed
                     self._changed.wait_for(self._may_read)
+                self._reading = True
             # A cancelled call's requests may end as a half-closed one's do.
             if self._context.is_active() and self._status is None:
                 handler.on_half_close()
         except Exception as error:
             self._fault(error)
         with self._changed:
-            self._busy = False
+            self._busy = self._reading = False
         self._first.came(self)
         self._end_if_over()
 
@@ -198,12 +203,12 @@ class StreamCall:
     @property
     def half_open(self) -> bool:
         """Whether a message may be on its way."""
-        return not self._over
+        return self._reading and not self._over
 
-    def held_bytes(self) -> int:
+    def held(self) -> tuple[int, int]:
         """Bytes of its messages that are not answered, and of its replies that are not sent."""
         with self._changed:
-            return sum(self._unanswered) + sum(map(len, self._outbox)) + 2 * self._sending_bytes
+            return sum(self._unanswered), sum(map(len, self._outbox)) + 2 * self._sending_bytes
 
     def read_again(self) -> None:
         """The connection may be read again."""

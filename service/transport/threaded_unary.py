@@ -74,9 +74,14 @@ class UnaryCall:
         """Whether its request may be on its way."""
         return not self.messages and not self._done.is_set()
 
-    def held_bytes(self) -> int:
+    @property
+    def sent(self) -> int:
+        """Responses that have gone; after its only one the call has gone, too."""
+        return 0
+
+    def held(self) -> tuple[int, int]:
         """Bytes of its request or, once it is answered, of the response that is not sent."""
-        return self._held
+        return (0, self._held) if self._done.is_set() else (self._held, 0)
 
     def read_again(self) -> None:
         """It reads once."""

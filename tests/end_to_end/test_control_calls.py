@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from streamcell.client import SessionClosed, SessionNotFound, connect
 from streamcell.proto import pb
 from streamcell.proto.inference import oip
+from streamcell.service.transport.answering import SMALL_BYTES
 from streamcell.service.transport.first_messages import FirstMessages
 
 WAIT_S = 30.0
@@ -29,14 +30,26 @@ REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
 
 
+MESSAGE_BYTES, INFER_BYTES = 2 * SMALL_BYTES, 4 * SMALL_BYTES
+# All other methods take SMALL_BYTES.
+LIMITS = {
+    "Stream": MESSAGE_BYTES, "StreamFrames": MESSAGE_BYTES, "Predict": MESSAGE_BYTES,
+    "RepositoryModelLoad": MESSAGE_BYTES, "RepositoryModelUnload": MESSAGE_BYTES,
+    "ModelInfer": INFER_BYTES, "ModelStreamInfer": INFER_BYTES,
+}  # fmt: skip
+
+
 def path(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
 @pytest.fixture(scope="module", params=["fast", "threaded"])
 def quick(request: pytest.FixtureRequest, start_server: Any, models_dir: Path) -> Any:
-    """A server whose calls have two seconds for their first message."""
-    return start_server(models_dir, "--lane", request.param, "--first-message-s", "2")
+    """A server whose calls have two seconds for their first message, and whose limits are no core's."""
+    return start_server(
+        models_dir, "--lane", request.param, "--first-message-s", "2", "--max-message-bytes", str(MESSAGE_BYTES),
+        "--max-infer-bytes", str(INFER_BYTES),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -77,6 +90,50 @@ def test_bytes_that_are_no_message_are_told_as_such(
         assert "INVALID_ARGUMENT MALFORMED_MESSAGE" in answer.error_message
     else:
         assert ended(call) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+
+
+@pytest.mark.parametrize("method", METHODS, ids=path)
+def test_each_method_has_its_own_limit_on_a_message(
+    connected: grpc.Channel, method: MethodDescriptor
+) -> None:
+    limit = LIMITS.get(method.name, SMALL_BYTES)
+    infers = limit == INFER_BYTES
+    named = oip.ModelInferRequest(model_name="lstm").SerializeToString() if infers else b""
+    # With a field that nobody knows, whose tag and length take 8 bytes: as long as may be, and one byte longer.
+    for size in (limit, limit + 1):
+        data = named + unknown_field(size - 8 - len(named))
+        assert len(data) == size
+        call = begin(connected, path(method), data, half_close=True)
+        if size > limit and method.name == "ModelStreamInfer":  # errors are answers there
+            (answer,) = map(oip.ModelStreamInferResponse.FromString, call)
+            assert "MESSAGE_TOO_LARGE" in answer.error_message
+        elif size > limit:
+            assert ended(call) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+        elif method.name == "Watch":
+            assert next(call)
+            call.cancel()
+        else:
+            assert outcome(call) != "MESSAGE_TOO_LARGE"
+
+
+def unknown_field(size: int) -> bytes:
+    """Field 100,000 with `size` bytes; its tag has three bytes, its length is written with five."""
+    length = [size >> 7 * at & 127 | 128 for at in range(4)] + [size >> 28]
+    return bytes(
+        (100_000 << 3 & 127 | 2 | 128, 100_000 >> 4 & 127 | 128, 100_000 >> 11, *length, *bytes(size))
+    )
+
+
+def outcome(call: Any) -> str:
+    """How a call ended: its typed reason, or OK."""
+    try:
+        list(call)
+    except grpc.RpcError as error:
+        trailing = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
+        info = error_details_pb2.ErrorInfo()
+        status_pb2.Status.FromString(trailing["grpc-status-details-bin"]).details[0].Unpack(info)
+        return info.reason
+    return "OK"
 
 
 def test_a_call_that_sends_nothing_is_ended_whatever_it_is(

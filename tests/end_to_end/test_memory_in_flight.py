@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import torch
 
 from streamcell.benchmarks.load.raw_http2 import RawConnection, message
 from streamcell.client.local_server import ServerProcess
+from streamcell.export import export_model
+from streamcell.models import build
 from streamcell.proto import pb, rpc
 
 MIB = 1024 * 1024
@@ -22,19 +25,26 @@ BOUND, CONNECTION = 96 * MIB, 48 * MIB
 # What a process takes beside: a tenth of a second at full speed, and what malloc keeps.
 SLACK = 160 * MIB
 STREAM = "/streamcell.v1.StreamCell/Stream"
+WIDE = 32
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm")).SerializeToString()
 Serve = Callable[..., ServerProcess]
 Eventually = Callable[[Callable[[], bool]], bool]
 
 
+@pytest.fixture(scope="module")
+def models(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that computes little for many bytes, beside a usual one."""
+    folder = tmp_path_factory.mktemp("wide")
+    shutil.copy(models_dir / "lstm.onnx", folder)
+    wide = {"kind": "lstm", "input_size": WIDE, "hidden_size": 16, "output_size": 1, "num_layers": 1}
+    export_model(build(wide).eval(), folder / "wide.onnx", name="wide")
+    return folder
+
+
 @pytest.fixture(scope="module", params=["fast", "threaded"])
-def server(
-    request: pytest.FixtureRequest, frontends: int, start_server: Serve, models_dir: Path
-) -> ServerProcess:
-    if frontends and request.param == "threaded":
-        pytest.skip("a lane does the same in either")
+def server(request: pytest.FixtureRequest, start_server: Serve, models: Path) -> ServerProcess:
     return start_server(
-        models_dir, "--lane", request.param, "--max-in-flight-bytes", str(BOUND), "--max-connection-bytes",
+        models, "--lane", request.param, "--max-in-flight-bytes", str(BOUND), "--max-connection-bytes",
         str(CONNECTION), "--max-steps-per-message", "400000",
     )  # fmt: skip
 
@@ -113,7 +123,7 @@ def test_clients_that_read_no_replies(
     # 12 bytes a timestep in, 8 out; 2 MiB a reply.
     steps = message(pb.StreamRequest(inputs=[bytes(12 * 262_144)]).SerializeToString())
     with watched(server, modules), RawConnection(server.target, window=0) as connection:
-        for _ in range(50):
+        for _ in range(24):
             stream = connection.open(STREAM)
             connection.send(stream, message(OPEN))
             for _ in range(3):
@@ -126,11 +136,12 @@ def test_clients_that_send_far_ahead_are_held_back_and_all_answered(
     server: ServerProcess, modules: dict[str, torch.nn.Module]
 ) -> None:
     before = ended_for_memory(server)
-    rows, messages, streams = 16_384, 16, 24
-    x = np.zeros((rows, 3), np.float32)
+    # 600 MB, which a session's queue of 32 messages would all take; a connection may have 48 MiB.
+    rows, messages, streams = MIB // (4 * WIDE), 24, 24
+    x = np.zeros((rows, WIDE), np.float32)
 
     def sent() -> Iterator[pb.StreamRequest]:
-        yield pb.StreamRequest(open=pb.OpenSession(model="lstm", output_mode=pb.OUTPUT_MODE_LAST))
+        yield pb.StreamRequest(open=pb.OpenSession(model="wide", output_mode=pb.OUTPUT_MODE_LAST))
         for _ in range(messages):
             yield pb.StreamRequest(inputs=[x.tobytes()])
 
@@ -140,3 +151,26 @@ def test_clients_that_send_far_ahead_are_held_back_and_all_answered(
         for call in calls:
             assert [reply.step_index for reply in call][-1] == rows * messages
     assert ended_for_memory(server) == before
+
+
+def test_windows_of_many_streams_do_not_keep_a_connection_from_being_read(
+    start_server: Serve, models_dir: Path
+) -> None:
+    # What 24 streams may send before they are read is more than the connection may have.
+    server = start_server(
+        models_dir, "--max-in-flight-bytes", str(2 * MIB), "--max-connection-bytes", str(MIB)
+    )
+    rows, messages, streams = 4096, 32, 24
+    x = np.zeros((rows, 3), np.float32)
+
+    def sent() -> Iterator[pb.StreamRequest]:
+        yield pb.StreamRequest(open=pb.OpenSession(model="lstm", output_mode=pb.OUTPUT_MODE_LAST))
+        for _ in range(messages):
+            yield pb.StreamRequest(inputs=[x.tobytes()])
+
+    with grpc.insecure_channel(server.target) as channel:
+        stub = rpc.StreamCellStub(channel)
+        calls = [stub.Stream(sent(), timeout=120) for _ in range(streams)]
+        for call in calls:
+            assert [reply.step_index for reply in call][-1] == rows * messages
+    assert ended_for_memory(server) == 0

@@ -163,7 +163,8 @@ class _Unrouted:
 
     def _first(self, data: bytes) -> bool:
         handler: StreamHandler
-        if _passed_whole(self._frontend.link, data):
+        small = len(data) <= self._frontend.context.limits.max_message_bytes  # or the stream will be told
+        if small and _passed_whole(self._frontend.link, data):
             handler = PassedStream(self._call, self._frontend.link.tunnel, _STREAM)
         else:
             handler = StreamSession(self._call, self._frontend.context)

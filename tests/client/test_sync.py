@@ -214,7 +214,7 @@ def test_limits_and_ends_of_a_servers_life_are_typed(
         server.process.terminate()
         with pytest.raises(ServerDraining):
             list(live.stream(slowly(), window=1))
-        assert server.stop() == 0
+        assert server.process.wait(60) == 0
         with pytest.raises(Unavailable):
             client.session("lstm")
 

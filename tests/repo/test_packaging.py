@@ -86,7 +86,7 @@ def test_every_module_stays_small() -> None:
     for folder in ("card", "cli", "client", "export", "models", "service", "benchmarks", "study"):
         for path in (ROOT / folder).rglob("*.py"):
             lines = len(path.read_text().splitlines())
-            assert lines <= 300, f"{path.relative_to(ROOT)} has {lines} lines: split it by job"
+            assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines: split it by job"
 
 
 def folders_of_code() -> list[Path]:

@@ -281,11 +281,11 @@ class InFlight:
         for connection in sorted(self._connections.values(), key=lambda each: -each.bytes):
             if connection.bytes > self._connection_bytes or rest > self._server_bytes:
                 rest -= connection.bytes
-                if connection.held_bytes + connection.stuck_bytes > self._bound(connection) // 2:
+                if connection.held_bytes > self._bound(connection) // 2:
                     connection.stop()
-                    self._end_offenders(connection, before.get(connection.peer, {}))
-                elif connection.stopped:  # what is left stands in windows, and goes only if it is read
+                elif connection.stopped:  # what is left is in the core, and goes only if it is read
                     connection.go_on()
+                self._end_offenders(connection, before.get(connection.peer, {}))
             elif connection.stopped and connection.bytes < 3 * self._connection_bytes // 4:
                 connection.go_on()
         self.held_back = sum(each.stopped for each in self._connections.values())

@@ -89,7 +89,7 @@ Serve = Callable[..., ServerProcess]
 
 @pytest.fixture(scope="session", params=[0, 2], ids=["one process", "front ends"])
 def frontends(request: pytest.FixtureRequest) -> int:
-    """How many front ends servers have: every test of a server is one of both kinds."""
+    """How many front ends servers have: none, and for the tests that are marked `conformance` two as well."""
     count: int = request.param
     return count
 
@@ -211,9 +211,19 @@ def _in_ci() -> bool:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Training demos and studies come last, each group in its order."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With front ends only the conformance set runs. Training demos and studies come last, each group in its order."""
+    twice = [item for item in items if _with_front_ends(item) and not item.get_closest_marker("conformance")]
+    if twice:
+        config.hook.pytest_deselected(items=twice)
+        left_out = set(twice)
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def _with_front_ends(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    return call is not None and bool(call.params.get("frontends"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -56,6 +56,7 @@ def truth(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> np.ndarray[Any, A
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.conformance
 def test_steps_chunks_and_streams_give_what_pytorch_gives(
     client: Client, modules: Modules, kind: str
 ) -> None:
@@ -112,6 +113,7 @@ def test_models_are_listed_with_their_cards(client: Client) -> None:
     assert caught.value.reason == "VERSION_NOT_FOUND"
 
 
+@pytest.mark.conformance
 def test_live_sessions_are_listed_and_can_be_closed_by_others(client: Client) -> None:
     with client.session("gru") as session:
         session.run(sequence(3))
@@ -197,6 +199,7 @@ def slowly() -> Iterator[Any]:
         yield row
 
 
+@pytest.mark.conformance
 def test_limits_and_ends_of_a_servers_life_are_typed(
     start_server: Any, models_dir: Path, eventually: Any
 ) -> None:
@@ -240,6 +243,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str
     return certificate, key
 
 
+@pytest.mark.conformance
 def test_tls_trusts_the_roots_it_is_given_and_no_others(
     start_server: Any, models_dir: Path, certificate: tuple[Path, Path]
 ) -> None:

@@ -21,6 +21,8 @@ from streamcell.proto.inference import oip
 from streamcell.service.transport.answering import SMALL_BYTES
 from streamcell.service.transport.first_messages import FirstMessages
 
+pytestmark = pytest.mark.conformance
+
 WAIT_S = 30.0
 FILES = (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
 METHODS: list[MethodDescriptor] = [

@@ -19,6 +19,8 @@ import torch
 
 from streamcell.proto import pb, rpc
 
+pytestmark = pytest.mark.conformance
+
 PATIENCE_S = 30
 STEP = np.ones((1, 3), np.float32).tobytes()
 

@@ -215,6 +215,7 @@ FRAMES = st.fixed_dictionaries(
     pipelines=st.booleans(),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.conformance
 def test_every_row_is_as_if_its_session_were_alone(
     stub: Any,
     server: Any,
@@ -255,6 +256,7 @@ def test_every_row_is_as_if_its_session_were_alone(
     assert server.metric("streamcell_slots_used") == server.metric("streamcell_sessions") == 0
 
 
+@pytest.mark.conformance
 def test_frames_of_several_streams_and_single_sessions_run_side_by_side(
     stub: Any, modules: dict[str, torch.nn.Module]
 ) -> None:
@@ -356,6 +358,7 @@ def test_a_row_of_no_timestep_is_refused_alone(stub: Any) -> None:
     assert np.frombuffer(reply.step_indices, "<u8").tolist() == [0, 2]
 
 
+@pytest.mark.conformance
 def test_a_refusal_says_what_was_wrong(stub: Any) -> None:
     x = noise(2, 2, 3)
     x[1, 1, 2] = np.inf
@@ -368,6 +371,7 @@ def test_a_refusal_says_what_was_wrong(stub: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "half-close", "disconnect"])
+@pytest.mark.conformance
 def test_every_end_of_the_stream_frees_its_sessions(server: Any, how: str, eventually: Any) -> None:
     # Ends are counted after the client has heard of them: those of the tests before, too.
     opened = server.metric("streamcell_sessions_opened_total")

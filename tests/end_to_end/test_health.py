@@ -18,6 +18,8 @@ from streamcell.service.transport.health import SERVICE, Health, Watch
 from streamcell.service.transport.read_pacing import PAUSE_REPLIES
 from streamcell.service.transport.threaded_lane import ThreadedLane
 
+pytestmark = pytest.mark.conformance
+
 WAIT_S = 30.0
 Status = health_pb2.HealthCheckResponse
 SERVING, NOT_SERVING, UNKNOWN = Status.SERVING, Status.NOT_SERVING, Status.SERVICE_UNKNOWN

@@ -17,6 +17,8 @@ from streamcell.benchmarks.load.raw_http2 import RawConnection
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 
+pytestmark = pytest.mark.conformance
+
 MIB = 1024 * 1024
 STREAM = "/streamcell.v1.StreamCell/Stream"
 PREDICT = pb.PredictRequest(model="lstm", inputs=[bytes(12)])

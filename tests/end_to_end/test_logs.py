@@ -24,6 +24,8 @@ from onnx import parser
 from streamcell.client import Client, StreamCellError, connect
 from streamcell.proto.inference import oip, rpc
 
+pytestmark = pytest.mark.conformance
+
 # Its table has eight rows, so that its run fails for a number above seven.
 FRAGILE = """
 <ir_version: 8, opset_import: ["" : 17]>

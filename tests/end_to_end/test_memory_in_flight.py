@@ -20,6 +20,8 @@ from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.proto import pb, rpc
 
+pytestmark = pytest.mark.conformance
+
 MIB = 1024 * 1024
 BOUND, CONNECTION = 96 * MIB, 48 * MIB
 # What a process takes beside: a tenth of a second at full speed, and what malloc keeps.

@@ -23,6 +23,8 @@ from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
 
+pytestmark = pytest.mark.conformance
+
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm"))
 IDLE = 200
 

@@ -154,6 +154,7 @@ def test_nothing_is_loaded_but_what_is_named(start: Start, made: dict[str, Model
     assert start().client.models() == []
 
 
+@pytest.mark.conformance
 def test_a_model_that_is_loaded_serves_at_once(start: Start, made: dict[str, Model]) -> None:
     served = start()
     assert reason(lambda: served.client.session("lstm")) == "MODEL_NOT_FOUND"
@@ -171,6 +172,7 @@ def test_a_model_that_is_loaded_serves_at_once(start: Start, made: dict[str, Mod
     assert served.server.metric("streamcell_slots", model="lstm", version="1") == 10_000
 
 
+@pytest.mark.conformance
 def test_live_sessions_stay_on_their_version_and_new_ones_get_the_newest(
     start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:
@@ -344,6 +346,7 @@ class Traffic(threading.Thread):
         self.client.close()
 
 
+@pytest.mark.conformance
 def test_unloading_waits_for_live_sessions_and_takes_no_new_ones(
     start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
 ) -> None:

@@ -41,6 +41,7 @@ def test_promtool_accepts_the_metrics(worked: Any, program: Callable[[str], str]
     assert done.returncode in (0, 3), done.stderr  # 3: a complaint about a name, none of them ours
 
 
+@pytest.mark.conformance
 def test_the_figures_are_those_of_the_work_done(worked: Any) -> None:
     assert worked.metric("streamcell_steps_total", model="lstm", version="1") == SESSIONS * STEPS
     assert worked.metric("streamcell_step_latency_seconds_count", model="lstm") == SESSIONS * STEPS

@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from streamcell.proto import pb, rpc
 
+pytestmark = pytest.mark.conformance
+
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm"))
 STEP = pb.StreamRequest(inputs=[bytes(12)])
 

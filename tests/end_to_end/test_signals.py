@@ -17,6 +17,8 @@ import pytest
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 
+pytestmark = pytest.mark.conformance
+
 Serve = Callable[..., ServerProcess]
 Eventually = Callable[[Callable[[], bool]], bool]
 STREAMCELL = Path(sys.executable).with_name("streamcell")

@@ -19,6 +19,8 @@ from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
 
+pytestmark = pytest.mark.conformance
+
 SESSIONS = 24
 IDLE_S, STOPPED_S = 2.0, 3.0
 STEP = pb.StreamRequest(inputs=[bytes(12)])

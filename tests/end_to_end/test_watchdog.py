@@ -25,6 +25,8 @@ from streamcell.service.transport.fast_lane import FastLane
 from streamcell.service.transport.threaded_lane import ThreadedLane
 from streamcell.service.watchdog import EXIT_CODE, Watchdog, stacks
 
+pytestmark = pytest.mark.conformance
+
 WAIT_S = 60.0
 STEP = np.ones(3, np.float32)
 Eventually = Callable[[Callable[[], bool]], bool]

@@ -64,6 +64,7 @@ def error_of(call: Callable[[], Any]) -> tuple[grpc.StatusCode, error_details_pb
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep"])
+@pytest.mark.conformance
 def test_a_stream_gives_pytorchs_outputs_step_by_step_and_in_chunks(
     stub: Any, modules: dict[str, torch.nn.Module], kind: str
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_stream_gives_pytorchs_outputs_step_by_step_and_in_chunks(
     np.testing.assert_allclose(y, expected(modules[kind], x[None])[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.conformance
 def test_the_opening_message_may_carry_steps(stub: Any, modules: dict[str, torch.nn.Module]) -> None:
     x = noise(2, 3)
     request = open_()
@@ -91,6 +93,7 @@ def test_the_opening_message_may_carry_steps(stub: Any, modules: dict[str, torch
     np.testing.assert_allclose(y, expected(modules["lstm"], x[None])[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.conformance
 def test_a_message_longer_than_a_chunk_is_answered_whole(
     stub: Any, modules: dict[str, torch.nn.Module]
 ) -> None:
@@ -182,6 +185,7 @@ STREAM_MISTAKES: dict[str, tuple[list[pb.StreamRequest], str, str, str]] = {
 
 
 @pytest.mark.parametrize("mistake", STREAM_MISTAKES)
+@pytest.mark.conformance
 def test_each_mistake_on_a_stream_has_its_own_error_and_ends_only_that_session(
     stub: Any, served: Any, modules: dict[str, torch.nn.Module], mistake: str
 ) -> None:
@@ -203,6 +207,7 @@ def test_each_mistake_on_a_stream_has_its_own_error_and_ends_only_that_session(
     assert served.metric("streamcell_errors_total", code=code, reason=reason) == before + 1
 
 
+@pytest.mark.conformance
 def test_messages_before_a_bad_one_are_answered(stub: Any, modules: dict[str, torch.nn.Module]) -> None:
     x = noise(4, 3)
     call = stub.Stream(iter([open_(), chunk(x[:2]), chunk(x[2:]), chunk(NAN), chunk(GOOD)]))
@@ -212,6 +217,7 @@ def test_messages_before_a_bad_one_are_answered(stub: Any, modules: dict[str, to
     assert [reply.step_index for reply in replies] == [0, 2, 4]
 
 
+@pytest.mark.conformance
 def test_garbage_bytes_are_a_malformed_message(channel: grpc.Channel) -> None:
     raw = channel.stream_stream("/streamcell.v1.StreamCell/Stream")
     code, info, _ = error_of(lambda: list(raw(iter([b"\xff\xff\xff\xff"]))))
@@ -265,6 +271,7 @@ def test_models_are_listed_with_signature_states_and_card(stub: Any) -> None:
     assert (code, info.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
 
 
+@pytest.mark.conformance
 def test_sessions_are_listed_in_pages_and_can_be_closed(stub: Any) -> None:
     done = threading.Event()
 
@@ -299,6 +306,7 @@ def test_sessions_are_listed_in_pages_and_can_be_closed(stub: Any) -> None:
     assert not stub.ListSessions(pb.ListSessionsRequest(model="gru")).sessions
 
 
+@pytest.mark.conformance
 def test_health_is_per_model_and_reflection_names_the_service(channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for service in ("", "lstm", "mlp", "streamcell.v1.StreamCell"):

@@ -26,6 +26,8 @@ from streamcell.service.protocols.oip.tensors import Form
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.table import SessionTable
 
+pytestmark = pytest.mark.conformance
+
 LONG = "é" * 2**19  # a megabyte
 OURS, THEIRS = "/streamcell.v1.StreamCell/", "/inference.GRPCInferenceService/"
 MOST_METADATA = 8192  # what gRPC's clients take

@@ -15,6 +15,8 @@ from streamcell.proto.inference import oip, rpc
 from .attack import Attacker
 from .honest import CLIENTS, ECHO, echo_model
 
+pytestmark = pytest.mark.conformance
+
 COUNT = 1200  # broken messages, over two attackers
 
 

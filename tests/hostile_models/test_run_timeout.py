@@ -18,6 +18,8 @@ from streamcell.service.lifecycle.loaded_model import LoadedModel, load
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
 
+pytestmark = pytest.mark.conformance
+
 SIDECAR = """
 layout = "batch"
 inputs = ["x"]

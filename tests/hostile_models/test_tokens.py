@@ -14,6 +14,8 @@ from streamcell.client import connect
 from streamcell.client.errors import InvalidInput, RowsRefused
 from streamcell.proto import pb, rpc
 
+pytestmark = pytest.mark.conformance
+
 TOKENS, CHUNK = 10, 4
 TABLE = np.random.default_rng(5).standard_normal((TOKENS, 3)).astype(np.float32)
 BAD = [-1, TOKENS, -(2**63), 2**63 - 1]

@@ -174,6 +174,7 @@ def test_prometheus_scrapes_the_servers_of_the_compose_file() -> None:
     assert str(job["dns_sd_configs"][0]["port"]) == instruction("CMD")[-1]
 
 
+@pytest.mark.conformance
 def test_every_metric_in_use_is_one_the_server_has(served: ServerProcess) -> None:
     text = served.metrics()
     exposed = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))

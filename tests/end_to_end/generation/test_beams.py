@@ -112,6 +112,7 @@ def in_torch(
 
 
 @pytest.mark.parametrize(("width", "power"), [(1, 1.0), (2, 0.0), (5, 1.0), (8, 0.5)])
+@pytest.mark.conformance
 def test_a_served_search_finds_what_the_search_in_pytorch_finds(
     client: Client, loop: Any, width: int, power: float
 ) -> None:

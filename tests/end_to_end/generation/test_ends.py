@@ -76,6 +76,7 @@ def open_stream(channel: grpc.Channel, *requests: pb.StreamRequest) -> tuple[Any
     return rpc.StreamCellStub(channel).Stream(feed()), done
 
 
+@pytest.mark.conformance
 def test_a_client_that_does_not_read_pauses_its_generation_and_then_expires(patient: ServerProcess) -> None:
     start = generated(patient)
     with grpc.insecure_channel(patient.target) as channel:
@@ -119,6 +120,7 @@ def test_a_client_that_reads_late_gets_every_step(patient: ServerProcess) -> Non
 
 
 @FAST
+@pytest.mark.conformance
 def test_a_generation_is_not_idle_and_the_time_runs_from_its_end(patient: ServerProcess) -> None:
     with connect(patient.target) as client, client.session("spell") as session:
         began_s = time.monotonic()

@@ -46,6 +46,7 @@ def test_a_chorale_goes_on_by_its_likeliest_keys(client: Client, loop: Start, pe
 
 
 @pytest.mark.parametrize("name", ["waves", "noise"])
+@pytest.mark.conformance
 def test_values_are_fed_back_as_they_are(client: Client, loop: Start, name: str) -> None:
     """PyTorch is given what the server fed: in a loop left to itself, rounding grows and nothing bounds it."""
     x = np.array([0.5, -1.0, 0.25], np.float32)
@@ -110,6 +111,7 @@ def test_a_generation_in_parts_is_the_generation_in_one(client: Client, cut: int
     np.testing.assert_array_equal(whole.fed, np.concatenate((first.fed, rest.fed)))
 
 
+@pytest.mark.conformance
 def test_a_stop_class_ends_it_before_it_is_fed(client: Client) -> None:
     with client.session("words") as session:
         session.step(one_hot(2))
@@ -204,6 +206,7 @@ def test_a_generation_that_is_left_or_stopped_applies_no_more_steps(client: Clie
         next(session.generate(5000))  # and closing does not wait for it
 
 
+@pytest.mark.conformance
 def test_messages_behind_a_generation_run_after_it(raw: Raw, loop: Start) -> None:
     model, x = loop("chords"), chords(1)[0]
     requests = [

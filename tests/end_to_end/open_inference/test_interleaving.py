@@ -65,6 +65,7 @@ def _request(rng: np.random.Generator, number: int, sequence: int) -> tuple[Any,
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.conformance
 def test_random_requests_are_answered_as_each_sequence_alone_would_be(
     served: Any, modules: Any, seed: int, expected: Callable[[str, Steps], Steps]
 ) -> None:

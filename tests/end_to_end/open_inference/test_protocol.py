@@ -87,6 +87,7 @@ def test_the_service_is_tritons_without_what_is_left_out() -> None:
         )
 
 
+@pytest.mark.conformance
 def test_server_and_models_are_live_ready_and_described(triton: Any) -> None:
     assert triton.is_server_live()
     assert triton.is_server_ready()

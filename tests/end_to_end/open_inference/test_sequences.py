@@ -203,6 +203,7 @@ def test_a_step_that_no_start_came_before_gets_the_text_that_clients_know(talk: 
     )
 
 
+@pytest.mark.conformance
 def test_a_sequence_goes_on_over_other_streams_and_unary_calls(
     served: Any, open_talk: Any, triton: Any, expected: Expected
 ) -> None:
@@ -226,6 +227,7 @@ def _input(x: Steps) -> Any:
     return given
 
 
+@pytest.mark.conformance
 def test_one_id_over_several_streams_at_once_loses_no_step(served: Any, triton: Any) -> None:
     sequence, peer = next(ids), stub(served.target)
     triton.infer("lstm", [_input(noise(1, 3))], sequence_id=sequence, sequence_start=True)
@@ -275,6 +277,7 @@ def test_starts_and_ends_of_one_id_over_several_streams_leave_nothing_behind(ser
     assert served.metric("streamcell_slots_used", model="lstm") == 0
 
 
+@pytest.mark.conformance
 def test_a_refused_step_ends_its_sequence_and_no_other(talk: Any, expected: Expected) -> None:
     x, bad, good = noise(6, 3), next(ids), next(ids)
     for sequence in (bad, good):
@@ -382,6 +385,7 @@ def test_a_broken_stream_leaves_its_sequences_alone(served: Any, triton: Any, ex
     close(y[0], expected("lstm", x[None])[0, 1])
 
 
+@pytest.mark.conformance
 def test_states_are_answered_by_name_as_they_are_after_the_step(
     talk: Any, modules: dict[str, torch.nn.Module], expected: Expected
 ) -> None:
@@ -405,6 +409,7 @@ def test_states_are_answered_by_name_as_they_are_after_the_step(
             close(answer.as_numpy("c_next").ravel(), c.numpy().ravel())
 
 
+@pytest.mark.conformance
 def test_an_idle_sequence_expires_and_its_client_is_told_so(
     start_server: Any, models_dir: Any, open_talk: Any, eventually: Any
 ) -> None:

@@ -102,6 +102,7 @@ def test_every_dtype_travels_raw_and_typed(echo: Any, dtype: str) -> None:
         np.testing.assert_array_equal(y, x)
 
 
+@pytest.mark.conformance
 def test_inputs_go_by_name_and_outputs_come_as_asked_for(echo: Any) -> None:
     a, b = np.ones((4, 2), np.float32), np.arange(4)
     for order in ((("a", a), ("b", b)), (("b", b), ("a", a))):
@@ -133,6 +134,7 @@ def test_without_a_sequence_whole_sequences_are_run_from_the_initial_state(
     assert served.metric("streamcell_slots_used", model=model) == 0
 
 
+@pytest.mark.conformance
 def test_whole_sequences_show_their_last_states(stub: Any, modules: Any) -> None:
     import torch
 
@@ -166,6 +168,7 @@ def test_calls_on_a_stateless_model_batch_together(stub: Any, served: Any, expec
     assert served.metric("streamcell_batch_rows_count", model="mlp") - runs <= 64
 
 
+@pytest.mark.conformance
 def test_a_request_may_be_larger_than_four_mebibytes(stub: Any, expected: Expected) -> None:
     x = np.random.default_rng(4).standard_normal((150, 3000, 3)).astype(np.float32)
     assert x.nbytes > 5 * 2**20

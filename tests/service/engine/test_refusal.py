@@ -77,6 +77,7 @@ def sums(row: np.ndarray) -> np.ndarray:
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="sum"))
 
 
+@pytest.mark.conformance
 def test_only_the_session_that_sent_it_is_refused_whatever_else_was_in_the_run(server: Any) -> None:
     """The bad token rides with good ones in single runs: Predict puts all its rows into the queue at once."""
     sequences, steps = 40, 25

@@ -59,6 +59,7 @@ class ServerProcess:
         self.said: list[str] = []
         self.target = self.metrics_url = ""
         self._up = threading.Event()
+        self._asked = False
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
 
@@ -112,10 +113,15 @@ class ServerProcess:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM, once: a second one would end it at once."""
+        if not self._asked and self.process.poll() is None:
+            self._asked = True
+            self.process.send_signal(signal.SIGTERM)
+
     def stop(self, timeout_s: float = 30.0) -> int:
         """Ask it to stop, wait, and return its exit code; it is killed if it takes longer than `timeout_s`."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.ask_to_stop()
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:

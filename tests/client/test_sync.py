@@ -214,10 +214,10 @@ def test_limits_and_ends_of_a_servers_life_are_typed(
             idle.step(sequence(1)[0])
         assert expired.value.metadata["session_id"]
         live = client.session("lstm")
-        server.process.terminate()
+        server.ask_to_stop()
         with pytest.raises(ServerDraining):
             list(live.stream(slowly(), window=1))
-        assert server.process.wait(60) == 0
+        assert server.stop() == 0
         with pytest.raises(Unavailable):
             client.session("lstm")
 

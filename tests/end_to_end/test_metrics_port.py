@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import http.client
-import signal
 import socket
 import ssl
 import subprocess
@@ -194,7 +193,7 @@ def test_readiness_ends_with_sigterm_and_clients_that_hang_do_not_keep_the_serve
 
         replies = rpc.StreamCellStub(channel).Stream(requests())
         next(replies), next(replies)
-        server.process.send_signal(signal.SIGTERM)
+        server.ask_to_stop()
         assert eventually(lambda: ask(server, "GET", "/readyz")[0] == 503)
         assert ask(server, "GET", "/livez")[0] == 200
         for sent in (b"", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\n\r\n") * 5:

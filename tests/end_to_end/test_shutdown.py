@@ -45,7 +45,7 @@ def test_a_live_stream_finishes_within_the_grace_and_new_ones_are_refused(
         stub = rpc.StreamCellStub(channel)
         call = stub.Stream(held(release))
         next(call), next(call)
-        server.process.send_signal(signal.SIGTERM)
+        server.ask_to_stop()
         draining(server)
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="lstm"))
         assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -70,7 +70,7 @@ def test_a_stream_that_outlives_the_grace_gets_a_typed_end(start_server: Any, mo
     with grpc.insecure_channel(server.target) as channel:
         call = rpc.StreamCellStub(channel).Stream(held(release))
         next(call), next(call)
-        server.process.send_signal(signal.SIGTERM)
+        server.ask_to_stop()
         with pytest.raises(grpc.RpcError):
             next(call)
         assert call.code() is grpc.StatusCode.UNAVAILABLE

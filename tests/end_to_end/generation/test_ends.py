@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -188,7 +187,7 @@ def test_a_short_generation_finishes_within_the_grace_and_a_long_one_does_not(
         next(endless)
         steps = short.generate(300, stop=())
         next(steps)
-        server.process.send_signal(signal.SIGTERM)
+        server.ask_to_stop()
         assert len(list(steps)) == 299
         short.close()
         with pytest.raises(ServerDraining):

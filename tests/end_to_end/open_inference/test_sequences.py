@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -488,7 +487,7 @@ def test_a_server_that_shuts_down_lets_sequences_end_and_then_ends_the_stream(
     replies = stub(server.target).ModelStreamInfer(iter(asked.get, None))
     asked.put(request(x[:1], sequence_id=1, sequence_start=True))
     next(replies)
-    server.process.send_signal(signal.SIGTERM)
+    server.ask_to_stop()
     while "draining" not in [entry["event"] for entry in server.log]:
         time.sleep(0.02)
     asked.put(request(x[:1], sequence_id=2, sequence_start=True))

@@ -116,8 +116,10 @@ class Connection:
             self.taken += size
 
     def leave(self, call: Held) -> None:
-        """A call is over."""
+        """A call is over. It knows its connection, so it is forgotten here: a cycle would wait for a full collection."""
         self.calls.discard(call)
+        self.seen.pop(call, None)
+        self.cut.discard(call)
 
     @property
     def bytes(self) -> int:
@@ -152,7 +154,7 @@ class Connection:
             unread = before is not None and before.sent == sent and unsent and not reads
             looks = before.looks + 1 if before is not None and unread else 0
             seen[call] = Seen(call.messages, sent, unanswered + unsent, looks)
-        self.seen = seen
+        self.seen = {call: each for call, each in seen.items() if call in self.calls}
         self.held_bytes = sum(each.held_bytes for each in seen.values())
 
     def _count_half(self, calls: list[Held], received: int, acked: int, taken: int) -> None:
@@ -190,7 +192,9 @@ class Connection:
 
     def unread(self, bound: int) -> set[Held]:
         """Calls whose replies are not read, so many that it is under `bound` without them; none for a trifle."""
-        stalled = {call: each.held_bytes for call, each in self.seen.items() if each.looks >= _PATIENCE_LOOKS}
+        stalled = {
+            call: each.held_bytes for call, each in list(self.seen.items()) if each.looks >= _PATIENCE_LOOKS
+        }
         if sum(stalled.values()) <= bound // 4:
             return set()
         found, total = set(), self.held_bytes
@@ -273,6 +277,7 @@ class InFlight:
         for peer, connection in list(self._connections.items()):
             if not connection.calls and peer not in figures:
                 del self._connections[peer]  # it has gone; a call that begins just now makes another
+                connection.seen = {}
                 continue
             before[peer] = connection.seen
             patient = not crowded and connection.bytes <= 2 * self._connection_bytes

@@ -62,6 +62,7 @@ lint: $(VENV)/installed
 	for package in $(PACKAGES); do ln -sfn ../../../$$package build/imports/streamcell/$$package; done
 	PYTHONPATH=build/imports $(BIN)/lint-imports --no-logo
 	$(BIN)/python client/generate.py --check
+	$(BIN)/python cli/generate.py --check
 
 # mypy finds packages by folder, and the folders are sub-packages of `streamcell`: link them as it expects.
 typecheck: $(VENV)/installed

@@ -24,99 +24,152 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="STREAMCELL_", extra="forbid", frozen=True)
 
-    # The folder of models: DIR/name.onnx or DIR/name/<version>/model.onnx.
-    models: Path
-    host: str = "127.0.0.1"
+    models: Path = Field(description="Folder of models: NAME.onnx or NAME/VERSION/model.onnx.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
     # 0 takes a free port; the log's "serving" line says which.
-    port: _Port = 8500
-    metrics_host: str | None = None  # None: the same as host
-    metrics_port: _Port = 9090
-    device: str = "cpu"
-    lane: Literal["auto", "fast", "threaded"] = "auto"
-    # Processes that answer calls, apart from the one that runs the models; 0: one process does both.
-    frontends: Annotated[int, Field(ge=0, le=256)] = 0
-    # Live sessions a model. State memory is set aside for as many.
-    max_sessions: _Positive = 10_000
-    # Sessions that run together.
-    max_batch: _Positive = 256
-    # Timesteps of one session in one run; longer messages are cut.
-    max_chunk: _Positive = 64
-    max_steps_per_message: _Positive = 4096
-    # Timesteps that one message may have the server generate.
-    max_generate_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] = 16_384
-    # Hypotheses that one beam search may follow.
-    max_beam_width: _Positive = 16
-    max_message_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
-    # The same for a request of the Open Inference Protocol, whose clients expect no limit of 4 MiB.
-    max_infer_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    port: _Port = Field(default=8500, description="gRPC port; 0 takes a free one.")
+    metrics_host: str | None = Field(
+        default=None,
+        description="Address of the Prometheus endpoint.",
+        json_schema_extra={"unset": "as --host"},
+    )
+    metrics_port: _Port = Field(default=9090, description="Prometheus port; 0 takes a free one.")
+    device: str = Field(default="cpu", description="cpu, cuda or cuda:N; never falls back.")
+    lane: Literal["auto", "fast", "threaded"] = Field(default="auto", description="auto, fast or threaded.")
+    frontends: Annotated[int, Field(ge=0, le=256)] = Field(
+        default=0, description="Processes that answer calls for one that runs the models; 0: one does both."
+    )
+    max_sessions: _Positive = Field(default=10_000, description="Live sessions a model.")
+    max_batch: _Positive = Field(default=256, description="Sessions that run together.")
+    max_chunk: _Positive = Field(default=64, description="Timesteps of a session in one run.")
+    max_steps_per_message: _Positive = Field(default=4096, description="Timesteps a message.")
+    max_generate_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] = Field(
+        default=16_384, description="Timesteps that a message may have generated."
+    )
+    max_beam_width: _Positive = Field(default=16, description="Hypotheses of a beam search.")
+    max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=4 * 1024 * 1024, description="Bytes a message."
+    )
+    max_infer_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=64 * 1024 * 1024, description="Bytes a request of the Open Inference Protocol."
+    )
     # Whether models are loaded and unloaded while the server runs: by itself, as the folder changes, or by calls.
-    model_control: Literal["none", "poll", "explicit"] = "none"
-    # Which versions of a model are served; None: the latest under model control, all without.
-    versions: Literal["latest", "all"] | None = None
-    # Seconds between two looks at the folder.
-    model_poll_s: Annotated[float, Field(gt=0)] = 15.0
-    # Models to load at the start under explicit control, "*" for all; in the environment, separated by commas.
-    load_model: Annotated[tuple[str, ...], NoDecode] = ()
+    model_control: Literal["none", "poll", "explicit"] = Field(
+        default="none", description="Load and unload while serving: none, poll or explicit."
+    )
+    versions: Literal["latest", "all"] | None = Field(
+        default=None,
+        description="Versions served: latest or all.",
+        json_schema_extra={"unset": "all; latest under model control"},
+    )
+    model_poll_s: Annotated[float, Field(gt=0)] = Field(
+        default=15.0, description="Seconds between looks at the folder."
+    )
+    load_model: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Model to load at the start under explicit control, * for all; repeatable."
+    )
     # Whether unloading waits for live sessions, or is refused while there are any.
-    unload: Literal["wait", "refuse"] = "wait"
-    # Seconds that live sessions of a model get when it is unloaded; what is left then ends.
-    unload_grace_s: Annotated[float, Field(ge=0)] = 30.0
-    # Messages a session may have waiting before its stream is no longer read.
-    queue_messages: _Positive = 32
-    # Seconds without a message after which a session ends; 0 for never.
-    idle_timeout_s: Annotated[float, Field(ge=0)] = 300.0
-    # Seconds that live streams get to finish after SIGTERM.
-    grace_s: Annotated[float, Field(ge=0)] = 10.0
-    # Seconds that a call has to send its first message; 0: as long as it likes.
-    first_message_s: Annotated[float, Field(ge=0)] = 20.0
-    # Whether clients may ask which services and messages there are.
-    reflection: bool = True
-    # Seconds after which a thread that has work and makes no progress counts as stalled; 0: none does.
-    watchdog_s: Annotated[float, Field(ge=0)] = 30.0
-    # Whether the process ends, with exit code 70, when a thread of it stalls, for its supervisor to start it again.
-    watchdog_exit: bool = False
-    # Seconds that one run of a model may take before it is ended, with the sessions of its batch; 0: any.
-    run_timeout_s: Annotated[float, Field(ge=0)] = 60.0
-    # Seconds that loading a model may take, its warm-up included; 0: any.
-    load_timeout_s: Annotated[float, Field(ge=0)] = 300.0
-    # Whether the folder of models may hold links to files outside it.
-    follow_links: bool = False
-    # HTTP/2 streams a connection; None: twice max_sessions, so that a proxy may carry every session on one.
-    max_concurrent_streams: _Positive | None = None
-    # Connections a process that answers calls; None: twice max_sessions, or as many as its descriptors allow.
-    max_connections: _Positive | None = None
-    # Seconds of silence after which a connection is asked whether it is alive, and that it has to answer.
-    keepalive_s: Annotated[float, Field(ge=0.1, le=86_400)] = 20.0
-    keepalive_timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0
-    # Bytes of half-received messages, queued work and unread replies, of the server; None: a quarter of its memory.
-    max_in_flight_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = None
-    # The same of one connection; None: half of the server's.
-    max_connection_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = None
-    # Seconds that all else gets to stop in after the grace; then the process ends itself.
-    stop_s: Annotated[float, Field(gt=0)] = 10.0
+    unload: Literal["wait", "refuse"] = Field(
+        default="wait", description="Unloading a model in use: wait or refuse."
+    )
+    unload_grace_s: Annotated[float, Field(ge=0)] = Field(
+        default=30.0, description="Seconds sessions get when unloading."
+    )
+    queue_messages: _Positive = Field(default=32, description="Messages a session may have waiting.")
+    idle_timeout_s: Annotated[float, Field(ge=0)] = Field(
+        default=300.0, description="Idle seconds before a session ends; 0: never."
+    )
+    grace_s: Annotated[float, Field(ge=0)] = Field(
+        default=10.0, description="Seconds streams get after SIGTERM."
+    )
+    first_message_s: Annotated[float, Field(ge=0)] = Field(
+        default=20.0, description="Seconds a call has to send its first message; 0: no limit."
+    )
+    reflection: bool = Field(default=True, description="Let clients ask which services there are.")
+    watchdog_s: Annotated[float, Field(ge=0)] = Field(
+        default=30.0,
+        description="Seconds without progress after which a busy thread counts as stalled; 0: never.",
+    )
+    watchdog_exit: bool = Field(default=False, description="End with exit code 70 when a thread stalls.")
+    run_timeout_s: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="Seconds a run of a model may take; 0: any."
+    )
+    load_timeout_s: Annotated[float, Field(ge=0)] = Field(
+        default=300.0, description="Seconds that loading a model may take; 0: any."
+    )
+    follow_links: bool = Field(
+        default=False, description="Follow links that lead out of the folder of models."
+    )
+    max_concurrent_streams: _Positive | None = Field(
+        default=None,
+        description="HTTP/2 streams a connection.",
+        json_schema_extra={"unset": "twice --max-sessions"},
+    )
+    max_connections: _Positive | None = Field(
+        default=None,
+        description="Connections a process that answers calls.",
+        json_schema_extra={"unset": "twice --max-sessions, as descriptors allow"},
+    )
+    keepalive_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(
+        default=20.0, description="Seconds of silence after which a connection is pinged."
+    )
+    keepalive_timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(
+        default=10.0, description="Seconds that a pinged connection has to answer."
+    )
+    max_in_flight_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = Field(
+        default=None,
+        description="Bytes of half-received messages, queued work and unread replies.",
+        json_schema_extra={"unset": "a quarter of the memory"},
+    )
+    max_connection_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = Field(
+        default=None,
+        description="The same of one connection.",
+        json_schema_extra={"unset": "half of --max-in-flight-bytes"},
+    )
+    stop_s: Annotated[float, Field(gt=0)] = Field(
+        default=10.0, description="Seconds that stopping may take after the grace."
+    )
     # What happens to a message with NaN or infinite input.
-    non_finite: Literal["reject", "allow"] = "reject"
-    # Microseconds to look for messages before sleeping, where the last waits were short; 0: sleep at once.
-    spin_us: Annotated[int, Field(ge=0, le=10_000)] = 100
-    intra_op_threads: _Positive = 1
-    # Pad runs to sizes 1, 2, 4, …; None: on CUDA only.
-    fixed_shapes: bool | None = None
-    # What single steps compute recurrent layers with; None: auto on CUDA and for GRU and RNN, else operator.
-    cell: Literal["auto", "operator", "decomposed"] | None = None
-    # Replay single steps as CUDA graphs; None: on CUDA, where this ONNX Runtime does so safely.
-    cuda_graphs: bool | None = None
+    non_finite: Literal["reject", "allow"] = Field(
+        default="reject", description="NaN and infinite input: reject or allow."
+    )
+    spin_us: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=100,
+        description="Microseconds to look for messages before sleeping, where that pays; 0: none.",
+    )
+    intra_op_threads: _Positive = Field(default=1, description="ONNX Runtime threads a run.")
+    fixed_shapes: bool | None = Field(
+        default=None, description="Pad runs to sizes 1, 2, 4, ….", json_schema_extra={"unset": "on CUDA only"}
+    )
+    cell: Literal["auto", "operator", "decomposed"] | None = Field(
+        default=None,
+        description="Single steps of recurrent layers: auto, operator or decomposed.",
+        json_schema_extra={"unset": "auto but for LSTM on CPU"},
+    )
+    cuda_graphs: bool | None = Field(
+        default=None,
+        description="Replay single steps as CUDA graphs.",
+        json_schema_extra={"unset": "on CUDA, where safe"},
+    )
     # On CUDA, round the float32 inputs of matrix products to 10 bits of fraction.
-    tf32: bool = False
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    tf32: bool = Field(default=False, description="TF32 matrix products on CUDA.")
+    tls_cert: Path | None = Field(
+        default=None, description="PEM certificate chain; with --tls-key, serves TLS."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM private key.")
     # The same for the metrics port, and whether it uses the gRPC port's.
-    metrics_tls_cert: Path | None = None
-    metrics_tls_key: Path | None = None
-    metrics_tls: bool = False
-    # Triton's own metric names beside ours.
-    triton_metrics: bool = False
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "console"] = "json"
+    metrics_tls_cert: Path | None = Field(
+        default=None, description="PEM certificate chain of the Prometheus port; with --metrics-tls-key."
+    )
+    metrics_tls_key: Path | None = Field(default=None, description="PEM private key of the Prometheus port.")
+    metrics_tls: bool = Field(
+        default=False, description="Serve the Prometheus port with --tls-cert and --tls-key."
+    )
+    triton_metrics: bool = Field(default=False, description="Report nv_inference_*, Triton's names, too.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error."
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="json or console.")
 
     # Set by `load` for the one construction it makes.
     _toml: ClassVar[Path | None] = None

@@ -5,160 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .serve_flags import with_flags
+
 if TYPE_CHECKING:
     from streamcell.service import Settings as ServerSettings
-
-_Option = typer.Option
-
-
-def command(
-    models: Annotated[
-        Path | None, _Option(help="Folder of models: NAME.onnx or NAME/VERSION/model.onnx.")
-    ] = None,
-    config: Annotated[Path | None, _Option(help="TOML file with any of these settings.")] = None,
-    host: Annotated[str | None, _Option(help="Address to listen on.  [127.0.0.1]")] = None,
-    port: Annotated[int | None, _Option(help="gRPC port; 0 takes a free one.  [8500]")] = None,
-    metrics_host: Annotated[
-        str | None, _Option(help="Address of the Prometheus endpoint.  [as --host]")
-    ] = None,
-    metrics_port: Annotated[int | None, _Option(help="Prometheus port; 0 takes a free one.  [9090]")] = None,
-    device: Annotated[str | None, _Option(help="cpu, cuda or cuda:N; never falls back.  [cpu]")] = None,
-    lane: Annotated[str | None, _Option(help="auto, fast or threaded.  [auto]")] = None,
-    frontends: Annotated[
-        int | None,
-        _Option(help="Processes that answer calls for one that runs the models; 0: one does both.  [0]"),
-    ] = None,
-    max_sessions: Annotated[int | None, _Option(help="Live sessions a model.  [10000]")] = None,
-    max_batch: Annotated[int | None, _Option(help="Sessions that run together.  [256]")] = None,
-    max_chunk: Annotated[int | None, _Option(help="Timesteps of a session in one run.  [64]")] = None,
-    max_steps_per_message: Annotated[int | None, _Option(help="Timesteps a message.  [4096]")] = None,
-    max_generate_steps: Annotated[
-        int | None, _Option(help="Timesteps that a message may have generated.  [16384]")
-    ] = None,
-    max_beam_width: Annotated[int | None, _Option(help="Hypotheses of a beam search.  [16]")] = None,
-    max_message_bytes: Annotated[int | None, _Option(help="Bytes a message.  [4194304]")] = None,
-    max_infer_bytes: Annotated[
-        int | None, _Option(help="Bytes a request of the Open Inference Protocol.  [67108864]")
-    ] = None,
-    model_control: Annotated[
-        str | None, _Option(help="Load and unload while serving: none, poll or explicit.  [none]")
-    ] = None,
-    versions: Annotated[
-        str | None, _Option(help="Versions served: latest or all.  [all; latest under model control]")
-    ] = None,
-    model_poll_s: Annotated[float | None, _Option(help="Seconds between looks at the folder.  [15]")] = None,
-    load_model: Annotated[
-        list[str] | None,
-        _Option(help="Model to load at the start under explicit control, * for all; repeatable."),
-    ] = None,
-    unload: Annotated[str | None, _Option(help="Unloading a model in use: wait or refuse.  [wait]")] = None,
-    unload_grace_s: Annotated[
-        float | None,
-        _Option("--unload-grace-s", "--unload-grace", help="Seconds sessions get when unloading.  [30]"),
-    ] = None,
-    queue_messages: Annotated[int | None, _Option(help="Messages a session may have waiting.  [32]")] = None,
-    idle_timeout_s: Annotated[
-        float | None, _Option(help="Idle seconds before a session ends; 0: never.  [300]")
-    ] = None,
-    grace_s: Annotated[float | None, _Option(help="Seconds streams get after SIGTERM.  [10]")] = None,
-    first_message_s: Annotated[
-        float | None, _Option(help="Seconds a call has to send its first message; 0: no limit.  [20]")
-    ] = None,
-    reflection: Annotated[
-        bool | None, _Option(help="Let clients ask which services there are.  [reflection]")
-    ] = None,
-    watchdog_s: Annotated[
-        float | None,
-        _Option(help="Seconds without progress after which a busy thread counts as stalled; 0: never.  [30]"),
-    ] = None,
-    watchdog_exit: Annotated[
-        bool | None, _Option(help="End with exit code 70 when a thread stalls.  [no-watchdog-exit]")
-    ] = None,
-    max_concurrent_streams: Annotated[
-        int | None, _Option(help="HTTP/2 streams a connection.  [twice --max-sessions]")
-    ] = None,
-    max_connections: Annotated[
-        int | None,
-        _Option(
-            help="Connections a process that answers calls.  [twice --max-sessions, as descriptors allow]"
-        ),
-    ] = None,
-    keepalive_s: Annotated[
-        float | None, _Option(help="Seconds of silence after which a connection is pinged.  [20]")
-    ] = None,
-    keepalive_timeout_s: Annotated[
-        float | None, _Option(help="Seconds that a pinged connection has to answer.  [10]")
-    ] = None,
-    max_in_flight_bytes: Annotated[
-        int | None,
-        _Option(
-            help="Bytes of half-received messages, queued work and unread replies.  [a quarter of the memory]"
-        ),
-    ] = None,
-    max_connection_bytes: Annotated[
-        int | None, _Option(help="The same of one connection.  [half of --max-in-flight-bytes]")
-    ] = None,
-    stop_s: Annotated[
-        float | None, _Option(help="Seconds that stopping may take after the grace.  [10]")
-    ] = None,
-    run_timeout_s: Annotated[
-        float | None, _Option(help="Seconds a run of a model may take; 0: any.  [60]")
-    ] = None,
-    load_timeout_s: Annotated[
-        float | None, _Option(help="Seconds that loading a model may take; 0: any.  [300]")
-    ] = None,
-    follow_links: Annotated[
-        bool | None, _Option(help="Follow links that lead out of the folder of models.  [off]")
-    ] = None,
-    non_finite: Annotated[
-        str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
-    ] = None,
-    spin_us: Annotated[
-        int | None,
-        _Option(help="Microseconds to look for messages before sleeping, where that pays; 0: none.  [100]"),
-    ] = None,
-    intra_op_threads: Annotated[int | None, _Option(help="ONNX Runtime threads a run.  [1]")] = None,
-    fixed_shapes: Annotated[
-        bool | None, _Option(help="Pad runs to sizes 1, 2, 4, ….  [on CUDA only]")
-    ] = None,
-    cell: Annotated[
-        str | None,
-        _Option(
-            help="Single steps of recurrent layers: auto, operator or decomposed.  [auto but for LSTM on CPU]"
-        ),
-    ] = None,
-    cuda_graphs: Annotated[
-        bool | None, _Option(help="Replay single steps as CUDA graphs.  [on CUDA, where safe]")
-    ] = None,
-    tf32: Annotated[bool | None, _Option(help="TF32 matrix products on CUDA.  [no-tf32]")] = None,
-    tls_cert: Annotated[
-        Path | None, _Option(help="PEM certificate chain; with --tls-key, serves TLS.")
-    ] = None,
-    tls_key: Annotated[Path | None, _Option(help="PEM private key.")] = None,
-    metrics_tls_cert: Annotated[
-        Path | None, _Option(help="PEM certificate chain of the Prometheus port; with --metrics-tls-key.")
-    ] = None,
-    metrics_tls_key: Annotated[Path | None, _Option(help="PEM private key of the Prometheus port.")] = None,
-    metrics_tls: Annotated[
-        bool | None, _Option(help="Serve the Prometheus port with --tls-cert and --tls-key.  [off]")
-    ] = None,
-    triton_metrics: Annotated[
-        bool | None, _Option(help="Report nv_inference_*, Triton's names, too.  [off]")
-    ] = None,
-    log_level: Annotated[str | None, _Option(help="debug, info, warning or error.  [info]")] = None,
-    log_format: Annotated[str | None, _Option(help="json or console.  [json]")] = None,
-) -> None:
-    """Serve every model of a folder over gRPC, with metrics for Prometheus.
-
-    Each setting can also be given as STREAMCELL_NAME or in the TOML file; flags win over the environment,
-    the environment over the file.
-    """
-    flags = {key: value for key, value in locals().items() if key != "config"}
-    sys.exit(_run(config, flags))
 
 
 def _run(config: Path | None, flags: dict[str, Any]) -> int:
@@ -207,3 +61,6 @@ def _end_with_loads(settings: ServerSettings) -> None:
     if abandoned():
         sys.stderr.flush()
         os._exit(1)
+
+
+command = with_flags(lambda config, flags: sys.exit(_run(config, flags)))

@@ -17,6 +17,14 @@ from streamcell.proto import pb, rpc
 STREAMCELL = Path(sys.executable).with_name("streamcell")
 
 
+def test_the_flags_are_made_from_the_settings() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, root / "cli" / "generate.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def serve(*flags: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([STREAMCELL, "serve", *flags], capture_output=True, text=True, timeout=60)
 

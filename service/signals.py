@@ -13,6 +13,8 @@ from typing import Protocol
 
 import structlog
 
+from .logs.configure import flush
+
 _log = structlog.get_logger(__name__)
 
 HUNG = 3  # exit code of a server that would not stop in time
@@ -89,6 +91,7 @@ class Signals:
 
     def _tell(self) -> None:
         _log.error("not stopped in time, ending the process", seconds=self._within_s)
+        flush(0.5)  # the thread that writes lines does not outlive the process
         faulthandler.dump_traceback(file=2, all_threads=True)
 
     def _end(self, code: int) -> None:

@@ -136,7 +136,7 @@ def test_a_pipe_that_nobody_reads_stops_nothing(start: Start, fragile: Path) -> 
         load(server.target, "broken", 60)
         serves(client)
     assert server.dropped("limited") > 0
-    server.ask_to_stop()
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     os.close(reading)
 
@@ -149,7 +149,7 @@ def test_a_full_disk_stops_nothing(start: Start, fragile: Path) -> None:
     with connect(server.target) as client:
         serves(client)
     assert server.dropped("write_failed") >= 6
-    server.ask_to_stop()
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
 
 
@@ -162,7 +162,7 @@ def test_a_reader_that_goes_away_stops_nothing(start: Start, fragile: Path) -> N
     with connect(server.target) as client:
         serves(client)
     assert server.dropped("write_failed") > 0
-    server.ask_to_stop()
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
 
 

@@ -19,8 +19,6 @@ from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
 
-pytestmark = pytest.mark.conformance
-
 SESSIONS = 24
 IDLE_S, STOPPED_S = 2.0, 3.0
 STEP = pb.StreamRequest(inputs=[bytes(12)])
@@ -58,16 +56,17 @@ def parts(server: ServerProcess, which: str) -> list[psutil.Process]:
     return [each for each in found if which == "all" or any(which in word for word in each.cmdline())]
 
 
-@pytest.mark.parametrize("which", ["all", "engine_process", "frontend_process"])
+@pytest.mark.parametrize(
+    ("processes", "which"),
+    [("0", "all"), ("2", "all"), ("2", "processes.engine"), ("2", "processes.frontend")],
+)
 def test_messages_that_waited_while_the_server_was_stopped_find_their_sessions(
+    processes: str,
     which: str,
-    frontends: int,
     start_server: Callable[..., ServerProcess],
     models_dir: Path,
 ) -> None:
-    if which != "all" and not frontends:
-        pytest.skip("one process has no such part")
-    server = start_server(models_dir, "--idle-timeout-s", str(IDLE_S))
+    server = start_server(models_dir, "--idle-timeout-s", str(IDLE_S), STREAMCELL_FRONTENDS=processes)
     with ExitStack() as stack:
         channel = stack.enter_context(grpc.insecure_channel(server.target))
         stub, open_inference = rpc.StreamCellStub(channel), oip_rpc.GRPCInferenceServiceStub(channel)

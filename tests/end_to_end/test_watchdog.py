@@ -42,7 +42,7 @@ def hang(name):
 if any("streamcell" in each for each in sys.orig_argv):
     from streamcell.service.engine import engine
     from streamcell.service.transport import health
-    from streamcell.service.batching import inline_policy as shortness
+    from streamcell.service.batching import inline
     run, status = engine.Engine.run, health.Health.status
     def held_run(self, staged):
         hang("engine")
@@ -53,7 +53,7 @@ if any("streamcell" in each for each in sys.orig_argv):
     def never_short(self, rows, took_s):
         self.short = False
     engine.Engine.run, health.Health.check = held_run, held_check
-    shortness.Shortness.ran = never_short
+    inline.InlinePolicy.ran = never_short
 """
 
 

@@ -72,6 +72,7 @@ def test_a_server_whose_processes_hang_ends_after_the_grace(start_server: Serve,
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 3
     assert psutil.wait_procs(children, timeout=30)[1] == []
+    server.stop()  # reads its log to the end
     assert any("not stopped in time" in entry["event"] for entry in server.log)
 
 

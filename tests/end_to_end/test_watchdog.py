@@ -180,6 +180,7 @@ def test_a_process_that_hangs_ends_if_told_to_for_its_supervisor_to_start_it_aga
         thread = in_background(lambda: step(client))
         if not frontends:
             assert hanging.server.process.wait(WAIT_S) == EXIT_CODE
+            hanging.server.stop()  # reads its log to the end
             assert hanging.said("no progress")[0]["ends"]
             return
         restarts = "streamcell_process_restarts_total"

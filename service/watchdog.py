@@ -16,6 +16,8 @@ from typing import TypeAlias
 
 import structlog
 
+from .logs.configure import flush
+
 _log = structlog.get_logger(__name__)
 
 # A process that ends itself for a stall exits with this: EX_SOFTWARE of sysexits.h.
@@ -116,8 +118,13 @@ class Watchdog:
                 self._end(EXIT_CODE)
 
     def _say(self, log: Callable[..., object], event: str, **facts: object) -> None:
-        """Log, but do not wait for a log that is stuck."""
-        thread = threading.Thread(target=log, args=(event,), kwargs=facts, name="watchdog-log", daemon=True)
+        """Log, and see that it is written before the process may end; but do not wait for a log that is stuck."""
+
+        def say() -> None:
+            log(event, **facts)
+            flush(_LOG_S)
+
+        thread = threading.Thread(target=say, name="watchdog-log", daemon=True)
         thread.start()
         thread.join(_LOG_S)
 

@@ -68,7 +68,9 @@ class Supervisor:
         self._loaded: Future[list[str]] = Future()  # the models that the first engine has loaded
         self._fit: Child | None = None  # the engine's process, once it has
         self._linked: dict[Child, Child] = {}  # a front end and the engine's process it has been linked to
-        self._links: dict[int, Child] = {}  # those that are being made
+        self._links: dict[
+            int, Child
+        ] = {}  # those that are being made: the front end does not answer calls yet
         self._scrapes: dict[int, Future[bytes]] = {}
         self._drained = threading.Event()
         registry = CollectorRegistry()
@@ -96,7 +98,10 @@ class Supervisor:
         def start() -> Child:
             return Child("frontend", f"frontend-{number}", came)
 
-        def came(child: Child, kind: int, _: int, body: bytes, fds: list[int]) -> None:
+        def came(child: Child, kind: int, link: int, body: bytes, fds: list[int]) -> None:
+            if kind == READY:
+                with self._lock:
+                    self._links.pop(link, None)
             if kind in (READY, UNFIT):
                 said = body.decode()
                 _settle(self._answering[number], said if kind == READY else OSError(said))
@@ -104,6 +109,7 @@ class Supervisor:
         def lost(child: Child) -> None:
             with self._lock:
                 self._linked.pop(child, None)
+                self._links = {link: each for link, each in self._links.items() if each is not child}
             _settle(self._answering[number], OSError(f"{child.name} has ended as it began"))
 
         return Kept(start, self._frontend_begun, lost)
@@ -131,11 +137,12 @@ class Supervisor:
             _settle(self._loaded, ModelLoadError(body.decode()))
         elif kind in (RINGS, ATTACHED):
             # A front end that has gone meanwhile leaves the descriptors to be closed, which its engine sees.
-            self._links[number].pipe.send(kind, number, body, fds)
+            with self._lock:
+                frontend = self._links.get(number)
+            if frontend is not None:
+                frontend.pipe.send(kind, number, body, fds)
             for fd in fds:
                 os.close(fd)
-            if kind == ATTACHED:
-                del self._links[number]
         elif kind == SCRAPED:
             waiting = self._scrapes.pop(number, None)
             if waiting is not None:
@@ -205,7 +212,9 @@ class Supervisor:
 
     def _ready(self) -> bool:
         """Whether new sessions may be sent here: the engine's process says so, and a front end takes them."""
-        return self._serving and self._engine_ready and bool(self._linked)
+        with self._lock:
+            answering = self._linked.keys() - self._links.values()
+        return self._serving and self._engine_ready and bool(answering)
 
     def _scrape(self) -> bytes | None:
         """The engine's figures; None where there is none to ask."""

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -298,6 +300,34 @@ def test_while_there_is_no_engine_calls_are_told_so(
         assert eventually(lambda: server.metric("streamcell_ready") == 1)
         assert client.session("lstm").step(np.zeros(3, np.float32)).shape == (2,)
         assert server.metric("streamcell_errors_total", reason="ENGINE_LOST") == 3
+
+
+def test_ready_once_a_front_end_answers_calls(server: ServerProcess, eventually: Eventually) -> None:
+    before = processes(server, "frontend")
+    for process in before:
+        process.send_signal(signal.SIGKILL)
+    assert eventually(lambda: len(set(processes(server, "frontend")) - set(before)) == 2)
+    begun = [process for process in processes(server, "frontend") if process not in before]
+    for process in begun:
+        process.send_signal(signal.SIGSTOP)
+    server.metrics()  # the engine's process answers, so it has done what it was asked for: links, if any
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(server.metrics_url.replace("/metrics", "/readyz"), timeout=60)
+    for process in begun:
+        process.send_signal(signal.SIGCONT)
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(
+                server.metrics_url.replace("/metrics", "/readyz"), timeout=60
+            ) as answer:
+                return bool(answer.read() == b"ready\n")
+        except urllib.error.HTTPError:
+            return False
+
+    assert eventually(ready)
+    with connect(server.target) as client:
+        assert client.models()
 
 
 def test_messages_longer_than_a_ring_hold_up_nobody(

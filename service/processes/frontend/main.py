@@ -58,7 +58,7 @@ class FrontendProcess(ChildProcess):
         elif kind == RINGS:
             self._models.append((json.loads(body), fds))
         elif kind == ATTACHED:
-            self._attach(json.loads(body), fds[0])
+            self._attach(number, json.loads(body), fds[0])
         elif kind == DRAIN:
             self._draining = True
             if self._transport is not None:
@@ -74,7 +74,7 @@ class FrontendProcess(ChildProcess):
                 self._transport.stop()
             self.stop()
 
-    def _attach(self, about: dict[str, Any], fd: int) -> None:
+    def _attach(self, number: int, about: dict[str, Any], fd: int) -> None:
         settings = self._settings
         models, self._models = self._models, []
         link = FrontendLink(Pipe(fd), about["holder"], models, self._reports, settings.queue_messages)
@@ -110,7 +110,7 @@ class FrontendProcess(ChildProcess):
 
         link.start(self._lane.name, on_served, transport.stall, on_lost, transport.when_read)
         transport.report(about["served"], serving=True)
-        self._pipe.send(READY, 0, self._lane.name.encode())
+        self._pipe.send(READY, number, self._lane.name.encode())
 
     def _watch(self, transport: Transport) -> None:
         def changed(thread: str, stalled: bool) -> None:

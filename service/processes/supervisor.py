@@ -138,9 +138,9 @@ class Supervisor:
         elif kind in (RINGS, ATTACHED):
             # A front end that has gone meanwhile leaves the descriptors to be closed, which its engine sees.
             with self._lock:
-                frontend = self._links.get(number)
-            if frontend is not None:
-                frontend.pipe.send(kind, number, body, fds)
+                linked = self._links.get(number)
+            if linked is not None:
+                linked.pipe.send(kind, number, body, fds)
             for fd in fds:
                 os.close(fd)
         elif kind == SCRAPED:

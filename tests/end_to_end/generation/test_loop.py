@@ -76,10 +76,15 @@ class Owner:
         self.model.batcher.submit(self.session, work)
         return work
 
-    def step(self, steps: int = 1) -> None:
+    def step(self, steps: int = 1) -> int:
+        """Submit a message; the runs of the model until it was waiting.
+
+        They are counted once it is: this thread may be off its core for any number of runs before.
+        """
         self.answered.clear()
         work = Work((hot(2) * steps,), steps, Output.ALL, 0, time.perf_counter())
         self.model.batcher.submit(self.session, work)
+        return runs(self.model)
 
 
 def hot(index: int) -> bytes:
@@ -104,8 +109,7 @@ def test_a_long_generation_holds_up_nobody(model: LoadedModel) -> None:
     works = [each.generate(10**9, per_reply=100) for each in generating]
     ping = Owner(model)
     for _ in range(200):
-        before = runs(model)
-        ping.step()
+        before = ping.step()
         assert ping.answered.wait(WAIT_S)
         # The run that was on when the step came, and the one that took it: six rows fit in a batch.
         assert ping.answers[-1] - before <= 2
@@ -125,8 +129,7 @@ def test_more_generations_than_a_batch_holds_still_let_a_step_in_by_the_second_r
         each.generate(10**9, per_reply=100)
     ping = Owner(model)
     for _ in range(100):
-        before = runs(model)
-        ping.step()
+        before = ping.step()
         assert ping.answered.wait(WAIT_S)
         assert ping.answers[-1] - before <= 3  # one on its way, at most ⌈10 / 6⌉ in the queue
     for each in generating:
@@ -137,8 +140,8 @@ def test_a_long_chunk_and_a_generation_alternate(model: LoadedModel) -> None:
     one, chunks = Owner(model), Owner(model)
     work = one.generate(10**9, per_reply=100)
     for _ in range(20):
-        before, applied = runs(model), work.applied
-        chunks.step(64)
+        applied = work.applied
+        before = chunks.step(64)
         assert chunks.answered.wait(WAIT_S)
         assert chunks.answers[-1] - before <= 3
         assert work.applied > applied

@@ -13,7 +13,7 @@ from streamcell.proto import pb
 from streamcell.service.batching.inline import Wakeup
 from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.changes import ModelChanges
-from streamcell.service.lifecycle.control import ModelControl
+from streamcell.service.lifecycle.control import ModelLifecycle
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load_all
 from streamcell.service.lifecycle.table import Models
 from streamcell.service.metrics.log_metrics import LostLines
@@ -79,7 +79,7 @@ class ModelHost:
             self.models, self.sessions, self.metrics, Limits.of(settings)
         )
         changes = ModelChanges(settings, device, self.models, self.sessions, self.metrics, served)
-        self._control = ModelControl(settings, self.sessions, changes)
+        self._control = ModelLifecycle(settings, self.sessions, changes)
         infer = Infer(self.context, settings.max_infer_bytes, settings.queue_messages)
         self._oip = OipService(infer, device, self.metrics)
         self._thread = ControlThread()

@@ -241,9 +241,15 @@ class InFlight:
         self, server_bytes: int, connection_bytes: int, on_error: Callable[[ServiceError], None]
     ) -> None:
         """Keep both bounds from now on, on a thread; `on_error` is told of each call that ends for it."""
+        self.bound(server_bytes, connection_bytes, on_error)
+        threading.Thread(target=self._watch, name="memory-in-flight", daemon=True).start()
+
+    def bound(
+        self, server_bytes: int, connection_bytes: int, on_error: Callable[[ServiceError], None]
+    ) -> None:
+        """Set the bounds that `look` holds the connections to."""
         self._server_bytes, self._connection_bytes = server_bytes, min(connection_bytes, server_bytes)
         self._on_error = on_error
-        threading.Thread(target=self._watch, name="memory-in-flight", daemon=True).start()
 
     def stop(self) -> None:
         """Keep them no more."""
@@ -286,13 +292,17 @@ class InFlight:
         for connection in sorted(self._connections.values(), key=lambda each: -each.bytes):
             if connection.bytes > self._connection_bytes or rest > self._server_bytes:
                 rest -= connection.bytes
-                if connection.held_bytes > self._bound(connection) // 2:
-                    connection.stop()
-                elif connection.stopped:  # what is left is in the core, and goes only if it is read
-                    connection.go_on()
-                self._end_offenders(connection, before.get(connection.peer, {}))
-            elif connection.stopped and connection.bytes < 3 * self._connection_bytes // 4:
+            elif not connection.stopped:
+                continue
+            elif connection.bytes < 3 * self._connection_bytes // 4:
                 connection.go_on()
+                continue
+            # It is over its bound, or was and has not come down: its client may be what the server waits for.
+            if connection.held_bytes > self._bound(connection) // 2:
+                connection.stop()
+            elif connection.stopped:  # what is left is in the core, and goes only if it is read
+                connection.go_on()
+            self._end_offenders(connection, before.get(connection.peer, {}))
         self.held_back = sum(each.stopped for each in self._connections.values())
 
     def _bound(self, connection: Connection) -> int:

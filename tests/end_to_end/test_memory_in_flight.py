@@ -118,9 +118,6 @@ def test_messages_that_are_never_whole(
         assert eventually(lambda: server.metric("streamcell_sessions", model="lstm") <= 1)
 
 
-@pytest.mark.parametrize(
-    "server", ["fast"], indirect=True
-)  # the threaded lane holds back, and ends nobody for it
 def test_clients_that_read_no_replies(
     server: ServerProcess, modules: dict[str, torch.nn.Module], eventually: Eventually
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import grpc
 import pytest
 
@@ -10,6 +12,7 @@ from streamcell.service.transport.in_flight import InFlight
 
 MIB = 1024 * 1024
 BOUND = 48 * MIB
+MESSAGE = 4 * MIB
 
 
 class Call:
@@ -43,10 +46,26 @@ def errors() -> list[ServiceError]:
     return []
 
 
+class Machine:
+    """What the kernel says, as the test sets it."""
+
+    def __init__(self) -> None:
+        self.received: dict[str, int] = {}
+        self.memory = 100 * MIB
+
+    def figures(self, peers: Container[str]) -> dict[str, tuple[int, int]]:
+        return {peer: (received, 0) for peer, received in self.received.items() if peer in peers}
+
+
 @pytest.fixture
-def in_flight(errors: list[ServiceError]) -> InFlight:
-    made = InFlight()
-    made.bound(2 * BOUND, BOUND, errors.append)
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def in_flight(machine: Machine, errors: list[ServiceError]) -> InFlight:
+    made = InFlight(machine.figures, lambda: machine.memory)
+    made.bound(2 * BOUND, BOUND, MESSAGE, errors.append)
     return made
 
 
@@ -94,3 +113,59 @@ def test_what_only_reading_can_bring_out_of_the_core_does_not_keep_a_connection_
     in_flight.look()
     assert in_flight.held_back == 0
     assert not errors
+
+
+def begin_and_reset(in_flight: InFlight, machine: Machine, count: int, peer: str = "a") -> None:
+    """Calls whose messages come and are given to nobody."""
+    for at in range(count):
+        call = Call(in_flight, peer=peer)
+        machine.received[peer] += 32 * 1024
+        call.connection.leave(call)
+        if at % 100 == 0:
+            in_flight.look()
+    in_flight.look()
+
+
+def test_calls_that_ended_early_are_not_held_against_those_that_live(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight, peer="a") for _ in range(24)]
+    machine.received["a"] = 0
+    in_flight.look()
+    machine.memory += 10 * MIB  # what malloc keeps
+    begin_and_reset(in_flight, machine, 5000)
+    for _ in range(100):
+        in_flight.look()
+    assert not errors
+    assert not any(call.ended for call in calls)
+
+
+def test_half_received_bytes_are_no_more_than_live_calls_can_hold(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    call = Call(in_flight, peer="a")
+    machine.received["a"] = 0
+    in_flight.look()
+    machine.memory += 1000 * MIB  # a model that was loaded, so the process says nothing
+    begin_and_reset(in_flight, machine, 5000)
+    assert call.connection.half_bytes <= 2 * MESSAGE
+    call.half_open = False
+    for _ in range(2):
+        in_flight.look()
+    assert call.connection.half_bytes <= MIB
+    assert not errors
+
+
+def test_messages_that_are_never_whole_are_ended_though_calls_were_reset_before(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight, peer="a") for _ in range(40)]
+    machine.received["a"] = 0
+    in_flight.look()
+    begin_and_reset(in_flight, machine, 5000)
+    for _ in calls:
+        machine.received["a"] += 3 * MIB
+        machine.memory += 3 * MIB
+        in_flight.look()
+    assert errors
+    assert any(call.ended for call in calls)

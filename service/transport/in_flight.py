@@ -286,6 +286,10 @@ class InFlight:
         self._message_bytes = message_bytes
         self._on_error = on_error
 
+    def figures(self) -> tuple[int, int]:
+        """Bytes in memory and connections that are not read, at the last look."""
+        return self.bytes, self.held_back
+
     def stop(self) -> None:
         """Keep them no more."""
         self._stopping.set()

@@ -130,6 +130,8 @@ def test_clients_that_read_no_replies(
             connection.send(stream, message(OPEN))
             for _ in range(3):
                 connection.send(stream, steps, patience_s=0.2)
+        # With front ends it is one of them that tells.
+        assert eventually(lambda: server.metric("streamcell_in_flight_bytes") > 8 * MIB)
         ended = lambda: ended_for_memory(server) > before  # noqa: E731
         assert eventually(ended) or eventually(ended)  # the model computes 19 million steps first
         assert any(b"memory" in each for each in connection.ended.values()) or server.log

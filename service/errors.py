@@ -140,9 +140,9 @@ class BadGeneration(InvalidArgument):
 
     @classmethod
     def nothing(cls) -> BadGeneration:
-        """The session has no output to begin with."""
+        """The session has no output from which a first input could be made."""
         return cls(
-            "nothing to begin with: the session has no output yet; send a first input, or steps before"
+            "cannot generate yet: the session has no output. Send a first input in this message, or run steps before it"
         )
 
 

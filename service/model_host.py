@@ -13,9 +13,10 @@ from streamcell.proto import pb
 from streamcell.service.batching.inline import Wakeup
 from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.changes import ModelChanges
-from streamcell.service.lifecycle.control import ModelControl
+from streamcell.service.lifecycle.control import ModelLifecycle
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load_all
 from streamcell.service.lifecycle.table import Models
+from streamcell.service.metrics.in_flight_metrics import MemoryFigures
 from streamcell.service.metrics.log_metrics import LostLines
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.metrics.triton_metrics import TritonMetrics
@@ -73,13 +74,14 @@ class ModelHost:
         device.check()
         self.metrics = ServerMetrics()
         self.lost_lines = LostLines()
+        self.memory_figures = MemoryFigures()
         self.models = Models(load_all(at_start(settings), settings, device, wakeup))
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         self.context: CallContext[LoadedModel] = CallContext(
             self.models, self.sessions, self.metrics, Limits.of(settings)
         )
         changes = ModelChanges(settings, device, self.models, self.sessions, self.metrics, served)
-        self._control = ModelControl(settings, self.sessions, changes)
+        self._control = ModelLifecycle(settings, self.sessions, changes)
         infer = Infer(self.context, settings.max_infer_bytes, settings.queue_messages)
         self._oip = OipService(infer, device, self.metrics)
         self._thread = ControlThread()
@@ -112,6 +114,7 @@ class ModelHost:
         """Have `registry` collect the figures."""
         registry.register(self.metrics)
         registry.register(self.lost_lines)
+        registry.register(self.memory_figures)
         if self.settings.triton_metrics:
             registry.register(TritonMetrics(self.metrics))
 

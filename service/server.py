@@ -39,6 +39,7 @@ class Server:
         lane = choose_lane(settings.lane)
         self.host = ModelHost(settings, self._report_model, all_read=self._all_read)
         self.host.metrics.lane = lane.name
+        self.host.memory_figures.here = lane.in_flight.figures
         self._transport = Transport(settings, self.host.services(lane), lane, self.host.metrics.error)
         self.port = self._transport.port
         self.host.report_to(self._registry)

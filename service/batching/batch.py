@@ -1,4 +1,4 @@
-"""One run's rows, and how they are chosen from the sessions that are ready."""
+"""The rows of one run, and how they are chosen from the ready sessions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamcell.service.sessions.session import Group, Session, Work
 
 
 class Part(NamedTuple):
-    """`steps` timesteps of `work` from its step `start` on."""
+    """`steps` timesteps of `work`, from its step `start` on."""
 
     work: Work
     start: int
@@ -33,10 +33,10 @@ class Row:
     # More than one if pipelined messages run as one chunk.
     parts: list[Part]
     work: Work  # the first part's
-    # What goes to the front of the session's queue once this has landed: the next step of a generation.
+    # Goes to the front of the session's queue when the run is complete: the next step of a generation.
     again: Work | None = None
-    # The number under which that waits until its client has read; 0: it does not wait.
-    hold: int = 0
+    # The gate at which that waits until its client has read; 0: it does not wait.
+    gate: int = 0
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Batch:
     uniform: bool
     # True if there may be a row whose work makes its own inputs; such a row is one timestep.
     generates: bool = False
-    # The works of several rows. All rows of each are among `rows`.
+    # Groups: work with several rows. `rows` holds all rows of each.
     groups: Sequence[Group] = ()
     taken_s: float = field(default_factory=time.perf_counter)
     began_s: float = 0.0  # the run
@@ -196,7 +196,7 @@ class BatchQueue:
 
     @staticmethod
     def _cut(session: Session, steps: int) -> list[Part]:
-        """Take `steps` timesteps off the front of the session's queue."""
+        """Take `steps` timesteps from the front of the session's queue."""
         queue: deque[Work] = session.queue
         parts = []
         while steps:

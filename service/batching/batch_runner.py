@@ -27,7 +27,7 @@ class Feedback(Protocol):
     """Makes the inputs of work that `generates`, between two runs. For the thread that runs the engine."""
 
     def prepare(self, batch: Batch) -> None:
-        """Before the run: make first inputs, and take out of `batch` what is not to run."""
+        """Before the run: make first inputs, and take rows that must not run out of `batch`."""
 
     def advance(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> None:
         """After the run, before the batch is complete: make next inputs.
@@ -39,7 +39,7 @@ class Feedback(Protocol):
         """
 
     def answer(self, batch: Batch, waits: list[float], latencies: list[float]) -> int:
-        """Once the batch is complete: send what is due. How many messages got their first reply.
+        """Once the batch is complete: send the replies that are due; returns how many messages got their first one.
 
         Seconds that a message waited for its batch go to `waits`, those until its first reply to `latencies`.
         """
@@ -73,7 +73,7 @@ class BatchRunner:
         if batch.generates and self._feedback is not None:
             try:
                 self._feedback.prepare(batch)
-            except Exception as error:  # a fault of ours ends these sessions, not the thread
+            except Exception as error:  # a bug ends these sessions, not the thread
                 _log.error("no inputs for a batch", rows=len(batch.rows), exc_info=error)
                 self.failed(batch, error)
                 return
@@ -90,7 +90,7 @@ class BatchRunner:
         return rows.apart()
 
     def without(self, rows: Batch, bad: list[int], later: Later) -> Batch:
-        """Take the refused messages out of the batch. Messages of the same row that came before stay in it."""
+        """Take the refused messages out of the batch. Earlier messages of the same row stay in it."""
         bad_groups = {id(group) for index in bad if (group := rows.rows[index].work.group) is not None}
         kept = []
         for index, row in enumerate(rows.rows):

@@ -58,7 +58,7 @@ class Batcher:
         self._taken = 0  # jobs, so far
 
     def add_source(self, source: Source) -> None:
-        """Add another kind of work for the engine's thread. Call before that thread starts, or while it sleeps."""
+        """Add another kind of work for the engine thread. Call before that thread starts, or while it sleeps."""
         with self._lock:
             self._turns.add(source)
 
@@ -68,7 +68,7 @@ class Batcher:
         """Start a session at the initial state. Rows of unary calls on a stateless model have no id and no limit.
 
         Raises:
-            SessionLimit: as many sessions are live as there may be.
+            SessionLimit: the model has no room for another session.
             ModelUnloading: the model is being unloaded.
             ServerDraining: the engine has been stopped.
         """
@@ -104,7 +104,7 @@ class Batcher:
             return not session.ended
 
     def end(self, session: Session) -> bool:
-        """End `session`: what it has queued is dropped, what is in the engine finishes unanswered.
+        """End `session`: drop its queued work; work in the engine finishes without a reply.
 
         False if it had ended already.
         """
@@ -122,7 +122,7 @@ class Batcher:
         return True
 
     def close(self, *, closed: bool = True) -> None:
-        """From now on opening a session raises ModelUnloading; or no longer, if not `closed`."""
+        """If `closed`, opening a session raises ModelUnloading from now on; else it succeeds again."""
         self.capacity.closed = closed
 
     def close_if_idle(self) -> bool:
@@ -150,7 +150,7 @@ class Batcher:
         """Queue one message of `session`. Work of a session that has ended is dropped.
 
         Args:
-            session: the sender.
+            session: the session that sent it.
             work: what to run; a `Work`, or whatever the session's source takes.
             soon: calls a function on the thread that reads messages, after those that have arrived; given if this
                 is that thread. The next batch may then run there instead of on the engine's thread.
@@ -172,23 +172,23 @@ class Batcher:
             self._run_after_arrivals(soon)
         return room
 
-    def nudge(self, session: Session) -> None:
-        """Give a session a turn even if it has nothing queued."""
+    def schedule(self, session: Session) -> None:
+        """Make a session ready even if it has nothing queued."""
         with self._lock:
             if not session.ended:
                 self._make_ready(session)
 
-    def release(self, session: Session, hold: int | None = None) -> None:
-        """Let work go on that waits under the number `hold`, or is about to wait; None: under any number."""
+    def release(self, session: Session, gate: int | None = None) -> None:
+        """Open the gate of that number, even if the session does not wait at it yet; None: whichever it waits at."""
         with self._lock:
-            session.released = session.released if hold is None else hold
-            if session.held and hold in (None, session.held):
-                session.held = 0
+            session.opened_gate = session.opened_gate if gate is None else gate
+            if session.gate and gate in (None, session.gate):
+                session.gate = 0
                 if session.queue and not session.ended:
                     self._make_ready(session)
 
     def _make_ready(self, session: Session) -> None:
-        if session.ready or session.in_flight or session.held:
+        if session.ready or session.in_flight or session.gate:
             return
         session.ready = True
         session.source.add(session)
@@ -198,7 +198,7 @@ class Batcher:
     # The engine's thread
 
     def take(self) -> Job | None:
-        """Wait for work and take some; None once stopped."""
+        """Wait for work and take a job; None once the batcher has stopped."""
         while True:
             self._turns.gather()
             with self._lock:
@@ -215,7 +215,7 @@ class Batcher:
 
     @property
     def progress(self) -> int | None:
-        """A number that each job changes; None while nothing runs and nothing waits to be run."""
+        """A number that changes with each job; None while nothing runs and nothing waits."""
         return None if self._stopped or self.inline.asleep else self._taken
 
     def stop(self) -> None:
@@ -243,7 +243,7 @@ class Batcher:
             self._resume(batch)
             self.inline.run(batch)
         finally:
-            # Generations go on by themselves: that is the engine thread's.
+            # The engine thread runs generations: they continue without messages.
             self._finish_inline(None if batch.generates else soon)
 
     def _finish_inline(self, soon: Soon | None) -> None:
@@ -259,7 +259,7 @@ class Batcher:
     # Work is done
 
     def _resume(self, job: Job) -> None:
-        """Have streams read again whose queues were full and have room now."""
+        """Resume reading the streams whose queues were full and have room now."""
         for session in job.sessions:
             if session.paused and len(session.queue) < self._queue_messages:
                 session.paused = False
@@ -284,7 +284,7 @@ class Batcher:
                     continue
                 if row.again is not None:
                     session.queue.appendleft(row.again)
-                    session.held = row.hold if row.hold != session.released else 0
+                    session.gate = row.gate if row.gate != session.opened_gate else 0
                 if session.queue:
                     self._make_ready(session)
             for group in batch.groups:

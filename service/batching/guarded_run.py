@@ -1,6 +1,6 @@
 """One run of a model over rows of any kind: stage, check, run, complete. A fault ends as few sessions as it can.
 
-A row with a value that may not be is refused, and the others run. If a run fails and has left all states unchanged,
+A row with a forbidden value is refused, and the others run. If a run fails and has left all states unchanged,
 each row runs again alone and only the one that fails again is refused. Otherwise every session of the run ends.
 """
 
@@ -20,15 +20,15 @@ from streamcell.service.sessions.value_check import ValueCheck
 _log = structlog.get_logger(__name__)
 _Rows = TypeVar("_Rows")
 
-# Refusals, each told to a session's owner once the other rows have been answered.
+# Refusals. Each session's owner gets its own once the other rows have been answered.
 Later: TypeAlias = list[Callable[[], None]]
 
 
 class Misfit(Exception):
     """Some rows hold payloads that are not as long as their steps say; `rows` are their places in the batch.
 
-    Every entrance checks that. If one forgets to, the row's sender is refused: a short or a long part would shift the
-    rows behind it, and one session would read another's input.
+    Every protocol checks the length. If one forgets, this refuses the row: a part of a wrong length would shift the
+    rows behind it, and one session would read another session's input.
     """
 
     def __init__(self, rows: list[int]) -> None:
@@ -37,7 +37,7 @@ class Misfit(Exception):
 
 
 class RunTimes(NamedTuple):
-    """When the rows were taken up, and when their run began and ended; `time.perf_counter` seconds."""
+    """When staging began, and when the run began and ended; `time.perf_counter` seconds."""
 
     taken_s: float
     began_s: float
@@ -45,7 +45,7 @@ class RunTimes(NamedTuple):
 
 
 class RowKind(Protocol[_Rows]):
-    """What a guarded run has to know of its rows. For the thread that runs the engine."""
+    """What `GuardedRun` needs of a kind of rows. The thread that runs the engine calls it."""
 
     def count(self, rows: _Rows) -> int:
         """How many rows there are."""
@@ -58,16 +58,16 @@ class RowKind(Protocol[_Rows]):
         """
 
     def without(self, rows: _Rows, bad: list[int], later: Later) -> _Rows:
-        """What is left once the messages with wrong values in the rows at places `bad` are refused."""
+        """Refuse the messages with wrong values in the rows `bad`; returns the rows that remain."""
 
     def apart(self, rows: _Rows) -> Iterable[_Rows]:
-        """The rows one by one; what must run together stays together."""
+        """The rows one by one; rows that must run together stay together."""
 
     def completed(self, rows: _Rows, staged: Staged, times: RunTimes) -> tuple[int, int]:
-        """The states have advanced: note it, and answer.
+        """Record that the states have advanced, and answer.
 
         Returns:
-            (requests of which a part ran, requests that are answered with that; one of several rows counts as these)
+            (requests of which a part ran, requests that are answered with it); a request of n rows counts n times
         """
 
     def refused(self, rows: _Rows, cause: Exception, later: Later) -> None:
@@ -80,7 +80,7 @@ class RowKind(Protocol[_Rows]):
 class GuardedRun:
     """Runs rows on one engine. For the thread that runs the engine.
 
-    It is given the kind of rows with each call: if it held it, the two would be a cycle that keeps the engine alive.
+    The kind of rows is an argument of each call. An attribute would make a cycle that keeps the engine alive.
     """
 
     def __init__(self, engine: Engine, metrics: ModelMetrics, check: ValueCheck | None) -> None:
@@ -109,7 +109,7 @@ class GuardedRun:
                 else:
                     ran = staged, self._run(staged, used, taken_s)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            # A run that was ended for its time may have written some states, and each row could take as long.
+            # A run that hit its time limit may have written some states, and each row alone could take as long.
             if self._engine.commits_last and not isinstance(error, RunTimeout):
                 self._run_apart(kind, rows, later)
             else:
@@ -124,7 +124,7 @@ class GuardedRun:
     def _refuse(self, kind: RowKind[_Rows], rows: _Rows, bad: list[int], later: Later) -> _Rows:
         known = len(later)
         left = kind.without(rows, bad, later)
-        if len(later) == known:  # the same rows would be found bad for ever
+        if len(later) == known:  # else the same rows would be found bad forever
             raise AssertionError(f"no message in the rows at {bad} has a wrong value")
         # No refused value may stay behind in padding.
         self._engine.clear_inputs()
@@ -145,7 +145,7 @@ class GuardedRun:
         )
 
     def _run_apart(self, kind: RowKind[_Rows], rows: _Rows, later: Later) -> None:
-        """The run failed and left all states unchanged: run each row alone and refuse only what fails again."""
+        """The run failed and changed no state: run each row alone and refuse only those that fail again."""
         self._engine.clear_inputs()
         for alone in kind.apart(rows):
             taken_s = time.perf_counter()

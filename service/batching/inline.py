@@ -1,7 +1,7 @@
-"""Who runs the next batch: the engine's thread, or in its place the thread that reads messages.
+"""Decides which thread runs the next batch: the engine thread, or the thread that reads messages.
 
 Handing a batch to the engine's thread costs wake-ups, and both threads want the GIL while the replies go out: about
-5 µs a message and 60 µs a batch. A run that takes no longer than that is done sooner, and for less CPU, by the thread
+5 µs a message and 60 µs a batch. A run that takes no longer than that ends sooner, and costs less CPU, on the thread
 that read the messages. A longer run leaves the reading thread free if the engine's thread does it.
 """
 
@@ -20,7 +20,7 @@ Soon: TypeAlias = Callable[[Callable[[], None]], bool]
 _BATCH_S, _ROW_S = 60e-6, 5e-6
 _MOST_S = 1e-3  # nothing is read while a batch runs inline: no run may be expected to take longer
 _WEIGHT = 0.1  # of the newest run
-_SURELY = 0.8  # of what a run may take: to begin with inline runs, they must be clearly short
+_SURELY = 0.8  # inline runs begin only once a run takes less than this part of what it may take
 
 
 class InlinePolicy:
@@ -33,13 +33,13 @@ class InlinePolicy:
         self.short = False
 
     def stalled(self) -> None:
-        """Note that a run had to be ended: no run is inline until many have been short."""
+        """Note that a run hit its time limit: no run is inline until many have been short."""
         self._ratio, self.short = 4.0, False
 
     def ran(self, rows: int, took_s: float) -> None:
         """Note that a run of `rows` rows took `took_s`."""
         ratio = took_s / min(_BATCH_S + _ROW_S * rows, _MOST_S)
-        # A stall says nothing about the next run: no run counts as more than four times too long.
+        # A stall says nothing about the next run, so no run counts as more than four times too long.
         self._ratio += _WEIGHT * (min(ratio, 4.0) - self._ratio)
         self.short = self._ratio < (1.0 if self.short else _SURELY)
 
@@ -85,8 +85,8 @@ class InlineRuns:
         self.run: Callable[[Batch], None] = _run_nothing
 
     def serve(self, run: Callable[[Batch], None] | None) -> None:
-        """Have inline runs done by `run` from now on; None: have none."""
-        # The engine's thread must not wake while another runs the engine, as it would if other processes can wake it.
+        """Use `run` for inline runs from now on; None: no run is inline."""
+        # Other processes could wake the engine thread during an inline run; then two threads would run the engine.
         self._served = run is not None and self.wakeup is None
         self.run = run or _run_nothing
 
@@ -104,14 +104,14 @@ class InlineRuns:
         self.policy.ran(rows, took_s)
 
     def book(self) -> bool:
-        """Book a run if runs are short and the engine's thread sleeps; True if the caller is to see that it is done."""
+        """Book an inline run if runs are short and the engine thread sleeps; True if the caller must arrange it."""
         if not (self.asleep and self._served and self.policy.short):
             return False
         self.asleep = False
         return True
 
     def finish(self, *, more: bool) -> bool:
-        """The booked run is over. True if another is booked, because there is `more` to run inline."""
+        """End the booked run. True if another one is booked, because `more` work can run inline."""
         self.asleep = True
         return more and self.book()
 

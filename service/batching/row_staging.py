@@ -1,4 +1,4 @@
-"""From a batch's rows to the staging buffers: a row is as long as its steps need, or it is not copied."""
+"""Copies a batch's rows into the staging buffers. A row whose length does not match its steps is not copied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RowStaging:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._step_bytes = [tensor.step_bytes for tensor in engine.signature.inputs]
-        # Padding behind a row holds what the model's tables have: a step of zeros may be no index of them.
+        # Padding behind a row must hold valid indices: 0 may be outside a table's range.
         self._resting = [resting(tensor).tobytes() for tensor in engine.signature.inputs]
         self._stateful = bool(engine.signature.states)
 
@@ -58,5 +58,5 @@ class RowStaging:
                     view[to : to + size] = memoryview(payload)[begin : begin + size]
                     to += size
                 end = (index + 1) * staged.steps * step_bytes
-                if to < end:  # another session's input of an earlier run
+                if to < end:  # an earlier run left another session's input here
                     view[to:end] = self._resting[at] * ((end - to) // step_bytes)

@@ -1,4 +1,4 @@
-"""One model at work: the thread that takes jobs and runs them."""
+"""One model's engine thread: it takes jobs and runs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .turn_taking import Source
 
 
 class Runner:
-    """Runs one model's jobs on a thread of its own, from `start` until `stop`."""
+    """Runs one model's jobs on its own thread, from `start` until `stop`."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Runner:
         self._engine = engine
         self._batcher = batcher
         batch_runner = BatchRunner(engine, batcher, metrics, feedback, allow_non_finite=allow_non_finite)
-        # What runs on a card may be bound to the thread that captured it.
+        # A CUDA graph is bound to the thread that captured it.
         self._inline = batch_runner.run if engine.device.on_host else None
         # How each kind of job is run.
         self._runs: dict[type, Callable[[Any], None]] = {Batch: batch_runner.run}
@@ -66,7 +66,7 @@ class Runner:
         self._batcher.add_source(source)
 
     def start(self) -> None:
-        """Warm the engine up on the thread that will run it, and begin to take jobs. Returns once it is warm.
+        """Warm the engine up on its own thread, and start taking jobs. Returns once the engine is warm.
 
         Raises:
             DeviceError and ONNX Runtime's errors: the warm-up failed; the thread has ended.
@@ -75,7 +75,7 @@ class Runner:
         try:
             self._warm.result()
         finally:
-            self._warm = Future()  # an error in it would hold the engine, and the engine it
+            self._warm = Future()  # an error in it would keep the engine alive
         self._batcher.inline.serve(self._inline)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Kinds of work take turns on one engine's thread: what a kind of work is to the batcher, and whose turn it is."""
+"""Lets kinds of work take turns on one engine thread; `Source` and `Job` are what the batcher knows of a kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from streamcell.service.sessions.session import Session
 
 
 class Job(Protocol):
-    """Work that the engine's thread does in one go."""
+    """Work that the engine thread does as one unit."""
 
     @property
     def sessions(self) -> Iterable[Session]:
@@ -17,24 +17,24 @@ class Job(Protocol):
 
 
 class Source(Protocol):
-    """A kind of work, and what is ready of it. All methods but `gather` are called under the batcher's lock."""
+    """One kind of work and its ready sessions. The batcher's lock is held for all methods but `gather`."""
 
     def gather(self) -> None:
-        """Take in work that has arrived by itself. The engine's thread calls it without the lock."""
+        """Take in work that arrived without `submit`. The engine thread calls it without the lock."""
 
     def add(self, session: Session) -> None:
         """Queue a session of this source that has work and none in the engine."""
 
     @property
     def any(self) -> bool:
-        """True if something is ready, as far as that is known without `gather`."""
+        """True if a session is known to be ready; `gather` may find more."""
 
     def form(self) -> Job | None:
         """Take what runs next; None if nothing is ready."""
 
 
 class TurnTaking:
-    """Sources in a round: none starves another."""
+    """Serves the sources round robin, so none starves another."""
 
     def __init__(self, first: Source) -> None:
         self._sources = [first]
@@ -45,7 +45,7 @@ class TurnTaking:
         self._sources.append(source)
 
     def gather(self) -> None:
-        """Have every source take in what has arrived."""
+        """Call `gather` of every source."""
         for source in self._sources:
             source.gather()
 

@@ -1,4 +1,4 @@
-"""What a frame asks of its stream's members, made ready to run: who comes and goes, and which rows are refused."""
+"""Admits a frame: closes, resets and opens members as it asks, and refuses the rows that cannot run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from .members import EXPIRED, FREE, LIVE, FrameSessions, Statuses
 def admit(members: FrameSessions, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> bool:
     """Close, reset and open what `frame` asks for, then refuse the rows that cannot run.
 
-    Frames before it have been answered. False where the stream has ended, by what it asked for in its first frame
-    or by anybody else.
+    Earlier frames have been answered. False if the stream has ended, because of its first frame's requests
+    or for any other reason.
     """
     if len(frame.close) or len(frame.reset) or frame.open_count:
         if not batcher.change(members, lambda: _change(members, frame, batcher, metrics)):
@@ -60,7 +60,7 @@ def _change(members: FrameSessions, frame: Frame, batcher: Batcher, metrics: Mod
 def _known(
     members: FrameSessions, frame: Frame, part: Part, handles: Ints, fits: Callable[[Statuses], Fits]
 ) -> Ints:
-    """Those of `handles` whose status fits, each once; the others are refused."""
+    """The `handles` whose status fits, each once; the others are refused."""
     status = members.status_of(handles)
     fine = fits(status)
     places = np.flatnonzero(fine)
@@ -77,7 +77,7 @@ def _known(
 
 
 def _refuse_rows(members: FrameSessions, frame: Frame) -> None:
-    """Refuse rows without a live session, rows of one that has a row before, and rows behind a gap."""
+    """Refuse rows without a live session, second rows of one session, and rows behind a gap."""
     handles = frame.handles
     status = members.status_of(handles)
     rows = np.flatnonzero(status == LIVE)
@@ -89,8 +89,8 @@ def _refuse_rows(members: FrameSessions, frame: Frame) -> None:
     if again.any():
         for row in rows[again].tolist():
             frame.refuse(row, _duplicate(int(handles[row])))
-    # A gap is where a row was refused, and what the client sent before it could know of that. Rows refused for
-    # the gap make no new one: those that follow are refused for the same.
+    # A gap follows a refused row: the client sent these rows before it knew of the refusal. Rows refused for
+    # a gap make no new gap: all of them are refused for the first one.
     refused = live[~frame.ok[rows]]
     if frame.answered is not None:
         behind = members.refused_in[live] > frame.answered
@@ -106,18 +106,20 @@ def _status_error(handle: int, status: int) -> tuple[ServiceError, bool]:
     if status == FREE:
         return UnknownHandle(f"no session has handle {handle}", handle=handle), False
     if status == EXPIRED:
-        return SessionExpired(f"session {handle} was idle for too long and has expired", handle=handle), True
-    return EngineFailed(f"session {handle} has ended since a run of the model failed", handle=handle), True
+        return SessionExpired(f"session {handle} was idle for too long and expired", handle=handle), True
+    return EngineFailed(f"session {handle} has ended because a run of the model failed", handle=handle), True
 
 
 def _duplicate(handle: int) -> DuplicateHandle:
-    return DuplicateHandle(f"handle {handle} comes twice in this frame: the first stands", handle=handle)
+    return DuplicateHandle(
+        f"handle {handle} comes twice in this frame: only the first row runs", handle=handle
+    )
 
 
 def _gap(handle: int, frame: int) -> SequenceGap:
     return SequenceGap(
-        f"an earlier row of session {handle} was refused, in reply {frame}, which the client had not seen when "
-        f"it sent this one",
+        f"reply {frame} refused an earlier row of session {handle}; the client had not seen that reply when "
+        f"it sent this row",
         handle=handle,
         refused_in=frame,
     )

@@ -20,7 +20,7 @@ Part: TypeAlias = Literal["row", "close", "reset", "open"]
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Something of a frame that does not happen: the part's element `index`."""
+    """A request of a frame that is refused: element `index` of that part."""
 
     part: Part
     index: int
@@ -40,20 +40,20 @@ class FrameSlice:
     longest: int
 
     def alone(self, place: int) -> FrameSlice:
-        """The piece's row at `place` as a piece of its own."""
+        """The row at `place`, as a slice of its own."""
         count = int(self.counts[place])
         at = slice(place, place + 1)
         return FrameSlice(self.frame, self.rows[at], self.start, self.counts[at], count, count)
 
     def _whole(self) -> tuple[int, int] | None:
-        """First and last step in the frame's tensors where the piece's steps are one block there."""
+        """First and last step in the frame's tensors, if the slice's steps are one block there; else None."""
         first, last, count = int(self.rows[0]), int(self.rows[-1]), self.frame.steps
         if self.shortest != self.longest or count != self.longest or last - first + 1 != len(self.rows):
             return None
         return first * count, (last + 1) * count
 
     def copy_in(self, sources: Sequence[Bytes], targets: Sequence[Bytes], width: int) -> None:
-        """Copy the piece's input steps to rows of `width` steps at the front of `targets`; uint8[steps, step_bytes].
+        """Copy the slice's input steps to rows of `width` steps at the front of `targets`; uint8[steps, step_bytes].
 
         Padding repeats a row's last step, so that no value gets into a run that was not checked.
         """
@@ -72,7 +72,7 @@ class FrameSlice:
         return (self.frame.begins[self.rows] + self.start)[:, None] + along
 
     def copy_out(self, sources: Sequence[Bytes], width: int) -> None:
-        """Copy the piece's output steps from rows of `width` steps at the front of `sources` into the frame's."""
+        """Copy the slice's output steps from rows of `width` steps at the front of `sources` into the frame's."""
         frame = self.frame
         if frame.output is Output.NONE:
             return
@@ -101,9 +101,9 @@ class Frame:
 
     Attributes:
         handles: int64[rows].
-        lengths: int64[rows] timesteps; None where all rows have `steps`.
+        lengths: int64[rows] timesteps; None if all rows have `steps`.
         begins: int64[rows]: each row's first step in the inputs and, in mode ALL, in the outputs.
-        number: its place in the stream, from 1 on.
+        number: its position in the stream, from 1 on.
         ok: bool[rows]: not refused.
         opened: int64 handles of the members that it opened.
         step_indices: int64[rows], once it is done.
@@ -128,8 +128,8 @@ class Frame:
     opened: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     step_indices: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     refusals: list[Refusal] = field(default_factory=list)
-    plan: Iterator[FrameSlice] | None = None  # once begun
-    piece: FrameSlice | None = None  # what runs next
+    plan: Iterator[FrameSlice] | None = None  # set once the frame has begun
+    next_slice: FrameSlice | None = None  # what runs next
 
     def __post_init__(self) -> None:
         rows = len(self.handles)
@@ -143,18 +143,18 @@ class Frame:
             self.total = int(ends[-1]) if rows else 0
 
     def drop(self, capacity: object) -> None:
-        """It will not run: it holds nothing."""
+        """Do nothing: a frame holds no room."""
 
     def next_rows(self, most: int) -> int:
-        """How many rows its next piece has, at most."""
-        return len(self.piece.rows) if self.piece is not None else min(len(self.handles), most)
+        """How many rows its next slice has, at most."""
+        return len(self.next_slice.rows) if self.next_slice is not None else min(len(self.handles), most)
 
     def lengths_of(self, rows: Ints) -> Ints | int:
         """Timesteps of `rows`."""
         return self.steps if self.lengths is None else self.lengths[rows]
 
     def refuse(self, row: int, error: ServiceError, *, session_ended: bool = False) -> None:
-        """Refuse a row, once. What it has put out is zeroed."""
+        """Refuse a row, once. Its outputs so far are zeroed."""
         if not self.ok[row]:
             return
         self.ok[row] = False
@@ -166,7 +166,7 @@ class Frame:
                 output[begin:end] = 0
 
     def misfit(self, input_bytes: Sequence[int]) -> bool:
-        """Whether an input has not exactly the steps that the rows take, `input_bytes` each: it must not be copied."""
+        """True if an input's size does not match the rows' steps of `input_bytes` each: it must not be copied."""
         return any(
             each.shape != (self.total, size) for each, size in zip(self.inputs, input_bytes, strict=True)
         )
@@ -180,12 +180,12 @@ class Frame:
 
     def advance(self) -> None:
         """Find what runs next, among rows that are still not refused."""
-        self.piece = next(self.plan, None) if self.plan is not None else None
+        self.next_slice = next(self.plan, None) if self.plan is not None else None
 
     def _pieces(self, max_batch: int, max_chunk: int, ragged: bool) -> Iterator[FrameSlice]:
         """At most `max_batch` rows each, `max_chunk` steps of a row, and rows at most twice as long as one another.
 
-        Or, where the model takes no lengths, equally long. Lazy: a row refused in one piece is in none after it.
+        Without lengths all rows are equally long. Lazy: a row that one slice refuses is in no later slice.
         """
         longest = self.steps if self.lengths is None else int(self.lengths.max(initial=0))
         for start in range(0, longest, max_chunk):

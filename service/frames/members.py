@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 Statuses: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
 
-# What a handle stands for. An expired or failed session's handle is taken until the client closes it.
+# A handle's status. An expired or failed session keeps its handle until the client closes it.
 FREE, LIVE, EXPIRED, FAILED = range(4)
 
 
 class FrameOwner(Owner, Protocol):
-    """What a stream of frames answers to. Called from the engine's thread."""
+    """Gets a frame stream's replies. The engine thread calls it."""
 
     def deliver_frame(self, frame: Frame) -> None:
         """`frame` is done: its outputs, step indices and errors are there to be sent."""
@@ -29,22 +29,22 @@ class FrameOwner(Owner, Protocol):
 class FrameSessions(Session):
     """A stream's sessions. Arrays are indexed by handle; `status` says which of them count.
 
-    The engine's thread changes them, within `Batcher.change` where members come or go; others read counts only.
+    The engine thread changes them, within `Batcher.change` if members come or go; other threads read counts only.
     """
 
     __slots__ = (
-        "_nudge",
+        "_fresh_count",
+        "_schedule",
         "applied",
         "current",
         "expire_before_s",
         "frame_owner",
-        "is_fresh",
+        "fresh_members",
         "refused_in",
         "scratch",
         "slot_versions",
         "slots",
         "status",
-        "unused_members",
         "used_s",
     )  # fmt: skip
 
@@ -54,49 +54,49 @@ class FrameSessions(Session):
         owner: FrameOwner,
         now_s: float,
         peer: str,
-        nudge: Callable[[Session], None],
+        schedule: Callable[[Session], None],
     ) -> None:
-        """Make a stream that has no members yet. `nudge` gives it a turn even if it has no frame."""
+        """Make a stream that has no members yet. `schedule` makes it ready even if it has no frame."""
         super().__init__(session_id, owner, 0, 0, now_s, peer)
-        self._nudge = nudge
+        self._schedule = schedule
         self.frame_owner = owner
         self.members = 0  # live ones
-        self.unused_members = 0
+        self._fresh_count = 0
         self.current: Frame | None = None  # taken from the queue, not yet answered
         self.expire_before_s = 0.0  # when not 0: end members that were last used before
         self.status = np.zeros(0, np.int8)
         self.slots = np.zeros(0, np.int64)
         self.slot_versions = np.zeros(0, np.int64)
         self.applied = np.zeros(0, np.int64)  # timesteps since the opening or the last reset
-        self.is_fresh = np.zeros(0, np.bool_)  # no step applied yet: the next reads the initial state
+        self.fresh_members = np.zeros(0, np.bool_)  # no step applied yet: the next reads the initial state
         self.used_s = np.zeros(0, np.float64)
         self.refused_in = np.zeros(0, np.int64)  # the number of the last frame in which a row was refused
         self.scratch = np.zeros(0, np.int64)
 
     @property
-    def unused(self) -> int:
+    def fresh_count(self) -> int:
         """How many members have applied no step."""
-        return self.unused_members
+        return self._fresh_count
 
     def has_idle_members(self, before_s: float) -> bool:
-        """Whether members seem to have been last used before then, and no frame waits that may have rows for them."""
+        """True if members seem idle since before that time, and no queued frame could have rows for them."""
         return not self.queued and len(self.idle(before_s)) > 0
 
     def expire_members(self, before_s: float) -> None:
-        """End members that were last used before then, in the next turn."""
+        """End members that were last used before that time, in the next turn."""
         self.expire_before_s = before_s
-        self._nudge(self)
+        self._schedule(self)
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to do in a turn."""
+        """True if there is something to do in a turn."""
         return self.current is not None or bool(self.queue) or self.expire_before_s > 0
 
     def open(self, count: int, capacity: Capacity, now_s: float) -> Ints:
         """`count` new members at the initial state: int64[count] handles, the lowest that are free.
 
         Raises:
-            SessionLimit: so many more may not be live; none was opened.
+            SessionLimit: the model has too little room; none was opened.
             ModelUnloading: the model is being unloaded.
         """
         capacity.check_open()
@@ -117,7 +117,7 @@ class FrameSessions(Session):
     def _grow(self, more: int) -> None:
         more = max(more, len(self.status))
         for name in (
-            "status", "slots", "slot_versions", "applied", "is_fresh", "used_s", "refused_in", "scratch",
+            "status", "slots", "slot_versions", "applied", "fresh_members", "used_s", "refused_in", "scratch",
         ):  # fmt: skip
             old = getattr(self, name)
             setattr(self, name, np.concatenate((old, np.zeros(more, old.dtype))))
@@ -125,7 +125,7 @@ class FrameSessions(Session):
     def reset(self, handles: Ints) -> None:
         """Put live members back to the initial state and to step index 0."""
         self.applied[handles] = 0
-        self.is_fresh[handles] = True
+        self.fresh_members[handles] = True
         self.refused_in[handles] = 0
 
     def drop(self, handles: Ints, status: int, capacity: Capacity) -> int:
@@ -138,13 +138,13 @@ class FrameSessions(Session):
         return len(live)
 
     def idle(self, before_s: float) -> Ints:
-        """The live members last used before that time; any thread may ask, for a first idea."""
+        """The live members last used before that time; on other threads an estimate."""
         status, used_s = self.status, self.used_s
         both = min(len(status), len(used_s))
         return np.flatnonzero((status[:both] == LIVE) & (used_s[:both] < before_s))
 
     def status_of(self, handles: Ints) -> Statuses:
-        """int8[n]: what each handle stands for, FREE where it never was."""
+        """int8[n]: each handle's status, FREE if it was never used."""
         inside = handles < len(self.status)
         if inside.all():
             return self.status[handles]
@@ -153,22 +153,22 @@ class FrameSessions(Session):
         return status
 
     def repeated(self, handles: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """bool[n]: whether a handle, all of which the table knows, has come before in `handles`."""
+        """bool[n]: True if the handle is at an earlier place of `handles` too. The table knows all of them."""
         places = np.arange(len(handles))
-        # Of several writes to one place the last stands, so from the back the first does.
+        # The last of several writes to one place wins; in reverse order that is the first.
         self.scratch[handles[::-1]] = places[::-1]
         repeated: np.ndarray[Any, np.dtype[np.bool_]] = self.scratch[handles] != places
         return repeated
 
     def count(self) -> None:
-        """Bring up to date what other threads read: the sum of the step indices, and who has applied none."""
+        """Update the figures that other threads read: the sum of the step indices, and how many members are fresh."""
         live = self.status == LIVE
         self.step_index = int(self.applied.sum())
-        self.unused_members = int(np.count_nonzero(live & self.is_fresh))
+        self._fresh_count = int(np.count_nonzero(live & self.fresh_members))
         self.fresh = not self.step_index
 
     def free(self, capacity: Capacity) -> None:
-        """Give back every live member's slot. The stream has ended and its work has landed."""
+        """Give back every live member's slot. The stream has ended and has no work in flight."""
         live = np.flatnonzero(self.status == LIVE)
         capacity.give_back_many(self.slots[live], self.slot_versions[live])
         self.status[live] = FREE

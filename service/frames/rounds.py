@@ -1,4 +1,4 @@
-"""Whose frames run next: streams take turns, small frames of several streams share one."""
+"""Decides whose frames run next: streams take turns, and small frames of several streams share a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .members import FrameOwner, FrameSessions
 
 @dataclass(slots=True)
 class FrameRound:
-    """Streams of which the engine runs a piece each; together at most a run's rows, or one stream alone."""
+    """Streams of which the engine runs one slice each; together at most a run's rows, or one stream alone."""
 
     sessions: list[FrameSessions]
     taken_s: float = field(default_factory=time.perf_counter)
@@ -33,7 +33,7 @@ class FrameRounds:
     def open(self, batcher: Batcher, session_id: str, owner: FrameOwner, peer: str) -> FrameSessions:
         """Start a stream of frames; it has no members yet.
 
-        `batcher` is the one that this is a source of. It holds this, so this does not hold it: a cycle would keep the
+        `batcher` is an argument, not an attribute: the batcher holds this source, and a cycle would keep the
         model alive.
 
         Raises:
@@ -42,7 +42,7 @@ class FrameRounds:
         """
 
         def make(now_s: float) -> FrameSessions:
-            members = FrameSessions(session_id, owner, now_s, peer, batcher.nudge)
+            members = FrameSessions(session_id, owner, now_s, peer, batcher.schedule)
             members.source = self
             return members
 
@@ -52,7 +52,7 @@ class FrameRounds:
         """Do nothing: the streams are added by the threads that read frames."""
 
     def add(self, session: Session) -> None:
-        """Queue a stream that has a frame, or idle members to look for, and none in the engine."""
+        """Queue a stream that has a frame or idle members to check, and no frame in the engine."""
         assert isinstance(session, FrameSessions)
         self.ready.append(session)
 
@@ -62,7 +62,7 @@ class FrameRounds:
         return bool(self.ready)
 
     def form(self) -> FrameRound | None:
-        """The first ready stream, and those behind it while their rows fit in one run; each with its frame taken."""
+        """The first ready stream, and the next ones as long as their rows fit in one run; takes a frame of each."""
         taken: list[FrameSessions] = []
         rows = 0
         while self.ready:
@@ -83,7 +83,7 @@ class FrameRounds:
 
 
 def complete_round(round_: FrameRound, capacity: Capacity, make_ready: Callable[[Session], None]) -> None:
-    """Streams of a round that have ended free their slots, those with more to do become ready."""
+    """Free the slots of streams that have ended; make those with more to do ready."""
     for members in round_.sessions:
         members.in_flight = False
         if members.ended:

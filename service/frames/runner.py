@@ -1,4 +1,4 @@
-"""Frames at work, on the engine's thread: the slices of a round, in as few runs as they fit in."""
+"""Runs frames on the engine thread: the slices of a round, in as few runs as possible."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ class FrameRunner:
         self._input_bytes = [tensor.step_bytes for tensor in engine.signature.inputs]
         self._output_bytes = [tensor.step_bytes for tensor in engine.signature.outputs]
         self._stateful = bool(engine.signature.states)
-        # Values are checked when a frame arrives: of a row that runs in several pieces all or none is applied.
+        # Values are checked when a frame arrives: of a row that runs in several slices all or none is applied.
         self._guarded = GuardedRun(engine, metrics, check=None)
 
     def run(self, round_: FrameRound) -> None:
-        """Run one piece of each stream's frame and answer the frames that are done with it."""
-        pieces: Slices = []
+        """Run one slice of each stream's frame and answer the frames that are done with it."""
+        slices: Slices = []
         for members in round_.sessions:
             if members.current is None or members.current.plan is None:
                 self._begin(members, round_)
                 self._expire(members)
-            if members.current is not None and members.current.piece is not None:
-                pieces.append((members, members.current.piece))
-        for slices in self._packed(pieces):
-            self._guarded(self, slices)
-        for _, piece in pieces:
-            piece.frame.advance()
+            if members.current is not None and members.current.next_slice is not None:
+                slices.append((members, members.current.next_slice))
+        for together in self._packed(slices):
+            self._guarded(self, together)
+        for _, part in slices:
+            part.frame.advance()
         done: list[tuple[FrameSessions, Frame]] = []
         for members in round_.sessions:
             frame = members.current
-            if frame is not None and frame.piece is None:
+            if frame is not None and frame.next_slice is None:
                 if not members.ended:
                     self._finish(members, frame)
                     done.append((members, frame))
@@ -72,7 +72,7 @@ class FrameRunner:
 
     def _expire(self, members: FrameSessions) -> None:
         before_s, members.expire_before_s = members.expire_before_s, 0.0
-        # Frames that wait may have rows for members that look idle: housekeeping asks again.
+        # Queued frames may have rows for members that look idle; housekeeping asks again later.
         if not before_s or members.queue:
             return
 
@@ -85,15 +85,17 @@ class FrameRunner:
         self._batcher.change(members, expire)
 
     def _begin(self, members: FrameSessions, round_: FrameRound) -> None:
-        """Check the frame at hand against the stream's members and plan its runs."""
+        """Check the current frame against the stream's members and plan its runs."""
         frame = members.current
         if frame is None:
             return
         self._metrics.delivered(0, 0, (round_.taken_s - frame.arrived_s,), ())
         if len(frame.handles) and frame.misfit(self._input_bytes):
-            # Each entrance checks that. If one forgets to, the frame's sender alone is refused.
+            # Every protocol checks this. If one forgets, only this frame is refused.
             for row in range(len(frame.handles)):
-                frame.refuse(row, WrongByteCount("the frame's inputs are not as long as its rows say"))
+                frame.refuse(
+                    row, WrongByteCount("the frame's inputs do not have the length that its rows declare")
+                )
         if not admit(members, frame, self._batcher, self._metrics):
             members.current = None
             return
@@ -104,45 +106,45 @@ class FrameRunner:
             ragged=self._ragged,
         )
 
-    def _packed(self, pieces: Slices) -> list[Slices]:
-        """The pieces in runs: at most `max_batch` rows each, none over twice as long as another."""
-        if len(pieces) < 2:
-            return [pieces] if pieces else []
+    def _packed(self, slices: Slices) -> list[Slices]:
+        """The slices in runs: at most `max_batch` rows each, none over twice as long as another."""
+        if len(slices) < 2:
+            return [slices] if slices else []
         runs: list[Slices] = []
         rows = shortest = 0
-        for each in sorted(pieces, key=lambda pair: pair[1].shortest):
-            piece = each[1]
-            rows += len(piece.rows)
-            longest = max(piece.longest, *(other.longest for _, other in runs[-1])) if runs else 0
+        for each in sorted(slices, key=lambda pair: pair[1].shortest):
+            part = each[1]
+            rows += len(part.rows)
+            longest = max(part.longest, *(other.longest for _, other in runs[-1])) if runs else 0
             fits = longest <= (2 * shortest if self._ragged else shortest)
             if runs and fits and rows <= self._engine.max_batch:
                 runs[-1].append(each)
             else:
                 runs.append([each])
-                rows, shortest = len(piece.rows), piece.shortest
+                rows, shortest = len(part.rows), part.shortest
         return runs
 
     # The run, as `GuardedRun` asks for it
 
     def count(self, rows: Slices) -> int:
         """How many rows there are."""
-        return sum(len(piece.rows) for _, piece in rows)
+        return sum(len(part.rows) for _, part in rows)
 
     def fill(self, rows: Slices) -> Staged:
         """Copy the slices' rows one after another into the staging buffers."""
         used = self.count(rows)
-        staged = self._engine.stage(used, max(piece.longest for _, piece in rows))
+        staged = self._engine.stage(used, max(part.longest for _, part in rows))
         targets = list(map(steps_of, staged.inputs, self._input_bytes))
         at = 0
-        for members, piece in rows:
-            end = at + len(piece.rows)
-            piece.copy_in(piece.frame.inputs, [each[at * staged.steps :] for each in targets], staged.steps)
-            staged.lengths[at:end] = piece.counts
+        for members, part in rows:
+            end = at + len(part.rows)
+            part.copy_in(part.frame.inputs, [each[at * staged.steps :] for each in targets], staged.steps)
+            staged.lengths[at:end] = part.counts
             if self._stateful:
-                handles = piece.frame.handles[piece.rows]
+                handles = part.frame.handles[part.rows]
                 slots = members.slots[handles]
                 staged.write[at:end, 0] = slots
-                staged.read[at:end] = np.where(members.is_fresh[handles], INITIAL_ROW, slots)
+                staged.read[at:end] = np.where(members.fresh_members[handles], INITIAL_ROW, slots)
             at = end
         self._engine.pad(staged, used)
         return staged
@@ -153,21 +155,21 @@ class FrameRunner:
 
     def apart(self, rows: Slices) -> Iterator[Slices]:
         """The rows one by one."""
-        for members, piece in rows:
-            for place in range(len(piece.rows)):
-                yield [(members, piece.alone(place))]
+        for members, part in rows:
+            for place in range(len(part.rows)):
+                yield [(members, part.alone(place))]
 
     def completed(self, rows: Slices, staged: Staged, times: RunTimes) -> tuple[int, int]:
         """Advance the sessions, and copy the outputs out."""
         sources = list(map(steps_of, staged.outputs, self._output_bytes))
         at = steps = 0
-        for members, piece in rows:
-            handles = piece.frame.handles[piece.rows]
-            members.applied[handles] += piece.counts
-            members.is_fresh[handles] = False
-            piece.copy_out([each[at * staged.steps :] for each in sources], staged.steps)
-            at += len(piece.rows)
-            steps += int(piece.counts.sum())
+        for members, part in rows:
+            handles = part.frame.handles[part.rows]
+            members.applied[handles] += part.counts
+            members.fresh_members[handles] = False
+            part.copy_out([each[at * staged.steps :] for each in sources], staged.steps)
+            at += len(part.rows)
+            steps += int(part.counts.sum())
         self._metrics.delivered(steps, at, (), ())
         # A failed run is run again row by row: each of them counts as a part of its frame.
         return len(rows), 0
@@ -175,22 +177,22 @@ class FrameRunner:
     def refused(self, rows: Slices, cause: Exception, later: Later) -> None:
         """A row that failed alone is refused, or if steps of it have been applied, its session ends."""
         refusal = RefusedByModel.because(cause, "row")
-        ((members, piece),) = rows
-        if piece.start:  # what ran of the row before cannot be taken back
-            self._end(members, piece, piece.rows, refusal)
+        ((members, part),) = rows
+        if part.start:  # the row's earlier steps cannot be undone
+            self._end(members, part, part.rows, refusal)
         else:
-            row = int(piece.rows[0])
-            piece.frame.refuse(row, refusal)
-            members.refused_in[piece.frame.handles[row]] = piece.frame.number
+            row = int(part.rows[0])
+            part.frame.refuse(row, refusal)
+            members.refused_in[part.frame.handles[row]] = part.frame.number
 
     def failed(self, rows: Slices, cause: Exception) -> None:
-        """All sessions with a row in the run end."""
-        for members, piece in rows:
-            self._end(members, piece, piece.rows, run_failure(cause))
+        """End all sessions with a row in the run."""
+        for members, part in rows:
+            self._end(members, part, part.rows, run_failure(cause))
 
-    def _end(self, members: FrameSessions, piece: FrameSlice, rows: Ints, error: ServiceError) -> None:
+    def _end(self, members: FrameSessions, part: FrameSlice, rows: Ints, error: ServiceError) -> None:
         """End the sessions of `rows` for `error`."""
-        handles = piece.frame.handles[rows]
+        handles = part.frame.handles[rows]
 
         def drop() -> None:
             ended = members.drop(handles, FAILED, self._batcher.capacity)
@@ -198,12 +200,12 @@ class FrameRunner:
 
         self._batcher.change(members, drop)
         for row in rows.tolist():
-            piece.frame.refuse(row, error, session_ended=True)
+            part.frame.refuse(row, error, session_ended=True)
 
     # After it
 
     def _finish(self, members: FrameSessions, frame: Frame) -> None:
-        """What the reply says beside the outputs."""
+        """Fill in the parts of the reply that are not outputs."""
         members.count()
         inside = frame.handles < len(members.applied)
         frame.step_indices = np.zeros(len(frame.handles), np.int64)

@@ -1,4 +1,4 @@
-"""Beam search over classes, as bookkeeping alone: log-probabilities in, which hypotheses live on out. Plain numpy."""
+"""Beam search over classes, in plain numpy: takes log-probabilities, says which hypotheses stay live. Runs no model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A sequence of classes, as its last class and the hypothesis that it grew from."""
+    """A sequence of classes: its last class, and the hypothesis that it extends."""
 
     parent: Hypothesis | None
     last: int
@@ -22,7 +22,7 @@ class Hypothesis:
     stopped: bool = False
 
     def classes(self) -> list[int]:
-        """All of them, first to last."""
+        """All classes, first to last."""
         classes = []
         each: Hypothesis | None = self
         while each is not None and each.parent is not None:
@@ -32,12 +32,12 @@ class Hypothesis:
 
 
 class BeamSearch:
-    """Keeps the `width` likeliest hypotheses and those that have ended.
+    """Keeps the `width` likeliest live hypotheses, and the ended ones.
 
-    At each step every live hypothesis grows by every class. Of what comes of it, the `width` likeliest that do not end
-    with a stop class live on; those that do, and are among the `width` likeliest of all, have ended. A score is the
+    At each step every live hypothesis is extended by every class. Of the results, the `width` likeliest that do not end
+    with a stop class stay live. Those that do, and are among the `width` likeliest of all, have ended. A score is the
     log-probability over the length (stop class included) to the power `length_power`. The search is done after `steps`
-    classes, or once `results` have ended whose scores no live hypothesis has at its present length.
+    classes, or once `results` have ended with scores above every live hypothesis' score at its present length.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BeamSearch:
     ) -> None:
         self.width = width
         self.live = [Hypothesis(None, -1, 0, 0.0)]
-        # An output held a NaN or an infinity: what would have grown from it did not.
+        # An output held a NaN or an infinity, so its hypothesis was not extended.
         self.non_finite = False
         self._results = results
         self._steps = steps
@@ -55,7 +55,7 @@ class BeamSearch:
         self._length = 0
 
     def grow(self, logits: npt.NDArray[Any]) -> list[int]:
-        """Grow the live hypotheses by a class: float[live, classes] → for each that lives now, which it grew from."""
+        """Extend the live hypotheses by a class: float[live, classes] → the parent of each one that is live now."""
         total = self._log_softmax(logits.astype(np.float64))
         total += np.array([each.log_probability for each in self.live])[:, None]
         classes = total.shape[1]
@@ -98,14 +98,14 @@ class BeamSearch:
 
     @property
     def done(self) -> bool:
-        """Whether it is over."""
+        """True if the search is done."""
         if not self.live:
             return True
         full = len(self._ended) >= self._results
         return full and self.score(self.live[0]) <= self.score(self._ended[-1])
 
     def best(self) -> Sequence[Hypothesis]:
-        """The best first: those that have ended, and, where they are too few, the live ones."""
+        """The best first: ended hypotheses, then live ones if those are too few."""
         ended = self._ended
         if len(ended) < self._results:
             grown = [each for each in self.live if each.length]

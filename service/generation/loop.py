@@ -1,4 +1,4 @@
-"""Generation between two runs: before a run the engine's thread makes first inputs, after it the next ones."""
+"""Generation between two runs: the engine thread makes first inputs before a run and next inputs after it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GenerationLoop:
         self._sizes = [tensor.step_bytes for tensor in signature.outputs]
 
     def prepare(self, batch: Batch) -> None:
-        """Before the run: take out of `batch` what was asked to stop, and make the first inputs that are due."""
+        """Before the run: take stopped generations out of `batch`, and make the first inputs that are due."""
         if batch.groups:
             self._searches.prepare(batch)
         kept: list[Row] = []
@@ -52,7 +52,7 @@ class GenerationLoop:
                     self._finish(row, work, StopReason.REQUEST)
                     continue
                 if not work.payloads and not row.session.last_output:
-                    # What came before it was a search, or was stopped before its first step.
+                    # The work before it was a search, or was stopped before its first step.
                     self._batcher.complete(Batch([row], 0, uniform=False), applied=False)
                     row.session.owner.fail(BadGeneration.nothing())
                     continue
@@ -74,7 +74,7 @@ class GenerationLoop:
         return ended
 
     def _finish(self, row: Row, work: Generating, reason: StopReason) -> None:
-        """End `work` before the step that it was taken for."""
+        """End `work` before its next step."""
         session = row.session
         work.reason = reason
         session.last_used_s = time.monotonic()
@@ -86,7 +86,7 @@ class GenerationLoop:
             work.listener.generated(work.reply(session.step_index), last=True)
 
     def advance(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> None:
-        """After the run, before the batch is complete: keep each session's last output, and choose what is fed next."""
+        """After the run, before the batch is complete: keep each session's last output, and choose the next inputs."""
         at = self._chooser.output
         data, stride, size = outputs[at], strides[at], self._sizes[at]
         for index, row in enumerate(batch.rows):
@@ -111,7 +111,7 @@ class GenerationLoop:
             row.again = work
             index = session.step_index + 1
             if not work.listener.has_room(partial(self._batcher.release, session, index)):
-                row.hold = index
+                row.gate = index
 
     def answer(self, batch: Batch, waits: list[float], latencies: list[float]) -> int:
         """Once the batch is complete: send the replies that are due; how many messages got their first one."""
@@ -149,7 +149,7 @@ class GenerationLoop:
     def _choose(
         self, rows: list[Row], ahead: int
     ) -> list[tuple[Row, Generating, bytes, bytes, StopReason | None]]:
-        """Choose from each row's last output: what is told, what is fed, and why the generation ends with it, if so.
+        """Choose from each row's last output: the value to report, the next input, and the stop reason if it ends.
 
         `ahead`: how many of the steps that led to these outputs the sessions' step indices do not count yet.
         """

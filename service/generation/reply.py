@@ -1,4 +1,4 @@
-"""What a generation tells its client, as values. The protocol that carries it encodes them."""
+"""A generation's replies, as plain values. The protocol encodes them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Reply:
         tag: the message's.
         step_index: timesteps applied to the session so far.
         steps: timesteps applied since the reply before.
-        chosen: what was chosen after each of these steps, as it is told; empty if the output itself is fed back.
-        first: the first input as it is told, in the first reply, if the server made it.
+        chosen: the choice after each of these steps, encoded for the client; empty if the output itself is fed back.
+        first: the first input, encoded for the client, in the first reply if the server made it.
         seed: of a sample, in the first reply.
         outputs: one tensor an output, of `output_steps` timesteps.
         sequences: of a beam search, the best first.

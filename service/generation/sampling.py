@@ -21,7 +21,7 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Feedback(Enum):
-    """What of an output becomes the next input."""
+    """How an output becomes the next input."""
 
     VALUE = 1
     ARGMAX = 2
@@ -30,7 +30,7 @@ class Feedback(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one generation chooses. `top_k` 0: any."""
+    """How one generation chooses its inputs. `top_k` 0: no limit."""
 
     feedback: Feedback
     temperature: float = 1.0
@@ -84,7 +84,7 @@ class Chooser:
 
         Returns:
             Classes int64[rows] for a categorical head, else [rows, size] of the input's dtype; and bool[rows], false
-            where the output holds what nothing can be chosen from: a NaN, an infinity that is not -inf among
+            if nothing can be chosen from the output: it holds a NaN, an infinity that is not -inf among
             logits, or no logit that is finite.
         """
         y = y.astype(np.float64)
@@ -105,7 +105,7 @@ class Chooser:
         return chosen, fine
 
     def encode(self, chosen: Array) -> Array:
-        """The next inputs [rows, input size] for what `choose` gave."""
+        """The next inputs [rows, input size] for the result of `choose`."""
         if self.head != "categorical":
             return chosen
         tokens = chosen + self._generation.offset
@@ -145,7 +145,7 @@ class Chooser:
         scaled = (scaled - scaled.max(axis=1, keepdims=True)) / _temperatures(recipes)
         total = np.cumsum(np.exp(scaled), axis=1)
         point = uniforms(_seeds(recipes), counters.astype(np.uint64), 1) * total[:, -1:]
-        # Rounding must not take the point to the very end, beyond the last class that may be chosen.
+        # Rounding must not move the point beyond the last class that may be chosen.
         point = np.minimum(point, np.nextafter(total[:, -1:], 0.0))
         chosen: Array = (total <= point).sum(axis=1)
         return chosen
@@ -167,7 +167,7 @@ def _temperatures(recipes: list[Recipe]) -> Array:
 
 
 def _keep_top(y: Array, recipes: list[Recipe]) -> Array:
-    """`y` with -inf in place of what is below a row's k-th largest; ties with that are kept."""
+    """`y` with -inf in place of values below the row's k-th largest; ties with it are kept."""
     size = y.shape[1]
     tops = np.array([min(recipe.top_k or size, size) for recipe in recipes])
     for top in set(tops.tolist()) - {size}:

@@ -1,4 +1,4 @@
-"""Beam searches in the engine's loop: the part of `loop.py` that is for searches."""
+"""The part of `loop.py` that advances beam searches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SearchLoop:
         self._metrics = metrics
 
     def prepare(self, batch: Batch) -> None:
-        """Before the run: take out of `batch` what was asked to stop, and what grows from the last output alone."""
+        """Before the run: take stopped searches out of `batch`, and extend those that begin from the last output."""
         out: list[Search] = []
         for search in searches_of(batch):
             waits_for_output = not search.active[0].step.payloads[0]

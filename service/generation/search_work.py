@@ -1,4 +1,4 @@
-"""A beam search at work: hypotheses whose states are forks, each in a slot of its own.
+"""A running beam search: each hypothesis is a fork of the session's state, in its own slot.
 
 A fork is a step that reads one row of the pool and writes another. All hypotheses of a search run in one batch: there,
 all rows are read before any is written, so a hypothesis may write the row that another grows from.
@@ -31,13 +31,13 @@ class BeamStep(Work):
 
 
 class Beam(Session):
-    """A hypothesis' place: a slot, which its step writes, and the row that it reads. Never in the batcher's queue."""
+    """A hypothesis' place: the slot that its step writes, and the row that it reads. Never in the batcher's queue."""
 
     __slots__ = ("step",)
 
     def __init__(self, search: Search, session: Session, slot: int, slot_version: int) -> None:
         super().__init__("", session.owner, slot, slot_version, session.opened_s)
-        self.fresh = False  # `reads` is the search's to set
+        self.fresh = False  # the search sets `reads`
         self.step = BeamStep(search)
 
 
@@ -75,7 +75,7 @@ class Search(Group):
             session: the search begins from its state.
             listener: gets the reply.
             first: the first input, or () to make it from the session's last output.
-            search: the bookkeeping, of which nothing has grown yet.
+            search: the hypotheses, none of which has been extended yet.
             capacity: of the model.
             tag, arrived_s: as for all work.
 
@@ -118,7 +118,7 @@ class Search(Group):
         self._sources = [beam.slot for beam in self.active]
 
     def grew(self, parents: list[int], payloads: list[bytes]) -> None:
-        """Go on with new hypotheses: each from the one at its place in `parents`, with its payload."""
+        """Continue with new hypotheses: each extends the one at its place in `parents`, with its payload."""
         sources = self._sources
         self.active = self._beams[: len(parents)]
         for beam, parent, payload in zip(self.active, parents, payloads, strict=True):

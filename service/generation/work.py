@@ -1,4 +1,4 @@
-"""One `generate` message at work: what it asks for, how far it is, and what its next reply says."""
+"""A running `generate` message: its options, its progress, and its next reply."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Generating(Work):
             recipe: how inputs are chosen.
             stop: classes that end it.
             per_reply: steps a reply.
-            output: the steps whose outputs are told.
-            tells: whether replies tell what was chosen. They do unless it is the output itself.
+            output: the steps whose outputs are sent.
+            tells: whether replies report what was chosen. They do unless it is the output itself.
             tag, arrived_s: as for all work.
         """
         super().__init__(payloads, 1, output, tag, arrived_s)
@@ -59,19 +59,19 @@ class Generating(Work):
         self.applied = 0
         self.stopped = False  # set by `stop_generation`; the engine's thread sees it before the next step
         self.reason: StopReason | None = None  # why it has ended
-        self.first = b""  # the first input as it is told, if it was made here
+        self.first = b""  # the first input, encoded for the client, if it was made here
         self._tells = tells
         self._steps = 0  # applied since the last reply
         self._chosen: list[bytes] = []
         self._outputs: list[list[bytes]] = []
 
     def begin(self, first: bytes, payload: bytes) -> None:
-        """Take the first input, made from the last output: `first` as it is told, `payload` as it is fed."""
+        """Set the first input, made from the last output: `first` for the client, `payload` for the model."""
         self.first = first
         self.payloads = (payload,)
 
     def took(self, outputs: Sequence[bytes], chosen: bytes) -> None:
-        """Note one applied step: `outputs` is a step of each, `chosen` what was chosen from them, as it is told."""
+        """Record one applied step: `outputs` is a step of each, `chosen` what was chosen from them, for the client."""
         self.done = 0
         self.applied += 1
         self._steps += 1
@@ -93,7 +93,7 @@ class Generating(Work):
         return self.applied > self._steps
 
     def reply(self, step_index: int) -> Reply:
-        """What happened since the last reply."""
+        """The reply about the steps since the last reply."""
         outputs: list[bytes] = []
         output_steps = 0
         if self.output is not Output.LAST or self.reason is not None:

@@ -67,7 +67,7 @@ class ModelChanges:
         for model in models:
             self._serve(model)
 
-    def agree(self, name: str, located: list[Located]) -> None:
+    def sync_with_folder(self, name: str, located: list[Located]) -> None:
         """Make what is served of `name` agree with its files.
 
         Raises:
@@ -168,7 +168,7 @@ class ModelChanges:
         self._metrics.add(metrics)
 
     def _let_go(self, model: LoadedModel) -> None:
-        model.let_go()
+        model.release()
         if not model.metrics.pools:
             self._metrics.remove(model.metrics)
         _log.info("model let go", model=model.file.name, version=model.file.version)
@@ -216,7 +216,7 @@ def load_changed(
         for each in located:
             have = now.get(each.version)
             if any(model.file.version == each.version for model in taken):
-                raise ModelLoadError(f"model {each.name!r} version {each.version} is there twice", each.path)
+                raise ModelLoadError(f"model {each.name!r} version {each.version} exists twice", each.path)
             if have is not None and have.file.path == each.path and not have.file.changed:
                 taken.append(have)
                 continue
@@ -230,7 +230,7 @@ def load_changed(
                 raise ModelLoadError("it was replaced while it was being read", each.path)
     except Exception as error:  # ONNX Runtime's errors share no base class
         for model in new:
-            model.let_go()
+            model.release()
         name = located[0].name
         raise ModelLoadFailed(f"model {name!r} was not loaded: {error}", model=name) from error
     return taken
@@ -262,7 +262,7 @@ class ModelPoll:
                 failed = self._changes.failed.get(name)
                 if failed is None or failed[0] != stamp_of(files):
                     with suppress(ModelLoadFailed):  # noted and logged where it is raised
-                        self._changes.agree(name, files)
+                        self._changes.sync_with_folder(name, files)
             except Exception as error:  # a model that cannot even be looked at holds up no other
                 complaints.append(str(load_failure(error, files[0].path)))
         missing = {model.file.name for model in self._changes.models} - groups.keys()

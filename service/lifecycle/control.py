@@ -81,7 +81,7 @@ def make_index(
 _log = structlog.get_logger(__name__)
 
 
-class ModelControl:
+class ModelLifecycle:
     """One thread that loads, swaps and unloads, one thing after another, so that the folder and the table agree.
 
     A session stays on the version that it started on. What is swapped out is let go with its last session.
@@ -148,7 +148,7 @@ class ModelControl:
     def stop(self) -> None:
         """Stop every engine. Sessions have been ended, and `halt` was called."""
         for model in self.running():
-            model.let_go()
+            model.release()
 
     def _locate(self) -> tuple[list[Located], list[ModelLoadError]]:
         return locate(self._settings.models, follow_links=self._settings.follow_links)
@@ -224,7 +224,7 @@ class ModelControl:
         mine = [each for each in located if each.name == name]
         if not mine:
             raise ModelNotFound(f"no model named {shown(name)} in the folder of models", model=name)
-        self._changes.agree(name, mine)
+        self._changes.sync_with_folder(name, mine)
         self._settle(done)
 
 

@@ -45,7 +45,7 @@ class LoadedModel:
     max_sessions: int
     pool: Pool
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Stop its engine's thread, so that nothing holds its memory any more. It has no sessions, nor gets any."""
         self.runner.stop()
         self.metrics.detach(self.pool)
@@ -88,7 +88,7 @@ def load_all(
             errors.append(error)
     if errors:
         for model in loaded:
-            model.let_go()
+            model.release()
         raise RepositoryError(settings.models, errors)
     return loaded
 
@@ -120,7 +120,7 @@ def load(
             settings.load_timeout_s,
             limit,
             lambda: _load(file, settings, device, limit, metrics, wakeup),
-            LoadedModel.let_go,
+            LoadedModel.release,
             f"{file.name}-{file.version}",
         )
     except DeviceError:

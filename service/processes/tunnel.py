@@ -29,6 +29,7 @@ STALLED = 36
 # And these: a question of the engine's, and its answer, given once the front end has passed on what had
 # come to its sockets.
 READ_ALL, ALL_READ = 37, 38
+IN_FLIGHT = 39  # a front end's bytes of clients in memory and its connections held back, 8 bytes each
 
 WINDOW = 8  # messages of a call that may be on their way to its handler
 ROOM = 32  # replies of a call that may be on their way to its client

@@ -1,4 +1,4 @@
-"""How many sessions of a model are live, of how many there may be, and the slots that they hold."""
+"""A model's room for sessions: the bound on live sessions, and the slots that they hold."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SlotAllocator:
         self._free.append(slot)
 
     def give_back_many(self, slots: np.ndarray[Any, Any], slot_versions: np.ndarray[Any, Any]) -> None:
-        """Free `slots`, all of them or, where one is wrong, none.
+        """Free all `slots`, or none if one of them is wrong.
 
         Raises:
             RuntimeError: as for `give_back`, or a slot is named twice.
@@ -93,7 +93,7 @@ class Capacity:
         self.max_sessions = max_sessions
         self._slots = slots
         self._live = 0
-        # Set where the model is being unloaded.
+        # True while the model is being unloaded.
         self.closed = False
         self._lock = threading.Lock()
 
@@ -101,7 +101,7 @@ class Capacity:
         """Room for one session: its slot and the slot's slot_version, 0 and 0 for a stateless model.
 
         Raises:
-            SessionLimit: as many sessions are live as there may be.
+            SessionLimit: the model has no room for another session.
         """
         with self._lock:
             if limited or self._slots is not None:
@@ -114,7 +114,7 @@ class Capacity:
         """Room for `count` sessions, all or none: int64[count] slots and slot_versions.
 
         Raises:
-            SessionLimit: so many more may not be live.
+            SessionLimit: the model has too little room.
         """
         with self._lock:
             self._check(count)
@@ -124,7 +124,7 @@ class Capacity:
             return self._slots.take_many(count)
 
     def check_open(self) -> None:
-        """Raise ModelUnloading where the model is being unloaded: for new sessions; live ones may take more room."""
+        """Raise ModelUnloading if the model is being unloaded. Only new sessions ask; live ones may take more room."""
         if self.closed:
             raise ModelUnloading("this model is being unloaded and takes no new sessions")
 
@@ -139,14 +139,14 @@ class Capacity:
             raise SessionLimit(f"{wanted}; try again later", max_sessions=self.max_sessions)
 
     def give_back(self, slot: int, slot_version: int) -> None:
-        """A session has ended and its work has landed."""
+        """Free the room of one session, which has ended and has no work in flight."""
         with self._lock:
             self._live -= 1
             if self._slots is not None:
                 self._slots.give_back(slot, slot_version)
 
     def give_back_many(self, slots: Ints, slot_versions: Ints) -> None:
-        """So many sessions have ended and their work has landed."""
+        """Free the room of several sessions, which have ended and have no work in flight."""
         with self._lock:
             self._live -= len(slots)
             if self._slots is not None:

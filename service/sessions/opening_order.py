@@ -1,4 +1,4 @@
-"""Items in the order they were numbered: one can be removed, and a page begun, anywhere without a walk."""
+"""Numbered items in order. Removing one, or starting a page at one, needs no walk through the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
 
-_FEW = 64  # gaps that are always put up with
+_FEW = 64  # gaps that are never worth closing
 
 
 class OpeningOrder(Generic[_Item]):
@@ -28,7 +28,7 @@ class OpeningOrder(Generic[_Item]):
         self._items.append(item)
 
     def remove(self, number: int) -> None:
-        """Remove the item of that number; nothing happens without one."""
+        """Remove the item of that number, if there is one."""
         at = bisect_left(self._numbers, number)
         if at == len(self._numbers) or self._numbers[at] != number or self._items[at] is None:
             return

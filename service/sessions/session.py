@@ -1,4 +1,4 @@
-"""A session and the work it has queued. Plain data: the batcher changes both, under its lock."""
+"""A session and its queued work. Both are plain data; only the batcher changes them, under its lock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Output(Enum):
 
 
 class Owner(Protocol):
-    """What a session answers to: a stream, or one row of a unary call. Called from the engine's thread."""
+    """Gets a session's outputs: a stream, or one row of a unary call. The thread that runs the engine calls it."""
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
         """`work` is done: one tensor an output, each of `steps` timesteps; `step_index` steps applied so far."""
@@ -32,7 +32,7 @@ class Owner(Protocol):
         """The session's queue has room again."""
 
     def fail(self, error: ServiceError) -> None:
-        """The session has ended before its client asked for it; the slot is given back."""
+        """The server has ended the session with `error`; the slot is given back."""
 
 
 class Work:
@@ -60,7 +60,7 @@ class Work:
         self.pieces: list[list[bytes]] | None = None
 
     def drop(self, capacity: Capacity) -> None:
-        """It will not run on: give back what it holds of the model's room."""
+        """Give back the room that it holds; it will not run again."""
 
     @property
     def steps_given(self) -> int:
@@ -71,7 +71,7 @@ class Work:
 
 
 class Group(Work):
-    """Work that takes several rows, all of them in one batch. It stands in its session's queue as one piece."""
+    """Work that takes several rows, all in one batch. It is one entry of its session's queue."""
 
     __slots__ = ("session",)
 
@@ -89,7 +89,7 @@ class Group(Work):
 
     @abstractmethod
     def take(self) -> Iterable[tuple[Session, Work]]:
-        """The rows of the batch that is being formed: what runs, and the work of each."""
+        """Its rows in the batch that is being formed: the session and the work of each."""
 
     @property
     @abstractmethod
@@ -106,11 +106,12 @@ class Session:
     __slots__ = (
         "ended",
         "fresh",
-        "held",
+        "gate",
         "in_flight",
         "last_output",
         "last_used_s",
         "members",
+        "opened_gate",
         "opened_s",
         "owner",
         "paused",
@@ -118,7 +119,6 @@ class Session:
         "queue",
         "reads",
         "ready",
-        "released",
         "session_id",
         "slot",
         "slot_version",
@@ -139,27 +139,27 @@ class Session:
         self.queue: deque[Any] = deque()  # of `Work`, or of what its source takes
         self.step_index = 0  # timesteps applied
         self.fresh = True  # no step applied yet
-        # The row of the pool that its next step reads; its own once a step was applied.
+        # The pool row that its next step reads: the initial row, or its own once a step was applied.
         self.reads = INITIAL_ROW
-        self.ready = False  # stands in the batcher's ready queue
+        self.ready = False  # is in the batcher's ready queue
         self.in_flight = False  # a chunk is in the engine now
-        self.paused = False  # its stream is not being read, since the queue is full
+        self.paused = False  # its stream is not read, because the queue is full
         self.ended = False  # takes no more work; its results are dropped
         self.members = 1  # live sequences
-        # A generation that waits for its client to read holds the session, under a number of its own; 0: none.
-        self.held = 0
-        self.released = 0  # the latest such number that was released, perhaps before it held
+        # Number of the gate at which the session's generation waits for its client to read; 0: it does not wait.
+        self.gate = 0
+        self.opened_gate = 0  # the last gate that was opened, perhaps before the session came to it
         self.source: Any = None  # the `batching.turn_taking.Source` in which it becomes ready
         self.last_output = b""  # the last timestep of the output that generations feed back
 
     def drop_queue(self, capacity: Capacity) -> None:
-        """Forget what is queued, and give back what that holds."""
+        """Drop the queued work, and give back the room that it holds."""
         for work in self.queue:
             work.drop(capacity)
         self.queue.clear()
 
     def free(self, capacity: Capacity) -> None:
-        """Give back what it holds. It has ended and its work has landed."""
+        """Give back its room. It has ended and has no work in flight."""
         capacity.give_back(self.slot, self.slot_version)
 
     @property
@@ -168,13 +168,13 @@ class Session:
         return len(self.queue)
 
     def has_idle_members(self, before_s: float) -> bool:
-        """Whether members of its own seem to have been last used before then. A plain session has none."""
+        """True if it has members that seem idle since before that time. A plain session has none."""
         return False
 
     def expire_members(self, before_s: float) -> None:
-        """See that members that were last used before then end."""
+        """End the members that were last used before that time, at their next turn."""
 
     @property
-    def unused(self) -> int:
-        """How many of its members have applied no step."""
+    def fresh_count(self) -> int:
+        """How many of its members have applied no step yet."""
         return int(self.fresh)

@@ -1,8 +1,8 @@
-"""A model's room for sessions where several processes take it: a table in shared memory, and a lock over it.
+"""A model's room for sessions, shared by several processes: a table in shared memory under a lock.
 
 The engine owns the table; each front end takes seats for the sessions that it opens, so that the bound on sessions
-holds over all of them without a question to the engine. A process that dies with the lock loses it, and what it had
-taken is found by its number.
+holds over all of them without asking the engine. If a process dies, the kernel releases its lock, and the seats it
+held are found by its number.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SharedCapacity(Capacity):
         self.memory = os.memfd_create("streamcell-seats", os.MFD_CLOEXEC) if memory is None else memory
         if memory is None:
             os.ftruncate(self.memory, size)
-        # A description of its own, for locks belong to descriptions, and those of passed descriptors are shared.
+        # Opens its own file description: flock() locks are per description, and a passed descriptor would share it.
         self._lock_file = os.open(f"/proc/self/fd/{self.memory}", os.O_RDWR | os.O_CLOEXEC)
         table = np.frombuffer(mmap.mmap(self.memory, size), np.int64)
         self._numbers = table[:2]
@@ -70,7 +70,7 @@ class SharedCapacity(Capacity):
                 fcntl.flock(self._lock_file, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Take no more part in it."""
+        """Close this process's view of the table."""
         os.close(self._lock_file)
         os.close(self.memory)
 
@@ -80,7 +80,7 @@ class SharedCapacity(Capacity):
         """A seat and its slot_version.
 
         Raises:
-            SessionLimit: as many sessions are live as there may be.
+            SessionLimit: the model has no room for another session.
         """
         with self._locked():
             if limited or not self._numbers[_TOP]:
@@ -97,7 +97,7 @@ class SharedCapacity(Capacity):
         return seats
 
     def give_back_seats(self, seats: Ints, slot_versions: Ints) -> None:
-        """Free `seats`, all of them or, where one is wrong, none.
+        """Free all `seats`, or none if one of them is wrong.
 
         Raises:
             RuntimeError: one is not taken, or by another slot_version, or is named twice.
@@ -118,7 +118,7 @@ class SharedCapacity(Capacity):
         self._numbers[_TOP] = top + len(seats)
 
     def reclaim(self, holder: int) -> int:
-        """A process has gone: free all that it had taken, half-taken seats too. How many it held."""
+        """Free all seats of a process that has died, half-taken ones too; returns how many it held."""
         with self._locked():
             held = int(np.count_nonzero(self._holders == holder))
             self._holders[self._holders == holder] = 0
@@ -155,11 +155,11 @@ class SharedCapacity(Capacity):
         super()._check(count)
 
     def give_back(self, slot: int, slot_version: int) -> None:
-        """A session has ended and its work has landed."""
+        """Free the room of one session, which has ended and has no work in flight."""
         self.give_back_many(np.array([slot]), np.array([slot_version]))
 
     def give_back_many(self, slots: Ints, slot_versions: Ints) -> None:
-        """So many sessions have ended and their work has landed."""
+        """Free the room of several sessions, which have ended and have no work in flight."""
         if self._stateful:
             self.give_back_seats(slots - self._first, slot_versions)
             return

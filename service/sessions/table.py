@@ -30,11 +30,11 @@ M_co = TypeVar("M_co", bound=Model, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Live(Generic[M_co]):
-    """A session and the model it is on."""
+    """A session and its model."""
 
     session: Session
     model: M_co
-    number: int = 0  # how many were opened before it, and one
+    number: int = 0  # in the order of opening, from 1 on
 
 
 class SessionTable:
@@ -106,14 +106,14 @@ class SessionTable:
             del self._orders[name]
 
     def end(self, live: Live[Model], reason: str) -> bool:
-        """End a session for `reason`, a metrics label; False if it had ended."""
+        """End a session for `reason`, a metrics label; False if it had ended already."""
         ended = self.release(live)
         if ended:
             live.model.metrics.session_ended(reason, live.session.members)
         return ended
 
     def release(self, live: Live[Model]) -> bool:
-        """As `end`, but the caller counts the reason once it is known."""
+        """Like `end`, but the caller counts the reason once it is known."""
         ended = live.model.batcher.end(live.session)
         if ended:
             self.forget(live)
@@ -144,7 +144,7 @@ class SessionTable:
             return list(self._orders.get(name, ()))
 
     def page(self, name: str, after: int, most: int) -> tuple[list[Live[Model]], int, bool]:
-        """Some live sessions in the order in which they were opened; it costs no more than there are in the page.
+        """A page of live sessions in the order of opening; the cost depends on the page's size alone.
 
         Args:
             name: the model's; empty for the sessions of all.
@@ -163,9 +163,9 @@ class SessionTable:
         counts = {"open": 0, "active": 0}
         for live in self._named(metrics.labels[0]):
             if live.model.metrics is metrics:
-                unused = live.session.unused
-                counts["open"] += unused
-                counts["active"] += live.session.members - unused
+                fresh = live.session.fresh_count
+                counts["open"] += fresh
+                counts["active"] += live.session.members - fresh
         return counts
 
     def queued(self, metrics: ModelMetrics) -> int:
@@ -176,7 +176,7 @@ class SessionTable:
     def close(self, session_id: str) -> int:
         """End a session at another client's request and return its step index.
 
-        From here on the table does not list it, even if a front end still has to hear of its end.
+        The table no longer lists it, even if a front end has not learned of its end yet.
 
         Raises:
             SessionNotFound: it has ended, or never was.
@@ -192,14 +192,14 @@ class SessionTable:
         return live.session.step_index
 
     def expire_idle(self, attention: Attention, all_read: Callable[[], bool] = lambda: True) -> None:
-        """End every session that has had no message, and has had nothing to do, for the idle time-out.
+        """End every session that had no message and no work for the idle time-out.
 
         A session with members of its own ends its idle members, too.
 
         Args:
-            attention: tells how long that is, at its latest pass.
-            all_read: waits until the messages that have come are with their sessions. If it returns False, no session
-                ends this time.
+            attention: measures the idle time at its latest pass.
+            all_read: waits until all arrived messages are in their sessions' queues. If it returns False, no session
+                ends in this pass.
         """
         if not self.idle_timeout_s:
             return
@@ -254,9 +254,9 @@ def _not_found(session_id: str) -> SessionNotFound:
 
 
 def _idle(session: Session, oldest_s: float) -> bool:
-    """Whether the session was last used before `oldest_s` and has nothing to do; being at work counts as use."""
+    """True if the session was last used before `oldest_s` and has no work; running work counts as use."""
     # A generation that waits for its client to read has nothing to do.
-    if session.in_flight or (session.queued and not session.held):
+    if session.in_flight or (session.queued and not session.gate):
         session.last_used_s = time.monotonic()
         return False
     return session.last_used_s < oldest_s

@@ -29,20 +29,20 @@ Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class ValueRule(Protocol):
-    """What the values of one input may be. `values` ends in the axes of a timestep."""
+    """The rule for the values of one input. The last axes of `values` are those of a timestep."""
 
     @property
     def error(self) -> type[InvalidArgument]:
-        """What a message with another value is refused with."""
+        """The error for a message with a forbidden value."""
 
     def fine(self, values: Array) -> bool:
-        """True if every value may be: one pass, for the usual case. `values` is contiguous."""
+        """True if every value is allowed; one fast pass. `values` is contiguous."""
 
     def inside(self, values: Array) -> Truths:
-        """Which values may be; of the shape of `values`."""
+        """bool, shaped like `values`: which values are allowed."""
 
     def wanted(self, element: int) -> str:
-        """What a timestep's `element` may hold, in words."""
+        """What a timestep's `element` may hold, as text."""
 
 
 class _Finite:
@@ -50,7 +50,7 @@ class _Finite:
 
     def fine(self, values: Array) -> bool:
         flat = values.reshape(-1)
-        # Any NaN or infinity shows in the sum of squares; so may large numbers, and then each is looked at.
+        # Any NaN or infinity shows in the sum of squares. Large numbers may overflow it; then each value is checked.
         return math.isfinite(np.dot(flat, flat)) or bool(self.inside(values).all())
 
     def inside(self, values: Array) -> Truths:
@@ -85,7 +85,7 @@ class _Index:
         self._low: Array = np.array(low, dtype).reshape(shape)
         self._high: Array = np.array(high, dtype).reshape(shape)
         self._unsigned = np.dtype(f"u{dtype.itemsize}")
-        # Counted from the lowest value in unsigned numbers, a value below it is larger than any other.
+        # Subtracting the lowest value in unsigned arithmetic makes a value below it larger than any allowed one.
         self._span = self._high.view(self._unsigned) - self._low.view(self._unsigned)
         self._one = len(low) == 1
         self._from_zero = not self._low.any()
@@ -108,7 +108,7 @@ _FINITE, _ZERO_OR_ONE = _Finite(), _ZeroOrOne()
 
 
 def _rule(tensor: Tensor, allow_non_finite: bool) -> ValueRule | None:
-    """The rule for one input; None if it may hold anything."""
+    """The rule for one input; None if every value is allowed."""
     kind = np.dtype(tensor.dtype).kind
     if kind == "f":
         return None if allow_non_finite else _FINITE
@@ -125,7 +125,7 @@ class ValueCheck:
         self._rules = [_rule(tensor, allow_non_finite) for tensor in signature.inputs]
 
     def bad_rows(self, inputs: Sequence[Array], used: int) -> list[int]:
-        """Which of the first `used` rows hold a value that may not be. `inputs`: [rows, …] each."""
+        """Which of the first `used` rows hold a forbidden value. `inputs`: [rows, …] each."""
         bad: set[int] = set()
         for array, rule in zip(inputs, self._rules, strict=True):
             if rule is None:
@@ -136,7 +136,7 @@ class ValueCheck:
         return sorted(bad)
 
     def bad_steps(self, inputs: Sequence[Array]) -> list[int]:
-        """Which timesteps hold a value that may not be. `inputs`: uint8[steps, step_bytes] each."""
+        """Which timesteps hold a forbidden value. `inputs`: uint8[steps, step_bytes] each."""
         bad: set[int] = set()
         for tensor, data, rule in zip(self._tensors, inputs, self._rules, strict=True):
             if rule is None:
@@ -148,7 +148,7 @@ class ValueCheck:
         return sorted(bad)
 
     def first_bad(self, work: Work, *, steps_before: int = 0) -> InvalidArgument | None:
-        """What is wrong with the values of `work`'s payloads, naming the first bad one; None if nothing is.
+        """The error for the first forbidden value in `work`'s payloads; None if all are allowed.
 
         `steps_before` is the number by which the error names the first step.
         """

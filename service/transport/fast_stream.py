@@ -23,7 +23,7 @@ from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
 from .completion_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle
 from .first_messages import FirstMessages
 from .in_flight import FRAMING_BYTES, LARGE_BYTES, InFlight
-from .read_pacing import PAUSE_REPLIES, WAKE_REPLIES, Reading
+from .read_pacing import PAUSE_REPLIES, WAKE_REPLIES, ReadPacing
 
 _log = structlog.get_logger(__name__)
 
@@ -68,7 +68,7 @@ class StreamCall:
         self._over = False  # the status is on its way or the call has gone: nothing more is sent
         self.sent = 0  # replies that have gone
         self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
-        self._reading = Reading()
+        self._reading = ReadPacing()
         self._open = open_
         self._handler: StreamHandler | None = None
         self._connection = in_flight.join(self)

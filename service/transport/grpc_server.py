@@ -66,6 +66,8 @@ class Transport:
         self._owing = lane.first_messages
         self._owing.after_s = settings.first_message_s
         self._owing.on_late = on_error
+        message_bytes = max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES
+        lane.in_flight.bound(*memory_bounds(settings), message_bytes, on_error)
         self._stopping = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="calls-housekeeping", daemon=True)
         self._grpc = lane.server(
@@ -86,10 +88,7 @@ class Transport:
                 # Without it the core waits a minute for an answer, whatever the other says.
                 ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
                 ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
-                (
-                    "grpc.max_receive_message_length",
-                    max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES,
-                ),
+                ("grpc.max_receive_message_length", message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -139,7 +138,7 @@ class Transport:
         """Answer calls. Health says nothing yet: see `report`."""
         self._grpc.start()
         self._housekeeper.start()
-        self._lane.in_flight.watch(*memory_bounds(self._settings), self._on_error)
+        self._lane.in_flight.watch()
 
     def _keep_house(self) -> None:
         while not self._stopping.wait(_HOUSEKEEPING_S):

@@ -2,7 +2,9 @@
 
 Calls note what they hold as they go (`held_bytes`). What the core holds of messages that are half received nobody says,
 but the kernel tells how many bytes a connection has brought, and its calls how many of them they were given: the
-difference is in the core. A thread sums both up, off the path of a message.
+difference is in the core. A thread sums both up, off the path of a message. Bytes of calls that have ended before they
+were given them are in that difference and no longer in memory, so it may be no more than the live calls can hold, nor
+than the process has grown.
 
 Over its bound a connection is no longer read: HTTP/2's flow control holds its client back until enough is answered.
 That is all that happens to a client that sends far ahead, however long the server takes. Calls end with
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple, Protocol
 
 import grpc
@@ -21,7 +23,7 @@ import structlog
 
 from streamcell.service.errors import MemoryInFlight, ServiceError, as_status
 
-from .tcp_figures import TcpFigures, resident_bytes
+from .tcp_figures import TcpFigures, memory_bytes, trim_memory
 
 _log = structlog.get_logger(__name__)
 
@@ -87,12 +89,21 @@ class Seen(NamedTuple):
     looks: int  # in a row at which replies were unsent, and none had gone since the one before
 
 
+class Limits(NamedTuple):
+    """What may be in the core at most."""
+
+    window_bytes: int  # of a call that is not being read
+    ahead_bytes: int  # of all such calls of a connection
+    message_bytes: int  # of one message
+    process_bytes: int | None  # of everything: by how much the process has grown; None if that is not known
+
+
 class Connection:
     """One client's connection and its live calls."""
 
     __slots__ = (
-        "_acked_before", "_lock", "_received_before", "_relieved", "_taken_before", "calls", "cut", "half_bytes",
-        "held_bytes", "looks_stuck", "peer", "seen", "stopped", "stuck_bytes", "taken",
+        "_acked_before", "_lock", "_received_before", "_relieved", "_room_before", "_taken_before", "calls", "cut",
+        "half_bytes", "held_bytes", "looks_stuck", "peer", "seen", "stopped", "stuck_bytes", "taken",
     )  # fmt: skip
 
     def __init__(self, peer: str) -> None:
@@ -107,6 +118,7 @@ class Connection:
         self.looks_stuck = 0  # in a row at which no message had become whole since the one before
         self.seen: dict[Held, Seen] = {}
         self._taken_before = self._received_before = self._acked_before = 0
+        self._room_before = 0
         self._relieved = False
         self._lock = threading.Lock()
 
@@ -126,13 +138,12 @@ class Connection:
         """What it has in memory."""
         return self.held_bytes + self.half_bytes
 
-    def look(self, figures: tuple[int, int] | None, window: int, ahead_bytes: int, *, patient: bool) -> None:
+    def look(self, figures: tuple[int, int] | None, limits: Limits, *, patient: bool) -> None:
         """Sum up its calls.
 
         Args:
-            window: what a call that is not being read may have in the core.
-            ahead_bytes: what all of them together may.
             figures: what TCP has received of it and what its client has acknowledged, None if that is not known.
+            limits: what may be in the core.
             patient: as long as the client reads anything at all, none of its calls counts as unread.
         """
         calls = list(self.calls)
@@ -142,9 +153,17 @@ class Connection:
         taken, self._taken_before = self.taken - self._taken_before, self.taken
         reads = figures is not None and figures[1] - self._acked_before > _READING_BYTES and patient
         if figures is not None:
+            half_open = sum(call.half_open for call in calls)
+            windows = limits.window_bytes * (len(calls) - half_open)
             self._count_half(calls, *figures, taken)
+            # Calls that had not begun at this look have by the next.
+            room = windows + (limits.window_bytes + limits.message_bytes) * half_open
+            self.half_bytes = min(self.half_bytes, max(room, self._room_before))
+            if limits.process_bytes is not None:
+                self.half_bytes = min(self.half_bytes, limits.process_bytes)
+            self._room_before = room
             # A call that is not being read may have its window full, and that is as it should be.
-            ahead = min(ahead_bytes, window * sum(not call.half_open for call in calls))
+            ahead = min(limits.ahead_bytes, windows)
             self.stuck_bytes = max(0, self.half_bytes - ahead)
         self.looks_stuck = 0 if taken else self.looks_stuck + 1
         seen = {}
@@ -219,10 +238,17 @@ class Connection:
 class InFlight:
     """The connections of a lane's servers."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        figures: Callable[[Container[str]], dict[str, tuple[int, int]]] | None = None,
+        memory: Callable[[], int] = memory_bytes,
+    ) -> None:
+        """`figures`: as `TcpFigures.of`; `memory`: bytes that the process has, 0 if that is not known."""
         self._connections: dict[str, Connection] = {}
-        self._tcp = TcpFigures()
-        self._server_bytes = self._connection_bytes = 0
+        self._figures = figures or TcpFigures().of
+        self._memory = memory
+        self._least_memory = 0  # that the process had at any look
+        self._server_bytes = self._connection_bytes = self._message_bytes = 0
         self._on_error: Callable[[ServiceError], None] = lambda error: None
         self._stopping = threading.Event()
         self._again = False  # look again soon: calls have been told to end
@@ -237,23 +263,42 @@ class InFlight:
         connection.calls.add(call)
         return connection
 
-    def watch(
-        self, server_bytes: int, connection_bytes: int, on_error: Callable[[ServiceError], None]
-    ) -> None:
-        """Keep both bounds from now on, on a thread; `on_error` is told of each call that ends for it."""
-        self._server_bytes, self._connection_bytes = server_bytes, min(connection_bytes, server_bytes)
-        self._on_error = on_error
+    def watch(self) -> None:
+        """Keep the bounds from now on, on a thread."""
         threading.Thread(target=self._watch, name="memory-in-flight", daemon=True).start()
+
+    def bound(
+        self,
+        server_bytes: int,
+        connection_bytes: int,
+        message_bytes: int,
+        on_error: Callable[[ServiceError], None],
+    ) -> None:
+        """Set what `look` holds the connections to.
+
+        Args:
+            server_bytes: what all of them may have in memory.
+            connection_bytes: what one of them may.
+            message_bytes: the largest message that the core takes.
+            on_error: told of each call that ends for it.
+        """
+        self._server_bytes, self._connection_bytes = server_bytes, min(connection_bytes, server_bytes)
+        self._message_bytes = message_bytes
+        self._on_error = on_error
+
+    def figures(self) -> tuple[int, int]:
+        """Bytes in memory and connections that are not read, at the last look."""
+        return self.bytes, self.held_back
 
     def stop(self) -> None:
         """Keep them no more."""
         self._stopping.set()
 
     def _watch(self) -> None:
-        last_s, took_s, resident = 0.0, 0.0, 0
+        last_s, took_s, memory = 0.0, 0.0, 0
         while not self._stopping.wait(_LOOK_S):
-            now_s, now = time.monotonic(), resident_bytes()
-            grown = now - resident > self._connection_bytes // 8
+            now_s, now = time.monotonic(), self._memory()
+            grown = now - memory > self._connection_bytes // 8
             pressed = self.held_back or self._again or self.bytes > self._connection_bytes // 2
             urgent = grown or pressed
             pause_s = _URGENT_COST * took_s if urgent else max(_FULL_LOOK_S, _COST * took_s)
@@ -264,15 +309,20 @@ class InFlight:
                 self.look()
             except Exception as error:  # a bug must not end the watch
                 _log.error("memory in flight could not be summed up", exc_info=error)
-            last_s, resident = time.monotonic(), now
+            last_s, memory = time.monotonic(), now
             took_s = last_s - now_s
 
     def look(self) -> None:
         """Sum up every connection, and do what is to be done about those over their bounds."""
-        figures = self._tcp.of(self._connections)
+        figures, memory = self._figures(self._connections), self._memory()
+        self._least_memory = min(self._least_memory or memory, memory)
         crowded = self.bytes > 3 * self._server_bytes // 2
-        window = window_bytes(self._connection_bytes)
-        ahead_bytes = max(self._connection_bytes, _WINDOWS * _LEAST_WINDOW_BYTES)
+        limits = Limits(
+            window_bytes(self._connection_bytes),
+            max(self._connection_bytes, _WINDOWS * _LEAST_WINDOW_BYTES),
+            self._message_bytes,
+            memory - self._least_memory if memory else None,
+        )
         before = {}
         for peer, connection in list(self._connections.items()):
             if not connection.calls and peer not in figures:
@@ -281,23 +331,37 @@ class InFlight:
                 continue
             before[peer] = connection.seen
             patient = not crowded and connection.bytes <= 2 * self._connection_bytes
-            connection.look(figures.get(peer), window, ahead_bytes, patient=patient)
+            connection.look(figures.get(peer), limits, patient=patient)
         self.bytes = rest = sum(each.bytes for each in self._connections.values())
         for connection in sorted(self._connections.values(), key=lambda each: -each.bytes):
             if connection.bytes > self._connection_bytes or rest > self._server_bytes:
                 rest -= connection.bytes
-                if connection.held_bytes > self._bound(connection) // 2:
-                    connection.stop()
-                elif connection.stopped:  # what is left is in the core, and goes only if it is read
-                    connection.go_on()
-                self._end_offenders(connection, before.get(connection.peer, {}))
-            elif connection.stopped and connection.bytes < 3 * self._connection_bytes // 4:
+            elif not connection.stopped:
+                continue
+            elif connection.bytes < 3 * self._connection_bytes // 4:
                 connection.go_on()
+                continue
+            # It is over its bound, or was and has not come down: its client may be what the server waits for.
+            if connection.held_bytes > self._bound(connection) // 2:
+                connection.stop()
+            elif connection.stopped:  # what is left is in the core, and goes only if it is read
+                connection.go_on()
+            self._end_offenders(connection, before.get(connection.peer, {}))
         self.held_back = sum(each.stopped for each in self._connections.values())
 
     def _bound(self, connection: Connection) -> int:
         """What a connection that is over a bound may have; where it is over the server's, no more than it has."""
         return min(self._connection_bytes, connection.bytes)
+
+    def _overrated(self, connection: Connection) -> bool:
+        """Whether the process has not that much once it has given back what is free; the estimate is mended then."""
+        trim_memory()
+        memory = self._memory()
+        grown = memory - self._least_memory
+        if not memory or connection.half_bytes <= grown:
+            return False
+        connection.half_bytes = max(0, grown)
+        return True
 
     def _end_offenders(self, connection: Connection, before: dict[Held, Seen]) -> None:
         """End those calls of a connection over its bound for which the server can only wait."""
@@ -306,6 +370,8 @@ class InFlight:
         # Of half-received messages memory grows though nothing is read: soon, if it is much.
         much = stuck > self._connection_bytes or self.bytes > 3 * self._server_bytes // 2
         half = stuck > bound // 2 and (much or connection.looks_stuck >= _PATIENCE_LOOKS)
+        if half and self._overrated(connection):
+            return
         ended = connection.half_received(before) if half else connection.unread(bound)
         if not ended:
             return

@@ -12,7 +12,7 @@ _PROBE_EVERY = 16  # messages between two looks at whether a waiting client has 
 _DRY_SPELLS = 4  # times in a row that nothing of a pipelining client was waiting: it no longer pipelines
 
 
-class Reading:
+class ReadPacing:
     """The reading side of a call: what is in flight, and whether to ask for more. The caller holds the call's lock.
 
     Which kind a client is shows in whether a message arrives while another is unanswered. For that to be seen,

@@ -6,27 +6,35 @@ Linux only; elsewhere, and for Unix sockets, nothing is known, and half-received
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
 import os
-import resource
 import socket
 import struct
 import termios
 from collections.abc import Container
+from contextlib import suppress
 
-_PAGE_BYTES = resource.getpagesize()
 # struct tcp_info of linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received, present since Linux 4.1.
 _INFO_BYTES, _ACKED_AT = 136, 120
 _FDS = "/proc/self/fd"
 
 
-def resident_bytes() -> int:
-    """The process's resident memory; 0 if that is not known."""
+def memory_bytes() -> int:
+    """The process's own memory, resident or swapped, without what it maps of files; 0 if that is not known."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
+        with open("/proc/self/status", "rb") as file:
+            lines = (line.split() for line in file)
+            kib = {words[0]: int(words[1]) for words in lines if words[:1] in ([b"RssAnon:"], [b"VmSwap:"])}
     except OSError:
         return 0
+    return sum(kib.values()) * 1024
+
+
+def trim_memory() -> None:
+    """Give the system back what malloc keeps for later, so that `memory_bytes` says what is in use. glibc only."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peer_name(address: tuple[str, int] | tuple[str, int, int, int]) -> str:

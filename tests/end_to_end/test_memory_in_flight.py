@@ -118,9 +118,6 @@ def test_messages_that_are_never_whole(
         assert eventually(lambda: server.metric("streamcell_sessions", model="lstm") <= 1)
 
 
-@pytest.mark.parametrize(
-    "server", ["fast"], indirect=True
-)  # the threaded lane holds back, and ends nobody for it
 def test_clients_that_read_no_replies(
     server: ServerProcess, modules: dict[str, torch.nn.Module], eventually: Eventually
 ) -> None:
@@ -133,9 +130,33 @@ def test_clients_that_read_no_replies(
             connection.send(stream, message(OPEN))
             for _ in range(3):
                 connection.send(stream, steps, patience_s=0.2)
+        # With front ends it is one of them that tells.
+        assert eventually(lambda: server.metric("streamcell_in_flight_bytes") > 8 * MIB)
         ended = lambda: ended_for_memory(server) > before  # noqa: E731
         assert eventually(ended) or eventually(ended)  # the model computes 19 million steps first
         assert any(b"memory" in each for each in connection.ended.values()) or server.log
+
+
+def test_calls_that_ended_early_are_not_held_against_those_that_live(
+    server: ServerProcess, modules: dict[str, torch.nn.Module], eventually: Eventually
+) -> None:
+    before = ended_for_memory(server)
+    opening = message(OPEN)
+    with watched(server, modules), RawConnection(server.target) as connection:
+        idle = [connection.open(STREAM) for _ in range(24)]
+        for stream in idle:
+            connection.send(stream, opening)
+        assert eventually(lambda: server.metric("streamcell_sessions", model="lstm") > 24)
+        steps = message(pb.StreamRequest(inputs=[bytes(12 * 2700)]).SerializeToString())
+        for _ in range(5000):
+            stream = connection.open(STREAM)
+            assert connection.send(stream, opening + steps, patience_s=60) == len(opening + steps)
+            connection.reset([stream])
+        large = message(pb.StreamRequest(inputs=[bytes(12 * 262_144)]).SerializeToString())
+        for stream in idle[:4]:
+            assert connection.send(stream, large, patience_s=60) == len(large)
+        assert not set(idle) & set(connection.ended)
+    assert ended_for_memory(server) == before
 
 
 def test_clients_that_send_far_ahead_are_held_back_and_all_answered(

@@ -580,7 +580,7 @@ def test_a_model_that_is_let_go_leaves_nothing_to_the_garbage_collector(
         model = load(file, Settings(models=tmp_path), Device())
         model.metrics.attach(model.pool)
         kept = [weakref.ref(part) for part in (model.engine, model.batcher, model.runner)]
-        model.let_go()
+        model.release()
         del model
         assert [part() for part in kept] == [None, None, None]
     finally:

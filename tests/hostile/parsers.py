@@ -60,7 +60,7 @@ class Model:
 
 
 MODELS: list[Any] = [Model(file) for file in FILES]
-_plans, _answers = oip_plans.Plans(), oip_requests.Answers()
+_plans, _answers = oip_plans.RequestCache(), oip_requests.ReplyTemplates()
 
 
 def read_wire(data: bytes) -> None:
@@ -133,7 +133,7 @@ def read_frame(data: bytes) -> None:
 def _run(frame: Frame, sizes: list[int]) -> None:
     frame.begin(sizes, max_batch=4, max_chunk=8, ragged=True)
     seen: dict[int, int] = {}
-    while (piece := frame.piece) is not None:
+    while (piece := frame.next_slice) is not None:
         width = piece.longest + 1
         targets = [np.full((len(piece.rows) * width, size), 0xEE, np.uint8) for size in sizes]
         piece.copy_in(frame.inputs, targets, width)

@@ -20,9 +20,9 @@ from streamcell.service.processes.frontend.remote_model import Reports
 from streamcell.service.processes.pipe import Pipe
 from streamcell.service.processes.ring_records import Layout, pack_error, text_at, text_records, unpack_error
 from streamcell.service.protocols.oip import sequences as oip_sequences
-from streamcell.service.protocols.oip.requests import Answers
+from streamcell.service.protocols.oip.requests import ReplyTemplates
 from streamcell.service.protocols.oip.sequences import Sequences
-from streamcell.service.protocols.oip.tensors import Form
+from streamcell.service.protocols.oip.tensors import RequestShape
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.table import SessionTable
 
@@ -189,11 +189,11 @@ def test_remembered_ends_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_fixed_parts_of_replies_are_bounded_in_bytes(models_dir: Path) -> None:
     file = open_model(models_dir / "lstm.onnx", "lstm")
-    answers = Answers()
+    answers = ReplyTemplates()
     tracemalloc.start()
     try:
         for number in range(1, 1_300):
-            answer = answers.get(file, ("y",), Form((number,), 1, number))
+            answer = answers.get(file, ("y",), RequestShape((number,), 1, number))
             for size in range(0, 1024, 13):
                 answer.streamed(b"x" * size, [bytes(8)])
         taken, _ = tracemalloc.get_traced_memory()

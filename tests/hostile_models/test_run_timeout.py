@@ -110,7 +110,7 @@ def loaded(endless: Any, save: Any, tmp_path: Any) -> Any:
 
     yield make
     for model in made:
-        model.let_go()
+        model.release()
 
 
 def test_the_engine_runs_as_before_after_one_that_was_ended(loaded: Any) -> None:

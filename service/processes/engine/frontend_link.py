@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,6 +19,7 @@ from streamcell.service.processes.tunnel import (
     FAILED,
     GONE,
     HALF_CLOSE,
+    IN_FLIGHT,
     LANE,
     LINES_LOST,
     MESSAGE,
@@ -111,7 +113,7 @@ class Link:
         elif kind == ALL_READ:
             if number == self._asked:
                 self._all_read.set()
-        elif kind in (LANE, ENDED, ERROR, FAILED, LINES_LOST, STALLED):
+        elif kind in (LANE, ENDED, ERROR, FAILED, LINES_LOST, STALLED, IN_FLIGHT):
             self._report(kind, number, body)
 
     def _request(self, method: str, number: int, peer: str, data: bytes) -> None:
@@ -129,6 +131,9 @@ class Link:
             return
         if kind == STALLED:
             self._host.metrics.stall("frontend", str(self._holder), bool(number))
+            return
+        if kind == IN_FLIGHT:
+            self._host.memory_figures.tell(str(self._holder), *struct.unpack("<QQ", body))
             return
         if kind == LINES_LOST:
             self._host.lost_lines.add(body.decode(), number)
@@ -148,6 +153,7 @@ class Link:
     def _lost(self) -> None:
         _log.info("front end gone", holder=self._holder)
         self._host.metrics.stall("frontend", str(self._holder), False)
+        self._host.memory_figures.forget(str(self._holder))
         for sessions in self._ring_sessions.values():
             sessions.lose(self._holder)
         calls, self._calls = list(self._calls.values()), {}

@@ -53,6 +53,7 @@ class FrontendProcess(ChildProcess):
             configure(settings.log_level, settings.log_format)
             try:
                 self._lane = choose_lane(settings.lane)
+                self._reports.in_flight = self._lane.in_flight.figures
             except LaneError as error:
                 self._unfit(error)
         elif kind == RINGS:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from streamcell.card import Signature
@@ -12,7 +14,7 @@ from streamcell.service.errors import ServiceError
 from streamcell.service.logs.configure import lines_lost
 from streamcell.service.processes.pipe import Pipe, pack
 from streamcell.service.processes.ring_records import pack_reason
-from streamcell.service.processes.tunnel import ENDED, ERROR, FAILED, LINES_LOST, STALLED
+from streamcell.service.processes.tunnel import ENDED, ERROR, FAILED, IN_FLIGHT, LINES_LOST, STALLED
 
 from .remote_batcher import RemoteBatcher
 
@@ -39,6 +41,8 @@ class Reports:
     """
 
     def __init__(self) -> None:
+        self.in_flight: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes, connections held back
+        self._told_in_flight = (0, 0)
         self._pipe: Pipe | None = None
         self._kept: Counter[tuple[int, bytes]] = Counter()
         self._stalls: dict[bytes, bool] = {}  # by thread, what the engine has not been told of
@@ -50,6 +54,7 @@ class Reports:
         """Report through `pipe` from now on."""
         with self._lock:
             self._pipe = pipe
+            self._told_in_flight = (0, 0)
             self._send_kept()
 
     def send(self, kind: int, number: int, body: bytes) -> None:
@@ -68,6 +73,10 @@ class Reports:
         while self._pipe is not None and self._kept and not self._pipe.behind:
             (kind, body), number = self._kept.popitem()
             self._pipe.send(kind, number, body)
+        now = self.in_flight()
+        if self._pipe is not None and not self._pipe.behind and now != self._told_in_flight:
+            self._told_in_flight = now
+            self._pipe.send(IN_FLIGHT, 0, struct.pack("<QQ", *now))
 
     def _catch_up(self) -> None:
         told: Counter[str] = Counter()

@@ -106,7 +106,7 @@ def count_steps(signature: Signature, payloads: Sequence[bytes], declared: int, 
     steps = declared or len(payloads[0]) // (first.step_bytes * rows)
     for tensor, payload in zip(signature.inputs, payloads, strict=True):
         if not payload and not declared:
-            raise NoSteps(f"input {tensor.name!r} is empty: a message carries at least one timestep")
+            raise NoSteps(f"input {tensor.name!r} is empty: each message needs at least one timestep")
         expected = rows * steps * tensor.step_bytes
         if len(payload) != expected or not expected:
             shape = f"[{f'{rows}, ' if rows > 1 else ''}{steps or 'steps'}, {', '.join(map(str, tensor.step_shape))}]"

@@ -11,7 +11,7 @@ from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.sessions.session import Session, Work
 
 
-class Caller(Protocol):
+class UnaryCaller(Protocol):
     """Where a request came from, such as a `calls.UnaryCall`."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
@@ -28,7 +28,7 @@ class RequestRows(ABC):
 
     _model: LoadedModel  # set by the subclass
 
-    def start(self, work: list[Work], caller: Caller, *, states: bool = False) -> None:
+    def start(self, work: list[Work], caller: UnaryCaller, *, states: bool = False) -> None:
         """Open a session a row and queue its work; `work[i].tag` is i. Once only.
 
         Args:

@@ -55,7 +55,7 @@ def make_frame(request: pb.FrameRequest, model: Model, limits: Limits, default: 
     elif lengths is None and len(request.inputs) == len(signature.inputs):
         steps = steps or len(request.inputs[0]) // (signature.inputs[0].step_bytes * len(handles))
         if not steps and not request.lengths:
-            raise NoSteps("a row carries at least one timestep")
+            raise NoSteps("each row needs at least one timestep")
     frame = Frame(
         handles=handles,
         lengths=lengths,
@@ -129,7 +129,7 @@ def _refuse_lengths(frame: Frame, limit: int) -> None:
             text = f"a row may carry {limit} timesteps, this one carries {got}"
             frame.refuse(row, TooManySteps(text, limit=limit, got=got))
         else:
-            frame.refuse(row, NoSteps("a row carries at least one timestep"))
+            frame.refuse(row, NoSteps("each row needs at least one timestep"))
 
 
 def _refuse_values(signature: Signature, frame: Frame, allow_non_finite: bool) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 from streamcell.service.errors import ServiceError
-from streamcell.service.protocols.common.unary_rows import Caller
+from streamcell.service.protocols.common.unary_rows import UnaryCaller
 
-from .requests import Key, Plan
+from .requests import Key, ParsedRequest
 
 
-class Entry(Protocol):
+class PendingRequest(Protocol):
     """One request that waits for its answer: a message of a stream, or a unary call."""
 
-    plan: Plan
+    plan: ParsedRequest
 
     @property
     def gone(self) -> bool:
@@ -29,7 +29,7 @@ class Entry(Protocol):
         """Where it came from may be read on."""
 
 
-class Incoming(Entry, Caller, Protocol):
+class IncomingRequest(PendingRequest, UnaryCaller, Protocol):
     """A request whose bytes are being read."""
 
     id: bytes

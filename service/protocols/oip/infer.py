@@ -18,9 +18,9 @@ from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import make_work
 from streamcell.service.sessions.session import Output, Work
 
-from .entry import Incoming
-from .request_cache import Plans
-from .requests import MOST_ID_BYTES, Answers, Flags, Plan, flags, parse, plan
+from .entry import IncomingRequest
+from .request_cache import RequestCache
+from .requests import MOST_ID_BYTES, Flags, ParsedRequest, ReplyTemplates, flags, parse, plan
 from .rows import Rows
 from .sequences import Sequences
 
@@ -38,12 +38,12 @@ class Infer:
             queue_messages: requests of a sequence that may wait before their streams are no longer read.
         """
         self.context = context
-        self.plans = Plans()
+        self.plans = RequestCache()
         self.sequences = Sequences(context.sessions, queue_messages)
-        self._answers = Answers()
+        self._answers = ReplyTemplates()
         self._max_message_bytes = max_message_bytes
 
-    def read(self, entry: Incoming, data: bytes) -> bool:
+    def read(self, entry: IncomingRequest, data: bytes) -> bool:
         """Take a request that is like none before; whether there is room for more. Errors go to `entry`."""
         found = Flags(None)
         model: LoadedModel | None = None
@@ -62,7 +62,7 @@ class Infer:
             return True
         return self.run(entry, payloads, data)
 
-    def run(self, entry: Incoming, payloads: tuple[bytes, ...], data: bytes) -> bool:
+    def run(self, entry: IncomingRequest, payloads: tuple[bytes, ...], data: bytes) -> bool:
         """Take a request whose plan is known; whether there is room for more. Errors go to `entry`."""
         asked = entry.plan
         model: LoadedModel | None = None
@@ -79,7 +79,7 @@ class Infer:
             self._refuse(entry, asked.flags, model, error)
         return True
 
-    def _step(self, entry: Incoming, payloads: tuple[bytes, ...], data: bytes) -> bool:
+    def _step(self, entry: IncomingRequest, payloads: tuple[bytes, ...], data: bytes) -> bool:
         asked = entry.plan
         key = asked.flags.key
         assert key is not None
@@ -113,7 +113,7 @@ class Infer:
             self._refuse(entry, asked.flags, model, error)
             return True
 
-    def _work(self, model: LoadedModel, asked: Plan, payloads: tuple[bytes, ...]) -> Work:
+    def _work(self, model: LoadedModel, asked: ParsedRequest, payloads: tuple[bytes, ...]) -> Work:
         return make_work(model, self.context.limits, payloads, asked.form.steps, Output.ALL, 0)
 
     def _check_size(self, data: bytes) -> None:
@@ -133,7 +133,9 @@ class Infer:
                 return model
         return self.context.models.find(name, version)
 
-    def _refuse(self, entry: Incoming, found: Flags, model: LoadedModel | None, error: ServiceError) -> None:
+    def _refuse(
+        self, entry: IncomingRequest, found: Flags, model: LoadedModel | None, error: ServiceError
+    ) -> None:
         """Answer a request with `error`. Its sequence, if it has one, ends: what is behind must not be applied."""
         stateful = model is None or bool(model.file.signature.states)
         # A START that is refused ends what is live in any case: else the steps behind it would go there.
@@ -144,14 +146,14 @@ class Infer:
             model.metrics.request_failed(error)
         self._fail(entry, found, error)
 
-    def _not_started(self, entry: Incoming, asked: Plan) -> bool:
+    def _not_started(self, entry: IncomingRequest, asked: ParsedRequest) -> bool:
         assert asked.flags.key is not None
         error = self.sequences.not_started(asked.flags.key)
         with contextlib.suppress(ServiceError):  # the model may have been unloaded
             self.context.models.find(asked.file.name).metrics.request_failed(error)
         return self._fail(entry, asked.flags, error)
 
-    def _fail(self, entry: Incoming, found: Flags, error: ServiceError) -> bool:
+    def _fail(self, entry: IncomingRequest, found: Flags, error: ServiceError) -> bool:
         entry.fail(error, found.key)
         return True
 

@@ -13,7 +13,7 @@ from streamcell.service.errors import ServiceError, cut
 from streamcell.service.protocols.common.protobuf import varint
 from streamcell.service.repository.model_file import ModelFile
 
-from .tensors import DATATYPES, Form
+from .tensors import DATATYPES, RequestShape
 
 # Field numbers and wire types of package inference: (number << 3) | type.
 _ERROR = b"\x0a"  # ModelStreamInferResponse.error_message: 1, length-delimited
@@ -23,12 +23,12 @@ _RAW = b"\x32"  # ModelInferResponse.raw_output_contents: 6
 _FRONTS = 32  # lengths of ids that are kept for an answer
 
 
-class Answer:
+class ReplyTemplate:
     """The reply to requests of one form on one version of a model. Thread-safe."""
 
     __slots__ = ("_after", "_after_bytes", "_before", "_fronts", "_only", "picks", "states")
 
-    def __init__(self, file: ModelFile, names: Sequence[str], form: Form) -> None:
+    def __init__(self, file: ModelFile, names: Sequence[str], form: RequestShape) -> None:
         """Write what does not change.
 
         Args:
@@ -99,11 +99,11 @@ class Answer:
         return front
 
 
-def _output(tensor: Tensor, form: Form) -> tuple[list[int], int]:
+def _output(tensor: Tensor, form: RequestShape) -> tuple[list[int], int]:
     return [*form.lead, *tensor.step_shape], form.rows * form.steps * tensor.step_bytes
 
 
-def _state(state: State, form: Form) -> tuple[list[int], int]:
+def _state(state: State, form: RequestShape) -> tuple[list[int], int]:
     return [form.rows, *state.shape], form.rows * state.session_bytes
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from streamcell.proto.inference import oip
 from streamcell.service.errors import LoadParameter, shown
-from streamcell.service.lifecycle.control import ModelControl
+from streamcell.service.lifecycle.control import ModelLifecycle
 from streamcell.service.transport.answering import Answering
 from streamcell.service.transport.calls import Handler, Lane
 
@@ -29,7 +29,7 @@ class _Ask(Protocol):
 class OipRepository:
     """`RepositoryIndex`, `RepositoryModelLoad` and `RepositoryModelUnload`."""
 
-    def __init__(self, control: ModelControl, most_bytes: int) -> None:
+    def __init__(self, control: ModelLifecycle, most_bytes: int) -> None:
         """`most_bytes`: of a load's message, which may come with files that are then refused."""
         self._control = control
         self._most_bytes = most_bytes
@@ -62,12 +62,12 @@ class OipRepository:
         )
 
     def load(self, request: oip.RepositoryModelLoadRequest) -> Future[None]:
-        """Load what the folder has of a model; raises LoadParameter, and as `ModelControl.load`."""
+        """Load what the folder has of a model; raises LoadParameter, and as `ModelLifecycle.load`."""
         _check(request, ())
         return self._control.load(request.model_name)
 
     def unload(self, request: oip.RepositoryModelUnloadRequest) -> Future[None]:
-        """Unload a model; raises LoadParameter, and as `ModelControl.unload`."""
+        """Unload a model; raises LoadParameter, and as `ModelLifecycle.unload`."""
         _check(request, _UNLOAD_PARAMETERS)
         return self._control.unload(request.model_name)
 

@@ -1,15 +1,15 @@
 """The usual requests of the Open Inference Protocol, read at low cost: known again by their bytes.
 
-The messages of a sequence differ in their id and their payload; the rest are the same bytes each time. So what a
-message asks for is kept by those bytes, as a `Plan`, and the next one like it is not parsed again. Whatever differs in
-anything else is parsed: `tests/service/protocols/oip/test_plans.py` holds `Plans.find` against protobuf's parser.
+The messages of a sequence differ only in id and payload. All other bytes are the same. The cache maps those bytes to
+a `ParsedRequest`, so a message like an earlier one is not parsed again. A message that differs anywhere else is parsed.
+`tests/service/protocols/oip/test_plans.py` compares `RequestCache.find` with protobuf's parser.
 """
 
 from __future__ import annotations
 
 import threading
 
-from .requests import Plan
+from .requests import ParsedRequest
 
 # The message's tags: (field << 3) | length-delimited.
 _NAME, _VERSION, _ID, _RAW = 0x0A, 0x12, 0x1A, 0x3A  # fields 1, 2, 3 and 7
@@ -19,14 +19,14 @@ _PLAN_BYTES = 2048  # that a plan takes beside its key, the sequence that it kno
 _LONGEST_REST = 4096
 _TAILS = 4  # payload sizes that are tried for a message's size
 
-# Plans of messages with the same model and version: by how many bytes stand behind the id, then by how many of these
-# are the payload, then by those before the payload, which end with the size that they declare for it.
-_Plans = dict[bytes, Plan]
+# Parsed requests with the same model and version, by three keys: the number of bytes behind the id, the number of
+# payload bytes among them, and the bytes between id and payload (the last of which are the payload's declared size).
+_Plans = dict[bytes, ParsedRequest]
 _Family = dict[int, tuple[tuple[int, _Plans], ...]]
 
 
-class Plans:
-    """Plans by the bytes of the messages that they were made from. Thread-safe.
+class RequestCache:
+    """RequestCache by the bytes of the messages that they were made from. Thread-safe.
 
     A message is model name, version, id, the rest and the payload, in this order, as protobuf's libraries write it;
     others, and those with more inputs than one, are parsed each time.
@@ -40,7 +40,7 @@ class Plans:
         self._families: dict[bytes, _Family] = {}
         self._lock = threading.Lock()
 
-    def find(self, data: bytes) -> tuple[Plan, bytes, bytes] | None:
+    def find(self, data: bytes) -> tuple[ParsedRequest, bytes, bytes] | None:
         """(plan, id, payload) of a message like an earlier one; None for others."""
         try:
             at = 2 + data[1]
@@ -67,7 +67,7 @@ class Plans:
                 return plan, id_, data[-tail:]
         return None
 
-    def keep(self, data: bytes, plan: Plan) -> None:
+    def keep(self, data: bytes, plan: ParsedRequest) -> None:
         """Remember what `data` asks for, if it is written as most are and more like it are to be expected."""
         if plan.flags.start or plan.flags.end or (places := _laid_out(data)) is None:
             return

@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol: what each asks for, as a `Plan`."""
+"""Requests of the Open Inference Protocol: what each asks for, as a `ParsedRequest`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from streamcell.service.errors import (
 )
 from streamcell.service.repository.model_file import ModelFile
 
-from .reply import Answer
-from .tensors import Form, check_bytes, form, payloads
+from .reply import ReplyTemplate
+from .tensors import RequestShape, check_bytes, form, payloads
 
 # Who a request is from: the model's name, and the sequence's id as the client chose it.
 Key = tuple[str, int | str]
@@ -55,7 +55,7 @@ class TakesSteps(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Plan:
+class ParsedRequest:
     """What a request asks for, its id and its payload left out.
 
     Attributes:
@@ -68,8 +68,8 @@ class Plan:
     file: ModelFile
     version: str
     flags: Flags
-    form: Form
-    answer: Answer
+    form: RequestShape
+    answer: ReplyTemplate
     sequence: TakesSteps | None = None
 
 
@@ -124,11 +124,13 @@ def check_parameters(request: Any, found: Flags) -> None:
     if found.key is None and (found.start or found.end):
         raise WrongParameter(
             f"inference request to model {shown(request.model_name)} must specify a non-zero or non-empty correlation "
-            "ID (sequence_id) where it starts or ends a sequence"
+            "ID (sequence_id) if it starts or ends a sequence"
         )
 
 
-def plan(request: Any, found: Flags, file: ModelFile, answers: Answers) -> tuple[Plan, tuple[bytes, ...]]:
+def plan(
+    request: Any, found: Flags, file: ModelFile, answers: ReplyTemplates
+) -> tuple[ParsedRequest, tuple[bytes, ...]]:
     """What `request` asks of the model, and the bytes of its inputs in the signature's order.
 
     Raises:
@@ -160,21 +162,21 @@ def plan(request: Any, found: Flags, file: ModelFile, answers: Answers) -> tuple
                 output=name,
             )
     answer = answers.get(file, names, asked)
-    return Plan(file, request.model_version, found, asked, answer), data
+    return ParsedRequest(file, request.model_version, found, asked, answer), data
 
 
-class Answers:
+class ReplyTemplates:
     """The replies' fixed parts, made once for each form of request."""
 
     def __init__(self) -> None:
-        self._answers: dict[tuple[ModelFile, tuple[str, ...], Form], Answer] = {}
+        self._answers: dict[tuple[ModelFile, tuple[str, ...], RequestShape], ReplyTemplate] = {}
 
-    def get(self, file: ModelFile, names: tuple[str, ...], asked: Form) -> Answer:
+    def get(self, file: ModelFile, names: tuple[str, ...], asked: RequestShape) -> ReplyTemplate:
         """The reply to such a request."""
         key = (file, names, asked)
         found = self._answers.get(key)
         if found is None:
             if len(self._answers) >= _ANSWERS:
                 self._answers.clear()
-            found = self._answers[key] = Answer(file, names, asked)
+            found = self._answers[key] = ReplyTemplate(file, names, asked)
         return found

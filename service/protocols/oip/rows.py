@@ -8,7 +8,7 @@ from streamcell.service.protocols.common.requests import Limits, make_rows
 from streamcell.service.protocols.common.unary_rows import RequestRows
 from streamcell.service.sessions.session import Output
 
-from .entry import Incoming
+from .entry import IncomingRequest
 
 
 class Rows(RequestRows):
@@ -16,7 +16,7 @@ class Rows(RequestRows):
 
     __slots__ = ("_entry",)
 
-    def __init__(self, entry: Incoming, model: LoadedModel) -> None:
+    def __init__(self, entry: IncomingRequest, model: LoadedModel) -> None:
         self._entry = entry
         self._model = model
 

@@ -12,7 +12,7 @@ from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.sessions.session import Work
 from streamcell.service.sessions.table import Live, SessionTable
 
-from .entry import Entry
+from .entry import PendingRequest
 from .requests import Key
 
 
@@ -55,10 +55,10 @@ class Sequence:
         self._queue = queue
         self._lock = threading.Lock()
         self._live: Live[LoadedModel] | None = None
-        self._pending: deque[Entry] = deque()  # submitted, in order
-        self._held: deque[tuple[Entry, Work]] | None = deque()
-        self._paused: list[Entry] = []  # of streams that are not read
-        self._last: Entry | None = None  # taken last
+        self._pending: deque[PendingRequest] = deque()  # submitted, in order
+        self._held: deque[tuple[PendingRequest, Work]] | None = deque()
+        self._paused: list[PendingRequest] = []  # of streams that are not read
+        self._last: PendingRequest | None = None  # taken last
         self._after: Sequence | None = None  # begins when this one is over
 
     # For those who bring requests
@@ -94,7 +94,7 @@ class Sequence:
         except ServiceError:
             return
 
-    def add(self, entry: Entry, work: Work, soon: Soon | None = None) -> bool | None:
+    def add(self, entry: PendingRequest, work: Work, soon: Soon | None = None) -> bool | None:
         """Take one request; whether there is room for more, or None where the sequence takes none.
 
         Where there is no room, `entry.resume` is called once there is. `soon` is as in `Batcher.submit`.
@@ -169,7 +169,7 @@ class Sequence:
 
     # Inside
 
-    def _submit(self, entry: Entry, work: Work, soon: Soon | None = None) -> bool:
+    def _submit(self, entry: PendingRequest, work: Work, soon: Soon | None = None) -> bool:
         """Queue one request, and hold those behind it where it asks for states. With the lock."""
         live = self._live
         assert live is not None
@@ -217,7 +217,7 @@ class Sequence:
         if after is not None:
             after.begin_late()
 
-    def _fail_all(self, lost: list[Entry], error: ServiceError) -> None:
+    def _fail_all(self, lost: list[PendingRequest], error: ServiceError) -> None:
         behind = error
         if isinstance(error, InvalidArgument):
             behind = SequenceGap(f"a request of this sequence before this one was refused: {error}")

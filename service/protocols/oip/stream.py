@@ -14,17 +14,17 @@ from .infer import Infer, arrived
 from .reply import streamed_error
 
 if TYPE_CHECKING:
-    from .requests import Key, Plan
+    from .requests import Key, ParsedRequest
 
 _MOST_WAITING = 1024  # requests of a stream without an answer, above which it is not read
 
 
 class StreamEntry:
-    """One message of a stream (an `oip_infer.Incoming`). `reply` is there once it is answered, or the error."""
+    """One message of a stream (an `IncomingRequest`). `reply` is there once it is answered, or the error."""
 
     __slots__ = ("cancel", "id", "plan", "reply", "stream")
 
-    def __init__(self, stream: InferStream, plan: Plan, id_: bytes) -> None:
+    def __init__(self, stream: InferStream, plan: ParsedRequest, id_: bytes) -> None:
         self.stream = stream
         self.plan = plan
         self.id = id_

@@ -50,7 +50,7 @@ def dims(signature: Signature, tensor: Tensor) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Form:
+class RequestShape:
     """How a request is laid out: `lead` stands before a step's own shape.
 
     [] is one timestep; [N] is N timesteps, or N rows of one where the model is stateless and takes no time axis;
@@ -62,7 +62,7 @@ class Form:
     steps: int
 
 
-def form(signature: Signature, inputs: Sequence[Any]) -> Form:
+def form(signature: Signature, inputs: Sequence[Any]) -> RequestShape:
     """What the shapes of a request's inputs, in the signature's order, ask for.
 
     Raises:
@@ -89,12 +89,14 @@ def form(signature: Signature, inputs: Sequence[Any]) -> Form:
             + ", ".join(f"{t.name!r} {cut([*each])}" for t, each in zip(signature.inputs, leads, strict=True))
         )
     if not math.prod(lead):
-        raise NoSteps(f"input {signature.inputs[0].name!r} is empty: a request carries at least one timestep")
+        raise NoSteps(
+            f"input {signature.inputs[0].name!r} is empty: each request needs at least one timestep"
+        )
     if len(lead) == 2:
-        return Form(lead, *lead)
+        return RequestShape(lead, *lead)
     alone = bool(signature.states) or signature.has_time
     count = math.prod(lead)
-    return Form(lead, 1, count) if alone else Form(lead, count, 1)
+    return RequestShape(lead, 1, count) if alone else RequestShape(lead, count, 1)
 
 
 def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes, ...]]:
@@ -142,7 +144,7 @@ def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes
     return inputs, tuple(data)
 
 
-def check_bytes(signature: Signature, data: Sequence[bytes], form: Form) -> None:
+def check_bytes(signature: Signature, data: Sequence[bytes], form: RequestShape) -> None:
     """Raise WrongByteCount unless each input has the bytes that its shape takes."""
     for tensor, payload in zip(signature.inputs, data, strict=True):
         expected = form.rows * form.steps * tensor.step_bytes

@@ -11,17 +11,17 @@ from streamcell.service.transport.calls import UnaryCall
 from .infer import Infer
 
 if TYPE_CHECKING:
-    from .requests import Key, Plan
+    from .requests import Key, ParsedRequest
 
 
 class UnaryEntry:
-    """One `ModelInfer` call (an `oip_infer.Incoming`)."""
+    """One `ModelInfer` call (an `IncomingRequest`)."""
 
     __slots__ = ("_call", "_infer", "id", "peer", "plan")
 
     gone = True  # whoever called may not call again
 
-    def __init__(self, call: UnaryCall, infer: Infer, plan: Plan, id_: bytes) -> None:
+    def __init__(self, call: UnaryCall, infer: Infer, plan: ParsedRequest, id_: bytes) -> None:
         self.peer = call.peer
         self.plan = plan
         self.id = id_

@@ -260,7 +260,7 @@ def test_a_bad_first_input_ends_its_session_and_no_other(client: Client, raw: Ra
         ("chords", {"beam": {"width": 2}}, "a bernoulli head has no classes"),
         ("words", {"beam": {"width": 2}, "feedback": 3}, "neither samples"),
         ("words", {"beam": {"width": 2}, "steps_per_reply": 3}, "nor steps_per_reply"),
-        ("words", {"beam": {"width": 2}}, "nothing to begin with"),
+        ("words", {"beam": {"width": 2}}, "cannot generate yet"),
     ],
 )
 def test_a_bad_search_is_refused(raw: Raw, model: str, generate: Any, text: str) -> None:
@@ -307,7 +307,7 @@ def test_after_a_search_alone_there_is_no_output_to_begin_with(client: Client, r
     with client.session("words") as session:
         steps = session.generate(3000, first=1, stop=(), output="none")
         next(steps)
-        with pytest.raises(StreamCellError, match="nothing to begin with") as caught:
+        with pytest.raises(StreamCellError, match="cannot generate yet") as caught:
             list(raw([searched, pb.StreamRequest(generate=pb.Generate(steps=3, **then))]))
         assert caught.value.reason == "BAD_GENERATION"
         assert len(list(steps)) == 2999  # whoever shared the batch goes on

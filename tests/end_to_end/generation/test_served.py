@@ -260,8 +260,8 @@ def test_a_generation_that_waits_can_be_stopped_before_its_first_step(raw: Raw) 
         ("words", {"steps": 1, "stop": [CLASSES]}, "stop: expected classes below 9, got 9"),
         ("words", {"steps": 1, "stop": [1], "no_stop": True}, "contradict"),
         ("chords", {"steps": 1, "stop": [1]}, "a bernoulli head has no classes"),
-        ("words", {"steps": 1}, "nothing to begin with"),
-        ("spell", {"steps": 1, "from_output": True}, "nothing to begin with"),
+        ("words", {"steps": 1}, "cannot generate yet"),
+        ("spell", {"steps": 1, "from_output": True}, "cannot generate yet"),
     ],
 )
 def test_a_bad_generation_is_refused_by_reason(raw: Raw, model: str, generate: Any, text: str) -> None:

@@ -26,7 +26,7 @@ ROWS, STEPS = 3, 4
 LIMITS = Limits(1 << 20, 4096, allow_non_finite=False, max_generate_steps=100, max_beam_width=8)
 
 
-class Caller:
+class UnaryCaller:
     """A call whose end is kept, and which can go at any time."""
 
     peer = "test"
@@ -61,9 +61,9 @@ def service(models_dir: Path) -> Iterator[CallContext[LoadedModel]]:
     model.runner.stop()
 
 
-def call(service: CallContext[LoadedModel]) -> tuple[Caller, PredictCall, list[Any], LoadedModel]:
+def call(service: CallContext[LoadedModel]) -> tuple[UnaryCaller, PredictCall, list[Any], LoadedModel]:
     model = service.models.find("lstm")
-    caller = Caller()
+    caller = UnaryCaller()
     x = np.ones((ROWS, STEPS, 3), np.float32).tobytes()
     work = make_rows(model, LIMITS, (x,), STEPS, Output.ALL, ROWS)
     rows = PredictCall(caller, service, model)

@@ -16,8 +16,8 @@ from streamcell.card import Signature, State, Tensor
 from streamcell.proto.inference import oip
 from streamcell.service.errors import ServiceError
 from streamcell.service.protocols.common.protobuf import varint
-from streamcell.service.protocols.oip.request_cache import Plans
-from streamcell.service.protocols.oip.requests import Answers, Plan, flags, parse, plan
+from streamcell.service.protocols.oip.request_cache import RequestCache
+from streamcell.service.protocols.oip.requests import ParsedRequest, ReplyTemplates, flags, parse, plan
 from streamcell.service.repository.model_file import ModelFile
 
 SIGNATURE = Signature(
@@ -40,7 +40,7 @@ def _request(messages: Any, id_: str, sequence: int | str, payload: bytes, **mor
     return request
 
 
-def _read(data: bytes, answers: Answers) -> tuple[Plan, str, bytes] | None:
+def _read(data: bytes, answers: ReplyTemplates) -> tuple[ParsedRequest, str, bytes] | None:
     """What a message asks for, by protobuf's parser and every check; None where it is refused."""
     try:
         request = parse(data)
@@ -50,7 +50,7 @@ def _read(data: bytes, answers: Answers) -> tuple[Plan, str, bytes] | None:
     return asked, request.id, payloads[0]
 
 
-def _held(plans: Plans, answers: Answers, data: bytes) -> bool:
+def _held(plans: RequestCache, answers: ReplyTemplates, data: bytes) -> bool:
     """Whether `data` is known; if so, it is what a parser makes of it, or this fails."""
     found = plans.find(data)
     if found is None:
@@ -76,7 +76,7 @@ REQUESTS = st.tuples(
 @pytest.mark.parametrize("messages", [oip, service_pb2], ids=["ours", "tritons"])
 @given(requests=st.lists(REQUESTS, min_size=20, max_size=60))
 def test_what_is_found_is_what_a_parser_finds(messages: Any, requests: list[Any]) -> None:
-    plans, answers = Plans(), Answers()
+    plans, answers = RequestCache(), ReplyTemplates()
     seen: set[Any] = set()
     for id_, sequence, steps, step, more in requests:
         data = _request(messages, id_, sequence, step * steps, **more).SerializeToString()
@@ -92,9 +92,9 @@ def test_what_is_found_is_what_a_parser_finds(messages: Any, requests: list[Any]
             seen.add(like)
 
 
-def _known() -> tuple[Plans, Answers, list[bytes]]:
-    """Plans that know messages of several sizes, sequences and ids."""
-    plans, answers, known = Plans(), Answers(), []
+def _known() -> tuple[RequestCache, ReplyTemplates, list[bytes]]:
+    """RequestCache that know messages of several sizes, sequences and ids."""
+    plans, answers, known = RequestCache(), ReplyTemplates(), []
     for id_, sequence, steps, more in (
         ("", 1, 1, {}), ("", 1, 2, {}), ("17", 1, 3, {}), ("17", "s", 2, {"model_version": "3"}), ("x" * 99, 1, 11, {}),
     ):  # fmt: skip
@@ -199,7 +199,7 @@ _ODD = st.lists(_FIELDS, min_size=3, max_size=8).map(b"".join)
 def test_a_message_that_is_laid_out_oddly_misleads_nobody(
     first: bytes, more: bytes, changes: list[tuple[str, int, int]]
 ) -> None:
-    plans, answers = Plans(), Answers()
+    plans, answers = RequestCache(), ReplyTemplates()
     data = first + more + _field(7, bytes(12))
     read = _read(data, answers)
     assume(read is not None)
@@ -252,7 +252,7 @@ _EXTRA = [
 def test_a_field_more_anywhere_misleads_nobody(extra: int, padding: int) -> None:
     """Fields in another order, there twice, or unknown: what is kept of such a message is right for all like it."""
     usual = [_field(1, b"a_model"), _field(3, b"7"), _PARAMETERS, _INPUT[0], _field(7, bytes(12), padding)]
-    answers = Answers()
+    answers = ReplyTemplates()
     for first in range(len(usual) + 1):
         for second, other in itertools.product(range(len(usual) + 2), _EXTRA):
             parts = [*usual]
@@ -262,7 +262,7 @@ def test_a_field_more_anywhere_misleads_nobody(extra: int, padding: int) -> None
             read = _read(data, answers)
             if read is None:
                 continue
-            plans = Plans()
+            plans = RequestCache()
             plans.keep(data, read[0])
             for like in (
                 data, data[:-12] + b"3" * 12, data[:-1], data[:-12], data + b"\x00", data + bytes(12), data[:-1] + b"9",
@@ -282,7 +282,7 @@ def test_other_bytes_are_never_found(data: bytes) -> None:
 
 
 def test_starts_ends_and_odd_messages_are_parsed_each_time() -> None:
-    plans, answers = Plans(), Answers()
+    plans, answers = RequestCache(), ReplyTemplates()
     for change in ("sequence_start", "sequence_end"):
         request = _request(oip, "", 1, bytes(12))
         request.parameters[change].bool_param = True
@@ -303,7 +303,7 @@ def test_starts_ends_and_odd_messages_are_parsed_each_time() -> None:
 def test_the_plans_that_are_kept_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     most = 2**19
     monkeypatch.setattr("streamcell.service.protocols.oip.request_cache._MOST_BYTES", most)
-    plans, answers = Plans(), Answers()
+    plans, answers = RequestCache(), ReplyTemplates()
     found = 0
     tracemalloc.start()
     try:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from streamcell.card import Signature, State, Tensor
 from streamcell.proto.inference import oip
 from streamcell.service.errors import SequenceNotStarted, cut
-from streamcell.service.protocols.oip.reply import Answer, streamed_error
-from streamcell.service.protocols.oip.tensors import Form
+from streamcell.service.protocols.oip.reply import ReplyTemplate, streamed_error
+from streamcell.service.protocols.oip.tensors import RequestShape
 from streamcell.service.repository.model_file import ModelFile
 
 SIGNATURE = Signature(
@@ -27,11 +27,17 @@ SIGNATURE = Signature(
     ),
 )
 FILE = ModelFile("a_model", "3", Path("a_model.onnx"), SIGNATURE, None, {}, (), ())
-FORMS = (Form((), 1, 1), Form((1,), 1, 1), Form((90,), 1, 90), Form((1, 1), 1, 1), Form((3, 2), 3, 2))
+FORMS = (
+    RequestShape((), 1, 1),
+    RequestShape((1,), 1, 1),
+    RequestShape((90,), 1, 90),
+    RequestShape((1, 1), 1, 1),
+    RequestShape((3, 2), 3, 2),
+)
 IDS = st.text(max_size=300)
 
 
-def _sizes(form: Form) -> list[int]:
+def _sizes(form: RequestShape) -> list[int]:
     """Bytes of y, z, h and c."""
     steps = form.rows * form.steps
     return [8 * steps, steps, 160 * form.rows, form.rows]
@@ -41,9 +47,11 @@ def _sizes(form: Form) -> list[int]:
 @pytest.mark.parametrize("names", [("y",), ("z", "y"), ("h_next", "y", "c_next"), ("c_next",)])
 @settings(max_examples=20)
 @given(id_=IDS)
-def test_a_reply_is_what_the_generated_classes_write(id_: str, names: tuple[str, ...], form: Form) -> None:
+def test_a_reply_is_what_the_generated_classes_write(
+    id_: str, names: tuple[str, ...], form: RequestShape
+) -> None:
     tensors = [bytes([at + 1]) * size for at, size in enumerate(_sizes(form))]
-    answer = Answer(FILE, names, form)
+    answer = ReplyTemplate(FILE, names, form)
     shapes = {
         "y": ("FP32", [*form.lead, 2]),
         "z": ("INT8", [*form.lead]),

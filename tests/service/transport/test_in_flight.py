@@ -1,0 +1,171 @@
+"""What a connection is held to, look by look: calls that say what they hold, and figures such as the kernel gives."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import grpc
+import pytest
+
+from streamcell.service.errors import ServiceError
+from streamcell.service.transport.in_flight import InFlight
+
+MIB = 1024 * 1024
+BOUND = 48 * MIB
+MESSAGE = 4 * MIB
+
+
+class Call:
+    """A call whose figures the test sets."""
+
+    def __init__(self, in_flight: InFlight, *, peer: str = "unix:a") -> None:
+        self.peer = peer
+        self.messages = self.sent = self.unanswered = self.unsent = 0
+        self.half_open = True
+        self.ended: str | None = None
+        self.connection = in_flight.join(self)
+
+    def held(self) -> tuple[int, int]:
+        return self.unanswered, self.unsent
+
+    def read_again(self) -> None:
+        """Nothing waits here."""
+
+    def cut(
+        self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, str | bytes], ...], reason: str
+    ) -> None:
+        self.ended = reason
+        self.connection.leave(self)
+
+    def drop(self) -> None:
+        """It is cut already."""
+
+
+@pytest.fixture
+def errors() -> list[ServiceError]:
+    return []
+
+
+class Machine:
+    """What the kernel says, as the test sets it."""
+
+    def __init__(self) -> None:
+        self.received: dict[str, int] = {}
+        self.memory = 100 * MIB
+
+    def figures(self, peers: Container[str]) -> dict[str, tuple[int, int]]:
+        return {peer: (received, 0) for peer, received in self.received.items() if peer in peers}
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def in_flight(machine: Machine, errors: list[ServiceError]) -> InFlight:
+    made = InFlight(machine.figures, lambda: machine.memory)
+    made.bound(2 * BOUND, BOUND, MESSAGE, errors.append)
+    return made
+
+
+def test_a_connection_that_stays_just_under_its_bound_once_it_is_held_back_is_not_left_so(
+    in_flight: InFlight, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight) for _ in range(6)]
+    for call in calls:
+        call.unanswered, call.messages = 9 * MIB, 4
+    in_flight.look()
+    assert in_flight.figures() == (54 * MIB, 1)
+    for call in calls:  # the replies are smaller than the messages were, and nobody reads them
+        call.unanswered, call.unsent = 0, 6 * MIB + 152
+    for _ in range(60):
+        in_flight.look()
+    assert in_flight.held_back == 0
+    assert 0 < len(errors) < len(calls)
+    assert len(errors) == sum(call.ended == "memory_in_flight" for call in calls)
+
+
+def test_a_connection_that_is_held_back_and_read_is_left_alone(
+    in_flight: InFlight, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight) for _ in range(6)]
+    for call in calls:
+        call.unanswered, call.messages = 9 * MIB, 4
+    in_flight.look()
+    for call in calls:
+        call.unanswered, call.unsent = 0, 6 * MIB + 152
+    for at in range(600):
+        calls[at % 6].sent += 1
+        in_flight.look()
+    assert not errors
+
+
+def test_what_only_reading_can_bring_out_of_the_core_does_not_keep_a_connection_from_being_read(
+    in_flight: InFlight, errors: list[ServiceError]
+) -> None:
+    call = Call(in_flight)
+    call.unanswered, call.messages = 30 * MIB, 30
+    call.connection.half_bytes = 40 * MIB  # the windows of streams that are not read
+    in_flight.look()
+    assert in_flight.held_back == 1
+    call.unanswered = 0
+    in_flight.look()
+    assert in_flight.held_back == 0
+    assert not errors
+
+
+def begin_and_reset(in_flight: InFlight, machine: Machine, count: int, peer: str = "a") -> None:
+    """Calls whose messages come and are given to nobody."""
+    for at in range(count):
+        call = Call(in_flight, peer=peer)
+        machine.received[peer] += 32 * 1024
+        call.connection.leave(call)
+        if at % 100 == 0:
+            in_flight.look()
+    in_flight.look()
+
+
+def test_calls_that_ended_early_are_not_held_against_those_that_live(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight, peer="a") for _ in range(24)]
+    machine.received["a"] = 0
+    in_flight.look()
+    machine.memory += 10 * MIB  # what malloc keeps
+    begin_and_reset(in_flight, machine, 5000)
+    for _ in range(100):
+        in_flight.look()
+    assert not errors
+    assert not any(call.ended for call in calls)
+
+
+def test_half_received_bytes_are_no_more_than_live_calls_can_hold(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    call = Call(in_flight, peer="a")
+    machine.received["a"] = 0
+    in_flight.look()
+    machine.memory += 1000 * MIB  # a model that was loaded, so the process says nothing
+    begin_and_reset(in_flight, machine, 5000)
+    assert call.connection.half_bytes <= 2 * MESSAGE
+    call.half_open = False
+    for _ in range(2):
+        in_flight.look()
+    assert call.connection.half_bytes <= MIB
+    assert not errors
+
+
+def test_messages_that_are_never_whole_are_ended_though_calls_were_reset_before(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight, peer="a") for _ in range(40)]
+    machine.received["a"] = 0
+    in_flight.look()
+    begin_and_reset(in_flight, machine, 5000)
+    for _ in calls:
+        machine.received["a"] += 3 * MIB
+        machine.memory += 3 * MIB
+        in_flight.look()
+    assert errors
+    assert any(call.ended for call in calls)

@@ -18,7 +18,7 @@ __all__ = ["AnyServer", "DeviceError", "ModelLoadError", "Settings", "configure_
 
 
 class AnyServer(Protocol):
-    """A server of one process or of several. Once made, it has its models and its ports."""
+    """A server of one process or several. Making it loads the models and binds the ports."""
 
     port: int
     metrics_port: int
@@ -27,10 +27,10 @@ class AnyServer(Protocol):
         """Answer calls and report ready."""
 
     def kill(self) -> None:
-        """End its other processes at once."""
+        """Kill its other processes at once."""
 
     def reload(self) -> None:
-        """Read its certificates anew, for connections that come."""
+        """Reload its certificates; new connections use them."""
 
     def stop(self) -> None:
         """Drain, and shut down; returns once everything has stopped."""
@@ -43,7 +43,7 @@ def make_server(settings: Settings) -> AnyServer:
 
     Raises:
         ModelLoadError: there is no model, or one cannot be served; the text says which and why.
-        DeviceError: the device cannot be had.
+        DeviceError: the device is not available.
         LaneError: the fast lane was asked for and does not work with this grpcio.
         OSError: a port cannot be bound, the certificate cannot be used, or descriptors are too few.
     """

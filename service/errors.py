@@ -15,16 +15,16 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN = "streamcell"
 Metadata = tuple[tuple[str, str | bytes], ...]
 
-_SHOWN = 120  # characters of what a client sent, where an error says it again
-# Bytes of an error's whole text. It travels twice, once with up to three bytes for each, and gRPC's clients take 8 KiB
-# of metadata before they give up on the call.
+_SHOWN = 120  # characters of a client's text that an error quotes
+# Bytes of an error's whole text. It is sent twice, once with up to three bytes for each, and gRPC's clients take 8 KiB
+# of metadata before they fail the call.
 _TEXT_BYTES = 1024
 
 
 def cut(value: object) -> str:
-    """`value` as a text of at most 120 characters: for what comes from a client."""
+    """`value` as a text of at most 120 characters, for values that a client sent."""
     if isinstance(value, Sequence) and len(value) > _SHOWN:
-        value = value[: _SHOWN + 1]  # never the text of a megabyte, to show its front
+        value = value[: _SHOWN + 1]  # avoids formatting a text of megabytes
     text = str(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
@@ -44,8 +44,8 @@ def _bounded(text: str) -> str:
 class ServiceError(Exception):
     """Base of all typed errors. The text says what was expected and what came; `facts` say it for programs.
 
-    Both are bounded here, whatever a client has sent: a text to 1,024 bytes, a fact to 120 characters. Who puts a
-    client's text into an error's uses `cut` or `shown`, or it may push the remedy out.
+    Both are bounded here: a text to 1,024 bytes, a fact to 120 characters. Use `cut` or `shown` to put a
+    client's text into an error's text, or it may push the remedy out.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
@@ -83,7 +83,7 @@ class WrongShape(InvalidArgument):
 
 
 class WrongContents(InvalidArgument):
-    """Typed contents that cannot be taken for the tensor."""
+    """Typed contents that do not fit the tensor."""
 
     reason = "WRONG_CONTENTS"
 
@@ -116,7 +116,7 @@ class NonFiniteInput(InvalidArgument):
 
 
 class IndexOutOfRange(InvalidArgument):
-    """A value that names no row of the table which the model looks it up in."""
+    """A value that is no index of the table in which the model looks it up."""
 
     reason = "INDEX_OUT_OF_RANGE"
 
@@ -154,13 +154,13 @@ class GenerationUnsupported(ServiceError):
 
 
 class RefusedByModel(InvalidArgument):
-    """The model itself cannot run these values, such as a token that its embedding does not have."""
+    """The model cannot run these values, such as a token that its embedding does not have."""
 
     reason = "REFUSED_BY_MODEL"
 
     @classmethod
     def because(cls, error: Exception, what: str = "message") -> ServiceError:
-        """ONNX Runtime's own words, without its path and line; a run that took too long says so itself."""
+        """The error with ONNX Runtime's message, without path and line; a `RunTimeout` is returned as it is."""
         if isinstance(error, RunTimeout):
             return run_failure(error)
         text = str(error).rpartition("Status Message: ")[2]
@@ -206,13 +206,13 @@ class UnknownHandle(NotFound):
 
 
 class DuplicateHandle(InvalidArgument):
-    """A frame names a session twice; the first stands."""
+    """A frame names a session twice; only the first row runs."""
 
     reason = "DUPLICATE_HANDLE"
 
 
 class SequenceGap(ServiceError):
-    """A step behind one that was refused, which the client may have sent before it knew of that."""
+    """A step behind a refused one, which the client may have sent before it knew of the refusal."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "SEQUENCE_GAP"
@@ -236,14 +236,14 @@ class ControlBusy(ServiceError):
 
 
 class ReflectionLimit(ServiceError):
-    """As many reflection calls are running as may."""
+    """The bound on running reflection calls is reached."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "REFLECTION_LIMIT"
 
 
 class NoMessage(ServiceError):
-    """A call that sends nothing."""
+    """A call whose client sends no message in time."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "NO_MESSAGE"
@@ -292,34 +292,34 @@ class ModelUnloaded(ServiceError):
 
 
 class ModelInUse(ServiceError):
-    """The model has live sessions, and this server unloads none that has."""
+    """The model has live sessions, and this server does not unload models in use."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "MODEL_IN_USE"
 
 
 class ModelLoadFailed(ServiceError):
-    """The model's file cannot be served; what was served before still is."""
+    """The model's file cannot be served; the versions served before stay."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "MODEL_LOAD_FAILED"
 
 
 class LoadParameter(InvalidArgument):
-    """A load that says how the model should be: files say that here."""
+    """A load with parameters. On this server the model's files describe it."""
 
     reason = "LOAD_PARAMETER"
 
 
 class ModelControlOff(ServiceError):
-    """Models are not loaded or unloaded at a client's request on this server."""
+    """This server does not load or unload models at a client's request."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "MODEL_CONTROL_OFF"
 
 
 class EngineLost(ServiceError):
-    """The process that ran the models has died, and with it every state; it is being started anew."""
+    """The process that ran the models has died and is being restarted; every state is lost."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "ENGINE_LOST"
@@ -346,7 +346,7 @@ class RunTimeout(ServiceError):
 
 
 def run_failure(cause: Exception) -> ServiceError:
-    """What a session is told whose run failed for `cause` and is not run again."""
+    """The error for a session whose run failed for `cause` and is not repeated."""
     if isinstance(cause, RunTimeout):
         return RunTimeout(str(cause), **cause.facts)
     return EngineFailed("the model's run failed; no step of this message was applied")

@@ -1,32 +1,32 @@
-"""Python's garbage collector, kept from making those wait who are being served.
+"""Tunes Python's garbage collector so that full collections do not stall requests.
 
-It looks for cycles of objects, holding the GIL. A full collection walks every object there is: some 70,000 once the
-libraries are imported, which takes 25 ms, and unary calls had it begin several times a second. What a call makes goes
-with its last reference, so there is next to nothing to be found.
+It looks for cycles of objects and holds the GIL. A full collection walks all objects: some 70,000 once the
+libraries are imported, which takes 25 ms, and unary calls made it run several times a second. Calls create almost
+no cycles, so full collections find nothing.
 """
 
 from __future__ import annotations
 
 import gc
 
-# Objects made and not freed again after which the young ones are looked at; Python's own choice is 700.
+# A collection of young objects starts after so many more allocations than deallocations; Python's default is 700.
 _YOUNG = 5_000
 
 
 def tune_gc() -> None:
-    """Collect less often, and `freeze_heap`. For a process of the server's own, once it has what it serves with."""
+    """Collect less often, and `freeze_heap`. Call in the server's own processes, after start-up."""
     gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
     freeze_heap()
 
 
 def freeze_heap() -> None:
-    """Collect what is garbage, and leave out of later collections all that is alive."""
+    """Collect garbage now, and exclude all objects that are alive from later collections."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
 
 
 def refreeze_heap() -> None:
-    """`freeze_heap`, where it was done before: for when much of what is alive then has come or gone."""
+    """Repeat `freeze_heap` if it was done before: call after large changes, such as a load."""
     if gc.get_freeze_count():
         freeze_heap()

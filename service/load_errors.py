@@ -1,4 +1,4 @@
-"""Why a model cannot be served: one exception class a cause, all of them found before the server is ready."""
+"""Why a model cannot be served: one exception class for each cause."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ModelLoadError(Exception):
 
     Attributes:
         reason: what was expected and what came.
-        path: the file at fault; None where only a graph in memory is known.
+        path: the file at fault; None for a graph in memory.
     """
 
     def __init__(self, reason: str, path: Path | None = None) -> None:
@@ -28,7 +28,7 @@ class ModelLoadError(Exception):
         self.path = path
 
     def at(self, path: Path) -> ModelLoadError:
-        """The same error, naming `path` where it names no file yet."""
+        """The same error, naming `path` if it names no file yet."""
         return self if self.path is not None else type(self)(self.reason, path)
 
 
@@ -49,7 +49,7 @@ def _clipped(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` with what no terminal and no protobuf string can take written out: bytes of a name, control characters."""
+    """`text` with undecodable bytes and control characters escaped, for terminals and protobuf strings."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
         for c in text
@@ -57,11 +57,11 @@ def _printable(text: str) -> str:
 
 
 class DeviceError(RuntimeError):
-    """The device that was asked for, or something that it was to do, is not available; the text says why."""
+    """The requested device, or a feature of it, is not available; the text says why."""
 
 
 class SignatureError(ModelLoadError):
-    """What the card or the sidecar says of the graph's inputs, outputs or states is not what the graph has."""
+    """The card or the sidecar contradicts the graph's inputs, outputs or states."""
 
 
 class SidecarError(ModelLoadError):

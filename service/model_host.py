@@ -1,4 +1,4 @@
-"""What a process that runs models is made of, but for the transport."""
+"""Composes a process that runs models, without the transport."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ _log = structlog.get_logger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamCell"].full_name
 _HOUSEKEEPING_S = 0.5
-_DRAINING_S = 0.25  # between two looks for sequences that nobody can be waiting for
+_DRAINING_S = 0.25  # between two looks for idle sequences without a stream
 
 
 class ModelHost:
-    """The models at work with all that calls need of them, and a handler for each method. It opens no port."""
+    """The running models, all that calls need of them, and a handler for each method. It opens no port."""
 
     def __init__(
         self,
@@ -61,13 +61,13 @@ class ModelHost:
 
         Args:
             settings: the server's.
-            served: told when a model begins or ceases to be served.
+            served: called when a model becomes available or unavailable.
             wakeup: makes what a model's engine thread sleeps on, if front ends share the models.
-            all_read: waits until what has come to the sockets is with the sessions; False if that takes too long.
+            all_read: waits until all data in the sockets is in the sessions' queues; False if that takes too long.
 
         Raises:
             ModelLoadError: there is no model, or one cannot be served; the text says which and why.
-            DeviceError: the device cannot be had.
+            DeviceError: the device is not available.
         """
         self.settings = settings
         device = Device.parse(settings.device, tf32=settings.tf32)
@@ -126,7 +126,7 @@ class ModelHost:
         }
 
     def start(self) -> None:
-        """Begin to look after the sessions and the folder of models."""
+        """Start housekeeping and model control."""
         self._housekeeper.start()
         self.metrics.readiness.serve(True)
         self._control.start()
@@ -140,7 +140,7 @@ class ModelHost:
     def drain(self) -> None:
         """Take no new sessions, give live ones the grace period, and end what is left with a typed error.
 
-        Returns at once where no session is live.
+        Returns at once if no session is live.
         """
         self.metrics.readiness.serve(False)
         self.sessions.drain()

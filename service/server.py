@@ -1,4 +1,4 @@
-"""The server in one process: models, calls and metrics put together, and the order of a shutdown."""
+"""The server in one process: composes models, calls and metrics, and defines the order of a shutdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 class Server:
     """Loads the models and serves them from `start` until `stop`.
 
-    Building one loads everything and binds the ports, so that what is wrong is known before it is ready.
+    Building one loads everything and binds the ports, so errors show before it is ready.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -28,14 +28,14 @@ class Server:
 
         Raises:
             ModelLoadError: there is no model, or one cannot be served; the text says which and why.
-            DeviceError: the device cannot be had.
+            DeviceError: the device is not available.
             LaneError: the fast lane was asked for and does not work with this grpcio.
             OSError: a port cannot be bound, or a certificate cannot be used.
         """
         self.settings = settings
         self._registry = CollectorRegistry()
         self._http = MetricsServer(settings, self._registry, lambda: self.host.metrics.ready)
-        # Before the engines' threads exist, for loading a model holds the GIL for long.
+        # Before the engine threads exist, because loading a model holds the GIL for long.
         lane = choose_lane(settings.lane)
         self.host = ModelHost(settings, self._report_model, all_read=self._all_read)
         self.host.metrics.lane = lane.name
@@ -84,17 +84,17 @@ class Server:
         )
 
     def kill(self) -> None:
-        """It has no other processes."""
+        """Do nothing: the server has no other processes."""
 
     def reload(self) -> None:
-        """Read the certificates anew, for connections that come."""
+        """Reload the certificates; new connections use them."""
         self._transport.reload()
         self._http.reload()
 
     def stop(self) -> None:
         """Shut down in order: not ready, no new sessions, a grace period, typed ends, then the engines.
 
-        Returns once everything has stopped; at once where no session is live.
+        Returns once everything has stopped; at once if no session is live.
         """
         self._transport.drain()
         self.host.drain()

@@ -1,4 +1,4 @@
-"""What signals ask of a running server: to stop, to stop now, to read its certificates anew."""
+"""Handles a running server's signals: stop, stop now, reload the certificates."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .logs.configure import flush
 
 _log = structlog.get_logger(__name__)
 
-HUNG = 3  # exit code of a server that would not stop in time
+HUNG = 3  # exit code of a server that did not stop in time
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stoppable(Protocol):
-    """What of a server signals reach."""
+    """The part of a server that signals use."""
 
     def kill(self) -> None:
-        """End its other processes at once."""
+        """Kill its other processes at once."""
 
     def reload(self) -> None:
-        """Read its certificates anew."""
+        """Reload its certificates."""
 
 
 class Signals:
-    """Takes signals on a thread of its own, so that they are heard whatever the main thread is busy with."""
+    """Handles signals on its own thread, so they are handled even while the main thread is busy."""
 
     def __init__(self, stop_within_s: float) -> None:
         """Take signals from now on. From the main thread. `stop_within_s`: from the first one to stop on."""
@@ -74,14 +74,14 @@ class Signals:
         timer = threading.Timer(self._within_s, self._hung)
         timer.daemon = True
         timer.start()
-        # Should no Python run any more, this does; it ends with exit code 1.
+        # This ends the process with exit code 1 even if no Python code can run any more.
         with contextlib.suppress(RuntimeError, OSError, ValueError):
             faulthandler.dump_traceback_later(self._within_s + 2.0, exit=True, file=2)
 
     def _hung(self) -> None:
         if self._ended:
             return
-        # Whoever should read what is written here may be what hangs.
+        # The reader of standard error may be what hangs.
         with contextlib.suppress(OSError):
             os.set_blocking(2, False)
         telling = threading.Thread(target=self._tell, daemon=True)

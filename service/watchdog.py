@@ -1,7 +1,7 @@
-"""Notices a thread that makes no progress though it has work: it logs where all threads stand and says so.
+"""Notices a thread that has work and makes no progress, logs every thread's stack and reports the stall.
 
 Time is counted by the watchdog's own passes. A pass that comes late is not counted, for what kept the watchdog from
-running kept the others, too: a process that was stopped, or gets no CPU, is not one that hangs.
+running kept the other threads from running too: a process that is stopped or gets no CPU does not hang.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 # A process that ends itself for a stall exits with this: EX_SOFTWARE of sysexits.h.
 EXIT_CODE = 70
 
-# By a thread's name, a number that changes with its progress; None while it has nothing to do.
+# By thread name, a number that changes with its progress; None while it has no work.
 Marks: TypeAlias = Mapping[str, int | None]
 
 _PASSES = 5  # at least, from the last progress to a stall
@@ -31,7 +31,7 @@ _PASS_S = 1.0
 _LATE = 2.0  # times as long as a pass should take
 _LOG_S = 2.0
 _MOST_THREADS, _MOST_FRAMES, _MOST_CHARACTERS = 64, 40, 20_000
-# Threads of calls, of which there can be thousands, are shown last.
+# Call threads come last: there can be thousands.
 _MANY = ("calls", "stream-reader", "call-reader")
 
 
@@ -51,8 +51,8 @@ class Watchdog:
 
         Args:
             marks: of the threads to watch; called once a pass.
-            after_s: a thread that has work and makes no progress for so long is stalled; 0: none ever is.
-            changed: told of each thread that stalls (True) or goes on (False), before anything is logged.
+            after_s: seconds without progress after which a thread with work is stalled; 0: never.
+            changed: called for each thread that stalls (True) or recovers (False), before anything is logged.
             ends: whether the process ends with a thread's first stall.
             end: ends the process.
         """
@@ -68,12 +68,12 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch, unless no thread is ever stalled."""
+        """Start watching, unless the limit is 0."""
         if self._after_s:
             self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._stopping.set()
 
     def _watch(self) -> None:
@@ -118,7 +118,7 @@ class Watchdog:
                 self._end(EXIT_CODE)
 
     def _say(self, log: Callable[..., object], event: str, **facts: object) -> None:
-        """Log, and see that it is written before the process may end; but do not wait for a log that is stuck."""
+        """Log, and wait a bounded time for the line to be written before the process may end."""
 
         def say() -> None:
             log(event, **facts)
@@ -130,7 +130,7 @@ class Watchdog:
 
 
 def stacks() -> dict[str, list[str]]:
-    """Where each thread stands, innermost last, within a bound."""
+    """Each thread's stack, innermost frame last, bounded in size."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     found = [(names.get(ident, f"thread {ident}"), frame) for ident, frame in sys._current_frames().items()]
     found.sort(key=lambda each: each[0].startswith(_MANY))

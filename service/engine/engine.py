@@ -64,7 +64,7 @@ class Engine:
             limit: ends runs, and the making of the sessions, when they take too long; None: nothing does.
 
         Raises:
-            DeviceError: the device, or the CUDA graphs that were asked for, cannot be had.
+            DeviceError: the device, or the CUDA graphs that were asked for, are not available.
         """
         self.signature = signature
         self.device = device = options.device

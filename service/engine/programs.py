@@ -58,7 +58,7 @@ class Program:
             graphs: whether runs can be captured.
 
         Raises:
-            DeviceError: the device cannot be had, or this graph cannot be captured.
+            DeviceError: the device is not available, or this graph cannot be captured.
         """
         self.name = name
         self.graphs = graphs
@@ -127,7 +127,7 @@ class Programs:
             limit: ends runs, and the making of the sessions, when they take too long.
 
         Raises:
-            DeviceError: the device, or the CUDA graphs, cannot be had.
+            DeviceError: the device, or the CUDA graphs, are not available.
         """
         self._options, self._staging, self._pool = options, staging, pool
         self._sizes = sizes

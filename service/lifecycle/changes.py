@@ -1,4 +1,4 @@
-"""What changes in the table of models: loads, swaps and unloads, one at a time, by request or by the folder."""
+"""Changes the table of models: loads, swaps and unloads, one at a time, by request or as the folder changes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _log = structlog.get_logger(__name__)
 
 
 class ModelChanges:
-    """For the model control's thread; `draining`, `loading` and `failed` may be read by any.
+    """Only the model control thread calls it; any thread may read `draining`, `loading` and `failed`.
 
     Attributes:
         models: what is served.
-        draining: what is served no more and waits for its last sessions to end.
+        draining: the models that take no new sessions and wait for their last one to end.
         loading: the name of the model that is being loaded, or None.
-        failed: of each model whose last load failed, its files then, and why.
+        failed: for each model whose last load failed, its files at that time and the reason.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ModelChanges:
         metrics: ServerMetrics,
         served: Callable[[str, bool], None],
     ) -> None:
-        """Report the figures of `models`, which have been loaded.
+        """Start reporting the metrics of `models`, which are loaded.
 
         Args:
             settings: the server's.
@@ -53,7 +53,7 @@ class ModelChanges:
             models: the table to change.
             sessions: whose sessions are on the models.
             metrics: where models report.
-            served: told when a model begins or ceases to be served.
+            served: called when a model becomes available or unavailable.
         """
         self.models = models
         self.draining = DrainingModels(sessions, self._let_go)
@@ -68,10 +68,10 @@ class ModelChanges:
             self._serve(model)
 
     def sync_with_folder(self, name: str, located: list[Located]) -> None:
-        """Make what is served of `name` agree with its files.
+        """Load, swap or unload versions of `name` until they match its files.
 
         Raises:
-            ModelLoadFailed: one of them cannot be served; nothing has changed.
+            ModelLoadFailed: a file cannot be served; nothing has changed.
         """
         now = self.models.versions(name)
         files = chosen(located, latest_only=self._settings.latest_only)
@@ -101,12 +101,12 @@ class ModelChanges:
         refreeze_heap()
 
     def _known(self, name: str) -> dict[str, LoadedModel]:
-        """The versions of `name` that still report, by version."""
+        """The versions of `name` that still report metrics, by version."""
         known = {model.file.version: model for model in self.draining if model.file.name == name}
         return {**known, **self.models.versions(name)}
 
     def unload(self, name: str, done: Callable[[], None] = lambda: None) -> None:
-        """Serve `name` no more; `done` is called once its memory is free, that of versions swapped out included.
+        """Stop serving `name`; `done` is called once its memory is free, that of swapped-out versions included.
 
         Raises:
             ModelNotFound: it is not served.
@@ -133,9 +133,9 @@ class ModelChanges:
         self.draining.unload(name, grace_s, gone)
 
     def _claim(self, name: str) -> None:
-        """Close `name` to new sessions, or raise ModelInUse where it has some, on versions swapped out too.
+        """Close `name` to new sessions, or raise ModelInUse if it has some, on swapped-out versions too.
 
-        Unary calls are no reason: they end by themselves, and soon.
+        Unary calls do not count: they end by themselves, and soon.
         """
         served = self.models.versions(name).values()
         versions = [*served, *(model for model in self.draining if model.file.name == name)]
@@ -153,7 +153,7 @@ class ModelChanges:
         for model in served:
             model.batcher.close()
         try:
-            check()  # one may have been opened in between
+            check()  # a session may have been opened in between
         except ModelInUse:
             for model in served:
                 model.batcher.close(closed=False)
@@ -175,10 +175,10 @@ class ModelChanges:
 
 
 def stamp_of(located: Iterable[Located]) -> Stamp:
-    """Of every file that may make the difference between a model that loads and one that does not.
+    """The stamps of all files that can decide whether a model loads.
 
-    Beside its own files that is what no other model has for its own: it may be external data. So one model's coming
-    or going has no other tried again.
+    These are its own files, and those that belong to no other model, because they may be its external data. So
+    adding or removing one model does not reload another.
     """
     paths: list[Path] = []
     for each in located:
@@ -198,17 +198,17 @@ def load_changed(
     settings: Settings,
     device: Device,
 ) -> list[LoadedModel]:
-    """What is to be served of one model, in the order of `located`.
+    """The versions of one model to serve, in the order of `located`.
 
     Args:
         located: its files.
         now: the versions that are served.
-        known: the versions that still report, served or not; one that is loaded anew goes on with its metrics.
+        known: the versions that still report metrics, served or not; a reloaded version keeps its metrics.
         settings: the server's.
         device: where it runs.
 
     Raises:
-        ModelLoadFailed: a file cannot be served; what had been loaded by then has been let go.
+        ModelLoadFailed: a file cannot be served; the versions loaded so far have been released.
     """
     new: list[LoadedModel] = []
     taken: list[LoadedModel] = []
@@ -237,7 +237,7 @@ def load_changed(
 
 
 class ModelPoll:
-    """Looks at a folder, each time it is asked to. For the model control's thread."""
+    """Compares a folder with what is served, each time it is called. For the model control thread."""
 
     def __init__(
         self, locate: Callable[[], tuple[list[Located], list[ModelLoadError]]], changes: ModelChanges
@@ -249,7 +249,7 @@ class ModelPoll:
         self._complaints: tuple[str, ...] = ()
 
     def look(self) -> None:
-        """Make what is served agree with the folder, as far as it can be."""
+        """Load and unload until what is served matches the folder, as far as possible."""
         try:
             located, errors = self._locate()
         except ModelLoadError as error:
@@ -263,14 +263,14 @@ class ModelPoll:
                 if failed is None or failed[0] != stamp_of(files):
                     with suppress(ModelLoadFailed):  # noted and logged where it is raised
                         self._changes.sync_with_folder(name, files)
-            except Exception as error:  # a model that cannot even be looked at holds up no other
+            except Exception as error:  # one broken model must not hold up the others
                 complaints.append(str(load_failure(error, files[0].path)))
         missing = {model.file.name for model in self._changes.models} - groups.keys()
-        # A file that is replaced by removing it first is missing for a moment: look twice.
+        # Replacing a file may remove it for a moment: look twice before unloading.
         for name in sorted(missing & self._missing):
             try:
                 self._changes.unload(name)
-            except ModelInUse as error:  # asked again at the next look
+            except ModelInUse as error:  # tried again at the next look
                 complaints.append(f"its file is gone, but it stays: {error}")
         self._missing = missing
         for name in self._changes.failed.keys() - groups.keys():

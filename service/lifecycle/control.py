@@ -35,7 +35,7 @@ class IndexEntry:
 
     Attributes:
         state: "READY", "LOADING", "UNLOADING", "UNAVAILABLE", or "" for one that was not asked for.
-        reason: why it is in that state, where there is something to say.
+        reason: why it is in that state; may be empty.
     """
 
     name: str
@@ -57,7 +57,7 @@ def make_index(
     Args:
         located: the folder's files.
         served: what is served.
-        draining: what waits for its last sessions to end.
+        draining: models that wait for their last session to end.
         loading: the name of the model that is being loaded.
         failed: why each model's last load failed, by name.
     """
@@ -82,13 +82,13 @@ _log = structlog.get_logger(__name__)
 
 
 class ModelLifecycle:
-    """One thread that loads, swaps and unloads, one thing after another, so that the folder and the table agree.
+    """One thread that loads, swaps and unloads models, one after another, so the table matches the folder.
 
-    A session stays on the version that it started on. What is swapped out is let go with its last session.
+    A session stays on the version that it started on. A swapped-out version is released with its last session.
     """
 
     def __init__(self, settings: Settings, sessions: SessionTable, changes: ModelChanges) -> None:
-        """`changes` changes what is served, of which `sessions` are live."""
+        """`changes` changes the table of models; `sessions` holds the live sessions."""
         self._settings = settings
         self._sessions = sessions
         self._changes = changes
@@ -100,20 +100,20 @@ class ModelLifecycle:
     # From any thread
 
     def start(self) -> None:
-        """Begin to take requests and, where it is asked for, to look at the folder."""
+        """Begin to take requests and, if the settings ask for it, to poll the folder."""
         self._thread.start()
 
     def load(self, name: str) -> Future[None]:
-        """Serve what the folder now has of `name`; done when new sessions get it.
+        """Load what the folder now has of `name`; the future is done when new sessions get it.
 
-        The future raises ModelControlOff, ModelNotFound or ModelLoadFailed; what was served before then still is.
+        The future raises ModelControlOff, ModelNotFound or ModelLoadFailed; then the versions served before stay.
         """
         return self._ask(name, lambda done: self._load(name, done))
 
     def unload(self, name: str) -> Future[None]:
-        """Serve `name` no more; done when its memory is free, after the grace at the latest.
+        """Unload `name`; the future is done when its memory is free, after the grace at the latest.
 
-        The future raises ModelControlOff, ModelNotFound, or ModelInUse where live sessions are not waited for.
+        The future raises ModelControlOff, ModelNotFound, or ModelInUse if live sessions are not waited for.
         """
         return self._ask(name, lambda done: self._changes.unload(name, lambda: self._settle(done)))
 
@@ -134,11 +134,11 @@ class ModelLifecycle:
         return make_index(located, changes.models, changes.draining, loading=changes.loading, failed=failed)
 
     def running(self) -> list[LoadedModel]:
-        """Every model that has an engine: those served, and those whose last sessions are still live."""
+        """Every model with an engine: served ones, and those that wait for their last sessions."""
         return [*self._changes.models, *self._changes.draining]
 
     def halt(self) -> None:
-        """Finish the load at hand and fail what is asked for beyond it."""
+        """Finish the current load and fail all later requests."""
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
@@ -202,9 +202,9 @@ class ModelLifecycle:
             job(future)
         except ServiceError as error:
             self._settle(future, error)
-        except Exception as error:  # a fault of ours fails one request, not the thread
+        except Exception as error:  # a bug fails one request, not the thread
             _log.error("model control failed", exc_info=error)
-            self._settle(future, ModelLoadFailed(f"a fault of the server's own: {error!r}"))
+            self._settle(future, ModelLoadFailed(f"a fault of the server: {error!r}"))
 
     def _settle(self, future: Future[None], error: ServiceError | None = None) -> None:
         self._pending.discard(future)
@@ -231,5 +231,5 @@ class ModelLifecycle:
 def _try(what: Callable[[], None]) -> None:
     try:
         what()
-    except Exception as error:  # a fault of ours: the next time may do better
+    except Exception as error:  # a bug: the next pass may succeed
         _log.error("model control failed", exc_info=error)

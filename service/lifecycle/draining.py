@@ -1,4 +1,4 @@
-"""Models that are served no more, until the last session on them has ended."""
+"""Models that take no new sessions and wait for their last one to end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamcell.service.sessions.table import SessionTable
 from .loaded_model import LoadedModel
 
 _log = structlog.get_logger(__name__)
-# Between two looks, growing while nothing happens.
+# Seconds between two looks; they grow while nothing happens.
 _LEAST_S, _MOST_S = 0.01, 0.5
 # A call may have found a model just before it was swapped out, and open its session a moment later.
 _SETTLE_S = 0.25
@@ -34,7 +34,7 @@ class DrainingModels:
     """For the model control's thread, which calls `tick` every `pause_s`; any thread may iterate."""
 
     def __init__(self, sessions: SessionTable, let_go: Callable[[LoadedModel], None]) -> None:
-        """`let_go` frees a model that has no sessions."""
+        """`let_go` releases a model that has no sessions."""
         self._sessions = sessions
         self._let_go = let_go
         self._entries: tuple[_Entry, ...] = ()
@@ -44,14 +44,14 @@ class DrainingModels:
         return (entry.model for entry in self._entries)
 
     def add(self, model: LoadedModel) -> None:
-        """Let `model` go once its sessions have ended by themselves."""
+        """Release `model` when its remaining sessions have ended."""
         self._entries = (*self._entries, _Entry(model, time.monotonic() + _SETTLE_S))
         self._pause_s = _LEAST_S
 
     def unload(self, name: str, grace_s: float, gone: Callable[[], None]) -> None:
         """Take no more sessions on any version of `name`; those left after `grace_s` end with MODEL_UNLOADED.
 
-        `gone` is called once all of them have been let go.
+        `gone` is called once all of them have been released.
         """
         entries = [entry for entry in self._entries if entry.model.file.name == name]
         left = len(entries)
@@ -72,11 +72,11 @@ class DrainingModels:
 
     @property
     def pause_s(self) -> float:
-        """Seconds after which to look again; infinite where there is nothing to wait for."""
+        """Seconds until the next look; infinite if nothing is draining."""
         return self._pause_s if self._entries else math.inf
 
     def tick(self) -> bool:
-        """Let go what is idle, and end sessions whose time is over; whether something was let go."""
+        """Release idle models, and end sessions whose grace is over; True if a model was released."""
         now_s = time.monotonic()
         idle = [
             entry

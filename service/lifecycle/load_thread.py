@@ -1,4 +1,4 @@
-"""Loads on a thread of their own, so that one that hangs is given up instead of holding up all others."""
+"""Runs loads on their own thread, so a load that hangs can be given up and does not hold up the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamcell.service.load_errors import ModelLoadError
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
-# After the limit, what can be ended has so long to end.
+# Seconds that an ended load has to stop, after the limit.
 _SPARE_S = 1.0
 _IDLEST = 19
 _abandoned: list[threading.Thread] = []
@@ -25,10 +25,10 @@ _abandoned: list[threading.Thread] = []
 def within(
     limit_s: float, limit: TimeLimit, make: Callable[[], _T], drop: Callable[[_T], None], what: str
 ) -> _T:
-    """What `make` gives, unless it takes longer than `limit_s`; 0 for no limit.
+    """The result of `make`, unless it takes longer than `limit_s`; 0 for no limit.
 
-    ONNX Runtime ends a run and, between two passes over the graph, the making of a session when it is told to. What
-    goes on all the same is left behind on its thread, at the lowest priority; `drop` gets what it makes in the end.
+    ONNX Runtime can end a run and, between two passes over the graph, the making of a session. A load that continues
+    anyway is left on its thread, at the lowest priority; `drop` gets its result in the end.
 
     Raises:
         ModelLoadError: it took too long.
@@ -36,8 +36,8 @@ def within(
     """
     if not limit_s:
         return make()
-    # What it gives or raises. Taken out again, so that an error and the frames it holds, an engine's among them, are
-    # gone with the last who looks at it.
+    # Its result or error. Taken out again, so that an error and the frames it holds, an engine's among them, are
+    # freed with the last reference.
     given: list[_T] = []
     raised: list[BaseException] = []
     state = _State()
@@ -73,27 +73,27 @@ def within(
 
 
 class _State:
-    """Whether a load has ended or was given up: the first of the two stands."""
+    """Records whether a load ended or was given up, whichever came first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ended = self._given_up = False
 
     def end(self) -> bool:
-        """It has ended; whether it had been given up."""
+        """Note that the load has ended; True if it had been given up."""
         with self._lock:
             self._ended = True
             return self._given_up
 
     def give_up(self) -> bool:
-        """Give it up, unless it has ended; whether it was."""
+        """Give the load up, unless it has ended; True if it was given up."""
         with self._lock:
             self._given_up = not self._ended
             return self._given_up
 
 
 def abandoned() -> bool:
-    """Whether any load still goes on that has been given up: then the process cannot end by the interpreter's way."""
+    """True if a load that was given up still runs: then the interpreter cannot end the process normally."""
     return any(thread.is_alive() for thread in _abandoned)
 
 

@@ -46,7 +46,7 @@ class LoadedModel:
     pool: Pool
 
     def release(self) -> None:
-        """Stop its engine's thread, so that nothing holds its memory any more. It has no sessions, nor gets any."""
+        """Stop its engine thread and free its memory. It has no sessions and gets none."""
         self.runner.stop()
         self.metrics.detach(self.pool)
 
@@ -77,7 +77,7 @@ def load_all(
 
     Raises:
         RepositoryError: one or more cannot be loaded; the report names all of them.
-        DeviceError: the device cannot be had.
+        DeviceError: the device is not available.
     """
     loaded: list[LoadedModel] = []
     errors: list[ModelLoadError] = []
@@ -106,13 +106,13 @@ def load(
         file: what to load.
         settings: the server's.
         device: where it runs.
-        metrics: those of the same version, where it is loaded anew.
+        metrics: those of the same version, if it is reloaded.
         wakeup: what its engine's thread sleeps on, if front ends share the model.
 
     Raises:
         ModelLoadError: the graph and its description do not agree, ONNX Runtime refuses it, or it takes more time
             or more memory than it may; it names the file.
-        DeviceError: the device cannot be had.
+        DeviceError: the device is not available.
     """
     limit = TimeLimit(settings.run_timeout_s)
     try:
@@ -140,7 +140,7 @@ def _load(
     began_s = time.perf_counter()
     signature = file.signature
     stateful = bool(signature.states)
-    # Whole numbers are mostly indices, and an index that a table does not have fails the run of all its rows.
+    # Integer inputs are mostly indices, and an index outside its table fails the run for all rows.
     indexed = any(tensor.dtype.startswith(("int", "uint")) for tensor in signature.inputs)
     options = EngineOptions.of(settings, device, stateful=stateful)
     check_memory(

@@ -12,7 +12,7 @@ M = TypeVar("M", bound=Model)
 
 
 class Models(Generic[M]):
-    """Every model that is served, by name and version. Any thread may read it while one changes it."""
+    """Every served model, by name and version. Any thread may read it while one thread changes it."""
 
     def __init__(self, models: Iterable[M]) -> None:
         # Replaced, never changed, so that readers need no lock.
@@ -37,7 +37,7 @@ class Models(Generic[M]):
         return self._models.get(name, {})
 
     def unloading(self, name: str, unloading: bool) -> None:
-        """Note whether `name`, where it is not served, is being unloaded."""
+        """Note whether `name`, if it is not served, is being unloaded."""
         self._unloading = self._unloading | {name} if unloading else self._unloading - {name}
 
     def __iter__(self) -> Iterator[M]:
@@ -45,7 +45,7 @@ class Models(Generic[M]):
             yield from versions.values()
 
     def find(self, name: str, version: str = "") -> M:
-        """The model of that name, the newest version where none is named.
+        """The model of that name; the newest version if none is named.
 
         Raises:
             ModelNotFound: no model has that name.

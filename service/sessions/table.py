@@ -54,7 +54,7 @@ class SessionTable:
 
         Raises:
             ServerDraining: the server is shutting down.
-            SessionLimit: the model has as many sessions as it may.
+            SessionLimit: the model has no room for another session.
         """
         self.check_not_draining()
         try:

@@ -1,4 +1,4 @@
-"""A unary call is answered once, or its client goes first."""
+"""Ensures that a unary call is answered at most once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class OneAnswer:
-    """That part of a `calls.UnaryCall`. Thread-safe."""
+    """The part of a `calls.UnaryCall` that ensures it. Thread-safe."""
 
     __slots__ = ("_callback", "_cancelled", "_done", "_lock")
 
@@ -17,14 +17,14 @@ class OneAnswer:
         self._callback: Callable[[], None] | None = None
 
     def _first(self) -> bool:
-        """Whether the call is to be answered now: not where it has been, or has gone."""
+        """True if the call may be answered now: it has not been, and its client has not gone."""
         with self._lock:
             done, self._done = self._done, True
             self._callback = None
         return not done
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the call ends before it is answered."""
+        """Call `callback` if the call ends before it is answered."""
         with self._lock:
             if not self._done:
                 self._callback = callback

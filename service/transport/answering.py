@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 _Request = TypeVar("_Request", bound=Message)
 OnError: TypeAlias = Callable[[ServiceError], None]
 
-# What control calls, health and reflection ask takes a few hundred bytes.
+# Requests of control calls, health and reflection take a few hundred bytes.
 SMALL_BYTES = 64 * 1024
 
 
@@ -29,7 +29,7 @@ def parse(request_type: type[_Request], data: bytes, most_bytes: int = SMALL_BYT
 
     Raises:
         MessageTooLarge: it has more than `most_bytes`.
-        MalformedMessage: it is something else.
+        MalformedMessage: it is no such message.
     """
     name = request_type.DESCRIPTOR.full_name
     if len(data) > most_bytes:
@@ -46,12 +46,12 @@ class Answering:
     """Makes the handlers of control calls. A `ServiceError` that a method raises becomes the call's status."""
 
     def __init__(self, on_error: OnError, thread: ControlThread | None = None) -> None:
-        """`on_error` is told of each error that a client is sent; `thread` does what takes long."""
+        """`on_error` is called for each error sent to a client; `thread` runs slow methods."""
         self._on_error = on_error
         self._thread = thread or ControlThread()
 
     def now(self, request_type: type[_Request], method: Callable[[_Request], Message]) -> OnRequest:
-        """A method that takes a moment: it is called on the thread that brings the message."""
+        """A fast method: it runs on the thread that brings the message."""
 
         def on_request(call: UnaryCall, data: bytes) -> None:
             try:
@@ -66,7 +66,7 @@ class Answering:
     def sliced(
         self, request_type: type[_Request], method: Callable[[_Request], Generator[None, None, Message]]
     ) -> OnRequest:
-        """A method that may take long: a generator, of which each slice is run on the control thread."""
+        """A slow method: a generator, whose slices run on the control thread."""
 
         def on_request(call: UnaryCall, data: bytes) -> None:
             try:
@@ -101,7 +101,7 @@ class Answering:
         answer: Message,
         most_bytes: int,
     ) -> OnRequest:
-        """A method whose future is done when there is something to answer: no thread waits for it."""
+        """A method that returns a future of its answer: no thread waits for it."""
         told = answer.SerializeToString()
 
         def on_request(call: UnaryCall, data: bytes) -> None:

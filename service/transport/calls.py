@@ -1,4 +1,4 @@
-"""What a lane gives to the code that answers calls, whichever lane drives them."""
+"""The interface between lanes and the code that answers calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Trailing = Metadata
 Options: TypeAlias = Sequence[tuple[str, Any]]
 
-# What the client of a call that a handler's bug has ended is told; the log has the rest.
+# The error text for a call that a handler's bug has ended; the log has the details.
 FAULT = "internal error"
 
 
@@ -23,67 +23,67 @@ class Call(Protocol):
     """One running stream. Every method may be called from any thread; none blocks."""
 
     peer: str
-    # Why a call is over that its client has not ended: "cancelled", or "frontend_lost".
+    # Why a call ended that its client did not end: "cancelled" or "frontend_lost".
     gone: str
 
     def metadata(self) -> Metadata:
-        """What the client sent before its messages. For when the call begins."""
+        """The metadata that the client sent. Call it when the call begins."""
 
     def reply(self, data: bytes, *, last: bool = True) -> None:
-        """Send one message after those before it. Nothing happens once the call has ended.
+        """Send one message, in order. Does nothing once the call has ended.
 
         `last`: no other reply to the same message follows.
         """
 
     def skip(self) -> None:
-        """The message at hand gets no reply. Within `on_message`."""
+        """The current message gets no reply. Call within `on_message`."""
 
     def read_on(self) -> None:
-        """Let messages come before the replies to the one at hand are out. Within `on_message`."""
+        """Allow reading the next message before the current one is fully answered. Call within `on_message`."""
 
     def has_room(self, wake: Callable[[], None]) -> bool:
-        """Whether a handler that replies unasked may go on.
+        """True if a handler that replies unasked may continue.
 
-        Where not, for the client does not read, `wake` is called once it may: once, from whatever thread, perhaps
-        before this returns. The latest `wake` stands. Never False once the call has ended.
+        If not, because the client does not read, `wake` is called once it may: once, from any thread, perhaps
+        before this returns. Only the latest `wake` is kept. Never False once the call has ended.
         """
 
     def resume(self) -> None:
-        """Read on, after `on_message` has returned False. May come before it has returned."""
+        """Resume reading, after `on_message` returned False. May be called before it has returned."""
 
     def soon(self, callback: Callable[[], None]) -> bool:
-        """Have `callback` called on the thread that brings messages, once those that have arrived are delivered.
+        """Call `callback` on the thread that brings messages, once those that have arrived are delivered.
 
-        Within `on_message`. False, and it is not called, where messages have a thread a call.
+        Call within `on_message`. False, and it is not called, if each call has its own thread.
         """
 
     def end(
         self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", trailing: Trailing = ()
     ) -> None:
-        """End the call after the replies already given. The first end stands."""
+        """End the call after the replies already given. Later ends are ignored."""
 
 
 class StreamHandler(Protocol):
-    """Answers one stream, in order, from whatever thread: every message by one reply unless it says otherwise."""
+    """Answers one stream, in order, from any thread: one reply a message unless it says otherwise."""
 
     def on_message(self, data: bytes) -> bool:
         """Take one message; False stops the reading until `Call.resume`.
 
-        True allows the next to be read, perhaps only with the reply: no reply may wait for a later message.
+        True allows reading the next message, perhaps only with the reply: no reply may wait for a later message.
         """
 
     def on_half_close(self) -> None:
-        """The client sends no more; end the call once its replies are given.
+        """The client sends no more messages; end the call once its replies are given.
 
-        A cancelled call can look half-closed at first: `on_end` tells.
+        A cancelled call can look half-closed at first; `on_end` says which it is.
         """
 
     def on_end(self, cancelled: bool) -> None:
-        """The call is over; comes exactly once. `cancelled`: by the client, its disconnection or its deadline."""
+        """The call is over; called exactly once. `cancelled`: by the client, its disconnection or its deadline."""
 
 
 class UnaryCall(Protocol):
-    """One unary call. `answer` or `fail` once, from any thread; what comes after that is ignored."""
+    """One unary call. Call `answer` or `fail` once, from any thread; later calls are ignored."""
 
     peer: str
 
@@ -94,15 +94,15 @@ class UnaryCall(Protocol):
         """End the call with an error."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the call ends before it is answered: cancelled, out of time, disconnected.
+        """Call `callback` if the call ends before it is answered: cancelled, past its deadline, disconnected.
 
-        At once where it has; never after an answer.
+        At once if it has ended; never after an answer.
         """
 
     def soon(self, callback: Callable[[], None]) -> bool:
-        """Have `callback` called on the thread that brings messages, once those that have arrived are delivered.
+        """Call `callback` on the thread that brings messages, once those that have arrived are delivered.
 
-        Within the handler's own call. False, and it is not called, where messages have a thread a call.
+        Call within the handler. False, and it is not called, if each call has its own thread.
         """
 
 
@@ -127,7 +127,7 @@ class ServerLane(Lane, Protocol):
     """A lane whose calls come from a gRPC server in this process."""
 
     first_messages: FirstMessages  # its calls that have sent nothing yet
-    in_flight: InFlight  # the calls of its servers, and what of them is in memory
+    in_flight: InFlight  # the calls of its servers, and their bytes in memory
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server for its handlers. `spin_s`: how long its thread may look for messages before it sleeps."""
@@ -139,7 +139,7 @@ class ServerLane(Lane, Protocol):
         """
 
     def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
-        """Have `callback` called once what has come to the sockets of `server`, one of its own, is with its handlers.
+        """Call `callback` once the handlers have all data that has reached the sockets of `server`, one of its own.
 
-        False, and it is not called, where the lane cannot tell.
+        False, and it is not called, if the lane cannot tell.
         """

@@ -1,4 +1,4 @@
-"""The completion queue that grpcio's serving thread waits on: it looks for a moment before it sleeps, where that pays.
+"""grpcio's completion queue with busy polling: polls briefly before blocking when recent waits were short.
 
 A thread that sleeps is woken late, and on a core that has halted meanwhile: what a lone client's step costs is mostly
 that. So where events have lately come within moments, the thread looks for the next one without sleeping, as Linux's
@@ -40,7 +40,7 @@ class Arrivals:
         self.booked = 0  # both together, when something was last put off
 
     def few(self) -> bool:
-        """Whether there were few since this was last asked."""
+        """True if few have come since the last call."""
         came = self.calls + self.messages
         few, self.booked = came - self.booked <= _FEW, came
         return few
@@ -51,7 +51,7 @@ _patching = threading.Lock()
 
 
 class _Probe:
-    """Somebody wants to know when what the sockets hold now has been read."""
+    """A request to be called when the sockets' present content has been read."""
 
     __slots__ = ("callback", "events", "looks")
 
@@ -160,7 +160,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         return event
 
     def expect(self) -> None:
-        """What comes next may come soon."""
+        """Expect the next event soon: poll for it."""
         if self.spin_s > 0:
             self._expects = True
             self.poll = self._attentive
@@ -191,7 +191,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             self.poll = self._attentive
 
     def call_now(self) -> None:
-        """Call what waits for `once_idle`."""
+        """Call the callback that waits for `once_idle`."""
         callback, self._callback = self._callback, None
         if callback is not None:
             _try(callback)
@@ -201,7 +201,7 @@ def _try(callback: Callable[[], None]) -> None:
     try:
         callback()
     except Exception as error:
-        _log.error("what was put off has failed", exc_info=error)
+        _log.error("deferred callback failed", exc_info=error)
 
 
 def call_soon(call: Any, callback: Callable[[], None]) -> bool:
@@ -225,7 +225,7 @@ def once_idle(callback: Callable[[], None]) -> bool:
 
 
 def expect() -> None:
-    """Somebody is about to be answered: where hardly anybody else has come, what comes next may come soon."""
+    """Call before a reply is sent: if few clients are active, the next message is expected soon, so poll for it."""
     if ARRIVALS.few() and _serving.queue is not None:
         _serving.queue.expect()
 

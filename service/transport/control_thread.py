@@ -1,4 +1,4 @@
-"""The thread that does what control calls need and what takes long: in slices, and never most of the time."""
+"""The thread that runs slow control calls in slices, and leaves Python's lock to others most of the time."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class ControlThread:
         self._stopped = False
 
     def submit(self, job: Iterator[None]) -> None:
-        """Have `job` done.
+        """Queue `job`.
 
         Raises:
-            ControlBusy: many are waiting.
+            ControlBusy: too many jobs are waiting.
         """
         with self._changed:
             if len(self._jobs) >= _MOST_WAITING or self._stopped:
@@ -68,7 +68,7 @@ class ControlThread:
                 next(job)
             except StopIteration:
                 pass
-            except Exception as error:  # a fault of ours ends one job, not the thread
+            except Exception as error:  # a bug ends one job, not the thread
                 _log.error("control job failed", exc_info=error)
             else:
                 with self._changed:

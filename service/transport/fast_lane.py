@@ -1,4 +1,4 @@
-"""Handlers whose calls run on the fast lane: begun on grpcio's serving thread, without a hop to its pool."""
+"""Makes handlers whose calls run on the fast lane: on grpcio's serving thread, without a hop to its pool."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FastLane:
         return beats(server)
 
     def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
-        """Have `callback` called once what has come to the server's sockets is with its handlers."""
+        """Call `callback` once the handlers have all data that has reached the server's sockets."""
         return when_read(server, callback)
 
     def stream(self, open_: OpenStream) -> Handler:

@@ -3,7 +3,7 @@
 grpcio's serving thread calls the tags of these operations, so a stream needs no thread and no event loop. This
 module, `fast_unary.py` and `completion_queue.py` are the only ones that touch grpcio's private surface; what
 they rely on
-`tests/service/transport/test_lane_contract.py` holds, and `lane_choice.py` falls back to the public API where
+`tests/service/transport/test_lane_contract.py` checks, and `lane_choice.py` falls back to the public API if
 that no longer works.
 """
 
@@ -65,9 +65,9 @@ class StreamCall:
         self._sending = False  # a send is in flight
         self._sending_bytes = 0  # of it
         self._waiting = False  # … in one batch with a receive: its end shows only with the next message
-        self._over = False  # the status is on its way or the call has gone: nothing more is sent
+        self._over = False  # the status is in flight or the call has gone: nothing more is sent
         self.sent = 0  # replies that have gone
-        self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
+        self._wake: Callable[[], None] | None = None  # resumes the handler that waits for room
         self._reading = ReadPacing()
         self._open = open_
         self._handler: StreamHandler | None = None
@@ -160,13 +160,13 @@ class StreamCall:
                 _log.error("stream handler failed at its end", exc_info=error)
 
     def metadata(self) -> Metadata:
-        """What the client sent before its messages."""
+        """The metadata that the client sent."""
         return tuple((key, value) for key, value in self._context.invocation_metadata())
 
     # Called from any thread
 
     def reply(self, data: bytes, *, last: bool = True) -> None:
-        """Send one message after those before it."""
+        """Send one message, in order."""
         with self._lock:
             if self._over or self._status is not None:
                 return
@@ -182,17 +182,17 @@ class StreamCall:
                 self._send(data)
 
     def skip(self) -> None:
-        """The message at hand gets no reply."""
+        """The current message gets no reply."""
         with self._lock:
             self._reading.answered()
 
     def read_on(self) -> None:
-        """Let messages come before the replies to the one at hand are out."""
+        """Allow reading the next message before the current one is fully answered."""
         with self._lock:
             self._reading.read_on()
 
     def has_room(self, wake: Callable[[], None]) -> bool:
-        """Whether a handler that replies unasked may go on; `wake` is called once it may."""
+        """True if a handler that replies unasked may continue; else `wake` is called once it may."""
         with self._lock:
             if len(self._outbox) < PAUSE_REPLIES or self._over or self._status is not None:
                 return True
@@ -200,7 +200,7 @@ class StreamCall:
             return False
 
     def resume(self) -> None:
-        """Read on: the handler has room again."""
+        """Resume reading: the handler has room again."""
         with self._lock:
             self._reading.resumed = True
             if self._reading.paused:
@@ -266,7 +266,7 @@ class StreamCall:
 
     @property
     def half_open(self) -> bool:
-        """Whether a message may be on its way."""
+        """True if a message may be in flight."""
         return self._reading.reading
 
     @property

@@ -92,7 +92,7 @@ class UnaryCall(OneAnswer):
 
     @property
     def half_open(self) -> bool:
-        """Whether its request may be on its way."""
+        """True if its request may be in flight."""
         return not self.messages
 
     @property

@@ -1,4 +1,4 @@
-"""Calls that have begun and owe the server a message: those that owe it for too long are ended."""
+"""Ends calls that have begun and do not send a message in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FirstMessages:
     """
 
     def __init__(self) -> None:
-        self.after_s = 0.0  # 0: a call may take as long as it likes
+        self.after_s = 0.0  # 0: no limit
         self.on_late: Callable[[ServiceError], None] = lambda error: None
         self._now_s = 0.0
         self._owing: dict[Hashable, tuple[float, End]] = {}

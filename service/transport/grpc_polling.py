@@ -1,6 +1,6 @@
-"""Have grpcio's serving thread read the sockets, in the call in which it waits for events.
+"""Makes grpcio's serving thread read the sockets itself, in the call that waits for events.
 
-The core would otherwise have threads of its own read and wake the serving thread for each message: on few cores the
+Otherwise the core's own threads read the sockets and wake the serving thread for each message: on few cores the
 wake-ups cost as much as the reading.
 """
 
@@ -10,7 +10,7 @@ VARIABLE, CHOICE = "GRPC_EXPERIMENTS", "-event_engine_listener"
 
 
 def read_on_serving_thread() -> None:
-    """Choose that for this process, and for those that it starts. A GRPC_EXPERIMENTS that is set already stands.
+    """Select this for the process and those it starts. A GRPC_EXPERIMENTS that is already set is kept.
 
     Call before grpcio is imported: the core reads the environment then.
     """

@@ -28,7 +28,7 @@ _READ_S = 10.0
 
 Services = Mapping[str, Mapping[str, Handler]]
 
-# Opened and reset in a loop, each costs the core 20 KB until it has been looked at: 80 MB in all.
+# A stream that is opened and reset at once costs the core 20 KB until it is processed: 80 MB in all.
 _WAITING_CALLS = 4_000
 
 
@@ -49,8 +49,8 @@ class Transport:
         Args:
             settings: where to listen, with what certificates, and the bounds on a message.
             services: method handlers by the service's full name and the method's.
-            lane: whose server it is to be.
-            on_error: told of each error that a client is sent from here.
+            lane: makes the server.
+            on_error: called for each error that the transport sends to a client.
             port: shared with other processes, in place of the settings'; None: the settings' and no sharing.
 
         Raises:
@@ -82,10 +82,10 @@ class Transport:
                 # many streams; for a message that is awaited it makes room in any case.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.http2.lookahead_bytes", window_bytes(memory_bounds(settings)[1])),
-                # A peer that died without a word is found out, and what it held is free again.
+                # Pings find peers that died silently, and free what they held.
                 ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1000)),
                 ("grpc.http2.max_pings_without_data", 0),
-                # Without it the core waits a minute for an answer, whatever the other says.
+                # Without it the core waits a minute for an answer, whatever the other option says.
                 ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
                 ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
                 ("grpc.max_receive_message_length", message_bytes),
@@ -93,7 +93,7 @@ class Transport:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
-            # Processes that share the port would spin in each other's way.
+            # Processes that share the port would take CPU from each other by polling.
             spin_s=settings.spin_us * 1e-6 if port is None else 0.0,
         )
         services = {**services, health.SERVICE: self._health.handlers(lane)}
@@ -120,17 +120,17 @@ class Transport:
             raise OSError(f"cannot listen on {address}: {error}") from error
 
     def all_read(self) -> bool:
-        """Wait until what has come to the sockets is with the handlers; False if that takes too long."""
+        """Wait until the handlers have all data that has reached the sockets; False if that takes too long."""
         done = threading.Event()
         return not self._lane.when_read(self._grpc, done.set) or done.wait(_READ_S)
 
     def when_read(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once what has come to the sockets is with the handlers."""
+        """Call `callback` once the handlers have all data that has reached the sockets."""
         if not self._lane.when_read(self._grpc, callback):
             callback()
 
     def reload(self) -> None:
-        """Read the certificate anew, for connections that come."""
+        """Reload the certificate; new connections use it."""
         if self._certificates is not None:
             self._certificates.reload()
 
@@ -149,11 +149,11 @@ class Transport:
         self._health.report(("", *self._names, *models), serving=serving)
 
     def report_model(self, name: str, serving: bool) -> None:
-        """Have health say whether `name` is served."""
+        """Set the health status of `name`."""
         self._health.report((name,), serving=serving)
 
     def stall(self, what: str, stalled: bool) -> None:
-        """Have health say NOT_SERVING while `what` makes no progress."""
+        """Set health to NOT_SERVING while `what` makes no progress."""
         self._health.stall(what, stalled)
 
     def progress(self) -> dict[str, int | None]:
@@ -161,11 +161,11 @@ class Transport:
         return {"serving": self._lane.beats(self._grpc)}
 
     def drain(self) -> None:
-        """Health says NOT_SERVING from now on, whatever is reported."""
+        """Set health to NOT_SERVING for good, whatever is reported later."""
         self._health.drain()
 
     def stop(self) -> None:
-        """End what runs and close the port; returns once that is done."""
+        """End the running calls and close the port; returns once that is done."""
         self._stopping.set()
         self._grpc.stop(_STOP_S).wait()
         self._lane.in_flight.stop()

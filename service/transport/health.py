@@ -20,14 +20,14 @@ from .calls import Call, Handler, Lane
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _Answer = health_pb2.HealthCheckResponse
-_MOST_NAME = 1024  # characters; nothing that is served has a longer name
+_MOST_NAME = 1024  # characters; no served name is longer
 
 
 class Health:
-    """What is served, by name; "" is the server as a whole. Thread-safe."""
+    """The health status by name; "" is the server as a whole. Thread-safe."""
 
     def __init__(self, on_error: OnError = lambda error: None) -> None:
-        """`on_error` is told of each error that a client is sent."""
+        """`on_error` is called for each error sent to a client."""
         self._on_error = on_error
         self._serving = {"": False}
         self._draining = False
@@ -51,7 +51,7 @@ class Health:
         return _Answer(status=status)
 
     def status(self, name: str) -> health_pb2.HealthCheckResponse.ServingStatus:
-        """What holds for `name` now."""
+        """The present status of `name`."""
         serving = self._serving.get(name)
         if serving is None:
             return _Answer.SERVICE_UNKNOWN
@@ -60,18 +60,18 @@ class Health:
         )
 
     def report(self, names: Iterable[str], *, serving: bool) -> None:
-        """Say whether `names` are served from now on."""
+        """Set the status of `names`."""
         with self._lock:
             self._serving.update(dict.fromkeys(names, serving))
         self._tell()
 
     def drain(self) -> None:
-        """Nothing is serving from now on, whatever is reported."""
+        """Set every status to NOT_SERVING for good, whatever is reported later."""
         self._draining = True
         self._tell()
 
     def stall(self, what: str, stalled: bool) -> None:
-        """Nothing is serving for as long as `what` makes no progress."""
+        """Set every status to NOT_SERVING while `what` makes no progress."""
         with self._lock:
             self._stalled = self._stalled | {what} if stalled else self._stalled - {what}
         self._tell()
@@ -83,12 +83,12 @@ class Health:
             watch.tell()
 
     def add(self, watch: Watch, name: str) -> None:
-        """`watch` is told of changes from now on."""
+        """Notify `watch` of changes from now on."""
         with self._lock:
             self._watches.setdefault(name, set()).add(watch)
 
     def remove(self, watch: Watch, name: str) -> None:
-        """`watch` is over."""
+        """Remove `watch`, which has ended."""
         with self._lock:
             named = self._watches.get(name, set())
             named.discard(watch)
@@ -115,7 +115,7 @@ class Watch:
         self._telling = self._again = self._over = False
 
     def on_message(self, data: bytes) -> bool:
-        """Take the request; whatever comes behind it is not read."""
+        """Take the request; later messages are not read."""
         if self._name is not None:
             return False
         try:
@@ -124,14 +124,14 @@ class Watch:
             self._on_error(error)
             self._call.end(*as_status(error))
             return False
-        # A name that nothing can have is not kept: its status never changes.
+        # An impossible name is not kept: its status never changes.
         self._name = name if len(name) <= _MOST_NAME else name[:_MOST_NAME] + "…"
         self._health.add(self, self._name)
         self.tell()
         return True
 
     def on_half_close(self) -> None:
-        """The client has asked: the call goes on until it is cancelled."""
+        """The client sends no more messages: the call continues until it is cancelled."""
         if self._name is None:
             self._call.end(grpc.StatusCode.UNIMPLEMENTED, "Watch takes one message; none came")
 
@@ -142,9 +142,9 @@ class Watch:
             self._health.remove(self, self._name)
 
     def tell(self) -> None:
-        """Send what holds now, unless that is what was sent last or the client has not read for long.
+        """Send the present status, unless it was sent last or the client does not read.
 
-        One thread at a time sends; another that comes meanwhile has it look again, so the last reply is what holds.
+        One thread sends at a time; another one makes it look again, so the last reply is the present status.
         """
         with self._lock:
             if self._telling:

@@ -1,4 +1,4 @@
-"""Which lane drives the calls: the fast one where it passes a check at start-up, else the threaded one."""
+"""Chooses the lane: the fast one if it passes a check at start-up, else the threaded one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SERVICE = "streamcell.selfcheck"
 
 
 class LaneError(RuntimeError):
-    """The lane that was asked for does not work with this grpcio."""
+    """The requested lane does not work with this grpcio."""
 
 
 def choose_lane(requested: str = "auto") -> ServerLane:
@@ -39,7 +39,7 @@ def choose_lane(requested: str = "auto") -> ServerLane:
 
         lane = FastLane()
         check(lane)
-    except Exception as error:  # whatever a changed grpcio may raise
+    except Exception as error:  # a changed grpcio may raise anything
         if requested == "fast":
             raise LaneError(
                 f"the fast lane does not work with grpcio {grpc.__version__}: {error!r}"
@@ -89,7 +89,7 @@ def check(lane: ServerLane) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        # A proxy from the environment has no part in this.
+        # Ignore a proxy from the environment.
         options = (("grpc.enable_http_proxy", 0),)
         with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             stream: Any = channel.stream_stream(f"/{_SERVICE}/Stream")

@@ -1,4 +1,4 @@
-"""What the operating system lets this process have: file descriptors and memory."""
+"""The operating system's bounds on this process: file descriptors and memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _raise_descriptors() -> int:
 
 
 def check_descriptors(settings: Settings) -> None:
-    """Raise the bound on file descriptors, and see whether it will do.
+    """Raise the bound on file descriptors, and check that it suffices.
 
     Raises:
         OSError: the hard bound is too low; the text says what is needed and how to get it.

@@ -1,12 +1,12 @@
-"""When a stream is read: with the reply for a client that waits for each answer, ahead for one that pipelines."""
+"""Paces a stream's reads: with the reply if the client waits for each answer, ahead if it pipelines."""
 
 from __future__ import annotations
 
 from collections import deque
 
 OUTBOX_REPLIES = 32  # unsent replies at which a call is not read
-# A handler that replies unasked pauses at so many unsent replies, and goes on at so few. Below those at which a call is
-# not read, so that it can still be told to stop.
+# A handler that replies unasked pauses at the first number of unsent replies and resumes at the second. Both are
+# below the bound at which a call is not read, so its client can still send a stop.
 PAUSE_REPLIES, WAKE_REPLIES = 16, 4
 _PROBE_EVERY = 16  # messages between two looks at whether a waiting client has begun to pipeline
 _DRY_SPELLS = 4  # times in a row that nothing of a pipelining client was waiting: it no longer pipelines
@@ -31,12 +31,12 @@ class ReadPacing:
         self.paused = False  # the handler has no room
         self.resumed = False  # it found room before its `on_message` returned
         self.ahead = False  # the client pipelines
-        self.looking = False  # the message at hand is followed by a read at once
+        self.looking = False  # the current message is followed by a read at once
         self.messages = self.dry = 0
         self.unanswered: deque[int] = deque()  # bytes of each message that is not answered, oldest first
 
     def read_on(self) -> None:
-        """The message at hand will have several replies: read ahead of them."""
+        """The current message gets several replies: do not wait for them before reading the next one."""
         self.ahead = True
         self.dry = 0
 
@@ -53,7 +53,7 @@ class ReadPacing:
         return self.looking
 
     def answered(self) -> None:
-        """A message is being answered."""
+        """Note that a message is being answered."""
         if self.unanswered:
             self.unanswered.popleft()
         if self.ahead and self.reading and not self.unanswered:

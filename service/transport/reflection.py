@@ -1,6 +1,6 @@
 """Reflection over every service of the server, those whose messages live in a descriptor pool of their own too.
 
-What is answered is grpcio-reflection's; its calls ride the lane, so that none of them holds a thread.
+grpcio-reflection makes the answers; the calls run on the lane, so none of them holds a thread.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Reflection:
         """Describe the services that `files` define, and reflection itself.
 
         Args:
-            files: what is described.
+            files: the files to describe.
             owing: ends calls that send no message, neither a first nor a next one.
-            on_error: told of each error that a client is sent.
+            on_error: called for each error sent to a client.
         """
         described = (*files, reflection_pb2.DESCRIPTOR)
         pool = DescriptorPool()
@@ -53,7 +53,7 @@ class Reflection:
         return {"ServerReflectionInfo": lane.stream(lambda call: _Conversation(call, self))}
 
     def enter(self) -> bool:
-        """One more call runs; False, and it does not, if as many run as may."""
+        """Admit one more call; False if the bound on running calls is reached."""
         with self._lock:
             fits = self._running < MOST_CALLS
             self._running += fits

@@ -1,4 +1,4 @@
-"""What the kernel knows of this process's TCP connections and memory, found from outside grpc's core.
+"""The kernel's figures on this process's TCP connections and memory, read without grpc's core.
 
 Linux only; elsewhere, and for Unix sockets, nothing is known, and half-received messages are not counted.
 """

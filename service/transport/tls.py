@@ -50,7 +50,7 @@ def _read(flag: str, path: Path) -> bytes:
 
 
 class Certificates:
-    """What new connections are shown. Live ones keep what they have."""
+    """The certificate for new connections. Live ones keep theirs."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         """Read both.
@@ -61,16 +61,16 @@ class Certificates:
         self._cert, self._key = cert, key
         self._next: grpc.ServerCertificateConfiguration | None = None
         first = grpc.ssl_server_certificate_configuration([read_pair(cert, key)])
-        # None is what grpcio takes for no change; its types do not say so.
+        # grpcio takes None for no change; its types do not say so.
         self.credentials = grpc.dynamic_ssl_server_credentials(first, self._fetch)  # type: ignore[arg-type]
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """What is to be used from now on, None for what is; grpcio asks at each handshake."""
+        """The pair to use from now on, None for no change; grpcio asks at each handshake."""
         following, self._next = self._next, None
         return following
 
     def reload(self) -> None:
-        """Read both anew; where they cannot be used, the log says why and the pair before stays."""
+        """Reload both; if they cannot be used, the log says why and the old pair stays."""
         try:
             self._next = grpc.ssl_server_certificate_configuration([read_pair(self._cert, self._key)])
         except TlsError as error:

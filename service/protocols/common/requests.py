@@ -1,4 +1,4 @@
-"""From wire messages to work: every check that can be made before a message is queued."""
+"""Makes work of messages: every check that can be made before a message is queued."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Limits:
 
 
 def output_mode(mode: int, default: Output) -> Output:
-    """The mode that a message asks for; `default` where it asks for none or for one this server does not know."""
+    """The mode that a message asks for; `default` if it asks for none or for an unknown one."""
     return _OUTPUTS.get(mode, default)  # type: ignore[call-overload, no-any-return]
 
 
 def check_size(data: bytes, limits: Limits) -> None:
-    """Raise MessageTooLarge where a message exceeds the limit."""
+    """Raise MessageTooLarge if a message exceeds the limit."""
     if len(data) > limits.max_message_bytes:
         raise MessageTooLarge(
             f"a message may have {limits.max_message_bytes} bytes, this one has {len(data)}",
@@ -163,7 +163,7 @@ def make_rows(
     """Work for each row of a request, tagged 0, 1, …; the request is counted with its last row.
 
     Args:
-        model: what is to run.
+        model: the model that runs.
         limits: what one message may hold.
         payloads: one an input, [rows, steps, *step_shape] each, which `count_steps` has found to fit.
         steps: timesteps a row.

@@ -12,10 +12,10 @@ from streamcell.service.sessions.session import Session, Work
 
 
 class UnaryCaller(Protocol):
-    """Where a request came from, such as a `calls.UnaryCall`."""
+    """The call that a request came from, such as a `calls.UnaryCall`."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the caller goes before the answer."""
+        """Call `callback` if the client goes before the answer."""
 
     def soon(self, callback: Callable[[], None]) -> bool:
         """As in `calls.UnaryCall`, while the request is being taken."""
@@ -84,7 +84,7 @@ class RequestRows(ABC):
         self._refuse(error)
 
     def cancel(self) -> None:
-        """The client has gone: nothing is answered or counted any more."""
+        """The client has gone: send and count nothing from now on."""
         self._waiting = 0
         self._end()
 
@@ -97,7 +97,7 @@ class RequestRows(ABC):
         """Answer with `error`, and count it among the server's."""
 
     def _end(self) -> None:
-        # A session knows its owner: forgetting them leaves no cycle for the garbage collector.
+        # A session refers to its owner: dropping the sessions breaks the cycle.
         sessions, self._sessions = self._sessions, []
         for session in sessions:
             self._model.batcher.end(session)

@@ -1,4 +1,4 @@
-"""A streaming call that stands for a session: whichever ends first, and however, ends the other."""
+"""A streaming call and its session. When either ends, the other ends too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CallSession(Generic[M]):
     """The call's handler, called on grpcio's thread, and the session's owner, called on the engine's.
 
     `_submitted` is written by the first thread only and `_answered` by the second only, so the end of a
-    half-closed stream is seen by whichever comes last.
+    half-closed stream is noticed by the later of the two.
     """
 
     __slots__ = (
@@ -40,7 +40,7 @@ class CallSession(Generic[M]):
     # The call's side
 
     def on_message(self, data: bytes) -> bool:
-        """Take one message; False if the stream should not be read on."""
+        """Take one message; False if the stream should not be read further."""
         try:
             check_size(data, self._context.limits)
             return self._take(data)
@@ -53,13 +53,13 @@ class CallSession(Generic[M]):
         raise NotImplementedError
 
     def on_half_close(self) -> None:
-        """The client has no more messages: end once the last reply is out."""
+        """The client sends no more messages: end once the last reply is sent."""
         self._half_closed = True
         self._finish_if_done()
 
     def on_end(self, cancelled: bool) -> None:
         """The call is over, however it ended."""
-        # The session knows its owner: forgetting it here leaves no cycle for the garbage collector.
+        # The session refers to its owner: dropping it here breaks the cycle.
         live, self._live = self._live, None
         self._over = True
         if live is None:
@@ -73,7 +73,7 @@ class CallSession(Generic[M]):
     # The session's side
 
     def resume(self) -> None:
-        """Read on: the queue has room."""
+        """Resume reading: the queue has room."""
         self._call.resume()
 
     def fail(self, error: ServiceError) -> None:

@@ -1,4 +1,4 @@
-"""From a wire frame to a `Frame`: every check that needs neither the other frames nor the sessions."""
+"""Makes a `Frame` of a message: every check that needs neither other frames nor the sessions."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _refuse_lengths(frame: Frame, limit: int) -> None:
 
 
 def _refuse_values(signature: Signature, frame: Frame, allow_non_finite: bool) -> None:
-    """Refuse rows that hold values which may not be."""
+    """Refuse rows that hold forbidden values."""
     check = ValueCheck(signature, allow_non_finite=allow_non_finite)
     steps = check.bad_steps(frame.inputs)
     if not steps:

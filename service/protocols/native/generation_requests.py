@@ -1,4 +1,4 @@
-"""From a `generate` message to work: every check that can be made before it is queued."""
+"""Makes work of a `generate` message: every check that can be made before it is queued."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def make_generation(
         request: has `generate` set.
         model, limits: the session's.
         listener: gets the replies.
-        output: of which steps the outputs are told.
-        fresh: whether no step was asked of the session before, so that it will have no last output.
+        output: the steps whose outputs are sent.
+        fresh: no step was requested of the session before, so it will have no last output.
 
     Raises:
         GenerationUnsupported: the model's card does not say how it generates.
@@ -202,7 +202,7 @@ def stop_classes(asked: pb.Generate, signature: Signature, generation: Generatio
 def _first_input(
     request: pb.StreamRequest, signature: Signature, generation: Generation, *, fresh: bool
 ) -> tuple[bytes, ...]:
-    """The first input, or () where the last output is to give it."""
+    """The first input, or () if the last output gives it."""
     payloads = tuple(request.inputs)
     from_output = request.generate.from_output
     if payloads or request.steps:
@@ -211,7 +211,7 @@ def _first_input(
         steps = count_steps(signature, payloads, request.steps)
         if steps != 1:
             raise BadGeneration(
-                f"expected a first input of one timestep, got {steps}: send those before it in a message before",
+                f"expected a first input of one timestep, got {steps}: send earlier timesteps in an earlier message",
                 got=steps,
             )
         return payloads

@@ -1,4 +1,4 @@
-"""The calls that do not run a model: what there is, and who is on it."""
+"""The calls that run no model: they list models and sessions, and close sessions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamcell.service.transport.calls import Handler, Lane
 from .messages import model_message, session_message
 
 _PAGE_SIZE = 1000  # the most sessions of a page
-_SLICE = 64  # sessions that are written down at a time
+_SLICE = 64  # sessions that one slice encodes
 _TOKEN_DIGITS = 18
 
 
@@ -76,7 +76,7 @@ class Management:
 
 
 def _place(token: str) -> int:
-    """The place that a page token names; 0 without one."""
+    """The position that a page token names; 0 without one."""
     if not token:
         return 0
     if len(token) > _TOKEN_DIGITS or not (token.isascii() and token.isdigit()):

@@ -53,7 +53,7 @@ def model_message(model: LoadedModel, limits: Limits) -> pb.Model:
 
 
 def generation_spec(model: Model, limits: Limits) -> pb.GenerationSpec | None:
-    """How the model generates, None where it does not."""
+    """How the model generates; None if it does not."""
     generation = model.file.generation
     if generation is None:
         return None
@@ -87,7 +87,7 @@ def session_message(live: Live[Model]) -> pb.Session:
 
 
 def opened(live: Live[Model], idle_timeout_s: float, limits: Limits) -> pb.SessionOpened:
-    """What a client is told of the session it opened."""
+    """The description of a session that its client gets when it opens."""
     signature = live.model.file.signature
     return pb.SessionOpened(
         session_id=live.session.session_id,

@@ -1,4 +1,4 @@
-"""One `Stream` call: its session, from the opening message to whichever end comes first."""
+"""One `Stream` call and its session, from the opening message to the first end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StreamSession(CallSession[Model]):
     # The call's side
 
     def on_message(self, data: bytes) -> bool:
-        """Take one message; False where the stream should not be read on."""
+        """Take one message; False if the stream should not be read further."""
         # Nearly every message is this, and passes every check: a few whole steps for an open session.
         if (
             self._step_bytes
@@ -90,7 +90,7 @@ class StreamSession(CallSession[Model]):
         return live.model.batcher.submit(live.session, work, self._call.soon)
 
     def _generate(self, live: Live[Model], request: pb.StreamRequest, output: Output) -> bool:
-        """Queue one generation; messages are read while it runs, for one may stop it."""
+        """Queue one generation. Messages are read while it runs, because one may stop it."""
         limits, fresh = self._context.limits, not self._submitted
         work: Generating | Search
         if request.generate.HasField("beam"):
@@ -128,7 +128,7 @@ class StreamSession(CallSession[Model]):
         """Send the reply to one message."""
         reply = stream_response(outputs, steps, step_index, work.tag)
         self._call.reply(reply if self._greeting is None else self._greeted(reply))
-        # As `_was_answered`, for a call less a message.
+        # `_was_answered` written out, which saves a call for each message.
         self._answered += 1
         if self._half_closed:
             self._finish_if_done()

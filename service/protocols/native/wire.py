@@ -1,9 +1,9 @@
-"""The messages of the hot path, read and written without a protobuf object where their shape is the usual one.
+"""Reads and writes the hot path's usual messages without protobuf objects.
 
-Building and taking apart a message of one tensor costs protobuf's runtime several times what is done here. The
+Building or parsing a message of one tensor with protobuf's runtime costs several times what this code does. The
 format is protobuf's own (https://protobuf.dev/programming-guides/encoding):
-`tests/service/protocols/native/test_wire_format.py` holds it
-against the generated classes.
+`tests/service/protocols/native/test_wire_format.py` compares it
+with the generated classes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def only_predict(message: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _last(message: bytes, at: int) -> bytes | None:
-    """The content of the length-delimited field whose length is at `at`; None where it is empty or not the last."""
+    """The content of the length-delimited field whose length is at `at`; None if it is empty or not the last."""
     length = message[at]
     at += 1
     if length >= 0x80:

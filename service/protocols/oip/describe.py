@@ -32,7 +32,7 @@ def metadata(model: LoadedModel, versions: list[str]) -> oip.ModelMetadataRespon
 
 
 def config(model: LoadedModel, device: Device, idle_timeout_s: float) -> oip.ModelConfig:
-    """The configuration that Triton would have for such a model; its states are the server's own affair."""
+    """The configuration that Triton would have for such a model, without states, which the server manages."""
     signature = model.file.signature
     group = oip.ModelInstanceGroup(name=f"{model.file.name}_0", count=1)
     group.kind = oip.ModelInstanceGroup.KIND_CPU if device.on_host else oip.ModelInstanceGroup.KIND_GPU

@@ -1,4 +1,4 @@
-"""One request that waits for its answer, however it came."""
+"""A request that waits for its answer, from any kind of call."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class PendingRequest(Protocol):
 
     @property
     def gone(self) -> bool:
-        """Whether the client that it came from has gone, as far as one can know."""
+        """True if its client is known to have gone."""
 
     def answer(self, tensors: list[bytes]) -> None:
-        """Its outputs, in the signature's order, and behind them the states where it asked for one."""
+        """Answer with the outputs in the signature's order, followed by the states if it asked for any."""
 
     def fail(self, error: ServiceError, key: Key | None) -> None:
-        """It was refused. `key`: its sequence's."""
+        """Refuse it. `key`: its sequence's."""
 
     def resume(self) -> None:
-        """Where it came from may be read on."""
+        """Resume reading the call that it came from."""
 
 
 class IncomingRequest(PendingRequest, UnaryCaller, Protocol):

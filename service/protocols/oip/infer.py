@@ -1,4 +1,4 @@
-"""One request of the Open Inference Protocol from its bytes to its work, whichever call brings it."""
+"""Turns a request of the Open Inference Protocol into work, for every kind of call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Infer:
         self._max_message_bytes = max_message_bytes
 
     def read(self, entry: IncomingRequest, data: bytes) -> bool:
-        """Take a request that is like none before; whether there is room for more. Errors go to `entry`."""
+        """Take a request that the cache does not know; True if there is room for more. Errors go to `entry`."""
         found = Flags(None)
         model: LoadedModel | None = None
         try:
@@ -63,7 +63,7 @@ class Infer:
         return self.run(entry, payloads, data)
 
     def run(self, entry: IncomingRequest, payloads: tuple[bytes, ...], data: bytes) -> bool:
-        """Take a request whose plan is known; whether there is room for more. Errors go to `entry`."""
+        """Take a request whose plan is known; True if there is room for more. Errors go to `entry`."""
         asked = entry.plan
         model: LoadedModel | None = None
         try:
@@ -104,7 +104,7 @@ class Infer:
                     work = self._work(model, asked, payloads)
                     sequence = found
                 room = sequence.add(entry, work, entry.soon)
-                if room is None:  # another call has ended or restarted it meanwhile
+                if room is None:  # another call has ended or restarted it
                     continue
                 if not (asked.flags.start or asked.flags.end) and work.steps <= model.max_chunk:
                     asked.sequence = sequence
@@ -136,12 +136,12 @@ class Infer:
     def _refuse(
         self, entry: IncomingRequest, found: Flags, model: LoadedModel | None, error: ServiceError
     ) -> None:
-        """Answer a request with `error`. Its sequence, if it has one, ends: what is behind must not be applied."""
+        """Answer a request with `error`. Its sequence, if any, ends: later requests must not be applied."""
         stateful = model is None or bool(model.file.signature.states)
-        # A START that is refused ends what is live in any case: else the steps behind it would go there.
+        # A refused START ends a live sequence too: else the steps behind it would reach that one.
         if found.key is not None and stateful and (found.start or not isinstance(error, NotFound)):
             self.sequences.refuse(found.key, error, new=found.start and model is not None)
-        # The table of sessions has counted a START that it had no room for.
+        # The session table has already counted a START without room.
         if model is not None and not (found.start and isinstance(error, SessionLimit)):
             model.metrics.request_failed(error)
         self._fail(entry, found, error)
@@ -168,5 +168,5 @@ def _other_version(key: tuple[str, int | str], version: str, model: LoadedModel)
 
 
 def arrived(payloads: tuple[bytes, ...], steps: int) -> Work:
-    """Work for a request whose plan has been used before, so that nothing is left to be checked."""
+    """Work for a request whose plan has been used before: all checks have been made."""
     return Work(payloads, steps, Output.ALL, 0, time.perf_counter())

@@ -1,6 +1,6 @@
-"""Replies of the Open Inference Protocol, assembled from bytes that are the same each time, an id and a payload.
+"""Replies of the Open Inference Protocol, assembled from constant bytes, an id and a payload.
 
-`tests/service/protocols/oip/test_wire.py` holds what is written here against the generated classes.
+`tests/service/protocols/oip/test_wire.py` holds what is written here with the generated classes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _ERROR = b"\x0a"  # ModelStreamInferResponse.error_message: 1, length-delimited
 _REPLY = b"\x12"  # ModelStreamInferResponse.infer_response: 2
 _ID = b"\x1a"  # ModelInferResponse.id: 3
 _RAW = b"\x32"  # ModelInferResponse.raw_output_contents: 6
-_FRONTS = 32  # lengths of ids that are kept for an answer
+_FRONTS = 32  # id lengths for which a template keeps its first bytes
 
 
 class ReplyTemplate:
-    """The reply to requests of one form on one version of a model. Thread-safe."""
+    """The reply to requests of one shape on one version of a model. Thread-safe."""
 
     __slots__ = ("_after", "_after_bytes", "_before", "_fronts", "_only", "picks", "states")
 
     def __init__(self, file: ModelFile, names: Sequence[str], form: RequestShape) -> None:
-        """Write what does not change.
+        """Write the constant bytes.
 
         Args:
-            names: outputs, or outputs of states, in the order in which they are to be answered.
+            names: outputs, or outputs of states, in the order of the reply.
             form: the request's.
         """
         signature = file.signature
@@ -72,7 +72,7 @@ class ReplyTemplate:
         self._fronts: dict[int, bytes] = {}
 
     def message(self, id_: bytes, tensors: Sequence[bytes]) -> bytes:
-        """A ModelInferResponse to the request `id_`; `tensors` are all outputs and, where asked for, all states."""
+        """A ModelInferResponse to the request `id_`; `tensors` are all outputs and, if asked for, all states."""
         named = _ID + varint(len(id_)) + id_ if id_ else b""
         parts = [self._before, named]
         for head, at in zip(self._after, self.picks, strict=True):
@@ -108,14 +108,14 @@ def _state(state: State, form: RequestShape) -> tuple[list[int], int]:
 
 
 def error_text(error: ServiceError, id_: bytes, sequence: object = None) -> str:
-    """What a client is told of an error on a stream, whose status and id Triton's Python client does not see."""
+    """The error text for a stream. Triton's Python client shows neither status nor id, so the text has both."""
     named = cut(id_.decode(errors="replace")) or "<id_unknown>"
     whose = "" if sequence is None else f"[sequence: {cut(sequence)}] "
     return f"[request id: {named}] {whose}{error.code.name} {error.reason}: {error}"
 
 
 def streamed_error(error: ServiceError, id_: bytes, sequence: object = None) -> bytes:
-    """A ModelStreamInferResponse with an error and, of the reply, the id."""
+    """A ModelStreamInferResponse with an error and the request's id."""
     text = error_text(error, id_, sequence).encode()
     inner = _ID + varint(len(id_)) + id_ if id_ else b""
     return b"".join((_ERROR, varint(len(text)), text, _REPLY, varint(len(inner)), inner))

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol's repository calls: what could be served, and loading and unloading it.
+"""The Open Inference Protocol's repository calls: index, load and unload.
 
-Loading takes as long as it takes and unloading waits for sessions, so both are answered when they are done and no
+Loading can take long and unloading waits for sessions, so both are answered when they are done, and no
 thread waits for them.
 """
 
@@ -30,7 +30,7 @@ class OipRepository:
     """`RepositoryIndex`, `RepositoryModelLoad` and `RepositoryModelUnload`."""
 
     def __init__(self, control: ModelLifecycle, most_bytes: int) -> None:
-        """`most_bytes`: of a load's message, which may come with files that are then refused."""
+        """`most_bytes`: the bound on a load's message, which may carry files; those are refused."""
         self._control = control
         self._most_bytes = most_bytes
 
@@ -49,7 +49,7 @@ class OipRepository:
     def index(
         self, request: oip.RepositoryIndexRequest
     ) -> Generator[None, None, oip.RepositoryIndexResponse]:
-        """Every version of every model, or only those that are ready. To read the folder may take long."""
+        """Every version of every model, or only the ready ones. Reading the folder may take long."""
         yield
         return oip.RepositoryIndexResponse(
             models=[
@@ -73,11 +73,11 @@ class OipRepository:
 
 
 def _check(request: _Ask, known: Collection[str]) -> None:
-    """Refuse what a model's files say here: configurations and files that come with the call."""
+    """Refuse configurations and files in the call: on this server a model's files describe it."""
     unknown = min(set(request.parameters) - set(known), default=None)
     if unknown is not None:
         raise LoadParameter(
             f"parameter {shown(unknown)}: a model is described by its files on the server; put the .onnx file, and a "
-            "sidecar where it needs one, into the folder of models and load it without parameters",
+            "sidecar if it needs one, into the folder of models and load it without parameters",
             parameter=unknown,
         )

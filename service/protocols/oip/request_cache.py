@@ -1,4 +1,4 @@
-"""The usual requests of the Open Inference Protocol, read at low cost: known again by their bytes.
+"""Parses the usual requests of the Open Inference Protocol cheaply: a cache by their constant bytes.
 
 The messages of a sequence differ only in id and payload. All other bytes are the same. The cache maps those bytes to
 a `ParsedRequest`, so a message like an earlier one is not parsed again. A message that differs anywhere else is parsed.
@@ -15,9 +15,9 @@ from .requests import ParsedRequest
 _NAME, _VERSION, _ID, _RAW = 0x0A, 0x12, 0x1A, 0x3A  # fields 1, 2, 3 and 7
 _REST = (0x22, 0x2A, 0x32)  # parameters, inputs, outputs: fields 4, 5 and 6
 _MOST_BYTES = 64 * 2**20
-_PLAN_BYTES = 2048  # that a plan takes beside its key, the sequence that it knows included
+_PLAN_BYTES = 2048  # memory of a plan without its key, its sequence included
 _LONGEST_REST = 4096
-_TAILS = 4  # payload sizes that are tried for a message's size
+_TAILS = 4  # payload sizes tried for each message size
 
 # Parsed requests with the same model and version, by three keys: the number of bytes behind the id, the number of
 # payload bytes among them, and the bytes between id and payload (the last of which are the payload's declared size).
@@ -32,7 +32,7 @@ class RequestCache:
     others, and those with more inputs than one, are parsed each time.
 
     Attributes:
-        bytes: that what is kept takes, at most. Over a bound all of it is forgotten.
+        bytes: the most that the cache may take. Over a bound the cache is emptied.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class RequestCache:
         self._lock = threading.Lock()
 
     def find(self, data: bytes) -> tuple[ParsedRequest, bytes, bytes] | None:
-        """(plan, id, payload) of a message like an earlier one; None for others."""
+        """(plan, id, payload) of a message like an earlier one; None for other messages."""
         try:
             at = 2 + data[1]
             if data[at] == _VERSION:
@@ -55,12 +55,12 @@ class RequestCache:
                 begin = at + 2
                 at = begin + size
                 id_ = data[begin:at]
-                if size >= 0x80 or not id_.isascii():  # a longer number, or for the parser to decode
+                if size >= 0x80 or not id_.isascii():  # a longer varint, or text that the parser must decode
                     return None
         except IndexError:
             return None
-        # A message of another size than the one that was kept is of no size that is known here, or is not like it in
-        # the bytes before the payload: a payload that is cut short or too long is never taken for a whole one.
+        # A message whose size differs from a cached one has no known size, or differs from it in
+        # the bytes before the payload: a payload of a wrong length is never accepted.
         for tail, plans in family.get(len(data) - at, ()):
             plan = plans.get(data[at:-tail])
             if plan is not None:
@@ -68,7 +68,7 @@ class RequestCache:
         return None
 
     def keep(self, data: bytes, plan: ParsedRequest) -> None:
-        """Remember what `data` asks for, if it is written as most are and more like it are to be expected."""
+        """Cache the plan of `data`, if its fields are in the usual order and more messages like it are likely."""
         if plan.flags.start or plan.flags.end or (places := _laid_out(data)) is None:
             return
         front, begin, payload = places
@@ -117,7 +117,7 @@ def _laid_out(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _length(data: bytes, at: int) -> tuple[int, int] | None:
-    """(where the content begins, its size) of the field whose length is at `at`; None where it is not all there."""
+    """(start of the content, its size) of the field whose length is at `at`; None if it is incomplete."""
     size = 0
     for shift in range(0, 35, 7):
         if at >= len(data):

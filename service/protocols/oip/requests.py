@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol: what each asks for, as a `ParsedRequest`."""
+"""Parses requests of the Open Inference Protocol into `ParsedRequest`s."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from streamcell.service.repository.model_file import ModelFile
 from .reply import ReplyTemplate
 from .tensors import RequestShape, check_bytes, form, payloads
 
-# Who a request is from: the model's name, and the sequence's id as the client chose it.
+# A sequence's key: the model's name, and the sequence id that the client chose.
 Key = tuple[str, int | str]
 
 _LONGEST_ID = 128  # characters of a sequence's, as in Triton
-MOST_ID_BYTES = 1024  # of a request's own id, which comes back with its answer
+MOST_ID_BYTES = 1024  # of a request's own id, which its answer repeats
 _ANSWERS = 1024  # kept at a time
 
 _TYPES = {
@@ -40,7 +40,7 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """A request's part in a sequence; `key` is None where it has none."""
+    """A request's part in a sequence; `key` is None if it has none."""
 
     key: Key | None
     start: bool = False
@@ -48,21 +48,21 @@ class Flags:
 
 
 class TakesSteps(Protocol):
-    """A live sequence, as far as a plan knows one."""
+    """The part of a live sequence that a plan uses."""
 
     def add(self, entry: Any, work: Any, soon: Any = None) -> bool | None:
-        """Take one request; None where it takes none."""
+        """Take one request; None if it takes no more."""
 
 
 @dataclass(slots=True, eq=False)
 class ParsedRequest:
-    """What a request asks for, its id and its payload left out.
+    """A parsed request without its id and payload.
 
     Attributes:
         file: the version of the model that it was checked against.
-        version: the one that it names; empty for none.
-        answer: its reply but for id and payload.
-        sequence: the live sequence that it is a step of, once known: where set, it needs no other look.
+        version: the version that it names; empty for none.
+        answer: its reply without id and payload.
+        sequence: the live sequence that it is a step of, once known; then no other lookup is needed.
     """
 
     file: ModelFile
@@ -77,7 +77,7 @@ def parse(data: bytes) -> oip.ModelInferRequest:
     """The message as protobuf reads it.
 
     Raises:
-        MalformedMessage: it is none.
+        MalformedMessage: it is no ModelInferRequest.
     """
     try:
         return oip.ModelInferRequest.FromString(data)
@@ -99,9 +99,9 @@ def flags(request: Any) -> Flags:
 
 
 def check_parameters(request: Any, found: Flags) -> None:
-    """Raise WrongParameter for a parameter that makes no sense.
+    """Raise WrongParameter for an invalid parameter.
 
-    That is one of a wrong type, one in Triton's name that it does not have, an id that is too long, or a start or an
+    These are: a wrong type, an unknown name with Triton's prefix, an id that is too long, and a start or an
     end without an id.
     """
     for name, parameter in request.parameters.items():
@@ -134,7 +134,7 @@ def plan(
     """What `request` asks of the model, and the bytes of its inputs in the signature's order.
 
     Raises:
-        InvalidArgument: it does not fit the model, or has a parameter that makes no sense.
+        InvalidArgument: it does not fit the model, or has an invalid parameter.
         NotSupported: it asks for shared memory or for classification.
     """
     signature = file.signature
@@ -166,7 +166,7 @@ def plan(
 
 
 class ReplyTemplates:
-    """The replies' fixed parts, made once for each form of request."""
+    """The replies' constant parts, made once for each shape of request."""
 
     def __init__(self) -> None:
         self._answers: dict[tuple[ModelFile, tuple[str, ...], RequestShape], ReplyTemplate] = {}

@@ -21,14 +21,14 @@ class Rows(RequestRows):
         self._model = model
 
     def run(self, payloads: tuple[bytes, ...], limits: Limits) -> None:
-        """Have the rows run, as the entry's plan says.
+        """Queue the rows, as the entry's plan says.
 
         Args:
             payloads: one an input, [rows, steps, *step_shape] each.
             limits: what one message may hold.
 
         Raises:
-            TooManyRows: there are more than the model may have sessions.
+            TooManyRows: there are more rows than the model may have sessions.
             SessionLimit: the model has too few free slots for all rows; none is left taken.
             InvalidArgument: as `make_work`.
         """

@@ -1,4 +1,4 @@
-"""One sequence of the Open Inference Protocol: a session that requests reach by an id of the client's choice."""
+"""One sequence of the Open Inference Protocol: a session that requests reach by a client's id."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .requests import Key
 
 
 class Sequence:
-    """The owner of one session, from a START to whichever end comes first.
+    """The owner of one session, from a START to its first end.
 
     Requests may come from several streams and calls at once; they are applied in the order in which `add` saw them.
-    They are held back while the sequence before under the same id is not done, and behind one that asks for states:
-    what is in the pool after a run is the state after the last step of it.
+    They are held back while an earlier sequence under the same id is not done, and behind one that asks for states:
+    after a run the pool holds only the state after its last step.
     """
 
     __slots__ = (
@@ -38,17 +38,17 @@ class Sequence:
         peer: str,
         queue: int,
     ) -> None:
-        """A sequence that has not begun: what is added is held until `begin`.
+        """A sequence that has not begun: `begin` submits the requests that `add` holds.
 
         Args:
-            ended: told when it is over, with the error that ended it, None where a request did. Called with the lock.
+            ended: called under the lock when it is over, with the error that ended it; None if a request ended it.
             queue: requests that may wait before their streams are no longer read.
         """
         self.key = key
         self.model: LoadedModel | None = model
         self.peer = peer
         self.reason = "closed"
-        # A request has ended it: no more are taken; those taken are answered.
+        # A request has ended it: it takes no more requests, and answers those it has.
         self.closing = False
         self._sessions = sessions
         self._ended = ended
@@ -61,13 +61,13 @@ class Sequence:
         self._last: PendingRequest | None = None  # taken last
         self._after: Sequence | None = None  # begins when this one is over
 
-    # For those who bring requests
+    # The calls' side
 
     def begin(self) -> None:
         """Open the session and submit what is held.
 
         Raises:
-            SessionLimit, ServerDraining: it could not be opened; what was held has failed.
+            SessionLimit, ServerDraining: it could not be opened; the held requests have failed.
         """
         model = self.model
         assert model is not None
@@ -80,7 +80,7 @@ class Sequence:
             over = self.model is None
             if not over:
                 self._live = live
-        if over:  # ended between the two, by a shutdown for one
+        if over:  # ended in between, for example by a shutdown
             self._sessions.end(live, "cancelled")
             return
         self._release()
@@ -88,16 +88,16 @@ class Sequence:
             self._over_if_done()
 
     def begin_late(self) -> None:
-        """`begin`, where no caller waits to hear of an error: those whose requests are held are told."""
+        """Like `begin`, if no caller waits for an error: the held requests fail with it."""
         try:
             self.begin()
         except ServiceError:
             return
 
     def add(self, entry: PendingRequest, work: Work, soon: Soon | None = None) -> bool | None:
-        """Take one request; whether there is room for more, or None where the sequence takes none.
+        """Take one request; True if there is room for more, None if the sequence takes no more.
 
-        Where there is no room, `entry.resume` is called once there is. `soon` is as in `Batcher.submit`.
+        If there is no room, `entry.resume` is called once there is. `soon` is as in `Batcher.submit`.
         """
         flags = entry.plan.flags
         with self._lock:
@@ -115,11 +115,11 @@ class Sequence:
             return room
 
     def close(self, reason: str, after: Sequence | None = None) -> bool:
-        """Take no more requests and end when those taken are answered; False where it is over by now.
+        """Take no more requests and end when those taken are answered; False if it is over already.
 
         Args:
             reason: a metrics label.
-            after: the sequence that is to begin then. Where this one is over by now, its `begin` is the caller's.
+            after: the sequence that begins then. If this one is over already, the caller must call its `begin`.
         """
         with self._lock:
             if self.model is None:
@@ -133,7 +133,7 @@ class Sequence:
         return False
 
     def abandoned(self, before_s: float) -> bool:
-        """Whether it was last used before that time, has nothing to do, and the stream of its last request is gone."""
+        """True if it was last used before that time, has no work, and the stream of its last request is gone."""
         live, last = self._live, self._last
         if live is None or self._pending or self._held or (last is not None and not last.gone):
             return False
@@ -149,7 +149,7 @@ class Sequence:
             entry, live = self._pending.popleft(), self._live
         if entry.plan.answer.states:
             assert live is not None
-            # Should it end right now, its row is still as it was: only the thread that runs batches writes rows.
+            # If it ends right now, its row is unchanged: only the thread that runs batches writes rows.
             outputs = [*outputs, *live.model.read_states(live.session)]
             self._release()
         if self.closing:
@@ -164,13 +164,13 @@ class Sequence:
             entry.resume()
 
     def fail(self, error: ServiceError) -> None:
-        """End the session: the oldest request fails with `error`, those behind it were not applied either."""
+        """End the session: the oldest request fails with `error`, and so do those behind it."""
         self._over(error)
 
     # Inside
 
     def _submit(self, entry: PendingRequest, work: Work, soon: Soon | None = None) -> bool:
-        """Queue one request, and hold those behind it where it asks for states. With the lock."""
+        """Queue one request, and hold those behind it if it asks for states. Called under the lock."""
         live = self._live
         assert live is not None
         if entry.plan.answer.states:
@@ -179,7 +179,7 @@ class Sequence:
         return live.model.batcher.submit(live.session, work, soon)
 
     def _release(self) -> None:
-        """Submit what was held, up to the first request that asks for states."""
+        """Submit the held requests, up to the first one that asks for states."""
         with self._lock:
             if self._live is None:
                 return
@@ -201,7 +201,7 @@ class Sequence:
             live, model = self._live, self.model
             if model is None:
                 return
-            self._ended(self, error)  # before it shows: who finds it closing is to find out why
+            self._ended(self, error)  # first: another thread may see `closing` and look the reason up
             self.closing = True
             self.model = self._live = self._last = None
             lost = [*self._pending, *(entry for entry, _ in self._held or ())]

@@ -1,4 +1,4 @@
-"""The sequences of the Open Inference Protocol by model and id, and why those that are gone have ended."""
+"""The sequences of the Open Inference Protocol by model and id, and why earlier ones ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .requests import Key
 from .sequence import Sequence
 
 _ABANDONED_S = 1.0
-# What remembered ends may take, and what one takes beside its texts.
+# Bytes for remembered ends, and what one takes without its texts.
 _ENDED_BYTES = 16 * 2**20
 _END_BYTES = 1024
 
@@ -38,7 +38,7 @@ class Sequences:
         self._sessions = sessions
         self._queue_messages = queue_messages
         self._live: dict[Key, Sequence] = {}
-        # What a request without a START is told of how its sequence ended, oldest first.
+        # How sequences ended, oldest first: the error for requests without a START.
         self._errors: OrderedDict[Key, _Ending] = OrderedDict()
         self._errors_bytes = 0
         self._lock = threading.Lock()
@@ -49,11 +49,11 @@ class Sequences:
         return None if sequence is None or sequence.closing else sequence
 
     def start(self, key: Key, model: LoadedModel, peer: str) -> Sequence:
-        """A new sequence; one that is live under that id ends first, after what it has accepted.
+        """Start a sequence; a live one under that id ends first, after the requests that it has accepted.
 
         Raises:
-            ServerDraining: the server is shutting down; what is live goes on.
-            SessionLimit: the model has as many sessions as it may.
+            ServerDraining: the server is shutting down; live sequences continue.
+            SessionLimit: the model has no room for another session.
         """
         self._sessions.check_not_draining()
         sequence = Sequence(key, model, self._sessions, self._on_ended, peer, self._queue_messages)
@@ -66,9 +66,9 @@ class Sequences:
         return sequence
 
     def refuse(self, key: Key, error: ServiceError, *, new: bool) -> None:
-        """A request was refused, so that those behind it must not be applied: end the sequence, after what it has.
+        """End the sequence after its accepted requests, because one was refused and later ones must not be applied.
 
-        `new`: the request would have started one, so those behind it are told of the refusal where none is live too.
+        `new`: the request would have started one, so later requests get the refusal even if no sequence is live.
         """
         with self._lock:
             sequence = self._live.get(key)
@@ -78,7 +78,7 @@ class Sequences:
             sequence.close(error.reason.lower())
 
     def not_started(self, key: Key) -> ServiceError:
-        """What a request without a START is told where no sequence takes it."""
+        """The error for a request without a START that no sequence takes."""
         model, sequence = key
         text = (
             f"inference request for sequence {cut(sequence)} to model {shown(model)} must specify the START flag on "
@@ -94,7 +94,7 @@ class Sequences:
         return kind(f"{why}; {text}", **{**facts, "model": model, "sequence": sequence})
 
     def end_abandoned(self, attention: Attention, all_read: Callable[[], bool] = lambda: True) -> None:
-        """End the sequences that have had nothing to do for a second and whose streams are gone.
+        """End the sequences that have had no work for a second and whose streams are gone.
 
         The arguments are those of `SessionTable.expire_idle`.
         """

@@ -21,7 +21,7 @@ from .unary import infer_once
 
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
-# What Triton's clients ask for by these names.
+# Extension names that Triton's clients ask for.
 EXTENSIONS = ("sequence", "model_configuration", "model_repository", "statistics", "parameters")
 
 
@@ -55,7 +55,7 @@ class OipService:
         }
 
     def server_live(self, request: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
-        """Whoever can answer is alive."""
+        """True: a server that answers is alive."""
         return oip.ServerLiveResponse(live=True)
 
     def server_ready(self, request: oip.ServerReadyRequest) -> oip.ServerReadyResponse:
@@ -63,7 +63,7 @@ class OipService:
         return oip.ServerReadyResponse(ready=self._metrics.ready)
 
     def model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
-        """Whether new sequences of the model are taken; false for one that is not here."""
+        """True if new sequences of the model are taken; false for an unknown model."""
         try:
             self._context.models.find(request.name, request.version)
         except (ModelUnloading, NotFound):
@@ -77,7 +77,7 @@ class OipService:
         )
 
     def model_metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
-        """One model's border; raises ModelNotFound or VersionNotFound."""
+        """One model's inputs and outputs; raises ModelNotFound or VersionNotFound."""
         model = self._context.models.find(request.name, request.version)
         return metadata(model, [each.file.version for each in self._versions(model.file.name)])
 
@@ -99,7 +99,7 @@ class OipService:
         return [model for model in self._context.models if model.file.name == name]
 
     def end_abandoned(self, attention: Attention, all_read: Callable[[], bool]) -> None:
-        """While the server shuts down: end the sequences that nobody can be waiting for."""
+        """During shutdown: end the idle sequences without a stream."""
         self._infer.sequences.end_abandoned(attention, all_read)
 
     def end_streams(self, error: ServiceError) -> None:

@@ -1,4 +1,4 @@
-"""One `ModelStreamInfer` call: requests of any sequences, answered in the order in which they came."""
+"""One `ModelStreamInfer` call: requests of any sequences, answered in their order of arrival."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .reply import streamed_error
 if TYPE_CHECKING:
     from .requests import Key, ParsedRequest
 
-_MOST_WAITING = 1024  # requests of a stream without an answer, above which it is not read
+_MOST_WAITING = 1024  # unanswered requests above which a stream is not read
 
 
 class StreamEntry:
-    """One message of a stream (an `IncomingRequest`). `reply` is there once it is answered, or the error."""
+    """One message of a stream (an `IncomingRequest`). `reply` or the error is set once it is answered."""
 
     __slots__ = ("cancel", "id", "plan", "reply", "stream")
 
@@ -42,19 +42,19 @@ class StreamEntry:
         return self.stream.over
 
     def answer(self, tensors: list[bytes]) -> None:
-        """Answer with these outputs, once those before are answered."""
-        self.cancel = None  # it knows this entry: no cycle is left for the garbage collector
+        """Answer with these outputs, once earlier requests are answered."""
+        self.cancel = None  # it refers to this entry: breaks the cycle
         self.reply = self.plan.answer.streamed(self.id, tensors)
         self.stream.flush()
 
     def fail(self, error: ServiceError, key: Key | None) -> None:
-        """Answer with an error, once those before are answered."""
+        """Answer with an error, once earlier requests are answered."""
         self.cancel = None
         self.reply = self.stream.refusal(self, error, key)
         self.stream.flush()
 
     def resume(self) -> None:
-        """Read the stream on."""
+        """Resume reading the stream."""
         self.stream.resume()
 
     def soon(self, callback: Callable[[], None]) -> bool:
@@ -87,14 +87,14 @@ class InferStream:
         self._entries: deque[StreamEntry] = deque()
         self._half_closed = self._full = self._ended = False
         self._ending: ServiceError | None = None  # what the call ends with once its requests are answered
-        # As Triton's clients ask for it: an error is the call's status and ends it.
+        # Triton's clients may ask for this: an error is the call's status and ends it.
         asked = dict(call.metadata()).get("triton_grpc_error", "")
         self._grpc_errors = str(asked).lower() == "true"
 
     # The call's side
 
     def on_message(self, data: bytes) -> bool:
-        """Take one request; False where the stream should not be read on."""
+        """Take one request; False if the stream should not be read further."""
         found = self._infer.plans.find(data)
         if found is None:
             entry = StreamEntry(self, None, b"")  # type: ignore[arg-type]  # `read` finds its plan
@@ -105,7 +105,7 @@ class InferStream:
         self._entries.append(entry)
         sequence = plan.sequence
         if sequence is not None:
-            # What nearly every message is: a step of a live sequence.
+            # Nearly every message is a step of a live sequence.
             room = sequence.add(entry, arrived((payload,), plan.form.steps), self.soon)
             if room is not None:
                 return room and self._has_room()
@@ -119,13 +119,13 @@ class InferStream:
             return not self._full
 
     def on_half_close(self) -> None:
-        """The client has no more requests: end once the last one is answered."""
+        """The client sends no more requests: end once the last one is answered."""
         with self._lock:
             self._half_closed = True
         self.flush()
 
     def on_end(self, cancelled: bool) -> None:
-        """The call is over. What its sequences have accepted is applied; rows without a sequence are not run."""
+        """The call is over. Requests that its sequences accepted still run; rows without a sequence do not."""
         self.over = True
         self._running.discard(self)
         with self._lock:
@@ -138,7 +138,7 @@ class InferStream:
     # The answers' side
 
     def flush(self) -> None:
-        """Send the answers that no earlier request waits in front of."""
+        """Send the answers that no unanswered earlier request holds back."""
         entries, call = self._entries, self._call
         failed: ServiceError | None = None
         resume = done = False
@@ -162,7 +162,7 @@ class InferStream:
             call.resume()
 
     def refusal(self, entry: StreamEntry, error: ServiceError, key: Key | None) -> bytes | ServiceError:
-        """What a failed request is answered with: a message, or where the client asked for it the call's status."""
+        """The answer to a failed request: a message, or the call's status if the client asked for that."""
         if not self.over:
             self._infer.context.metrics.error(error)
         if self._grpc_errors:
@@ -170,11 +170,11 @@ class InferStream:
         return streamed_error(error, entry.id, None if key is None else key[1])
 
     def resume(self) -> None:
-        """Read on: a sequence has room again."""
+        """Resume reading: a sequence has room again."""
         self._call.resume()
 
     def end(self, error: ServiceError) -> None:
-        """End the call with an error, the server's own, once the requests that have come are answered."""
+        """End the call with a server error, once all requests received are answered."""
         with self._lock:
             self._ending = error
         self.flush()

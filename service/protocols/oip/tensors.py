@@ -20,7 +20,7 @@ from streamcell.service.errors import (
     cut,
 )
 
-# numpy's name → the protocol's, and the field of typed contents; FP16 has none.
+# numpy's name → the protocol's name and the field of typed contents; FP16 has no such field.
 _TYPES = {
     "bool": ("BOOL", "bool_contents"),
     "uint8": ("UINT8", "uint_contents"),
@@ -51,10 +51,10 @@ def dims(signature: Signature, tensor: Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class RequestShape:
-    """How a request is laid out: `lead` stands before a step's own shape.
+    """A request's layout: the axes `lead` come before a step's own shape.
 
-    [] is one timestep; [N] is N timesteps, or N rows of one where the model is stateless and takes no time axis;
-    [B, T] is B rows of T timesteps. The reply is laid out alike.
+    [] is one timestep; [N] is N timesteps, or N rows of one if the model is stateless and takes no time axis;
+    [B, T] is B rows of T timesteps. The reply has the same layout.
     """
 
     lead: tuple[int, ...]
@@ -63,7 +63,7 @@ class RequestShape:
 
 
 def form(signature: Signature, inputs: Sequence[Any]) -> RequestShape:
-    """What the shapes of a request's inputs, in the signature's order, ask for.
+    """The request's layout by its inputs' shapes, in the signature's order.
 
     Raises:
         WrongShape: a shape does not fit, or they do not agree.
@@ -103,7 +103,7 @@ def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes
     """A request's inputs, in the signature's order, and the bytes of each.
 
     Raises:
-        InvalidArgument: inputs are missing, unknown, twice there, of a wrong dtype, or not all of their elements came.
+        InvalidArgument: inputs are missing, unknown, repeated, of a wrong dtype, or incomplete.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):

@@ -19,7 +19,7 @@ class UnaryEntry:
 
     __slots__ = ("_call", "_infer", "id", "peer", "plan")
 
-    gone = True  # whoever called may not call again
+    gone = True  # a unary caller may not call again
 
     def __init__(self, call: UnaryCall, infer: Infer, plan: ParsedRequest, id_: bytes) -> None:
         self.peer = call.peer

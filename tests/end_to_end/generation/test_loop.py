@@ -156,11 +156,11 @@ def test_without_room_a_generation_waits_and_goes_on_where_it_was(model: LoadedM
     time.sleep(0.05)
     # One reply was under way when room was asked for; the session is in nobody's queue.
     assert len(owner.replies) in (3, 4)
-    assert owner.session.held
+    assert owner.session.gate
     assert work.applied == owner.session.step_index == len(owner.replies)
     owner.step()  # a message behind it does not let it go on
     time.sleep(0.05)
-    assert owner.session.held
+    assert owner.session.gate
     owner.room = 10**9
     owner.wake()
     assert owner.ended.wait(WAIT_S)

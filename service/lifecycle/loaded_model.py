@@ -201,6 +201,8 @@ def _load(
     frames = FrameRounds(engine.max_batch)
     runner.add(frames, FrameRound, FrameRunner(engine, batcher, metrics, ragged=ragged).run)
     runner.start()
+    for kind, text in restrictions.items():
+        _log.warning("model restricted", model=file.name, version=file.version, kind=kind, restriction=text)
     metrics.restricted = frozenset(restrictions)
     metrics.load_s = time.perf_counter() - began_s
     _log.info(

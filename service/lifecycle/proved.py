@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import onnx
-import structlog
 
 from streamcell.card import Signature
 from streamcell.service.engine.device import Device
@@ -16,7 +15,6 @@ from streamcell.service.graph.causes import forgets, mixes_rows, mixes_steps
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.settings import Settings
 
-_log = structlog.get_logger(__name__)
 _MOST_CAUSES = 3
 
 
@@ -57,8 +55,6 @@ def proved_engine(
             max_chunk=1 if "steps" in restrictions else options.max_chunk,
         )
     )
-    for kind, text in restrictions.items():
-        _log.warning("model restricted", kind=kind, restriction=text)
     return engine, restrictions
 
 

@@ -68,6 +68,8 @@ class Model:
     max_sessions: int
     # None if the model cannot generate.
     generation: GenerationInfo | None = None
+    # How the server restricts it, each with the reason; empty if it answers the same however it is batched.
+    restrictions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ def model(message: pb.Model) -> Model:
         live_sessions=message.live_sessions,
         max_sessions=message.max_sessions,
         generation=generation(message),
+        restrictions=tuple(message.restrictions),
     )
 
 

@@ -97,6 +97,13 @@ class Settings(BaseSettings):
     load_timeout_s: Annotated[float, Field(ge=0)] = Field(
         default=300.0, description="Seconds that loading a model may take; 0: any."
     )
+    # How much is run to see that a model's answers depend on nothing but its own session.
+    proof: Literal["off", "quick", "full"] = Field(
+        default="quick", description="Prove each model when it is loaded: off, quick or full."
+    )
+    proof_s: Annotated[float, Field(gt=0)] = Field(
+        default=2.0, description="Seconds that proving a model may take."
+    )
     follow_links: bool = Field(
         default=False, description="Follow links that lead out of the folder of models."
     )

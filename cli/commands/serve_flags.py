@@ -93,6 +93,10 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         load_timeout_s: Annotated[
             float | None, _Option(help="Seconds that loading a model may take; 0: any.  [300]")
         ] = None,
+        proof: Annotated[
+            str | None, _Option(help="Prove each model when it is loaded: off, quick or full.  [quick]")
+        ] = None,
+        proof_s: Annotated[float | None, _Option(help="Seconds that proving a model may take.  [2]")] = None,
         follow_links: Annotated[
             bool | None, _Option(help="Follow links that lead out of the folder of models.  [off]")
         ] = None,

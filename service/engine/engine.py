@@ -71,12 +71,12 @@ class Engine:
         # True if a failed run leaves all states unchanged.
         self.commits_last = pooled.commits_last
         # A graph with a fixed batch takes that batch and no other.
-        self._fixed_batch = pooled.fixed_batch
-        self.max_batch = self._fixed_batch or min(options.max_batch, signature.max_batch or options.max_batch)
+        self.fixed_batch = pooled.fixed_batch
+        self.max_batch = self.fixed_batch or min(options.max_batch, signature.max_batch or options.max_batch)
         self.max_chunk = options.max_chunk if signature.has_time else 1
         fixed = options.fixed_shapes
         self.fixed_shapes = (not device.on_host) if fixed is None else fixed
-        self._batch_sizes = (self._fixed_batch,) if self._fixed_batch else fixed_sizes(self.max_batch)
+        self._batch_sizes = (self.fixed_batch,) if self.fixed_batch else fixed_sizes(self.max_batch)
         self._chunk_sizes = fixed_sizes(self.max_chunk) if signature.lengths else None
         self.pool = StatePool(
             pooled.pools,
@@ -133,7 +133,7 @@ class Engine:
 
         The caller fills the first `rows` rows of `inputs`, `read`, `write` and `lengths`.
         """
-        if self.fixed_shapes or self._fixed_batch:
+        if self.fixed_shapes or self.fixed_batch:
             rows = next(size for size in self._batch_sizes if size >= rows)
             if self.fixed_shapes and self._chunk_sizes:
                 steps = next(size for size in self._chunk_sizes if size >= steps)

@@ -28,6 +28,7 @@ from streamcell.service.sessions.shared_capacity import SharedCapacity
 from streamcell.service.settings import Settings
 
 from .load_thread import within
+from .proved import proved_engine
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +45,7 @@ class LoadedModel:
     metrics: ModelMetrics
     max_sessions: int
     pool: Pool
+    restrictions: tuple[str, ...] = ()
 
     def release(self) -> None:
         """Stop its engine thread and free its memory. It has no sessions and gets none."""
@@ -151,12 +153,13 @@ def _load(
         max_steps=options.max_chunk,
         state_on_host=device.kind == "cpu",
     )
-    engine = Engine(
-        pool_states(file.load(), signature, file.constants, scatter=device.scatter, commit_last=indexed),
-        signature,
-        options,
-        limit=limit,
-    )
+    graph = file.load()
+    pooled = pool_states(graph, signature, file.constants, scatter=device.scatter, commit_last=indexed)
+
+    def make(options: EngineOptions) -> Engine:
+        return Engine(pooled, signature, options, limit=limit)
+
+    engine, restrictions = proved_engine(make, options, graph.graph, settings)
     if metrics is None:
         metrics = ModelMetrics(file.name, file.version)
     first_slot, max_sessions = engine.pool.first_slot, settings.max_sessions
@@ -198,6 +201,9 @@ def _load(
     frames = FrameRounds(engine.max_batch)
     runner.add(frames, FrameRound, FrameRunner(engine, batcher, metrics, ragged=ragged).run)
     runner.start()
+    for kind, text in restrictions.items():
+        _log.warning("model restricted", model=file.name, version=file.version, kind=kind, restriction=text)
+    metrics.restricted = frozenset(restrictions)
     metrics.load_s = time.perf_counter() - began_s
     _log.info(
         "model loaded",
@@ -208,4 +214,14 @@ def _load(
         state_bytes_a_session=engine.pool.slot_bytes,
         state_bytes_set_aside=engine.pool.slot_bytes * engine.pool.rows,
     )
-    return LoadedModel(file, engine, batcher, runner, frames, metrics, settings.max_sessions, pool)
+    return LoadedModel(
+        file,
+        engine,
+        batcher,
+        runner,
+        frames,
+        metrics,
+        settings.max_sessions,
+        pool,
+        tuple(restrictions.values()),
+    )

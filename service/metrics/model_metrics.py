@@ -49,6 +49,8 @@ class ModelMetrics:
         self.ended: Counter[str] = Counter()
         self.generations_ended: Counter[str] = Counter()
         self.load_s = 0.0
+        # "rows": one session a run; "steps": one timestep a run.
+        self.restricted: frozenset[str] = frozenset()
         self.pools: tuple[Pool, ...] = ()
         # Read when scraped: live sessions by state, and messages that wait to be run.
         self.sessions: Callable[[], dict[str, int]] = dict

@@ -166,7 +166,14 @@ class ServerMetrics(Collector):
             "streamcell_state_bytes", "State of the sessions that hold a slot.", labels=_MODEL
         )
         load = GaugeMetricFamily("streamcell_model_load_seconds", "Time to load the model.", labels=_MODEL)
+        restricted = GaugeMetricFamily(
+            "streamcell_model_restricted",
+            "1 if the model runs one session (rows) or one timestep (steps) at a time, as its proof demands.",
+            labels=(*_MODEL, "kind"),
+        )
         for model in self.models:
+            for kind in ("rows", "steps"):
+                restricted.add_metric([*model.labels, kind], float(kind in model.restricted))
             for state, count in model.sessions().items():
                 sessions.add_metric([*model.labels, state], count)
             taken = [(pool, pool.used()) for pool in model.pools]
@@ -174,7 +181,7 @@ class ServerMetrics(Collector):
             used.add_metric(model.labels, sum(count for _, count in taken))
             held.add_metric(model.labels, sum(count * pool.slot_bytes for pool, count in taken))
             load.add_metric(model.labels, model.load_s)
-        yield from (sessions, slots, used, held, load)
+        yield from (sessions, slots, used, held, load, restricted)
         yield GaugeMetricFamily(
             "streamcell_ready",
             "1 while new sessions are taken and every thread makes progress.",

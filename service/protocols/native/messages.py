@@ -49,6 +49,7 @@ def model_message(model: LoadedModel, limits: Limits) -> pb.Model:
         live_sessions=model.batcher.live,
         max_sessions=model.max_sessions,
         generation=generation_spec(model, limits),
+        restrictions=model.restrictions,
     )
 
 

@@ -1,0 +1,283 @@
+"""Whether a model answers the same however its messages are joined and whoever shares its batch.
+
+Seeded random sequences run on an engine that serves nobody yet, on scratch rows: each row alone and step by step is the
+reference; then in chunks, among loud neighbours, and with padding. What differs is told as a restriction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import structlog
+
+from streamcell.card import Signature, Tensor
+
+from .engine import Engine
+from .rows import INITIAL_ROW
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Kind: TypeAlias = Literal["rows", "steps"]
+
+# Random inputs are standard normal, a neighbour's and one timestep's louder by this factor.
+_LOUD = 100.0
+# Differences allowed, in parts of the output's size at that timestep. Healthy float32 models differ by 1e-6, float16
+# by 1e-2, a quantised one by a step of 1/127; what looks ahead or at its neighbours by 0.1 and more.
+_TOLERANCE = {"float32": 0.03, "float64": 0.03, "float16": 0.06}
+_LEAST = 1e-5
+_ROWS, _STEPS, _LOUD_STEP = 3, 8, 5
+_MANY_ROWS, _MANY_STEPS, _ROUNDS = 16, 33, 3
+_SMALL = (2, 4)
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that is not the same both ways.
+
+    Attributes:
+        kind: "rows": it depends on the other rows of its batch; "steps": on how timesteps are joined.
+        output: the output's name, or "" if the run failed.
+        expected: the value of the row alone, step by step.
+        got: the value of the other way.
+        error: what ONNX Runtime said, if the run failed.
+    """
+
+    kind: Kind
+    output: str = ""
+    expected: float = 0.0
+    got: float = 0.0
+    error: str = ""
+
+    def __str__(self) -> str:
+        way = "with several sessions in a run" if self.kind == "rows" else "with several timesteps in a run"
+        if self.error:
+            return f"{way} it fails: {self.error}"
+        return f"{way} output {self.output!r} is {self.got:g}, alone and step by step {self.expected:g}"
+
+
+class _OutOfTimeError(Exception):
+    """The time for the proof is over."""
+
+
+def prove(engine: Engine, *, full: bool, limit_s: float) -> list[Difference]:
+    """What differs, at most one of each kind. The engine must serve nobody; only scratch rows are written.
+
+    Args:
+        engine: on the CPU.
+        full: also more rows, longer sequences and several seeds.
+        limit_s: the proof stops after these seconds, with what it has found by then.
+
+    Raises:
+        onnxruntime errors: one row and one timestep do not run.
+    """
+    proof = _Proof(engine, limit_s)
+    try:
+        proof.run(full)
+    except _OutOfTimeError:
+        _log.info("proof stopped for time", limit_s=limit_s, differences=len(proof.found))
+    engine.clear_inputs()
+    return list(proof.found.values())
+
+
+class _Proof:
+    def __init__(self, engine: Engine, limit_s: float) -> None:
+        self.found: dict[Kind, Difference] = {}
+        self._engine = engine
+        self._signature: Signature = engine.signature
+        self._until_s = time.perf_counter() + limit_s
+        self._limit_s = limit_s
+
+    def run(self, full: bool) -> None:
+        """Compare, in rounds."""
+        size = (_ROWS, _STEPS)
+        x = self._inputs(1, 1, 0)
+        self._apply(x, [0], 0, 1, [INITIAL_ROW])
+        began_s = time.perf_counter()
+        self._apply(x, [0], 0, 1, [INITIAL_ROW])
+        if 60 * (time.perf_counter() - began_s) > self._limit_s:
+            size = _SMALL
+        self._round(*size, seed=1)
+        if full:
+            for seed in range(2, 2 + _ROUNDS):
+                self._round(
+                    max(2, min(_MANY_ROWS, self._engine.max_batch)),
+                    max(2, min(_MANY_STEPS, self._engine.max_chunk)),
+                    seed=seed,
+                )
+
+    def _round(self, rows: int, steps: int, seed: int) -> None:
+        signature, engine = self._signature, self._engine
+        rng = np.random.default_rng(seed)
+        x = self._inputs(rows, steps, seed)
+        if signature.states:
+            parts = [1] * steps
+        elif signature.has_time:  # a stateless model may look at a message as a whole
+            steps = min(steps, engine.max_chunk)
+            x = [array[:, :steps] for array in x]
+            parts = [steps]
+        else:
+            parts = [1]
+        expected = self._sequences(x, [[row] for row in range(rows)], parts)
+        if not _same(expected, self._sequences(x, [[row] for row in range(rows)], parts)):
+            _log.warning("not proved: the model answers the same input differently each time")
+            raise _OutOfTimeError
+        if signature.states and signature.has_time and engine.max_chunk > 1:
+            longest = min(steps - 2 if steps > 3 else steps, engine.max_chunk)
+            for cut in ([longest], list(_cuts(rng, steps, engine.max_chunk))):
+                self._compare("steps", x, expected, [[row] for row in range(rows)], cut)
+        if engine.max_batch > 1:
+            together = [
+                list(range(begin, min(begin + engine.max_batch, rows)))
+                for begin in range(0, rows, engine.max_batch)
+            ]
+            self._compare("rows", x, expected, together, parts)
+            if signature.states and signature.has_time and not self.found and engine.max_chunk > 1:
+                self._compare("rows", x, expected, together, list(_cuts(rng, steps, engine.max_chunk)))
+            if signature.lengths and not self.found:
+                self._compare_ragged(x, expected, together, min(steps, engine.max_chunk))
+
+    def _compare(
+        self, kind: Kind, x: list[Array], expected: list[Array], groups: list[list[int]], parts: list[int]
+    ) -> None:
+        self._look(kind, expected, lambda: self._sequences(x, groups, parts))
+
+    def _compare_ragged(
+        self, x: list[Array], expected: list[Array], groups: list[list[int]], steps: int
+    ) -> None:
+        """Rows of different lengths share a run; what stands behind a row's end is its later, unread input."""
+        lengths = [max(1, steps - 2 * row) for row in range(len(x[0]))]
+
+        def run() -> list[Array]:
+            got = [np.copy(array) for array in expected]
+            for group in groups:
+                parts = self._apply(x, group, 0, steps, [INITIAL_ROW] * len(group), lengths)
+                for array, part in zip(got, parts, strict=True):
+                    for at, row in enumerate(group):
+                        array[row, : lengths[row]] = part[at, : lengths[row]]
+            return got
+
+        if self._signature.states:
+            self._look("rows", expected, run)
+
+    def _look(self, kind: Kind, expected: list[Array], run: Callable[[], list[Array]]) -> None:
+        if kind in self.found:
+            return
+        try:
+            got = run()
+        except _OutOfTimeError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            text = str(error).rpartition("Status Message: ")[2] or str(error)
+            self.found[kind] = Difference(kind, error=text.strip())
+            return
+        for tensor, right, wrong in zip(self._signature.outputs, expected, got, strict=True):
+            if (values := _worst(tensor, right, wrong)) is not None:
+                self.found[kind] = Difference(kind, tensor.name, *values)
+                return
+
+    def _inputs(self, rows: int, steps: int, seed: int) -> list[Array]:
+        """Arrays [rows, steps, *step_shape]; odd rows are loud, and one timestep of row 2, 6, 10, …."""
+        rng = np.random.default_rng(seed)
+        return [_draw(rng, tensor, rows, steps) for tensor in self._signature.inputs]
+
+    def _sequences(self, x: list[Array], groups: list[list[int]], parts: Sequence[int]) -> list[Array]:
+        """The outputs [rows, steps, *step_shape] of the rows, a group at a time, the timesteps cut into `parts`.
+
+        What `parts` leave over runs one timestep at a time.
+        """
+        steps = x[0].shape[1] if self._signature.states or self._signature.has_time else 1
+        outputs: list[Array] = []
+        for group in groups:
+            begin, pieces = 0, []
+            scratch = self._engine.pool.scratch_rows[: len(group)].tolist()
+            for part in (*parts, *[1] * (steps - sum(parts))):
+                read = scratch if begin else [INITIAL_ROW] * len(group)
+                pieces.append(self._apply(x, group, begin, begin + part, read))
+                begin += part
+            made = [np.concatenate(each, 1) for each in zip(*pieces, strict=True)]
+            outputs = [np.concatenate(pair) for pair in zip(outputs, made, strict=True)] if outputs else made
+        return outputs
+
+    def _apply(
+        self,
+        x: list[Array],
+        group: list[int],
+        begin: int,
+        end: int,
+        read: list[int],
+        lengths: list[int] | None = None,
+    ) -> list[Array]:
+        if time.perf_counter() > self._until_s:
+            raise _OutOfTimeError
+        engine, has_time, count, steps = self._engine, self._signature.has_time, len(group), end - begin
+        staged = engine.stage(count, steps)
+        for buffer, array in zip(staged.values, x, strict=False):
+            if has_time:
+                buffer[:count, :steps] = array[group, begin:end]
+            else:
+                buffer[:count] = array[group, begin]
+        staged.read[:count] = read
+        staged.write[:count, 0] = engine.pool.scratch_rows[:count]
+        staged.lengths[:count] = steps if lengths is None else [lengths[row] for row in group]
+        engine.pad(staged, count)
+        staged.go()
+        outputs = staged.values[len(x) :]
+        return [np.copy(out[:count, :steps] if has_time else out[:count, None]) for out in outputs]
+
+
+def _draw(rng: np.random.Generator, tensor: Tensor, rows: int, steps: int) -> Array:
+    shape = (rows, steps, *tensor.step_shape)
+    if tensor.dtype == "bool":
+        return np.asarray(rng.random(shape) < 0.5)
+    if not tensor.dtype.startswith("float"):
+        low, high = np.array(tensor.index_ranges or ((0, 1),)).T
+        low, high = (np.broadcast_to(b, (int(np.prod(tensor.step_shape)),)) for b in (low, high))
+        sizes = (rows, steps, low.size)
+        drawn = low + (rng.random(sizes) * (np.minimum(high - low, 2**40) + 1)).astype(np.int64)
+        indices: Array = drawn.reshape(shape).astype(tensor.dtype)
+        return indices
+    values = rng.standard_normal(shape)
+    values[1::2] *= _LOUD
+    if steps > _LOUD_STEP:
+        values[2::4, _LOUD_STEP] *= _LOUD
+    return values.astype(tensor.dtype)
+
+
+def _cuts(rng: np.random.Generator, steps: int, most: int) -> Iterator[int]:
+    """Random parts that add up to `steps`, the first of two timesteps at least."""
+    left, least = steps, min(2, most)
+    while left:
+        part = min(left, int(rng.integers(least, max(least, min(most, 5)) + 1)))
+        yield part
+        left, least = left - part, 1
+
+
+def _same(a: list[Array], b: list[Array]) -> bool:
+    return all(np.array_equal(p, q, equal_nan=p.dtype.kind == "f") for p, q in zip(a, b, strict=True))
+
+
+def _worst(tensor: Tensor, expected: Array, got: Array) -> tuple[float, float] | None:
+    """The two values that differ most, both [rows, steps, *step_shape]; None if they differ by rounding alone."""
+    if expected.dtype.kind != "f":
+        # A choice between two equals may fall either way; more than one in twenty are no such.
+        wrong = expected != got
+        if not wrong.size or wrong.mean() <= 0.05:
+            return None
+        at = int(np.argmax(wrong))
+        return float(expected.reshape(-1)[at]), float(got.reshape(-1)[at])
+    flat = (*expected.shape[:2], -1)
+    a, b = expected.reshape(flat).astype(np.float64), got.reshape(flat).astype(np.float64)
+    finite = np.isfinite(a)
+    size = np.where(finite, np.abs(a), 0.0).max(axis=2, keepdims=True)
+    size = np.maximum(size, np.median(size, axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        off = np.where(finite, np.abs(np.where(np.isfinite(b), b, np.inf) - np.where(finite, a, 0.0)), 0.0)
+    excess = off - _TOLERANCE[tensor.dtype] * size - _LEAST
+    at = int(np.argmax(excess))
+    if excess.reshape(-1)[at] <= 0:
+        return None
+    return float(a.reshape(-1)[at]), float(b.reshape(-1)[at])

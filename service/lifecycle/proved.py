@@ -1,0 +1,95 @@
+"""Makes a model's engine with what its proof demands: one session a run, one timestep a run, or none at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import onnx
+
+from streamcell.card import Signature
+from streamcell.service.engine.device import Device
+from streamcell.service.engine.engine import Engine, EngineOptions
+from streamcell.service.engine.proof import Difference, prove
+from streamcell.service.graph.causes import forgets, mixes_rows, mixes_steps
+from streamcell.service.load_errors import ModelLoadError
+from streamcell.service.settings import Settings
+
+_MOST_CAUSES = 3
+
+
+def proved_engine(
+    make: Callable[[EngineOptions], Engine],
+    options: EngineOptions,
+    graph: onnx.GraphProto,
+    settings: Settings,
+) -> tuple[Engine, dict[str, str]]:
+    """An engine that gives each session its own answers, and by kind ("rows", "steps") what it is restricted to.
+
+    Args:
+        make: an engine of the model with these options.
+        options: what the settings give.
+        graph: as it is in the file, to name causes.
+        settings: whether and for how long to prove.
+
+    Raises:
+        ModelLoadError: no way of running the model gives right answers; it names output, values and cause.
+        onnxruntime errors: one row and one timestep do not run.
+    """
+    engine = make(options)
+    if settings.proof == "off":
+        return engine, {}
+    # What mixes rows or timesteps does so on every device. A card's memory is left to its own thread.
+    on_host = options.device.kind == "cpu"
+    least = replace(options, device=Device(), max_sessions=1, cuda_graphs=None)
+    prover = engine if on_host else make(least)
+    found = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s)
+    if not found:
+        return engine, {}
+    restrictions: dict[str, str] = {each.kind: _restriction(each, graph, engine) for each in found}
+    engine.close()
+    engine = make(
+        replace(
+            options,
+            max_batch=1 if "rows" in restrictions else options.max_batch,
+            max_chunk=1 if "steps" in restrictions else options.max_chunk,
+        )
+    )
+    return engine, restrictions
+
+
+def _restriction(found: Difference, graph: onnx.GraphProto, engine: Engine) -> str:
+    """What is to be done about `found`, with the reason, or ModelLoadError if nothing can be."""
+    signature = engine.signature
+    if found.kind == "rows":
+        causes = mixes_rows(graph, 1 if signature.layout == "time_batch" else 0)
+        if fixed := _fixed_output(found, graph, signature):
+            raise ModelLoadError(
+                f"{fixed}: runs with several sessions fail; leave it out of the outputs, or say `max_batch = 1` in the "
+                "sidecar to run one session at a time"
+            )
+        if engine.fixed_batch:
+            raise ModelLoadError(_told(f"{found}, and the graph fixes its batch", causes))
+        return _told(f"one session a run: {found}", causes)
+    if lost := forgets(graph):
+        raise ModelLoadError(_told(str(found), lost))
+    return _told(f"one timestep a run: {found}", mixes_steps(graph))
+
+
+def _told(text: str, causes: list[str]) -> str:
+    return f"{text} ({'; '.join(causes[:_MOST_CAUSES])})" if causes else text
+
+
+def _fixed_output(found: Difference, graph: onnx.GraphProto, signature: Signature) -> str:
+    """The output or state output whose declared batch axis is a number, if the run failed and there is one."""
+    if not found.error:
+        return ""
+    lead = 1 if signature.layout == "time_batch" else 0
+    axes = {tensor.name: lead for tensor in signature.outputs}
+    axes |= {state.output: state.batch_axis for state in signature.states}
+    for value in graph.output:
+        dims = value.type.tensor_type.shape.dim
+        axis = axes.get(value.name)
+        if axis is not None and axis < len(dims) and dims[axis].HasField("dim_value"):
+            return f"output {value.name!r} has {dims[axis].dim_value} rows whatever the batch is"
+    return ""

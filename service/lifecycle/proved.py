@@ -34,7 +34,7 @@ def proved_engine(
 
     Raises:
         ModelLoadError: no way of running the model gives right answers; it names output, values and cause.
-        onnxruntime errors: one row and one timestep do not run.
+        RunTimeout: a run took longer than a run may take.
     """
     engine = make(options)
     if settings.proof == "off":

@@ -95,7 +95,8 @@ def start(frontends: int) -> Iterator[Start]:
             server = Mute(models, stderr, frontends, *flags)
             stack.callback(server.process.kill)
             end_s = time.monotonic() + START_S
-            while not server.ready() and time.monotonic() < end_s:
+            while not server.ready():
+                assert time.monotonic() < end_s, f"the server is not ready after {START_S:g} s"
                 time.sleep(0.05)
             return server
 

@@ -206,6 +206,23 @@ def test_a_proof_out_of_time_restricts_nothing(tmp_path: Path) -> None:
     assert model.restrictions == ()
 
 
+def test_a_model_that_fails_for_random_input_is_served_unproved(tmp_path: Path) -> None:
+    table = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[batch, 1] x) => (float[batch, 1] y) <float[8] t = {0, 1, 2, 3, 4, 5, 6, 7}>
+{ i = Cast <to = 7> (x) y = Gather (t, i) }
+"""
+    path = save(
+        tmp_path,
+        "table",
+        parser.parse_model(table),
+        'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n',
+    )
+    model = loaded(path)
+    assert model.restrictions == ()
+    assert model.max_batch > 1
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("proof")

@@ -34,6 +34,11 @@ def shown(value: str) -> str:
     return cut(repr(value[: _SHOWN + 1]))
 
 
+def run_error_text(error: Exception) -> str:
+    """ONNX Runtime's message of a failed run, without path and line of its source."""
+    return str(error).rpartition("Status Message: ")[2]
+
+
 def _bounded(text: str) -> str:
     encoded = text.encode(errors="replace")
     if len(encoded) <= _TEXT_BYTES:
@@ -163,7 +168,7 @@ class RefusedByModel(InvalidArgument):
         """The error with ONNX Runtime's message, without path and line; a `RunTimeout` is returned as it is."""
         if isinstance(error, RunTimeout):
             return run_failure(error)
-        text = str(error).rpartition("Status Message: ")[2]
+        text = run_error_text(error)
         return cls(f"the model cannot run this {what}: {text}", model_error=text)
 
 

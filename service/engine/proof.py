@@ -1,7 +1,7 @@
 """Whether a model answers the same however its messages are joined and whoever shares its batch.
 
 Seeded random sequences run on an engine that serves nobody yet, on scratch rows: each row alone and step by step is the
-reference; then in chunks, among loud neighbours, and with padding. What differs is told as a restriction.
+reference. Then they run in chunks, among loud neighbours, and with padding. The answers must be the same.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import structlog
+from structlog.typing import FilteringBoundLogger
 
 from streamcell.card import Signature, Tensor
-from streamcell.service.errors import RunTimeout
+from streamcell.service.errors import RunTimeout, cut, run_error_text, shown
 
 from .engine import Engine
 from .rows import INITIAL_ROW
@@ -32,7 +32,9 @@ _LEAST = 1e-5
 _ROWS, _STEPS, _LOUD_STEP = 3, 8, 5
 _MANY_ROWS, _MANY_STEPS, _ROUNDS = 16, 33, 3
 _SMALL = (2, 4)
-_log = structlog.get_logger(__name__)
+# What the inputs and outputs of one comparison may take: a model file says how large a timestep is.
+_MOST_BYTES = 256 * 2**20
+_COPIES = 4  # of each value: drawn as float64, staged, expected, got
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,21 @@ class Difference:
         way = "with several sessions in a run" if self.kind == "rows" else "with several timesteps in a run"
         if self.error:
             return f"{way} it fails: {self.error}"
-        return f"{way} output {self.output!r} is {self.got:g}, alone and step by step {self.expected:g}"
+        return f"{way} output {shown(self.output)} is {self.got:g}, alone and step by step {self.expected:g}"
 
 
 class _OutOfTimeError(Exception):
     """The time for the proof is over."""
 
 
-def prove(engine: Engine, *, full: bool, limit_s: float) -> list[Difference]:
+def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogger) -> list[Difference]:
     """What differs, at most one of each kind. The engine must serve nobody; only scratch rows are written.
 
     Args:
         engine: on the CPU.
         full: also more rows, longer sequences and several seeds.
         limit_s: the proof stops after these seconds, with what it has found by then.
+        log: bound to the model; gets why a model was not proved.
 
     Raises:
         RunTimeout: a run took longer than a run may take.
@@ -79,9 +82,9 @@ def prove(engine: Engine, *, full: bool, limit_s: float) -> list[Difference]:
     try:
         proof.run(full)
     except _OutOfTimeError:
-        _log.info("proof stopped for time", limit_s=limit_s, differences=len(proof.found))
+        log.info("proof stopped for time", limit_s=limit_s, differences=len(proof.found))
     except _NoReferenceError as error:
-        _log.warning("model not proved", reason=str(error))
+        log.warning("model not proved", reason=str(error))
     engine.clear_inputs()
     return list(proof.found.values())
 
@@ -105,16 +108,25 @@ class _Proof:
         self._reference(x, [1])
         began_s = time.perf_counter()
         self._reference(x, [1])
-        if 60 * (time.perf_counter() - began_s) > self._limit_s:
+        if 60 * (time.perf_counter() - began_s) > self._limit_s or not self._fits(*size):
             size = _SMALL
+        if not self._fits(*size):
+            raise _NoReferenceError(
+                f"{size[0]} rows of {size[1]} timesteps take more than {_MOST_BYTES} bytes"
+            )
         self._round(*size, seed=1)
-        if full:
+        many = (
+            max(2, min(_MANY_ROWS, self._engine.max_batch)),
+            max(2, min(_MANY_STEPS, self._engine.max_chunk)),
+        )
+        if full and self._fits(*many):
             for seed in range(2, 2 + _ROUNDS):
-                self._round(
-                    max(2, min(_MANY_ROWS, self._engine.max_batch)),
-                    max(2, min(_MANY_STEPS, self._engine.max_chunk)),
-                    seed=seed,
-                )
+                self._round(*many, seed=seed)
+
+    def _fits(self, rows: int, steps: int) -> bool:
+        """Whether a comparison of this size takes no more memory than it may."""
+        step_bytes = sum(tensor.step_bytes for tensor in (*self._signature.inputs, *self._signature.outputs))
+        return _COPIES * rows * steps * step_bytes <= _MOST_BYTES
 
     def _round(self, rows: int, steps: int, seed: int) -> None:
         signature, engine = self._signature, self._engine
@@ -153,7 +165,7 @@ class _Proof:
         except (_OutOfTimeError, RunTimeout):
             raise
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise _NoReferenceError(f"it fails for random input: {_message(error)}") from error
+            raise _NoReferenceError(f"it fails for random input: {cut(run_error_text(error))}") from error
 
     def _compare(
         self, kind: Kind, x: list[Array], expected: list[Array], groups: list[list[int]], parts: list[int]
@@ -186,7 +198,7 @@ class _Proof:
         except (_OutOfTimeError, RunTimeout):
             raise
         except Exception as error:  # ONNX Runtime's errors share no base class
-            self.found[kind] = Difference(kind, error=_message(error))
+            self.found[kind] = Difference(kind, error=cut(run_error_text(error)))
             return
         for tensor, right, wrong in zip(self._signature.outputs, expected, got, strict=True):
             if (values := _worst(tensor, right, wrong)) is not None:
@@ -206,13 +218,13 @@ class _Proof:
         steps = x[0].shape[1] if self._signature.states or self._signature.has_time else 1
         outputs: list[Array] = []
         for group in groups:
-            begin, pieces = 0, []
+            begin, runs = 0, []
             scratch = self._engine.pool.scratch_rows[: len(group)].tolist()
             for part in (*parts, *[1] * (steps - sum(parts))):
                 read = scratch if begin else [INITIAL_ROW] * len(group)
-                pieces.append(self._apply(x, group, begin, begin + part, read))
+                runs.append(self._apply(x, group, begin, begin + part, read))
                 begin += part
-            made = [np.concatenate(each, 1) for each in zip(*pieces, strict=True)]
+            made = [np.concatenate(each, 1) for each in zip(*runs, strict=True)]
             outputs = [np.concatenate(pair) for pair in zip(outputs, made, strict=True)] if outputs else made
         return outputs
 
@@ -241,11 +253,6 @@ class _Proof:
         staged.go()
         outputs = staged.values[len(x) :]
         return [np.copy(out[:count, :steps] if has_time else out[:count, None]) for out in outputs]
-
-
-def _message(error: Exception) -> str:
-    """What ONNX Runtime says, without where it stands in its source."""
-    return (str(error).rpartition("Status Message: ")[2] or str(error)).strip()
 
 
 def _draw(rng: np.random.Generator, tensor: Tensor, rows: int, steps: int) -> Array:

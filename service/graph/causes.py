@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
-from onnx import helper, numpy_helper
+
+from streamcell.service.errors import shown
 
 from .edit import subgraphs
+from .index_trace import Scope, attribute_of
 
 _RECURRENT = {"LSTM": ("initial_h", "initial_c"), "GRU": ("initial_h",), "RNN": ("initial_h",)}
 _QUANTISED = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"})
@@ -17,7 +19,7 @@ _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "Rando
 
 def mixes_rows(graph: onnx.GraphProto, batch_axis: int) -> list[str]:
     """The likely causes, one sentence a node, where a row's answer depends on its neighbours."""
-    return [text for node, known in _nodes(graph) if (text := _row_cause(node, known, batch_axis))]
+    return [text for node, scope in _nodes(graph) if (text := _row_cause(node, scope, batch_axis))]
 
 
 def mixes_steps(graph: onnx.GraphProto) -> list[str]:
@@ -38,64 +40,54 @@ def forgets(graph: onnx.GraphProto) -> list[str]:
     return causes
 
 
-def _nodes(
-    graph: onnx.GraphProto, outer: dict[str, list[int]] | None = None
-) -> Iterator[tuple[onnx.NodeProto, dict[str, list[int]]]]:
-    """Every node with the small constants that it can see."""
-    known = dict(outer or {})
-    for tensor in graph.initializer:
-        if tensor.data_type == onnx.TensorProto.INT64 and len(tensor.dims) <= 1 and sum(tensor.dims) <= 16:
-            known[tensor.name] = numpy_helper.to_array(tensor).reshape(-1).tolist()
+def _nodes(graph: onnx.GraphProto, outer: Scope | None = None) -> Iterator[tuple[onnx.NodeProto, Scope]]:
+    """Every node with what is known where it stands."""
+    scope = Scope(graph, outer)
     for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value" and attribute.t.data_type == onnx.TensorProto.INT64:
-                    known[node.output[0]] = numpy_helper.to_array(attribute.t).reshape(-1).tolist()
-                elif attribute.name == "value_ints":
-                    known[node.output[0]] = list(attribute.ints)
-    for node in graph.node:
-        yield node, known
+        yield node, scope
         for body in subgraphs(node):
-            yield from _nodes(body, known)
+            yield from _nodes(body, scope)
+
+
+def _integers(scope: Scope, node: onnx.NodeProto, place: int) -> list[int] | None:
+    """The constant that is a node's input, if it is small and made of whole numbers."""
+    value = scope.constant(node.input[place]) if len(node.input) > place else None
+    return None if value is None else value.reshape(-1).tolist()
 
 
 def _called(node: onnx.NodeProto) -> str:
-    return f"{node.op_type} {node.name or next(filter(None, node.output), '')!r}"
+    return f"{node.op_type} {shown(node.name or next(filter(None, node.output), ''))}"
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
-
-
-def _row_cause(node: onnx.NodeProto, known: dict[str, list[int]], batch_axis: int) -> str:
+def _row_cause(node: onnx.NodeProto, scope: Scope, batch_axis: int) -> str:
     if node.op_type in _QUANTISED:
         return f"{_called(node)} sees all rows: it takes one scale from the whole batch"
     if node.op_type.startswith("Reduce"):
-        axes = _attribute(node, "axes") or known.get(node.input[1] if len(node.input) > 1 else "")
+        axes = attribute_of(node, "axes") or _integers(scope, node, 1)
         if not isinstance(axes, list):
             return f"{_called(node)} may reduce over all axes, the batch among them"
         return f"{_called(node)} reduces over the batch" if batch_axis in axes else ""
     if node.op_type in _ALONG_AXIS:
-        axis = _attribute(node, "axis")
-        if axis is None and len(node.input) > 1:
-            axis = (known.get(node.input[1]) or [None])[0]  # type: ignore[list-item]
+        axis = attribute_of(node, "axis")
+        if axis is None:
+            axis = next(iter(_integers(scope, node, 1) or ()), None)
         return f"{_called(node)} works along the batch" if axis == batch_axis else ""
-    if node.op_type == "BatchNormalization" and _attribute(node, "training_mode", 0):
+    if node.op_type == "BatchNormalization" and attribute_of(node, "training_mode"):
         return f"{_called(node)} is in training mode: it takes mean and variance from the whole batch"
-    if node.op_type == "Reshape" and (shape := known.get(node.input[1])) and shape[0] > 0:
+    if node.op_type == "Reshape" and (shape := _integers(scope, node, 1)) and shape[0] > 0:
         return f"{_called(node)} has a fixed first size of {shape[0]}"
     return f"{_called(node)} draws for the whole batch" if node.op_type in _RANDOM else ""
 
 
 def _step_cause(node: onnx.NodeProto) -> str:
     if node.op_type in _RECURRENT:
-        direction = _attribute(node, "direction", b"forward")
+        direction = attribute_of(node, "direction")
         if direction == b"bidirectional":
             return f"{_called(node)} is bidirectional"
         return f"{_called(node)} runs in reverse" if direction == b"reverse" else ""
     if node.op_type in _QUANTISED:
         return f"{_called(node)} sees all timesteps: it takes one scale from the whole chunk"
-    pads = _attribute(node, "pads", [])
+    pads = attribute_of(node, "pads")
     if node.op_type == "Conv" and isinstance(pads, list) and any(pads):
         return f"{_called(node)} pads with zeros"
     return ""

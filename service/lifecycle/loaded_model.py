@@ -159,7 +159,8 @@ def _load(
     def make(options: EngineOptions) -> Engine:
         return Engine(pooled, signature, options, limit=limit)
 
-    engine, restrictions = proved_engine(make, options, graph.graph, settings)
+    log = _log.bind(model=file.name, version=file.version)
+    engine, restrictions = proved_engine(make, options, graph.graph, settings, log)
     if metrics is None:
         metrics = ModelMetrics(file.name, file.version)
     first_slot, max_sessions = engine.pool.first_slot, settings.max_sessions
@@ -202,7 +203,7 @@ def _load(
     runner.add(frames, FrameRound, FrameRunner(engine, batcher, metrics, ragged=ragged).run)
     runner.start()
     for kind, text in restrictions.items():
-        _log.warning("model restricted", model=file.name, version=file.version, kind=kind, restriction=text)
+        log.warning("model restricted", kind=kind, restriction=text)
     metrics.restricted = frozenset(restrictions)
     metrics.load_s = time.perf_counter() - began_s
     _log.info(

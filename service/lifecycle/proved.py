@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import onnx
+from structlog.typing import FilteringBoundLogger
 
 from streamcell.card import Signature
 from streamcell.service.engine.device import Device
@@ -23,6 +24,7 @@ def proved_engine(
     options: EngineOptions,
     graph: onnx.GraphProto,
     settings: Settings,
+    log: FilteringBoundLogger,
 ) -> tuple[Engine, dict[str, str]]:
     """An engine that gives each session its own answers, and by kind ("rows", "steps") what it is restricted to.
 
@@ -31,6 +33,7 @@ def proved_engine(
         options: what the settings give.
         graph: as it is in the file, to name causes.
         settings: whether and for how long to prove.
+        log: bound to the model.
 
     Raises:
         ModelLoadError: no way of running the model gives right answers; it names output, values and cause.
@@ -43,7 +46,7 @@ def proved_engine(
     on_host = options.device.kind == "cpu"
     least = replace(options, device=Device(), max_sessions=1, cuda_graphs=None)
     prover = engine if on_host else make(least)
-    found = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s)
+    found = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s, log=log)
     if not found:
         return engine, {}
     restrictions: dict[str, str] = {each.kind: _restriction(each, graph, engine) for each in found}

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
+from structlog.testing import capture_logs
 
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
@@ -221,6 +222,26 @@ g (float[batch, 1] x) => (float[batch, 1] y) <float[8] t = {0, 1, 2, 3, 4, 5, 6,
     model = loaded(path)
     assert model.restrictions == ()
     assert model.max_batch > 1
+
+
+def test_a_model_whose_timesteps_are_too_large_to_compare_is_served_unproved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, "mean", step_model(MEAN), STEP)
+    monkeypatch.setattr("streamcell.service.engine.proof._MOST_BYTES", 64)
+    with capture_logs() as log:
+        assert loaded(path).restrictions == ()
+    (entry,) = (each for each in log if each["event"] == "model not proved")
+    assert entry["model"] == "mean"
+    assert "64 bytes" in entry["reason"]
+
+
+def test_names_of_a_model_file_are_cut(tmp_path: Path) -> None:
+    model = step_model(MEAN)
+    model.graph.node[0].name = 50_000 * "n"
+    (text,) = loaded(save(tmp_path, "long", model, STEP)).restrictions
+    assert "nnn" in text
+    assert len(text) < 1000
 
 
 @pytest.fixture(scope="module")

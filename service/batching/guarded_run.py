@@ -67,7 +67,8 @@ class RowKind(Protocol[_Rows]):
         """Record that the states have advanced, and answer.
 
         Returns:
-            (requests of which a part ran, requests that are answered with it); a request of n rows counts n times
+            How many requests took part in the run, and how many are now answered whole. A request of n rows counts
+            n times.
         """
 
     def refused(self, rows: _Rows, cause: Exception, later: Later) -> None:

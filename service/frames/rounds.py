@@ -16,7 +16,7 @@ from .members import FrameOwner, FrameSessions
 
 @dataclass(slots=True)
 class FrameRound:
-    """Streams of which the engine runs one slice each; together at most a run's rows, or one stream alone."""
+    """The streams of one run, a slice each: together at most the rows of a run, unless one stream alone has more."""
 
     sessions: list[FrameSessions]
     taken_s: float = field(default_factory=time.perf_counter)

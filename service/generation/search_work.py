@@ -75,7 +75,7 @@ class Search(Group):
             session: the search begins from its state.
             listener: gets the reply.
             first: the first input, or () to make it from the session's last output.
-            search: the hypotheses, none of which has been extended yet.
+            search: the hypotheses. None has been extended yet.
             capacity: of the model.
             tag, arrived_s: as for all work.
 

@@ -13,10 +13,8 @@ class MemoryFigures(Collector):
     """Collects `streamcell_in_flight_bytes` and `streamcell_connections_held_back`."""
 
     def __init__(self) -> None:
-        self.here: Callable[[], tuple[int, int]] = lambda: (
-            0,
-            0,
-        )  # this process's: bytes, connections held back
+        # This process's: bytes, connections held back.
+        self.here: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._elsewhere: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
@@ -33,7 +31,8 @@ class MemoryFigures(Collector):
     def collect(self) -> Iterable[Metric]:
         """Both families."""
         with self._lock:
-            figures = [self.here(), *self._elsewhere.values()]
+            elsewhere = [*self._elsewhere.values()]
+        figures = [self.here(), *elsewhere]
         yield GaugeMetricFamily(
             "streamcell_in_flight_bytes",
             "Bytes of clients in memory: messages half received or unanswered, replies unread.",

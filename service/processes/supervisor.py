@@ -68,9 +68,8 @@ class Supervisor:
         self._loaded: Future[list[str]] = Future()  # the models that the first engine has loaded
         self._fit: Child | None = None  # the engine's process, once it has
         self._linked: dict[Child, Child] = {}  # a front end and the engine's process it has been linked to
-        self._links: dict[
-            int, Child
-        ] = {}  # those that are being made: the front end does not answer calls yet
+        # Links that are being made: the front end does not answer calls yet.
+        self._links: dict[int, Child] = {}
         self._scrapes: dict[int, Future[bytes]] = {}
         self._drained = threading.Event()
         registry = CollectorRegistry()

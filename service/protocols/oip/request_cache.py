@@ -20,13 +20,13 @@ _LONGEST_REST = 4096
 _TAILS = 4  # payload sizes tried for each message size
 
 # Parsed requests with the same model and version, by three keys: the number of bytes behind the id, the number of
-# payload bytes among them, and the bytes between id and payload (the last of which are the payload's declared size).
+# payload bytes among them, and the bytes between id and payload. These end with the payload's declared size.
 _Plans = dict[bytes, ParsedRequest]
 _Family = dict[int, tuple[tuple[int, _Plans], ...]]
 
 
 class RequestCache:
-    """RequestCache by the bytes of the messages that they were made from. Thread-safe.
+    """Parsed requests by the bytes of the messages that they were made from. Thread-safe.
 
     A message is model name, version, id, the rest and the payload, in this order, as protobuf's libraries write it;
     others, and those with more inputs than one, are parsed each time.

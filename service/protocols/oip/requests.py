@@ -51,7 +51,7 @@ class TakesSteps(Protocol):
     """The part of a live sequence that a plan uses."""
 
     def add(self, entry: Any, work: Any, soon: Any = None) -> bool | None:
-        """Take one request; None if it takes no more."""
+        """Take one request; None if the sequence accepts no more requests."""
 
 
 @dataclass(slots=True, eq=False)

@@ -69,16 +69,27 @@ def in_flight(machine: Machine, errors: list[ServiceError]) -> InFlight:
     return made
 
 
-def test_a_connection_that_stays_just_under_its_bound_once_it_is_held_back_is_not_left_so(
-    in_flight: InFlight, errors: list[ServiceError]
-) -> None:
+def held_back(in_flight: InFlight) -> list[Call]:
+    """The calls of a connection that has more in memory than it may."""
     calls = [Call(in_flight) for _ in range(6)]
     for call in calls:
         call.unanswered, call.messages = 9 * MIB, 4
     in_flight.look()
-    assert in_flight.figures() == (54 * MIB, 1)
-    for call in calls:  # the replies are smaller than the messages were, and nobody reads them
+    return calls
+
+
+def answered(calls: list[Call]) -> None:
+    """The replies are smaller than the messages were, and nobody has read them yet."""
+    for call in calls:
         call.unanswered, call.unsent = 0, 6 * MIB + 152
+
+
+def test_a_connection_that_stays_just_under_its_bound_once_it_is_held_back_is_not_left_so(
+    in_flight: InFlight, errors: list[ServiceError]
+) -> None:
+    calls = held_back(in_flight)
+    assert in_flight.figures() == (54 * MIB, 1)
+    answered(calls)
     for _ in range(60):
         in_flight.look()
     assert in_flight.held_back == 0
@@ -89,12 +100,8 @@ def test_a_connection_that_stays_just_under_its_bound_once_it_is_held_back_is_no
 def test_a_connection_that_is_held_back_and_read_is_left_alone(
     in_flight: InFlight, errors: list[ServiceError]
 ) -> None:
-    calls = [Call(in_flight) for _ in range(6)]
-    for call in calls:
-        call.unanswered, call.messages = 9 * MIB, 4
-    in_flight.look()
-    for call in calls:
-        call.unanswered, call.unsent = 0, 6 * MIB + 152
+    calls = held_back(in_flight)
+    answered(calls)
     for at in range(600):
         calls[at % 6].sent += 1
         in_flight.look()

@@ -353,25 +353,30 @@ class InFlight:
         """What a connection that is over a bound may have; where it is over the server's, no more than it has."""
         return min(self._connection_bytes, connection.bytes)
 
-    def _overrated(self, connection: Connection) -> bool:
-        """Whether the process has not that much once it has given back what is free; the estimate is mended then."""
+    def _correct(self, connection: Connection) -> None:
+        """Hold the estimate to what the process has once it has given back what is free."""
         trim_memory()
         memory = self._memory()
-        grown = memory - self._least_memory
-        if not memory or connection.half_bytes <= grown:
-            return False
-        connection.half_bytes = max(0, grown)
-        return True
+        excess = connection.half_bytes - max(0, memory - self._least_memory)
+        if memory and excess > 0:
+            connection.half_bytes -= excess
+            connection.stuck_bytes = max(0, connection.stuck_bytes - excess)
 
-    def _end_offenders(self, connection: Connection, before: dict[Held, Seen]) -> None:
-        """End those calls of a connection over its bound for which the server can only wait."""
-        bound = self._bound(connection)
+    def _waits_for_the_rest(self, connection: Connection) -> bool:
+        """Whether it is half-received messages that take a connection over its bound, and no more of them comes."""
         stuck = connection.stuck_bytes
         # Of half-received messages memory grows though nothing is read: soon, if it is much.
         much = stuck > self._connection_bytes or self.bytes > 3 * self._server_bytes // 2
-        half = stuck > bound // 2 and (much or connection.looks_stuck >= _PATIENCE_LOOKS)
-        if half and self._overrated(connection):
-            return
+        return stuck > self._bound(connection) // 2 and (much or connection.looks_stuck >= _PATIENCE_LOOKS)
+
+    def _end_offenders(self, connection: Connection, before: dict[Held, Seen]) -> None:
+        """End those calls of a connection over its bound for which the server can only wait."""
+        half = self._waits_for_the_rest(connection)
+        if half:
+            self._correct(connection)
+            if not self._waits_for_the_rest(connection):
+                return
+        bound = self._bound(connection)
         ended = connection.half_received(before) if half else connection.unread(bound)
         if not ended:
             return
@@ -383,7 +388,7 @@ class InFlight:
         )  # fmt: skip
         _log.warning(
             "calls ended for memory in flight",
-            peer=connection.peer, bytes=connection.bytes, half_bytes=stuck, calls=len(ended),
+            peer=connection.peer, bytes=connection.bytes, half_bytes=connection.stuck_bytes, calls=len(ended),
         )  # fmt: skip
         connection.end(ended, error, half=half)
         for _ in ended:

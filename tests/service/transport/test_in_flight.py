@@ -176,3 +176,21 @@ def test_messages_that_are_never_whole_are_ended_though_calls_were_reset_before(
         in_flight.look()
     assert errors
     assert any(call.ended for call in calls)
+
+
+def test_what_malloc_gives_back_does_not_put_off_the_end_of_messages_that_are_never_whole(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trim() -> None:
+        machine.memory -= MIB // 2
+
+    monkeypatch.setattr("streamcell.service.transport.in_flight.trim_memory", trim)
+    for _ in range(40):
+        Call(in_flight, peer="a")
+    machine.received["a"] = 0
+    in_flight.look()
+    while not errors and machine.received["a"] < 2 * BOUND:
+        machine.received["a"] += 3 * MIB
+        machine.memory += 3 * MIB
+        in_flight.look()
+    assert errors

@@ -18,124 +18,123 @@ from onnx import TensorProto, helper, numpy_helper
 from streamcell.card import State
 
 from .edit import subgraphs, surely_depends
-from .node_builder import READ_SLOTS, WRITE_SLOTS, Nodes
+from .node_builder import NodeBuilder
 
 Scatter = Literal["nd", "elements"]
+READ_SLOTS = "streamcell.read_slots"
+WRITE_SLOTS = "streamcell.write_slots"
 
 
-def pool_state(nodes: Nodes, state: State, scatter: Scatter, gate: str | None = None) -> tuple[str, str]:
-    """Replace one state input and output of `nodes.graph`; the names of the pool's input and output.
+def pool_state(
+    head: NodeBuilder, tail: NodeBuilder, state: State, scatter: Scatter, gate: str | None = None
+) -> tuple[str, str]:
+    """Replace one state input and output of the graph; the names of the pool's input and output.
 
-    `gate` is what `commit_gate` gave, if rows are to be written only once all else has run.
+    `head` and `tail` take the nodes to stand before and behind the graph's own. `gate` is what `commit_gate` gave, if
+    rows are to be written only once all else has run.
 
     The gathered value takes the state input's name and the state output keeps its own, so nothing else in the
     graph changes, bodies of If, Loop and Scan included.
     """
     pool, pool_next = (
-        nodes.name(f"streamcell.pool.{state.input}"),
-        nodes.name(f"streamcell.pool_next.{state.input}"),
+        head.name(f"streamcell.pool.{state.input}"),
+        head.name(f"streamcell.pool_next.{state.input}"),
     )
     axis, shape = state.batch_axis, tuple(state.shape)
     # With nothing but ones before the batch axis, moving it moves no element.
     flat = math.prod(shape[:axis]) == 1
     rows, new = state.input, state.output
-    depends = surely_depends(nodes.graph, state.input, state.output)
+    depends = surely_depends(head.graph, state.input, state.output)
     if axis == 0:
-        nodes.add(nodes.head, "Gather", [pool, READ_SLOTS], rows, axis=0)
+        head.add("Gather", pool, READ_SLOTS, into=rows, axis=0)
     else:
-        rows = nodes.name(f"streamcell.rows.{state.input}")
-        new = nodes.name(f"streamcell.new_rows.{state.input}")
-        nodes.add(nodes.head, "Gather", [pool, READ_SLOTS], rows, axis=0)
+        rows = head.name(f"streamcell.rows.{state.input}")
+        new = tail.name(f"streamcell.new_rows.{state.input}")
+        head.add("Gather", pool, READ_SLOTS, into=rows, axis=0)
         if flat:
-            inner, outer = nodes.constant([*shape[:axis], -1, *shape[axis:]]), nodes.constant([-1, *shape])
-            nodes.add(nodes.head, "Reshape", [rows, inner], state.input)
-            nodes.add(nodes.tail, "Reshape", [state.output, outer], new)
+            head.reshape(rows, *shape[:axis], -1, *shape[axis:], into=state.input)
+            tail.reshape(state.output, -1, *shape, into=new)
         else:
             later = range(axis + 1, len(shape) + 1)
             # Fewer kernels on a card; on the CPU a Reshape more costs what a Transpose less saves.
             layered = axis == 1 and scatter == "elements"
-            if not layered or not stack(nodes, state.output, new, shape):
-                nodes.add(nodes.tail, "Transpose", [state.output], new, perm=[axis, *range(axis), *later])
-            if not layered or not unstack(nodes, rows, state.input, shape):
-                nodes.add(nodes.head, "Transpose", [rows], state.input, perm=[*range(1, axis + 1), 0, *later])
+            if not layered or not stack(tail, state.output, new, shape):
+                tail.add("Transpose", state.output, into=new, perm=[axis, *range(axis), *later])
+            if not layered or not unstack(head, rows, state.input, shape):
+                head.add("Transpose", rows, into=state.input, perm=[*range(1, axis + 1), 0, *later])
     write = WRITE_SLOTS
     if not depends:
-        write = _write_after(nodes, rows, state.input)
+        write = _write_after(tail, rows, state.input)
     if gate is not None:
-        write = nodes.add(nodes.tail, "Add", [write, gate], nodes.name(f"streamcell.gated.{state.input}"))
+        write = tail.add("Add", write, gate, into=tail.name(f"streamcell.gated.{state.input}"))
     if scatter == "nd":
-        nodes.add(nodes.tail, "ScatterND", [pool, write, new], pool_next)
+        tail.add("ScatterND", pool, write, new, into=pool_next)
     else:
-        index = _element_index(nodes, write, shape, state.input)
-        nodes.add(nodes.tail, "ScatterElements", [pool, index, new], pool_next, axis=0)
+        index = _element_index(tail, write, shape, state.input)
+        tail.add("ScatterElements", pool, index, new, into=pool_next, axis=0)
     return pool, pool_next
 
 
-def commit_gate(nodes: Nodes, names: Iterable[str]) -> str:
+def commit_gate(tail: NodeBuilder, names: Iterable[str]) -> str:
     """int64[1] of value 0 that is there only once every value of `names` has been computed.
 
     Added to the rows to write, it makes a run that fails leave every state as it was.
     """
-    total = ""
-    count = 0
-    for value in dict.fromkeys(names):
-        number = _first_as_number(nodes, value, f"gate.{count}", rank_one=True)
-        count += 1
-        total = (
-            nodes.add(nodes.tail, "Add", [total, number], nodes.name("streamcell.gate.sum"))
-            if total
-            else number
-        )
-    # At most `count`, so that dividing by more gives 0, whatever the values are.
-    return nodes.add(nodes.tail, "Div", [total, nodes.constant([count + 1])], nodes.name("streamcell.gate"))
+    numbers = [
+        _first_as_number(tail, value, f"gate.{place}", rank_one=True)
+        for place, value in enumerate(dict.fromkeys(names))
+    ]
+    total = numbers[0]
+    for number in numbers[1:]:
+        total = tail.add("Add", total, number, into=tail.name("streamcell.gate.sum"))
+    # At most as many as there are, so that dividing by more gives 0, whatever the values are.
+    return tail.add("Div", total, tail.constant([len(numbers) + 1]), into=tail.name("streamcell.gate"))
 
 
-def _write_after(nodes: Nodes, rows: str, state: str) -> str:
+def _write_after(tail: NodeBuilder, rows: str, state: str) -> str:
     """The rows to write, int64[batch, 1], computed so that `rows` must have been gathered before.
 
     One element of each gathered row, as 0 or 1, is halved in integers and added. Values, not shapes: shapes are
     folded and merged by the optimiser.
     """
-    number = _first_as_number(nodes, rows, state, rank_one=False)
-    zero, write = nodes.name(f"streamcell.zero.{state}"), nodes.name(f"streamcell.write.{state}")
-    nodes.add(nodes.tail, "Div", [number, nodes.constant(2)], zero)
-    return nodes.add(nodes.tail, "Add", [WRITE_SLOTS, zero], write)
+    number = _first_as_number(tail, rows, state, rank_one=False)
+    zero = tail.add("Div", number, tail.constant(2), into=tail.name(f"streamcell.zero.{state}"))
+    return tail.add("Add", WRITE_SLOTS, zero, into=tail.name(f"streamcell.write.{state}"))
 
 
-def _first_as_number(nodes: Nodes, value: str, label: str, *, rank_one: bool) -> str:
+def _first_as_number(tail: NodeBuilder, value: str, label: str, *, rank_one: bool) -> str:
     """0 or 1 from the first element of `value`, int64[1], or from that of each of its rows, int64[rows, 1]."""
     flat, first, truth, number = (
-        nodes.name(f"streamcell.{part}.{label}") for part in ("flat", "first", "truth", "number")
+        tail.name(f"streamcell.{part}.{label}") for part in ("flat", "first", "truth", "number")
     )
     if rank_one:
-        nodes.add(nodes.tail, "Reshape", [value, nodes.constant([-1])], flat)
+        tail.reshape(value, -1, into=flat)
     else:
-        nodes.add(nodes.tail, "Flatten", [value], flat, axis=1)
-    nodes.add(nodes.tail, "Gather", [flat, nodes.constant([0])], first, axis=0 if rank_one else 1)
-    nodes.add(nodes.tail, "Cast", [first], truth, to=TensorProto.BOOL)
-    return nodes.add(nodes.tail, "Cast", [truth], number, to=TensorProto.INT64)
+        tail.add("Flatten", value, into=flat, axis=1)
+    tail.add("Gather", flat, tail.constant([0]), into=first, axis=0 if rank_one else 1)
+    tail.add("Cast", first, into=truth, to=TensorProto.BOOL)
+    return tail.add("Cast", truth, into=number, to=TensorProto.INT64)
 
 
-def _element_index(nodes: Nodes, write: str, shape: tuple[int, ...], state: str) -> str:
+def _element_index(tail: NodeBuilder, write: str, shape: tuple[int, ...], state: str) -> str:
     """ScatterElements wants an index for each element: [batch, 1, …] + zeros [1, *shape]."""
-    column = nodes.name(f"streamcell.column.{state}")
-    nodes.add(nodes.tail, "Reshape", [write, nodes.constant([-1, *(1 for _ in shape)])], column)
+    column = tail.reshape(write, -1, *(1 for _ in shape), into=tail.name(f"streamcell.column.{state}"))
     if math.prod(shape) == 1:
         return column
-    zeros = nodes.constant(np.zeros((1, *shape)))
-    return nodes.add(nodes.tail, "Add", [column, zeros], nodes.name(f"streamcell.index.{state}"))
+    zeros = tail.constant(np.zeros((1, *shape)))
+    return tail.add("Add", column, zeros, into=tail.name(f"streamcell.index.{state}"))
 
 
-def unstack(nodes: Nodes, rows: str, state: str, shape: tuple[int, ...]) -> bool:
+def unstack(head: NodeBuilder, rows: str, state: str, shape: tuple[int, ...]) -> bool:
     """Cut `rows` in place of `state`, where a Split into layers is all that reads it.
 
     Args:
-        nodes: takes what is made, in `head`; the Split goes from its graph.
+        head: takes what is made; the Split goes from its graph.
         rows: [batch, layers, …], as gathered from the pool.
         state: the state input, [layers, batch, …].
         shape: of one row, (layers, …).
     """
-    graph = nodes.graph
+    graph = head.graph
     readers = [node for node in graph.node if state in node.input or _inside(node, state)]
     if len(readers) != 1 or readers[0].op_type != "Split" or any(state == o.name for o in graph.output):
         return False
@@ -144,7 +143,7 @@ def unstack(nodes: Nodes, rows: str, state: str, shape: tuple[int, ...]) -> bool
         return False
     if not _ones(graph, split):
         return False
-    parts = [nodes.name(f"streamcell.part.{name}") for name in split.output]
+    parts = [head.name(f"streamcell.part.{name}") for name in split.output]
     cut = onnx.NodeProto()
     cut.CopyFrom(split)
     cut.input[0] = rows
@@ -153,28 +152,25 @@ def unstack(nodes: Nodes, rows: str, state: str, shape: tuple[int, ...]) -> bool
     kept = [a for a in split.attribute if a.name != "axis"]
     del cut.attribute[:]
     cut.attribute.extend([*kept, helper.make_attribute("axis", 1)])
-    nodes.head.append(cut)
-    layer = nodes.constant([1, -1, *shape[1:]])
+    head.nodes.append(cut)
     for part, name in zip(parts, split.output, strict=True):
-        nodes.add(nodes.head, "Reshape", [part, layer], name)
+        head.reshape(part, 1, -1, *shape[1:], into=name)
     graph.node.remove(split)
     return True
 
 
-def stack(nodes: Nodes, state: str, rows: str, shape: tuple[int, ...]) -> bool:
+def stack(tail: NodeBuilder, state: str, rows: str, shape: tuple[int, ...]) -> bool:
     """Make `rows` [batch, layers, …] from what a Concat makes `state` [layers, batch, …] of."""
-    makers = [node for node in nodes.graph.node if state in node.output]
+    makers = [node for node in tail.graph.node if state in node.output]
     if len(makers) != 1 or makers[0].op_type != "Concat" or _axis(makers[0]) != 0:
         return False
     layers = list(makers[0].input)
     if len(layers) != shape[0]:
         return False
-    row = nodes.constant([-1, 1, *shape[1:]])
     parts = [
-        nodes.add(nodes.tail, "Reshape", [layer, row], nodes.name(f"streamcell.part.{layer}"))
-        for layer in layers
+        tail.reshape(layer, -1, 1, *shape[1:], into=tail.name(f"streamcell.part.{layer}")) for layer in layers
     ]
-    nodes.add(nodes.tail, "Concat", parts, rows, axis=1)
+    tail.add("Concat", *parts, into=rows, axis=1)
     return True
 
 

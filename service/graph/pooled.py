@@ -33,8 +33,8 @@ from .edit import (
     value_names,
 )
 from .interface import check_signature, initializer_names, read_interface
-from .node_builder import READ_SLOTS, WRITE_SLOTS, Nodes
-from .pool_nodes import Scatter, commit_gate, pool_state
+from .node_builder import NodeBuilder
+from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Scatter, commit_gate, pool_state
 
 __all__ = [
     "READ_SLOTS",
@@ -126,25 +126,29 @@ def pool_states(
     graph = model.graph
     if taken := {READ_SLOTS, WRITE_SLOTS} & value_names(graph):
         raise RewriteError(f"the graph uses the reserved name {min(taken)!r}; is it pooled already?")
-    nodes = Nodes(graph)
+    head = NodeBuilder(model, reserved=(READ_SLOTS, WRITE_SLOTS))
+    tail = head.beside()
     lengths_type = _elem_type(graph, signature.lengths)
     _fix_constants(graph, signature, constants or {})
     gate = None
     if commit_last and signature.states:
         gate = commit_gate(
-            nodes, [*(t.name for t in signature.outputs), *(s.output for s in signature.states)]
+            tail, [*(t.name for t in signature.outputs), *(s.output for s in signature.states)]
         )
-    names = [pool_state(nodes, state, scatter, gate) for state in signature.states]
+    names = [pool_state(head, tail, state, scatter, gate) for state in signature.states]
     pools = tuple(
         PoolTensor(pool, pool_next, np.dtype(state.dtype), tuple(state.shape), value, state.input)
         for state, value, (pool, pool_next) in zip(signature.states, initial, names, strict=True)
     )
     if lengths_type not in (None, TensorProto.INT32):
-        _adapt_input(nodes, str(signature.lengths), "Cast", to=lengths_type)
+        _adapt_input(head, tail, str(signature.lengths), "Cast", to=lengths_type)
     if signature.layout == "time_batch":
-        _put_batch_first(nodes, signature)
+        _put_batch_first(head, tail, signature)
     forget_shapes(graph, bodies_border=signature.max_batch is None)
-    _assemble(nodes, signature, pools, "batch" if fixed_batch is None else fixed_batch)
+    nodes = [*head.nodes, *graph.node, *tail.nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _declare_border(graph, signature, pools, "batch" if fixed_batch is None else fixed_batch)
     drop_unread(graph)
     return Pooled(model, pools, fixed_batch, commit_last or not pools)
 
@@ -200,35 +204,34 @@ def _fix_constants(
         graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
 
 
-def _adapt_input(nodes: Nodes, name: str, op: str, **attributes: Any) -> None:
+def _adapt_input(head: NodeBuilder, tail: NodeBuilder, name: str, op: str, **attributes: Any) -> None:
     """Let the graph read `op` of the input in the place of the input."""
-    adapted = nodes.name(f"streamcell.adapted.{name}")
-    rename_uses([*nodes.head, *nodes.graph.node, *nodes.tail], name, adapted)
-    nodes.add(nodes.head, op, [name], adapted, **attributes)
+    adapted = head.name(f"streamcell.adapted.{name}")
+    rename_uses([*head.nodes, *head.graph.node, *tail.nodes], name, adapted)
+    head.add(op, name, into=adapted, **attributes)
 
 
-def _put_batch_first(nodes: Nodes, signature: Signature) -> None:
+def _put_batch_first(head: NodeBuilder, tail: NodeBuilder, signature: Signature) -> None:
     """Take and give [batch, time, …] where the graph works on [time, batch, …]."""
-    graph = nodes.graph
+    graph = head.graph
     states = {s.input for s in signature.states}
     made = produced_names(graph) | initializer_names(graph) | states
     for tensor in signature.inputs:
-        _adapt_input(nodes, tensor.name, "Transpose", perm=[1, 0, *range(2, 2 + len(tensor.step_shape))])
+        perm = [1, 0, *range(2, 2 + len(tensor.step_shape))]
+        _adapt_input(head, tail, tensor.name, "Transpose", perm=perm)
     for tensor in signature.outputs:
         # An output that is one of the inputs has the caller's layout already.
         if tensor.name in made:
-            inner = nodes.name(f"streamcell.time_first.{tensor.name}")
-            rename_value(graph, [*nodes.head, *graph.node, *nodes.tail], tensor.name, inner)
+            inner = tail.name(f"streamcell.time_first.{tensor.name}")
+            rename_value(graph, [*head.nodes, *graph.node, *tail.nodes], tensor.name, inner)
             perm = [1, 0, *range(2, 2 + len(tensor.step_shape))]
-            nodes.add(nodes.tail, "Transpose", [inner], tensor.name, perm=perm)
+            tail.add("Transpose", inner, into=tensor.name, perm=perm)
 
 
-def _assemble(nodes: Nodes, signature: Signature, pools: tuple[PoolTensor, ...], batch: int | str) -> None:
-    """Put the nodes together and declare the border."""
-    graph = nodes.graph
-    all_nodes = [*nodes.head, *graph.node, *nodes.tail]
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend(all_nodes)
+def _declare_border(
+    graph: onnx.GraphProto, signature: Signature, pools: tuple[PoolTensor, ...], batch: int | str
+) -> None:
+    del graph.input[:], graph.output[:]
     lead = [batch, TIME] if signature.has_time else [batch]
     for values, tensors in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
         values.extend(_value(t.name, t.dtype, [*lead, *t.step_shape]) for t in tensors)

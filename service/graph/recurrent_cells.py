@@ -10,18 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+from .node_builder import NodeBuilder
 
 # Activations without parameters; an operator with another one is left as it is.
 ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu", "Softsign", "Softplus"})
 DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
-# The opsets from which Squeeze takes its axes as an input, and Split must be told how many parts it makes.
-_SQUEEZE_INPUT, _SPLIT_COUNTS = 13, 18
 
 
 @dataclass(frozen=True)
@@ -47,64 +42,7 @@ class Cell:
     P: str
 
 
-class Writer:
-    """Nodes and constants under construction; every method that makes a value returns its name."""
-
-    def __init__(self, prefix: str, opset: int, taken: set[str]) -> None:
-        """`taken`: names that are in use, to which those made are added."""
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._prefix = prefix
-        self._opset = opset
-        self._taken = taken
-        self._count = 0
-
-    def _name(self, label: str) -> str:
-        while True:
-            self._count += 1
-            name = f"{self._prefix}.{label}.{self._count}"
-            if name not in self._taken:
-                self._taken.add(name)
-                return name
-
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """A node with one output."""
-        name = self._name(op)
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def reshape(self, value: str, *shape: int, into: str | None = None) -> str:
-        """`value` in another shape; -1 is what is left. `into` names the result."""
-        made = self.add("Reshape", value, self._constant(*shape))
-        if into is not None:
-            self.nodes[-1].output[0] = into
-            return into
-        return made
-
-    def squeeze(self, value: str) -> str:
-        """`value` without its first axis, whose size is 1."""
-        if self._opset < _SQUEEZE_INPUT:
-            return self.add("Squeeze", value, axes=[0])
-        return self.add("Squeeze", value, self._constant(0))
-
-    def split(self, value: str, parts: int, axis: int) -> list[str]:
-        """`parts` equal parts of `value` along `axis`."""
-        names = [self._name("part") for _ in range(parts)]
-        counts: dict[str, Any] = {"num_outputs": parts} if self._opset >= _SPLIT_COUNTS else {}
-        self.nodes.append(helper.make_node("Split", [value], names, name=names[0], axis=axis, **counts))
-        return names
-
-    def gemm(self, x: str, weight: str, bias: str) -> str:
-        """x · weightᵀ + bias; "" for no bias."""
-        return self.add("Gemm", x, weight, *([bias] if bias else []), transB=1)
-
-    def _constant(self, *values: int) -> str:
-        name = self._name("constant")
-        self.constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
-        return name
-
-
-def step(write: Writer, cell: Cell, x: str, h: str, c: str = "") -> tuple[str, ...]:
+def step(write: NodeBuilder, cell: Cell, x: str, h: str, c: str = "") -> tuple[str, ...]:
     """One timestep.
 
     Args:
@@ -119,11 +57,11 @@ def step(write: Writer, cell: Cell, x: str, h: str, c: str = "") -> tuple[str, .
     return _STEPS[cell.op](write, cell, x, h, c)
 
 
-def _weights(write: Writer, cell: Cell) -> tuple[str, str]:
+def _weights(write: NodeBuilder, cell: Cell) -> tuple[str, str]:
     return write.reshape(cell.W, GATES[cell.op] * cell.hidden, -1), write.reshape(cell.R, -1, cell.hidden)
 
 
-def _biases(write: Writer, cell: Cell) -> tuple[str, str]:
+def _biases(write: NodeBuilder, cell: Cell) -> tuple[str, str]:
     """Those of W and of R, [gates·hidden] each."""
     if not cell.B:
         return "", ""
@@ -131,13 +69,13 @@ def _biases(write: Writer, cell: Cell) -> tuple[str, str]:
     return of_w, of_r
 
 
-def _bias(write: Writer, cell: Cell) -> str:
+def _bias(write: NodeBuilder, cell: Cell) -> str:
     """Both added up."""
     of_w, of_r = _biases(write, cell)
     return write.add("Add", of_w, of_r) if of_w else ""
 
 
-def _lstm(write: Writer, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
+def _lstm(write: NodeBuilder, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
     f, g, after = cell.activations
     W, R = _weights(write, cell)
     gates = write.gemm(h, R, write.gemm(x, W, _bias(write, cell)))
@@ -155,7 +93,7 @@ def _lstm(write: Writer, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
     return new_h, new_c
 
 
-def _gru(write: Writer, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
+def _gru(write: NodeBuilder, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
     f, g = cell.activations
     W, R = _weights(write, cell)
     if cell.linear_before_reset:
@@ -174,12 +112,12 @@ def _gru(write: Writer, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
     return (write.add("Add", n, write.add("Mul", z, write.add("Sub", h, n))),)
 
 
-def _rnn(write: Writer, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
+def _rnn(write: NodeBuilder, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
     W, R = _weights(write, cell)
     return (write.add(cell.activations[0], write.gemm(h, R, write.gemm(x, W, _bias(write, cell)))),)
 
 
-_STEPS: dict[str, Callable[[Writer, Cell, str, str, str], tuple[str, ...]]] = {
+_STEPS: dict[str, Callable[[NodeBuilder, Cell, str, str, str], tuple[str, ...]]] = {
     "LSTM": _lstm,
     "GRU": _gru,
     "RNN": _rnn,

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from .edit import value_names
+from .node_builder import NodeBuilder
 from .pooled import TIME, Pooled
-from .recurrent_cells import ACTIVATIONS, DEFAULTS, GATES, Cell, Writer, step
+from .recurrent_cells import ACTIVATIONS, DEFAULTS, GATES, Cell, step
 
 # Attributes whose value the written-out form does not depend on.
 _UNUSED = frozenset({"hidden_size", "activations", "direction", "layout", "linear_before_reset"})
@@ -42,21 +41,19 @@ def single_step(pooled: Pooled, lengths: str | None) -> Pooled | None:
                 dim.dim_value = 1
     ones = _ones(model.graph, lengths)
     shapes = _shapes(model)
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    taken = value_names(model.graph)
+    builder = NodeBuilder(model)
     nodes: list[onnx.NodeProto] = []
     found = False
     for node in model.graph.node:
         shape = shapes.get(_input(node, 0), ())
         cell = _cell(node) if shape[:1] == (1,) else None
         if cell is None or _input(node, 4) not in ones:
-            nodes.append(_moved(node, shape, model.graph) or node)
+            nodes.append(_moved(node, shape, builder) or node)
             continue
         found = True
-        write = Writer(f"streamcell.step.{node.name or node.output[0]}", opset, taken)
+        write = builder.beside(f"streamcell.step.{node.name or node.output[0]}")
         _write_out(write, node, cell)
         nodes.extend(write.nodes)
-        model.graph.initializer.extend(write.constants)
     if not found:
         return None
     nodes = [_copy(node) for node in nodes]
@@ -98,7 +95,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _moved(node: onnx.NodeProto, shape: tuple[int, ...], graph: onnx.GraphProto) -> onnx.NodeProto | None:
+def _moved(node: onnx.NodeProto, shape: tuple[int, ...], builder: NodeBuilder) -> onnx.NodeProto | None:
     """A Transpose that moves only axes of size 1, as a Reshape, which moves nothing; None for any other node."""
     perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
     if node.op_type != "Transpose" or perm is None or len(perm) != len(shape) or shape.count(-1) > 1:
@@ -106,11 +103,8 @@ def _moved(node: onnx.NodeProto, shape: tuple[int, ...], graph: onnx.GraphProto)
     stays = [axis for axis in perm if shape[axis] != 1]
     if stays != sorted(stays):
         return None
-    name = f"streamcell.step.shape.{node.output[0]}"
-    graph.initializer.append(
-        numpy_helper.from_array(np.array([shape[axis] for axis in perm], np.int64), name)
-    )
-    return helper.make_node("Reshape", [node.input[0], name], list(node.output), name=node.name)
+    turned = builder.constant([shape[axis] for axis in perm])
+    return helper.make_node("Reshape", [node.input[0], turned], list(node.output), name=node.name)
 
 
 def _cell(node: onnx.NodeProto) -> Cell | None:
@@ -142,9 +136,9 @@ def _cell(node: onnx.NodeProto) -> Cell | None:
     )
 
 
-def _write_out(write: Writer, node: onnx.NodeProto, cell: Cell) -> None:
+def _write_out(write: NodeBuilder, node: onnx.NodeProto, cell: Cell) -> None:
     states = [write.reshape(_input(node, place), -1, cell.hidden) for place in (5, 6) if _input(node, place)]
-    after = step(write, cell, write.squeeze(node.input[0]), *states)
+    after = step(write, cell, write.squeeze(node.input[0], 0), *states)
     outputs = [*node.output, "", ""]
     if outputs[0]:
         write.reshape(after[0], 1, 1, -1, cell.hidden, into=outputs[0])

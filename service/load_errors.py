@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
@@ -54,6 +55,39 @@ def _printable(text: str) -> str:
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
         for c in text
     )
+
+
+class Problems:
+    """Gathers what is wrong with a file, so that one error tells all of it."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        # Ordered, and each text once.
+        self._texts = dict.fromkeys(texts)
+
+    def add(self, text: str) -> None:
+        """Note one problem."""
+        self._texts[text] = None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note a ModelLoadError of the block and go on behind it."""
+        try:
+            yield
+        except ModelLoadError as error:
+            self.add(error.reason)
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __str__(self) -> str:
+        """The only problem, or how many there are and one below another."""
+        if len(self._texts) == 1:
+            return next(iter(self._texts))
+        listed = "\n".join(["  - " + text.replace("\n", "\n    ") for text in self._texts])
+        return f"{len(self._texts)} problems:\n{listed}"
 
 
 class DeviceError(RuntimeError):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from streamcell.card import DTYPES, Layout, Signature, State, Tensor
-from streamcell.service.load_errors import SignatureError
+from streamcell.service.load_errors import Problems, SignatureError
 
 # One declared dimension: a size, a symbol's name, or None where the file says nothing.
 Dim = int | str | None
@@ -97,31 +97,43 @@ def check_signature(
         and the graph does; else None.
 
     Raises:
-        SignatureError: a name that the graph lacks, an input that nothing feeds, a dtype, rank or size that
-            contradicts, a time axis of fixed size.
+        SignatureError: names that the graph lacks, inputs that nothing feeds, dtypes, ranks or sizes that
+            contradict, a time axis of fixed size; all of them at once.
     """
     given = border.all_inputs
     lead = axes_before_step(signature.layout)
     rows: dict[str, int] = {}
+    problems = Problems()
     for tensor in signature.inputs:
-        port = _find(given, tensor.name, "input", border)
-        _check_tensor(port, tensor, lead, "input", rows)
+        with problems.noted():
+            _check_tensor(_find(given, tensor.name, "input", border), tensor, lead, "input", rows)
     for tensor in signature.outputs:
-        _check_tensor(_find(border.outputs, tensor.name, "output", border), tensor, lead, "output", {})
+        with problems.noted():
+            _check_tensor(_find(border.outputs, tensor.name, "output", border), tensor, lead, "output", {})
     for state in signature.states:
-        _check_state(_find(given, state.input, "state input", border), state, rows)
-        _check_state(_find(border.outputs, state.output, "state output", border), state, {})
+        with problems.noted():
+            _check_state(_find(given, state.input, "state input", border), state, rows)
+        with problems.noted():
+            _check_state(_find(border.outputs, state.output, "state output", border), state, {})
     if signature.lengths is not None:
-        port = _find(given, signature.lengths, "`lengths` input", border)
-        if port.dtype not in ("int32", "int64") or (port.dims is not None and len(port.dims) != 1):
-            raise SignatureError(
-                f"lengths {port.name!r} must be int32[batch] or int64[batch], the graph has {port}"
-            )
-        _check_dims(port, ["batch"], "lengths", rows)
+        with problems.noted():
+            _check_lengths(_find(given, signature.lengths, "`lengths` input", border), rows)
     for name, value in constants.items():
-        _check_constant(_find(given, name, "constant", border), value)
-    _check_all_fed(border, signature, constants)
+        with problems.noted():
+            _check_constant(_find(given, name, "constant", border), value)
+    with problems.noted():
+        _check_all_fed(border, signature, constants)
+    if problems:
+        raise SignatureError(str(problems))
     return _fixed_rows(rows, signature.max_batch)
+
+
+def _check_lengths(port: GraphValue, rows: dict[str, int]) -> None:
+    if port.dtype not in ("int32", "int64") or (port.dims is not None and len(port.dims) != 1):
+        raise SignatureError(
+            f"lengths {port.name!r} must be int32[batch] or int64[batch], the graph has {port}"
+        )
+    _check_dims(port, ["batch"], "lengths", rows)
 
 
 def _find(ports: Mapping[str, GraphValue], name: str, what: str, border: GraphInterface) -> GraphValue:
@@ -189,10 +201,16 @@ def _check_all_fed(border: GraphInterface, signature: Signature, constants: Mapp
     fed = {t.name for t in signature.inputs} | {s.input for s in signature.states} | {signature.lengths}
     if both := sorted(name for name in constants if name in fed):
         raise SignatureError(f"named as a constant and as an input or state too: {', '.join(both)}")
-    if hungry := [f"{n}: {p}" for n, p in border.inputs.items() if n not in fed and n not in constants]:
-        raise SignatureError(
-            f"nothing feeds these inputs: {'; '.join(hungry)}; each must be an input, a state, `lengths` or a constant"
-        )
+    if hungry := unfed(border, {*fed, *constants}):
+        raise SignatureError(hungry)
+
+
+def unfed(border: GraphInterface, fed: Container[str | None]) -> str:
+    """What is wrong if only `fed` are fed: the inputs that must be and are not; empty if there are none."""
+    hungry = [f"{name}: {port}" for name, port in border.inputs.items() if name not in fed]
+    if not hungry:
+        return ""
+    return f"nothing feeds these inputs: {'; '.join(hungry)}; each must be an input, a state, `lengths` or a constant"
 
 
 def _fixed_rows(rows: Mapping[str, int], max_batch: int | None) -> int | None:

@@ -16,16 +16,13 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
-from streamcell.card import CardError, Generation, ModelCard, Signature, read_card
+from streamcell.card import Generation, ModelCard, Signature
 from streamcell.service.graph.edit import all_tensors
-from streamcell.service.graph.index_ranges import with_index_ranges
-from streamcell.service.graph.interface import check_signature, read_interface
-from streamcell.service.load_errors import ModelLoadError, RepositoryError, SidecarError, load_failure
+from streamcell.service.load_errors import ModelLoadError, RepositoryError, load_failure
 
-from .detect import detect
+from .describe import Description, describe
 from .locate import Located, Stamp, check_file, check_name, locate, sidecar_path, stamp
 from .memory import available_bytes
-from .sidecar import read_sidecar, resolve
 
 # What protobuf can read, and how often a file is there at once while it is read.
 _MOST_FILE_BYTES, _COPIES = 2**31 - 1, 2
@@ -39,23 +36,37 @@ class ModelFile:
         name: the file's or the folder's name, or the one that the sidecar gives.
         version: a positive integer as text.
         path: the .onnx file.
-        signature: from the sidecar, the card or the graph.
-        card: the one inside the file, also where a sidecar overrides its signature.
-        constants: graph inputs that the sidecar fixes, by name, with the graph's dtypes.
+        description: what its inputs, outputs and states are, and what says so.
         watched: the files that it is made of: `path`, the sidecar, there or not, and external data.
         stamp: of `watched`, from before they were read.
-        generation: how an output becomes the next input, from where the signature is from; None: it does not.
     """
 
     name: str
     version: str
     path: Path
-    signature: Signature
-    card: ModelCard | None
-    constants: Mapping[str, npt.NDArray[Any]]
+    description: Description
     watched: tuple[Path, ...]
     stamp: Stamp
-    generation: Generation | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """Its inputs, outputs and states."""
+        return self.description.signature
+
+    @property
+    def card(self) -> ModelCard | None:
+        """The card inside the file, also where a sidecar overrides its signature."""
+        return self.description.card
+
+    @property
+    def constants(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Graph inputs that the sidecar fixes, by name, with the graph's dtypes."""
+        return self.description.constants
+
+    @property
+    def generation(self) -> Generation | None:
+        """How an output becomes the next input; None: it does not."""
+        return self.description.generation
 
     @property
     def bytes(self) -> int:
@@ -140,39 +151,10 @@ def _open(path: Path, name: str, version: str, root: Path | None) -> ModelFile:
     before = stamp((path, beside))
     model = _read(path, external_data=False)
     external = _external(model, path.parent, root)
-    border = read_interface(model.graph)
-    try:
-        card = read_card(model)
-    except CardError as error:
-        raise ModelLoadError(str(error)) from error
-    sidecar = read_sidecar(beside) if has_sidecar else None
-    constants: dict[str, npt.NDArray[Any]] = {}
-    generation: Generation | None = None
-    if sidecar is not None:
-        if card is not None and not sidecar.override:
-            raise SidecarError(
-                f"{path.name} carries a card; remove this file, or say `override = true` to use it instead",
-                beside,
-            )
-        try:
-            signature, constants = resolve(sidecar, border)
-            generation = sidecar.generation
-        except SidecarError as error:
-            raise error.at(beside) from error
-    elif card is not None:
-        signature, generation = card.signature, card.generation
-    else:
-        signature = detect(border, sidecar_name=beside.name)
-    check_signature(border, signature, constants)
-    stated = {t.name for t in sidecar.inputs if t.index_range is not None} if sidecar is not None else set()
-    signature = with_index_ranges(model.graph, signature, stated)
-    if sidecar is not None and sidecar.name is not None:
-        name = sidecar.name
-    check_name(name, path)
+    found = describe(model, path, beside if has_sidecar else None)
+    name = check_name(found.name or name, path)
     watched = (path, beside, *external)
-    return ModelFile(
-        name, version, path, signature, card, constants, watched, before + stamp(external), generation
-    )
+    return ModelFile(name, version, path, found, watched, before + stamp(external))
 
 
 def _external(model: onnx.ModelProto, folder: Path, root: Path | None) -> tuple[Path, ...]:

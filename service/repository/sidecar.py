@@ -1,23 +1,25 @@
-"""The sidecar: a TOML file beside an .onnx from elsewhere that says what its inputs, outputs and states are."""
+"""The sidecar: a TOML file beside an .onnx from elsewhere that says what its inputs, outputs and states are.
+
+Its keys stand here, a class a table. `sidecar_fit` makes a signature of them and a graph.
+"""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from streamcell.card import DTYPES, Generation, Layout, Signature, State, Tensor, check_generation
+from streamcell.card import Generation, Layout
 from streamcell.card.signature import Dimension, Dtype
-from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step
-from streamcell.service.load_errors import SidecarError
+from streamcell.service.load_errors import Problems, SidecarError
 
 # Of the whole file.
 MOST_BYTES = 1 << 20
+_NO_LAYOUT = 'give either layout ("batch", "batch_time", "time_batch") or time_axis (0, 1, "none")'
 
 
 class _Strict(BaseModel):
@@ -85,9 +87,7 @@ class Sidecar(_Strict):
     @model_validator(mode="after")
     def _one_layout(self) -> Sidecar:
         if (self.layout is None) == (self.time_axis is None):
-            raise ValueError(
-                'give either layout ("batch", "batch_time", "time_batch") or time_axis (0, 1, "none")'
-            )
+            raise ValueError(_NO_LAYOUT)
         return self
 
     @property
@@ -98,190 +98,115 @@ class Sidecar(_Strict):
         return {0: "time_batch", 1: "batch_time"}.get(self.time_axis, "batch")  # type: ignore[return-value, arg-type]
 
 
+# The class of each table, by its key at the top of the file.
+_TABLES: dict[str, type[BaseModel]] = {
+    "inputs": SidecarTensor,
+    "outputs": SidecarTensor,
+    "states": SidecarState,
+    "generation": Generation,
+}
+
+
 def read_sidecar(path: Path) -> Sidecar:
     """Read and validate a sidecar.
 
     Raises:
-        SidecarError: it is no TOML, or a key is missing, unknown or has a wrong value; it names file and key.
+        SidecarError: it is no TOML, or keys are missing, unknown or have wrong values; it names file and keys.
     """
+    sidecar, problems = inspect_sidecar(path)
+    if sidecar is None or problems:
+        raise SidecarError(str(problems), path)
+    return sidecar
+
+
+def inspect_sidecar(path: Path) -> tuple[Sidecar | None, Problems]:
+    """What a sidecar says and all that is wrong with it; None if the rest cannot be told without that.
+
+    Raises:
+        SidecarError: it is no TOML.
+    """
+    data = _read_toml(path)
+    problems = Problems()
+    while True:
+        try:
+            return Sidecar.model_validate(data), problems
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            for each in found:
+                problems.add(explain(each))
+            if ("layout" in data) == ("time_axis" in data):
+                problems.add(_NO_LAYOUT)
+            unknown = [each["loc"] for each in found if each["type"] == "extra_forbidden"]
+            if len(unknown) < len(found) or not all(_without(data, list(place)) for place in unknown):
+                return None, problems
+
+
+def _without(data: Any, place: list[int | str]) -> bool:
+    """Take the value at `place` out of nested tables; whether it was there."""
+    for key in place[:-1]:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return isinstance(data, dict) and data.pop(place[-1], None) is not None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise SidecarError(f"a sidecar has at most {MOST_BYTES} bytes, this one has more", path)
-        data = tomllib.loads(text.decode())
+        return tomllib.loads(text.decode())
     except RecursionError as error:
         raise SidecarError("not valid TOML: it is nested too deeply", path) from error
     except ValueError as error:
-        raise SidecarError(f"not valid TOML: {error}", path) from error
+        raise SidecarError(f"not valid TOML: {error}{_to_fill_in(text)}", path) from error
     except OSError as error:
         raise SidecarError(f"cannot be read: {error.strerror}", path) from error
-    try:
-        return Sidecar.model_validate(data)
-    except ValidationError as error:
-        raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False)), path) from error
 
 
-def resolve(sidecar: Sidecar, border: GraphInterface) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
-    """The signature and the constants that `sidecar` gives to a graph with this border.
-
-    Raises:
-        SidecarError: a name that the graph lacks, a size that neither says, a constant of the wrong kind.
-    """
-    lead = axes_before_step(sidecar.tensor_layout)
-    constants = {
-        name: _constant(_port(border.all_inputs, name, f"constants.{name}", border), value)
-        for name, value in sidecar.constants.items()
-    }
-    inputs, outputs = (
-        tuple(_tensor(_port(ports, t.name, f"{key}: {t.name!r}", border), t, lead, key) for t in tensors)
-        for key, ports, tensors in (
-            ("inputs", border.all_inputs, sidecar.inputs),
-            ("outputs", border.outputs, sidecar.outputs),
-        )
-    )
-    states = tuple(_state(s, border) for s in sidecar.states)
-    try:
-        signature = Signature(
-            inputs=inputs,
-            outputs=outputs,
-            states=states,
-            layout=sidecar.tensor_layout,
-            lengths=sidecar.lengths,
-            max_batch=_max_batch(sidecar, border, lead),
-        )
-    except ValidationError as error:
-        raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
-    if sidecar.generation is not None:
-        try:
-            check_generation(signature, sidecar.generation)
-        except ValueError as error:
-            raise SidecarError(str(error)) from error
-    return signature, constants
+def _to_fill_in(text: bytes) -> str:
+    """The lines with a `?` of the template that nobody has filled in, as the end of an error's text."""
+    lines = [
+        str(number) for number, line in enumerate(text.splitlines(), 1) if b"?" in line.partition(b"#")[0]
+    ]
+    return f"; fill in the `?` in line {', '.join(lines[:20])}" if lines else ""
 
 
-def _port(ports: dict[str, GraphValue], name: str, key: str, border: GraphInterface) -> GraphValue:
-    if name in ports:
-        return ports[name]
-    near = difflib.get_close_matches(name, ports, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise SidecarError(f"{key}: the graph has no such name{hint}; it has\n{border}")
-
-
-def _dtype(port: GraphValue, given: Dtype | None, key: str) -> Dtype:
-    dtype = given or port.dtype
-    if dtype not in DTYPES:
-        raise SidecarError(f"{key}: dtype {dtype or 'unknown'}; expected one of {', '.join(DTYPES)}")
-    return dtype  # type: ignore[return-value]
-
-
-def _tensor(port: GraphValue, given: SidecarTensor, lead: tuple[str, ...], key: str) -> Tensor:
-    where = f"{key}: {port.name!r}"
-    shape: tuple[int, ...]
-    if given.step_shape is not None:
-        shape = given.step_shape
-    elif port.dims is None:
-        raise SidecarError(f"{where}: the graph gives no shape; say step_shape, the shape of one timestep")
-    else:
-        if len(port.dims) < len(lead):
-            raise SidecarError(f"{where}: expected [{', '.join([*lead, '…'])}], the graph has {port}")
-        shape = _sizes(port, range(len(lead), len(port.dims)), where, "step_shape")
-    try:
-        return Tensor(
-            name=port.name,
-            dtype=_dtype(port, given.dtype, where),
-            step_shape=shape,
-            distribution=given.distribution,
-            index_ranges=(given.index_range,) if isinstance(given.index_range, tuple) else (),
-        )
-    except ValidationError as error:
-        raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
-
-
-def _sizes(port: GraphValue, axes: range | list[int], where: str, key: str) -> tuple[int, ...]:
-    sizes: list[int] = []
-    for axis in axes:
-        dim = (port.dims or ())[axis]
-        if not isinstance(dim, int):
-            raise SidecarError(
-                f"{where}: the graph leaves axis {axis} ({dim or 'unnamed'}) of {port} open; say {key}"
-            )
-        sizes.append(dim)
-    return tuple(sizes)
-
-
-def _state(given: SidecarState, border: GraphInterface) -> State:
-    where = f"states: {given.input!r}"
-    port = _port(border.all_inputs, given.input, where, border)
-    _port(border.outputs, given.output, f"{where}: output {given.output!r}", border)
-    axis, shape = given.batch_axis, given.shape
-    if axis is None:
-        if port.dims is None or len(port.dynamic_axes) != 1:
-            raise SidecarError(f"{where}: say batch_axis; the graph has {port}")
-        axis = port.dynamic_axes[0]
-    if shape is None:
-        if port.dims is None or axis >= len(port.dims):
-            raise SidecarError(
-                f"{where}: batch_axis {axis} is outside {port}" if port.dims else f"{where}: say shape"
-            )
-        shape = _sizes(port, [a for a in range(len(port.dims)) if a != axis], where, "shape")
-    try:
-        return State(
-            input=given.input,
-            output=given.output,
-            dtype=_dtype(port, given.dtype, where),
-            shape=shape,
-            batch_axis=axis,
-            initial=given.initial,
-        )
-    except ValidationError as error:
-        raise SidecarError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
-
-
-def _constant(port: GraphValue, value: object) -> npt.NDArray[Any]:
-    where = f"constants.{port.name}"
-    dtype = np.dtype(_dtype(port, None, where))
-    try:
-        exact = np.array(value)
-    except ValueError as error:
-        raise SidecarError(
-            f"{where}: expected a number or nested lists of equal lengths, got {value!r}"
-        ) from error
-    if exact.dtype.kind not in "biuf" or (exact.dtype.kind == "b") != (dtype.kind == "b"):
-        raise SidecarError(f"{where}: expected {port}, got {value!r}")
-    with np.errstate(all="ignore"):
-        array = exact.astype(dtype)
-    if dtype.kind != "f" and not np.array_equal(array, exact):
-        raise SidecarError(f"{where}: {value!r} does not fit {dtype}")
-    dims = port.dims
-    if array.ndim == 0 and dims is not None and all(d == 1 or not isinstance(d, int) for d in dims):
-        array = array.reshape([1] * len(dims))
-    return array
-
-
-def _max_batch(sidecar: Sidecar, border: GraphInterface, lead: tuple[str, ...]) -> int | None:
-    """What the file says; else the batch size that the graph declares, if it does."""
-    if sidecar.max_batch is not None:
-        return None if sidecar.max_batch == "any" else sidecar.max_batch
-    sizes = []
-    for t in sidecar.inputs:
-        dims = border.all_inputs[t.name].dims
-        if dims is not None and len(dims) >= len(lead) and isinstance(size := dims[lead.index("batch")], int):
-            sizes.append(size)
-    return min(sizes, default=None)
-
-
-def _explain(error: Any) -> str:
+def explain(error: Any) -> str:
     """One line from one of pydantic's errors: the key, what is expected, what came."""
     key = ".".join(
         str(part) for part in error["loc"] if part not in ("tuple[float, ...]", "float", "constrained-int")
     )
-    message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        parts = (Sidecar, SidecarTensor, SidecarState, Generation)
-        known = {key for part in parts for key in part.model_fields}
-        near = difflib.get_close_matches(str(error["loc"][-1]), sorted(known), 1)
-        return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"{key}: unknown key{_meant(error['loc'])}"
+    message = str(error["msg"]).removeprefix("Value error, ")
     came = error.get("input")
     shown = "" if error["type"] in ("missing", "value_error") else f", got {came!r}"
     return f"{key}: {message}{shown}" if key else message
+
+
+def _meant(place: tuple[int | str, ...]) -> str:
+    """What an unknown key may be meant for, as the end of an error's text."""
+    table, name = (str(place[0]) if len(place) > 1 else ""), str(place[-1])
+    own = sorted(_TABLES.get(table, Sidecar).model_fields)
+    if near := nearest(name, own):
+        return f"; did you mean {near!r}?"
+    others: dict[str, type[BaseModel]] = {"the top of the file": Sidecar}
+    others |= {f"a table of {key!r}": part for key, part in _TABLES.items()}
+    for where, part in others.items():
+        if name in part.model_fields:
+            return f"; it belongs to {where}"
+    return f"; expected one of {', '.join(own)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` is probably meant for; case, `-` and `_` play no part."""
+    plain = {_plain(each): each for each in known}
+    near = difflib.get_close_matches(_plain(name), plain, 1)
+    return plain[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

@@ -30,6 +30,7 @@ from streamcell.service.protocols.native import frame_requests, wire
 from streamcell.service.protocols.oip import request_cache as oip_plans
 from streamcell.service.protocols.oip import requests as oip_requests
 from streamcell.service.protocols.oip import tensors as oip_tensors
+from streamcell.service.repository.describe import Description
 from streamcell.service.repository.model_file import ModelFile
 from streamcell.service.sessions.session import Output, Session, Work
 
@@ -46,7 +47,9 @@ SEVERAL = Signature(
     ),
     outputs=(Tensor(name="y", dtype="float32", step_shape=(2,)),),
 )
-FILES = [ModelFile("m", "1", Path("m.onnx"), each, None, {}, (), ()) for each in (SIGNATURE, SEVERAL)]
+FILES = [
+    ModelFile("m", "1", Path("m.onnx"), Description(each, "card"), (), ()) for each in (SIGNATURE, SEVERAL)
+]
 LIMITS = requests.Limits(1 << 20, 64, allow_non_finite=False, max_generate_steps=8, max_beam_width=2)
 
 

@@ -11,7 +11,8 @@ from streamcell.card import Signature, State, Tensor
 from streamcell.service.graph.interface import GraphInterface, read_interface
 from streamcell.service.load_errors import DetectionError
 from streamcell.service.repository.detect import detect
-from streamcell.service.repository.sidecar import Sidecar, resolve
+from streamcell.service.repository.sidecar import Sidecar
+from streamcell.service.repository.sidecar_fit import resolve
 from streamcell.service.repository.state_names import state_pairs
 
 

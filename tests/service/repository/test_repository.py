@@ -164,6 +164,16 @@ def test_a_sidecar_stands_in_the_place_of_a_card_only_when_it_says_so(tmp_path: 
     assert file.card.signature.states[0].initial == 0.5
 
 
+def test_a_sidecar_is_told_all_its_mistakes_together_with_the_card_it_stands_beside(tmp_path: Path) -> None:
+    sidecar = SIDECAR.replace("layout", "batches = 1\nlayout").replace('"b"', '"bb"')
+    path = save(carded(), tmp_path / "delay.onnx", sidecar)
+    with pytest.raises(SidecarError) as caught:
+        open_model(path, "delay")
+    assert caught.value.path == path.with_suffix(".toml")
+    for text in ("3 problems", "batches: unknown key; did you mean", "override = true", "output 'bb'"):
+        assert text in str(caught.value)
+
+
 def test_a_sidecar_may_rename_but_not_to_a_name_that_is_taken(tmp_path: Path) -> None:
     save(unnamed(), tmp_path / "a b.onnx", 'name = "delay"' + SIDECAR)
     assert [f.name for f in discover(tmp_path)] == ["delay"]

@@ -13,7 +13,8 @@ from onnx import parser
 from streamcell.card import Generation, Signature, State, Tensor
 from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
 from streamcell.service.load_errors import SidecarError, SignatureError
-from streamcell.service.repository.sidecar import Sidecar, SidecarState, read_sidecar, resolve
+from streamcell.service.repository.sidecar import Sidecar, SidecarState, read_sidecar
+from streamcell.service.repository.sidecar_fit import resolve
 
 VAD = (
     "(float[batch, samples] input, float[2, batch, 128] state, int64 sr)"
@@ -203,6 +204,40 @@ def test_a_bad_file_is_refused_naming_file_and_key(case: str, sidecar: Write) ->
     assert "model.toml: " in str(caught.value)
 
 
+ALL_AT_ONCE = {
+    "keys": (
+        'time-axis = 1\ninput = ["x"]\noutputs = 3\n[[states]]\ninput = "h"\nout = "k"\nhead = "real"',
+        [
+            "time-axis: unknown key; did you mean 'time_axis'?",
+            "input: unknown key; did you mean 'inputs'?",
+            "inputs: Field required",
+            "outputs: Input should be a valid tuple, got 3",
+            "give either layout",
+            "states.0.output: Field required",
+            "states.0.out: unknown key; did you mean 'output'?",
+            "states.0.head: unknown key; it belongs to a table of 'generation'",
+        ],
+    ),
+    "a key that resembles none": (
+        GOOD + '[[states]]\ninput = "h"\noutput = "k"\nzoom = 1',
+        ["states.0.zoom: unknown key; expected one of batch_axis, dtype, initial, input, output, shape"],
+    ),
+    "what is to be filled in": (
+        GOOD.replace('["x"]', '[\n{ name = "x", step_shape = [?] },  # int64[?]\n]') + "[constants]\nk = ?  # int64[]",
+        ["not valid TOML", "fill in the `?` in line 3, 7"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALL_AT_ONCE)
+def test_everything_that_is_wrong_with_a_file_is_told_at_once(case: str, sidecar: Write) -> None:
+    text, wanted = ALL_AT_ONCE[case]
+    with pytest.raises(SidecarError) as caught:
+        sidecar(text)
+    for each in wanted:
+        assert each in str(caught.value)
+
+
 STATE = '[[states]]\ninput = "h"\noutput = "k"\n'
 PLAIN = "(float[b, 4] x, float[2, b, 5] h, float[b] r) => (float[b, 2] y, float[2, b, 5] k)"
 BAD_FITS = {
@@ -264,3 +299,40 @@ def test_a_sidecar_that_does_not_fit_the_graph_is_refused_naming_the_key(case: s
     given = sidecar(text)
     with pytest.raises(SidecarError, match=message):
         resolve(given, border(graph))
+
+
+def test_everything_that_does_not_fit_the_graph_is_told_at_once(sidecar: Write) -> None:
+    given = sidecar(
+        'layout = "batch"\ninputs = ["X"]\noutputs = ["yy", "w"]\n[constants]\nrate = 1.5\nnone = 1\n'
+        '[[states]]\ninput = "h"\noutput = "kk"\n'
+    )
+    graph = "(float[b, 4] x, float[b, 5] h, int64 rate, float[b, 2] z) => (float[b, 2] y, float[b, m] w, float[b, 5] k)"
+    with pytest.raises(SidecarError) as caught:
+        resolve(given, border(graph))
+    for text in (
+        "7 problems:",
+        "inputs: 'X': the graph has no such name; did you mean 'x'?",
+        "outputs: 'yy': the graph has no such name; did you mean 'y'?",
+        "outputs: 'w': the graph leaves axis 1 (m) of float32[b, m] open; say step_shape",
+        "states: 'h': output 'kk': the graph has no such name; did you mean 'k'?",
+        "constants.rate: 1.5 does not fit int64",
+        "constants.none: the graph has no such name",
+        "nothing feeds these inputs: z: float32[b, 2]",
+    ):
+        assert text in str(caught.value)
+    assert str(caught.value).count("the graph has\n") == 1
+
+
+def test_everything_that_a_signature_gets_wrong_is_told_at_once() -> None:
+    graph = border("(float[b, 4] x, float[b, 5] h, float[b, 2] z) => (float[b, 2] y, float[b, 5] k)")
+    signature = Signature(
+        inputs=(Tensor(name="x", dtype="float32", step_shape=(3,)),),
+        outputs=(Tensor(name="y", dtype="float64", step_shape=(2,)),),
+        states=(State(input="h", output="q", dtype="float32", shape=(5,)),),
+        layout="batch",
+    )
+    with pytest.raises(SignatureError) as caught:
+        check_signature(graph, signature, {"none": np.zeros(1)})
+    for text in ("5 problems", "input 'x', axis 1", "output 'y': expected float64", "no state output 'q'",
+                 "no constant 'none'", "nothing feeds these inputs: z"):  # fmt: skip
+        assert text in str(caught.value)

@@ -18,6 +18,7 @@ from streamcell.service.errors import ServiceError
 from streamcell.service.protocols.common.protobuf import varint
 from streamcell.service.protocols.oip.request_cache import RequestCache
 from streamcell.service.protocols.oip.requests import ParsedRequest, ReplyTemplates, flags, parse, plan
+from streamcell.service.repository.describe import Description
 from streamcell.service.repository.model_file import ModelFile
 
 SIGNATURE = Signature(
@@ -25,7 +26,7 @@ SIGNATURE = Signature(
     outputs=(Tensor(name="y", dtype="float32", step_shape=(2,)),),
     states=(State(input="h", output="h_next", dtype="float16", shape=(2, 40)),),
 )
-FILE = ModelFile("a_model", "3", Path("a_model.onnx"), SIGNATURE, None, {}, (), ())
+FILE = ModelFile("a_model", "3", Path("a_model.onnx"), Description(SIGNATURE, "card"), (), ())
 IDS = st.text(max_size=300)
 
 

@@ -13,6 +13,7 @@ from streamcell.proto.inference import oip
 from streamcell.service.errors import SequenceNotStarted, cut
 from streamcell.service.protocols.oip.reply import ReplyTemplate, streamed_error
 from streamcell.service.protocols.oip.tensors import RequestShape
+from streamcell.service.repository.describe import Description
 from streamcell.service.repository.model_file import ModelFile
 
 SIGNATURE = Signature(
@@ -26,7 +27,7 @@ SIGNATURE = Signature(
         State(input="c", output="c_next", dtype="bool", shape=()),
     ),
 )
-FILE = ModelFile("a_model", "3", Path("a_model.onnx"), SIGNATURE, None, {}, (), ())
+FILE = ModelFile("a_model", "3", Path("a_model.onnx"), Description(SIGNATURE, "card"), (), ())
 FORMS = (
     RequestShape((), 1, 1),
     RequestShape((1,), 1, 1),

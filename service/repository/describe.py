@@ -1,0 +1,95 @@
+"""How a model file is to be served: by its sidecar, else by its card, else as its graph alone says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy.typing as npt
+import onnx
+
+from streamcell.card import CardError, Generation, ModelCard, Signature, read_card
+from streamcell.service.graph.index_ranges import with_index_ranges
+from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
+from streamcell.service.load_errors import ModelLoadError, Problems, SidecarError
+
+from .detect import detect
+from .sidecar import Sidecar, inspect_sidecar
+from .sidecar_fit import resolve
+
+Source: TypeAlias = Literal["sidecar", "card", "graph"]
+
+
+@dataclass(frozen=True, eq=False)
+class Description:
+    """What a model's inputs, outputs and states are.
+
+    Attributes:
+        signature: with the index ranges that the graph gives.
+        source: what says so.
+        card: the one inside the file, also where a sidecar overrides its signature.
+        constants: graph inputs that the sidecar fixes, by name, with the graph's dtypes.
+        generation: how an output becomes the next input; None: it does not.
+        name: the name that the sidecar gives, if it gives one.
+    """
+
+    signature: Signature
+    source: Source
+    card: ModelCard | None = None
+    constants: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    generation: Generation | None = None
+    name: str | None = None
+
+
+def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Description:
+    """Read the description of the model that `path` holds.
+
+    Args:
+        model: the file's content; weights play no part.
+        path: the .onnx file, for texts.
+        sidecar: the TOML file beside it, if there is one.
+
+    Raises:
+        ModelLoadError: it cannot be served; the error names everything that is wrong.
+    """
+    border = read_interface(model.graph)
+    try:
+        card = read_card(model)
+    except CardError as error:
+        raise ModelLoadError(str(error)) from error
+    stated: set[str] = set()
+    if sidecar is not None:
+        said, problems = inspect_sidecar(sidecar)
+        found, stated = _from_sidecar(said, problems, card, border, path, sidecar)
+    elif card is not None:
+        found = Description(card.signature, "card", card, generation=card.generation)
+    else:
+        found = Description(detect(border, sidecar_name=path.with_suffix(".toml").name), "graph")
+    check_signature(border, found.signature, found.constants)
+    signature = with_index_ranges(model.graph, found.signature, stated)
+    return replace(found, signature=signature)
+
+
+def _from_sidecar(
+    said: Sidecar | None,
+    problems: Problems,
+    card: ModelCard | None,
+    border: GraphInterface,
+    path: Path,
+    sidecar: Path,
+) -> tuple[Description, set[str]]:
+    """The description, and the inputs whose index ranges the sidecar states."""
+    if card is not None and not (said is not None and said.override):
+        problems.add(
+            f"{path.name} carries a card; remove this file, or say `override = true` to use it instead"
+        )
+    if said is not None:
+        with problems.noted():
+            signature, constants = resolve(said, border)
+            check_signature(border, signature, constants)
+            if not problems:
+                stated = {tensor.name for tensor in said.inputs if tensor.index_range is not None}
+                return Description(signature, "sidecar", card, constants, said.generation, said.name), stated
+    raise SidecarError(str(problems), sidecar)

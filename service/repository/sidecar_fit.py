@@ -1,0 +1,228 @@
+"""What a sidecar makes of a graph: its signature and its constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from streamcell.card import DTYPES, Signature, State, Tensor, check_generation
+from streamcell.card.signature import Dtype
+from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step, unfed
+from streamcell.service.load_errors import Problems, SidecarError
+
+from .sidecar import Sidecar, SidecarState, SidecarTensor, explain, nearest
+
+
+def resolve(sidecar: Sidecar, border: GraphInterface) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
+    """The signature and the constants that `sidecar` gives to a graph with this border.
+
+    Raises:
+        SidecarError: names that the graph lacks, sizes that neither says, constants of the wrong kind, inputs that
+            nothing feeds; all of them at once.
+    """
+    return _Fit(sidecar, border).signature()
+
+
+class _Fit:
+    """Holds the sidecar's tables against the graph's border, one after another, and gathers what is wrong."""
+
+    def __init__(self, sidecar: Sidecar, border: GraphInterface) -> None:
+        self._sidecar = sidecar
+        self._border = border
+        self._problems = Problems()
+        self._guesses: set[str] = set()  # what an unknown name is probably meant for
+        self._unknown = False
+
+    def signature(self) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
+        sidecar, border = self._sidecar, self._border
+        inputs = self._tensors("inputs", border.all_inputs, sidecar.inputs)
+        outputs = self._tensors("outputs", border.outputs, sidecar.outputs)
+        states = self._states()
+        constants = self._constants()
+        if not self._problems:
+            with self._problems.noted():
+                signature = self._whole(inputs, outputs, states)
+        if self._problems:
+            raise SidecarError(self._told())
+        return signature, constants
+
+    def _told(self) -> str:
+        """All problems, with what would only be found once they are solved: inputs that nothing feeds."""
+        sidecar, border = self._sidecar, self._border
+        fed = {each.name for each in sidecar.inputs} | {each.input for each in sidecar.states}
+        if hungry := unfed(border, {*fed, *sidecar.constants, sidecar.lengths, *self._guesses}):
+            self._problems.add(hungry)
+        return f"{self._problems}\nthe graph has\n{border}" if self._unknown else str(self._problems)
+
+    def _port(self, ports: dict[str, GraphValue], name: str, key: str) -> GraphValue | None:
+        if name in ports:
+            return ports[name]
+        self._unknown = True
+        near = nearest(name, ports)
+        self._guesses.update(filter(None, [near]))
+        hint = f"; did you mean {near!r}?" if near else ""
+        self._problems.add(f"{key}: the graph has no such name{hint}")
+        return None
+
+    def _tensors(
+        self, key: str, ports: dict[str, GraphValue], tensors: tuple[SidecarTensor, ...]
+    ) -> tuple[Tensor, ...]:
+        lead = axes_before_step(self._sidecar.tensor_layout)
+        found = []
+        for tensor in tensors:
+            port = self._port(ports, tensor.name, f"{key}: {tensor.name!r}")
+            if port is not None:
+                with self._problems.noted():
+                    found.append(_tensor(port, tensor, lead, key))
+        return tuple(found)
+
+    def _states(self) -> tuple[State, ...]:
+        found = []
+        for state in self._sidecar.states:
+            where = f"states: {state.input!r}"
+            port = self._port(self._border.all_inputs, state.input, where)
+            after = self._port(self._border.outputs, state.output, f"{where}: output {state.output!r}")
+            if port is not None and after is not None:
+                with self._problems.noted():
+                    found.append(_state(state, port))
+        return tuple(found)
+
+    def _constants(self) -> dict[str, npt.NDArray[Any]]:
+        found = {}
+        for name, value in self._sidecar.constants.items():
+            port = self._port(self._border.all_inputs, name, f"constants.{name}")
+            if port is not None:
+                with self._problems.noted():
+                    found[name] = _constant(port, value)
+        return found
+
+    def _whole(
+        self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], states: tuple[State, ...]
+    ) -> Signature:
+        sidecar = self._sidecar
+        try:
+            signature = Signature(
+                inputs=inputs,
+                outputs=outputs,
+                states=states,
+                layout=sidecar.tensor_layout,
+                lengths=sidecar.lengths,
+                max_batch=_max_batch(sidecar, self._border),
+            )
+        except ValidationError as error:
+            raise _invalid(error) from error
+        if sidecar.generation is not None:
+            try:
+                check_generation(signature, sidecar.generation)
+            except ValueError as error:
+                raise SidecarError(str(error)) from error
+        return signature
+
+
+def _invalid(error: ValidationError) -> SidecarError:
+    return SidecarError("; ".join(explain(each) for each in error.errors(include_url=False)))
+
+
+def _dtype(port: GraphValue, given: Dtype | None, key: str) -> Dtype:
+    dtype = given or port.dtype
+    if dtype not in DTYPES:
+        raise SidecarError(f"{key}: dtype {dtype or 'unknown'}; expected one of {', '.join(DTYPES)}")
+    return dtype  # type: ignore[return-value]
+
+
+def _tensor(port: GraphValue, given: SidecarTensor, lead: tuple[str, ...], key: str) -> Tensor:
+    where = f"{key}: {port.name!r}"
+    shape: tuple[int, ...]
+    if given.step_shape is not None:
+        shape = given.step_shape
+    elif port.dims is None:
+        raise SidecarError(f"{where}: the graph gives no shape; say step_shape, the shape of one timestep")
+    else:
+        if len(port.dims) < len(lead):
+            raise SidecarError(f"{where}: expected [{', '.join([*lead, '…'])}], the graph has {port}")
+        shape = _sizes(port, range(len(lead), len(port.dims)), where, "step_shape")
+    try:
+        return Tensor(
+            name=port.name,
+            dtype=_dtype(port, given.dtype, where),
+            step_shape=shape,
+            distribution=given.distribution,
+            index_ranges=(given.index_range,) if isinstance(given.index_range, tuple) else (),
+        )
+    except ValidationError as error:
+        raise _invalid(error) from error
+
+
+def _sizes(port: GraphValue, axes: range | list[int], where: str, key: str) -> tuple[int, ...]:
+    sizes: list[int] = []
+    for axis in axes:
+        dim = (port.dims or ())[axis]
+        if not isinstance(dim, int):
+            raise SidecarError(
+                f"{where}: the graph leaves axis {axis} ({dim or 'unnamed'}) of {port} open; say {key}"
+            )
+        sizes.append(dim)
+    return tuple(sizes)
+
+
+def _state(given: SidecarState, port: GraphValue) -> State:
+    where = f"states: {given.input!r}"
+    axis, shape = given.batch_axis, given.shape
+    if axis is None:
+        if port.dims is None or len(port.dynamic_axes) != 1:
+            raise SidecarError(f"{where}: say batch_axis; the graph has {port}")
+        axis = port.dynamic_axes[0]
+    if shape is None:
+        if port.dims is None or axis >= len(port.dims):
+            raise SidecarError(
+                f"{where}: batch_axis {axis} is outside {port}" if port.dims else f"{where}: say shape"
+            )
+        shape = _sizes(port, [a for a in range(len(port.dims)) if a != axis], where, "shape")
+    try:
+        return State(
+            input=given.input,
+            output=given.output,
+            dtype=_dtype(port, given.dtype, where),
+            shape=shape,
+            batch_axis=axis,
+            initial=given.initial,
+        )
+    except ValidationError as error:
+        raise _invalid(error) from error
+
+
+def _constant(port: GraphValue, value: object) -> npt.NDArray[Any]:
+    where = f"constants.{port.name}"
+    dtype = np.dtype(_dtype(port, None, where))
+    try:
+        exact = np.array(value)
+    except ValueError as error:
+        raise SidecarError(
+            f"{where}: expected a number or nested lists of equal lengths, got {value!r}"
+        ) from error
+    if exact.dtype.kind not in "biuf" or (exact.dtype.kind == "b") != (dtype.kind == "b"):
+        raise SidecarError(f"{where}: expected {port}, got {value!r}")
+    with np.errstate(all="ignore"):
+        array = exact.astype(dtype)
+    if dtype.kind != "f" and not np.array_equal(array, exact):
+        raise SidecarError(f"{where}: {value!r} does not fit {dtype}")
+    dims = port.dims
+    if array.ndim == 0 and dims is not None and all(d == 1 or not isinstance(d, int) for d in dims):
+        array = array.reshape([1] * len(dims))
+    return array
+
+
+def _max_batch(sidecar: Sidecar, border: GraphInterface) -> int | None:
+    """What the file says; else the batch size that the graph declares, if it does."""
+    lead = axes_before_step(sidecar.tensor_layout)
+    if sidecar.max_batch is not None:
+        return None if sidecar.max_batch == "any" else sidecar.max_batch
+    sizes = []
+    for t in sidecar.inputs:
+        dims = border.all_inputs[t.name].dims
+        if dims is not None and len(dims) >= len(lead) and isinstance(size := dims[lead.index("batch")], int):
+            sizes.append(size)
+    return min(sizes, default=None)

@@ -27,129 +27,151 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         metrics_port: Annotated[
             int | None, _Option(help="Prometheus port; 0 takes a free one.  [9090]")
         ] = None,
-        device: Annotated[str | None, _Option(help="cpu, cuda or cuda:N; never falls back.  [cpu]")] = None,
-        lane: Annotated[str | None, _Option(help="auto, fast or threaded.  [auto]")] = None,
+        device: Annotated[
+            str | None, _Option(help="Device: cpu, cuda or cuda:N. An unavailable device is an error.  [cpu]")
+        ] = None,
+        lane: Annotated[str | None, _Option(help="gRPC transport: auto, fast or threaded.  [auto]")] = None,
         frontends: Annotated[
             int | None,
-            _Option(help="Processes that answer calls for one that runs the models; 0: one does both.  [0]"),
+            _Option(
+                help="Processes that answer calls, beside one that runs the models; 0: one does both.  [0]"
+            ),
         ] = None,
-        max_sessions: Annotated[int | None, _Option(help="Live sessions a model.  [10000]")] = None,
-        max_batch: Annotated[int | None, _Option(help="Sessions that run together.  [256]")] = None,
-        max_chunk: Annotated[int | None, _Option(help="Timesteps of a session in one run.  [64]")] = None,
-        max_steps_per_message: Annotated[int | None, _Option(help="Timesteps a message.  [4096]")] = None,
+        max_sessions: Annotated[int | None, _Option(help="Maximum live sessions per model.  [10000]")] = None,
+        max_batch: Annotated[int | None, _Option(help="Maximum sessions in one run.  [256]")] = None,
+        max_chunk: Annotated[
+            int | None, _Option(help="Maximum timesteps of a session in one run.  [64]")
+        ] = None,
+        max_steps_per_message: Annotated[
+            int | None, _Option(help="Maximum timesteps in a message.  [4096]")
+        ] = None,
         max_generate_steps: Annotated[
-            int | None, _Option(help="Timesteps that a message may have generated.  [16384]")
+            int | None, _Option(help="Maximum timesteps that one message may ask to generate.  [16384]")
         ] = None,
-        max_beam_width: Annotated[int | None, _Option(help="Hypotheses of a beam search.  [16]")] = None,
-        max_message_bytes: Annotated[int | None, _Option(help="Bytes a message.  [4194304]")] = None,
+        max_beam_width: Annotated[
+            int | None, _Option(help="Maximum hypotheses of a beam search.  [16]")
+        ] = None,
+        max_message_bytes: Annotated[
+            int | None, _Option(help="Maximum bytes in a message.  [4194304]")
+        ] = None,
         max_infer_bytes: Annotated[
-            int | None, _Option(help="Bytes a request of the Open Inference Protocol.  [67108864]")
+            int | None, _Option(help="Maximum bytes in a request of the Open Inference Protocol.  [67108864]")
         ] = None,
         model_control: Annotated[
-            str | None, _Option(help="Load and unload while serving: none, poll or explicit.  [none]")
+            str | None, _Option(help="Load and unload models while serving: none, poll or explicit.  [none]")
         ] = None,
         versions: Annotated[
-            str | None, _Option(help="Versions served: latest or all.  [all; latest under model control]")
+            str | None,
+            _Option(
+                help="Versions of each model to serve: latest or all.  [all; latest under model control]"
+            ),
         ] = None,
         model_poll_s: Annotated[
-            float | None, _Option(help="Seconds between looks at the folder.  [15]")
+            float | None, _Option(help="Seconds between two looks at the folder of models.  [15]")
         ] = None,
         load_model: Annotated[
             list[str] | None,
-            _Option(help="Model to load at the start under explicit control, * for all; repeatable."),
+            _Option(help="Model to load at start under explicit control, * for all; repeatable."),
         ] = None,
         unload: Annotated[
-            str | None, _Option(help="Unloading a model in use: wait or refuse.  [wait]")
+            str | None, _Option(help="Unloading a model with live sessions: wait or refuse.  [wait]")
         ] = None,
         unload_grace_s: Annotated[
             float | None,
-            _Option("--unload-grace-s", "--unload-grace", help="Seconds sessions get when unloading.  [30]"),
+            _Option(
+                "--unload-grace-s",
+                "--unload-grace",
+                help="Seconds that sessions get to end when their model is unloaded.  [30]",
+            ),
         ] = None,
         queue_messages: Annotated[
-            int | None, _Option(help="Messages a session may have waiting.  [32]")
+            int | None, _Option(help="Maximum messages that may wait in a session's queue.  [32]")
         ] = None,
         idle_timeout_s: Annotated[
             float | None, _Option(help="Idle seconds before a session ends; 0: never.  [300]")
         ] = None,
-        grace_s: Annotated[float | None, _Option(help="Seconds streams get after SIGTERM.  [10]")] = None,
+        grace_s: Annotated[
+            float | None, _Option(help="Seconds that streams get to end after SIGTERM.  [10]")
+        ] = None,
         first_message_s: Annotated[
             float | None, _Option(help="Seconds a call has to send its first message; 0: no limit.  [20]")
         ] = None,
-        reflection: Annotated[
-            bool | None, _Option(help="Let clients ask which services there are.  [on]")
-        ] = None,
+        reflection: Annotated[bool | None, _Option(help="Answer gRPC reflection calls.  [on]")] = None,
         watchdog_s: Annotated[
             float | None,
-            _Option(
-                help="Seconds without progress after which a busy thread counts as stalled; 0: never.  [30]"
-            ),
+            _Option(help="Seconds without progress before a busy thread counts as stalled; 0: never.  [30]"),
         ] = None,
         watchdog_exit: Annotated[
-            bool | None, _Option(help="End with exit code 70 when a thread stalls.  [off]")
+            bool | None, _Option(help="Exit with code 70 if a thread stalls.  [off]")
         ] = None,
         run_timeout_s: Annotated[
-            float | None, _Option(help="Seconds a run of a model may take; 0: any.  [60]")
+            float | None, _Option(help="Time limit of one run of a model, in seconds; 0: none.  [60]")
         ] = None,
         load_timeout_s: Annotated[
-            float | None, _Option(help="Seconds that loading a model may take; 0: any.  [300]")
+            float | None, _Option(help="Time limit of loading a model, in seconds; 0: none.  [300]")
         ] = None,
         proof: Annotated[
             str | None, _Option(help="Prove each model when it is loaded: off, quick or full.  [quick]")
         ] = None,
-        proof_s: Annotated[float | None, _Option(help="Seconds that proving a model may take.  [2]")] = None,
+        proof_s: Annotated[
+            float | None, _Option(help="Time limit of the proof of a model, in seconds.  [2]")
+        ] = None,
         follow_links: Annotated[
-            bool | None, _Option(help="Follow links that lead out of the folder of models.  [off]")
+            bool | None, _Option(help="Follow symbolic links that lead out of the folder of models.  [off]")
         ] = None,
         max_concurrent_streams: Annotated[
-            int | None, _Option(help="HTTP/2 streams a connection.  [twice --max-sessions]")
+            int | None, _Option(help="Maximum HTTP/2 streams per connection.  [twice --max-sessions]")
         ] = None,
         max_connections: Annotated[
             int | None,
             _Option(
-                help="Connections a process that answers calls.  [twice --max-sessions, as descriptors allow]"
+                help="Maximum connections per process that answers calls.  [twice --max-sessions if descriptors allow]"
             ),
         ] = None,
         keepalive_s: Annotated[
-            float | None, _Option(help="Seconds of silence after which a connection is pinged.  [20]")
+            float | None, _Option(help="Seconds of silence before the server pings a connection.  [20]")
         ] = None,
         keepalive_timeout_s: Annotated[
-            float | None, _Option(help="Seconds that a pinged connection has to answer.  [10]")
+            float | None, _Option(help="Seconds that a client has to answer a ping.  [10]")
         ] = None,
         max_in_flight_bytes: Annotated[
             int | None,
             _Option(
-                help="Bytes of half-received messages, queued work and unread replies.  [a quarter of the memory]"
+                help="Maximum bytes of half-received messages, queued work, unread replies.  [a quarter of the memory]"
             ),
         ] = None,
         max_connection_bytes: Annotated[
-            int | None, _Option(help="The same of one connection.  [half of --max-in-flight-bytes]")
+            int | None, _Option(help="The same bound for one connection.  [half of --max-in-flight-bytes]")
         ] = None,
         stop_s: Annotated[
-            float | None, _Option(help="Seconds that stopping may take after the grace.  [10]")
+            float | None, _Option(help="Seconds that stopping may take after --grace-s.  [10]")
         ] = None,
         non_finite: Annotated[
-            str | None, _Option(help="NaN and infinite input: reject or allow.  [reject]")
+            str | None, _Option(help="Messages with NaN or infinite input: reject or allow.  [reject]")
         ] = None,
         spin_us: Annotated[
             int | None,
-            _Option(
-                help="Microseconds to look for messages before sleeping, where that pays; 0: none.  [100]"
-            ),
+            _Option(help="Microseconds to poll for messages before blocking; 0: never poll.  [100]"),
         ] = None,
-        intra_op_threads: Annotated[int | None, _Option(help="ONNX Runtime threads a run.  [1]")] = None,
+        intra_op_threads: Annotated[
+            int | None, _Option(help="ONNX Runtime's threads for one run.  [1]")
+        ] = None,
         fixed_shapes: Annotated[
-            bool | None, _Option(help="Pad runs to sizes 1, 2, 4, ….  [on CUDA only]")
+            bool | None, _Option(help="Pad batches to 1, 2, 4, … rows.  [on CUDA only]")
         ] = None,
         cell: Annotated[
             str | None,
             _Option(
-                help="Single steps of recurrent layers: auto, operator or decomposed.  [auto but for LSTM on CPU]"
+                help="Recurrent layers in single steps: auto, operator, decomposed.  [auto, but for LSTM on CPU]"
             ),
         ] = None,
         cuda_graphs: Annotated[
-            bool | None, _Option(help="Replay single steps as CUDA graphs.  [on CUDA, where safe]")
+            bool | None, _Option(help="Replay single steps as CUDA graphs.  [on CUDA, if it is safe]")
         ] = None,
-        tf32: Annotated[bool | None, _Option(help="TF32 matrix products on CUDA.  [off]")] = None,
+        tf32: Annotated[
+            bool | None,
+            _Option(help="Compute matrix products in TF32 on CUDA: faster, 10 bits of fraction.  [off]"),
+        ] = None,
         tls_cert: Annotated[
             Path | None, _Option(help="PEM certificate chain; with --tls-key, serves TLS.")
         ] = None,
@@ -164,10 +186,13 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
             bool | None, _Option(help="Serve the Prometheus port with --tls-cert and --tls-key.  [off]")
         ] = None,
         triton_metrics: Annotated[
-            bool | None, _Option(help="Report nv_inference_*, Triton's names, too.  [off]")
+            bool | None, _Option(help="Also report Triton's metrics, nv_inference_*.  [off]")
         ] = None,
-        log_level: Annotated[str | None, _Option(help="debug, info, warning or error.  [info]")] = None,
-        log_format: Annotated[str | None, _Option(help="json or console.  [json]")] = None,
+        log_level: Annotated[
+            str | None,
+            _Option(help="Least severe log lines to write: debug, info, warning or error.  [info]"),
+        ] = None,
+        log_format: Annotated[str | None, _Option(help="Log format: json or console.  [json]")] = None,
         config: Annotated[Path | None, _Option(help="TOML file with any of these settings.")] = None,
     ) -> None:
         """Serve every model of a folder over gRPC, with metrics for Prometheus.

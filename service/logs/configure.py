@@ -1,7 +1,7 @@
 """Structured logs on standard error: JSON lines for machines, colours for people.
 
-Nothing that logs ever waits: lines are rendered where they are logged and written by a thread of their own
-(`writer.py`). What Python prints on standard error (tracebacks of threads, warnings) goes the same way.
+No thread waits when it logs: the logging thread renders the line, and the log writer's thread (`writer.py`) writes it.
+Python's own output on standard error (tracebacks of threads, warnings) goes the same way.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import structlog
 from .limits import Limits
 from .writer import LIMITED, LogWriter
 
-_EXIT_S = 1.0  # what a process that ends waits for its last lines
-_MOST_TEXT = 8_000  # characters of one value of a line, such as a traceback
+_EXIT_S = 1.0  # that a process waits at exit for its last lines
+_MOST_TEXT = 8_000  # characters of one value in a line, such as a traceback
 _MOST_LINE = 256_000  # characters of a line
 _WARNING_BURST, _WARNING_EVERY_S = 30, 5.0
 _INFO_BURST, _INFO_EVERY_S = 1_000, 1.0
-# What is printed and no log line, in bytes: tracebacks of threads, what other libraries print.
+# Output that is no log line, in bytes: tracebacks of threads, output of other libraries.
 _RAW_BURST, _RAW_EVERY_S = 256 * 1024, 1 / 2048
 
 _writer: LogWriter | None = None
@@ -38,7 +38,7 @@ _Entry = MutableMapping[str, Any]
 
 
 def configure(level: str, form: str) -> None:
-    """Set up logging for the process and take over its standard error.
+    """Set up logging for the process and redirect its standard error.
 
     `level`: "debug" … "error"; `form`: "json" or "console".
     """
@@ -46,7 +46,7 @@ def configure(level: str, form: str) -> None:
     if _writer is None:
         fd = _own_stderr()
         _writer = LogWriter(fd)
-        # A crash is told past the writer: its thread does not run then.
+        # Reports of a crash bypass the writer, whose thread does not run then.
         faulthandler.enable(fd)
         sys.stderr = _Stderr(_writer)
         atexit.register(flush)
@@ -73,22 +73,23 @@ def configure(level: str, form: str) -> None:
 
 
 def flush(patience_s: float = _EXIT_S) -> None:
-    """Wait until what was logged is written, and no longer than `patience_s`."""
+    """Wait until all logged lines are written, for at most `patience_s`."""
     if _writer is not None:
         sys.stderr.flush()
         _writer.flush(patience_s)
 
 
 def lines_lost() -> Counter[str]:
-    """How many of this process's log lines were lost, by reason."""
+    """The number of this process's lost log lines, by reason."""
     return Counter() if _writer is None else _writer.lost()
 
 
 def _own_stderr() -> int:
-    """A descriptor of standard error for the log's thread; and nothing that writes to 2 can wait any more.
+    """Make descriptor 2 non-blocking; return a descriptor of standard error for the log writer.
 
-    ONNX Runtime and grpc's core write to 2 from C++, some of it with Python's lock held. If 2 is a pipe or a
-    terminal it is opened anew, not to wait, which concerns nobody who shares the old one; what does not fit is lost.
+    ONNX Runtime and grpc's core write to descriptor 2 from C++, at times with the GIL held. A pipe or terminal is
+    reopened as non-blocking, which leaves the description that other processes share as it is. Output that does not
+    fit is lost.
     """
     kind = os.fstat(2).st_mode
     if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
@@ -97,7 +98,7 @@ def _own_stderr() -> int:
             anew = os.open("/proc/self/fd/2", flags)
             os.dup2(anew, 2)
             return anew
-    if not stat.S_ISREG(kind):  # a socket; or it belongs to another user
+    if not stat.S_ISREG(kind):  # a socket, or a file of another user
         with contextlib.suppress(OSError):
             os.set_blocking(2, False)
             atexit.register(os.set_blocking, 2, True)
@@ -105,7 +106,7 @@ def _own_stderr() -> int:
 
 
 class _Stderr(io.TextIOBase):
-    """What takes the place of `sys.stderr`: the log's thread writes its lines too."""
+    """Replaces `sys.stderr`: the log writer writes its lines too."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
@@ -117,7 +118,7 @@ class _Stderr(io.TextIOBase):
         self._limits = Limits(_RAW_BURST, _RAW_EVERY_S)
 
     def write(self, text: str) -> int:
-        """Queue the lines that `text` completes."""
+        """Queue the lines that end in `text`."""
         with self._lock:
             *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
@@ -127,7 +128,7 @@ class _Stderr(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Queue what has no line feed yet."""
+        """Queue the text that has no line feed yet."""
         with self._lock:
             begun, self._begun = self._begun, ""
         if begun:
@@ -141,29 +142,29 @@ class _Stderr(io.TextIOBase):
             self._writer.put(data)
 
     def fileno(self) -> int:
-        """That of standard error."""
+        """The descriptor of standard error."""
         return 2
 
     def isatty(self) -> bool:
-        """Whether a person reads it."""
+        """True if standard error is a terminal."""
         return os.isatty(2)
 
     def writable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
 
 class _Limited:
-    """A processor that drops lines of a kind that comes too often, and counts them."""
+    """A processor that limits the rate of each kind of line, and counts the lines that it drops."""
 
     def __init__(self, writer: LogWriter) -> None:
         self._writer = writer
-        self._told = Limits(_INFO_BURST, _INFO_EVERY_S)
-        self._warned = Limits(_WARNING_BURST, _WARNING_EVERY_S)
+        self._information = Limits(_INFO_BURST, _INFO_EVERY_S)
+        self._warnings = Limits(_WARNING_BURST, _WARNING_EVERY_S)
 
     def __call__(self, logger: object, method: str, entry: _Entry) -> _Entry:
-        """Let `entry` pass, with how many were left out before it; or drop it."""
-        limits = self._told if method in ("debug", "info") else self._warned
+        """Return `entry` with the number of lines left out before it, or drop it."""
+        limits = self._information if method in ("debug", "info") else self._warnings
         left_out = limits.take(str(entry["event"])[:100])
         if left_out is None:
             self._writer.lose(LIMITED)
@@ -174,17 +175,17 @@ class _Limited:
 
 
 def _clip(logger: object, method: str, entry: _Entry) -> _Entry:
-    """Shorten what is long: a line's size must not be for a client to choose."""
+    """Shorten long values, so that a client cannot decide the size of a line."""
     for key, value in entry.items():
         if isinstance(value, str) and len(value) > _MOST_TEXT:
-            # Of a traceback both ends matter.
+            # Keep both ends: both matter in a traceback.
             half = _MOST_TEXT // 2
             entry[key] = f"{value[:half]} … {value[-half:]}"
     return entry
 
 
 class _Sink:
-    """What structlog calls a logger: takes rendered lines."""
+    """A logger in structlog's sense: it takes rendered lines."""
 
     def __init__(self, writer: LogWriter) -> None:
         self._writer = writer
@@ -197,7 +198,7 @@ class _Sink:
 
 
 class _Sinks:
-    """Makes them."""
+    """Makes loggers."""
 
     def __init__(self, writer: LogWriter) -> None:
         self._writer = writer
@@ -207,7 +208,7 @@ class _Sinks:
 
 
 class _Forwarder(logging.Handler):
-    """Makes log lines of what other libraries log, grpcio above all."""
+    """Makes log lines of other libraries' records, above all grpcio's."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log `record` under its logger's name."""

@@ -1,4 +1,4 @@
-"""How many lines of one kind are logged: a burst, then one every few seconds that says how many were left out.
+"""Limits the rate of each kind of log line: a burst, then one line every few seconds with the number left out.
 
 A client can cause some lines as often as it likes, such as a failed run's traceback. They must not fill a disk.
 """
@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Names of events are constants of the code; this bounds what other libraries may bring.
+# Our events' names are constants in the code; this bounds the names that other libraries log.
 _MOST_KINDS = 1_000
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """A token bucket, and what it has refused since it last gave a token."""
+    """A token bucket, and the number of refusals since it last gave tokens."""
 
     tokens: float
     filled_s: float
@@ -32,11 +32,11 @@ class Limits:
         self._every_s = every_s
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
-        # A finalizer may log while this thread is in here.
+        # Reentrant: a finalizer may log while its thread is in `take`.
         self._lock = threading.RLock()
 
     def take(self, kind: str, tokens: float = 1.0) -> int | None:
-        """Take tokens: None if there are too few, else how often this kind has been refused since the last time."""
+        """Take tokens. Returns the number of refusals of this kind since the last success, or None if refused."""
         with self._lock:
             now_s = self._clock()
             bucket = self._buckets.get(kind)

@@ -1,7 +1,7 @@
-"""Keep grpc's core from printing for each client that does something odd, such as a TLS handshake that fails.
+"""Stops grpc's core from printing a line for each client's mistake, such as a TLS handshake that fails.
 
-It prints on standard error from C++, past the log's limits, so a client could fill a disk. It reads the variable
-when grpcio is imported; one that is set already stands.
+It prints on standard error from C++ and bypasses the log's limits, so a client could fill a disk. It reads the variable
+when grpcio is imported. A value from the environment is kept.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""One thread that writes log lines from a bounded queue: whoever logs never waits for a disk or a pipe's reader."""
+"""One thread writes log lines from a bounded queue, so no thread that logs waits for a disk or a pipe's reader."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import threading
 from collections import Counter
 from queue import Empty, SimpleQueue
 
-# Why lines are lost: the queue was full, the write failed, or there were too many of one kind.
+# Reasons of lost lines: the queue was full, the write failed, or there were too many lines of one kind.
 QUEUE_FULL, WRITE_FAILED, LIMITED = REASONS = ("queue_full", "write_failed", "limited")
 
 _QUEUE_BYTES = 1024 * 1024
-# What POSIX lets a process write into a pipe at once, so that lines of several processes never mix.
+# POSIX writes this number of bytes into a pipe at once, so lines of several processes never mix.
 _ATOMIC_BYTES = 4096
 
 
 class LogWriter:
-    """Writes lines to a file descriptor, which may block or fail for as long as it likes."""
+    """Writes lines to a file descriptor, which may block or fail for any time."""
 
     def __init__(self, fd: int, *, queue_bytes: int = _QUEUE_BYTES) -> None:
-        """Start the thread. `queue_bytes`: how much may wait to be written; what is over it is lost."""
+        """Start the thread. `queue_bytes`: bytes that may wait to be written; lines beyond them are lost."""
         self._fd = fd
         self._queue_bytes = queue_bytes
-        # SimpleQueue.put may be called while the same thread is in it, as when a finalizer logs.
+        # SimpleQueue.put is reentrant: a finalizer may log while its thread is in `put`.
         self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         self._lock = threading.RLock()
         self._waiting_bytes = 0
         self._lost = dict.fromkeys(REASONS, 0)
-        self._cut = False  # whether the last line was written in part only
+        self._cut = False  # True if the last line was written in part only
         threading.Thread(target=self._run, name="log-writer", daemon=True).start()
 
     def put(self, line: bytes) -> None:
-        """Write `line`, which ends with a line feed, some time; it is lost if too much waits already."""
+        """Queue `line`, which ends with a line feed; it is lost if the queue is full."""
         with self._lock:
             fits = self._waiting_bytes + len(line) <= self._queue_bytes
             if fits:
@@ -47,12 +47,12 @@ class LogWriter:
             self._lost[reason] += lines
 
     def lost(self) -> Counter[str]:
-        """How many lines were lost, by reason."""
+        """The number of lost lines, by reason."""
         with self._lock:
             return Counter(self._lost)
 
     def flush(self, patience_s: float) -> bool:
-        """Whether what was put before has been written or lost, after at most `patience_s`."""
+        """Wait for at most `patience_s`; True if all lines queued before have been written or lost."""
         done = threading.Event()
         self._queue.put(done)
         return done.wait(patience_s)
@@ -82,7 +82,7 @@ class LogWriter:
                 self.lose(WRITE_FAILED, len(lines))
 
     def _write(self, data: bytes) -> bool:
-        """Write all of `data`, however long that takes; whether that went well."""
+        """Write all of `data`, however long that takes; False if it failed."""
         rest = memoryview(b"\n" + data if self._cut else data)
         room = select.poll()
         room.register(self._fd, select.POLLOUT)

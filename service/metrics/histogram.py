@@ -1,4 +1,4 @@
-"""A histogram that takes a batch's observations at once: a few microseconds a batch, not a few a value."""
+"""A histogram that takes all observations of a batch at once, in a few microseconds per batch instead of per value."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Seconds, from 50 µs to 1 s and a tail to tell slow from stuck.
+# Seconds, from 50 µs to 1 s; the last bucket tells slow from stuck.
 LATENCY_BUCKETS_S = (
     50e-6, 75e-6, 100e-6, 150e-6, 200e-6, 300e-6, 500e-6, 750e-6, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3,
     7.5e-3, 10e-3, 15e-3, 20e-3, 30e-3, 50e-3, 75e-3, 100e-3, 150e-3, 200e-3, 300e-3, 500e-3, 750e-3, 1.0, 5.0,
 )  # fmt: skip
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
-_FEW = 12  # below this many values, bisecting each is cheaper than numpy's fixed cost
+_FEW = 12  # below this number of values, bisecting each is cheaper than numpy's fixed cost
 
 
 class Histogram:

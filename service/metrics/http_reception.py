@@ -1,7 +1,7 @@
-"""Connections that have not sent a whole request yet: one thread reads them all, so that none costs a worker.
+"""Reads the heads of all HTTP requests on one thread, so that an incomplete request occupies no worker.
 
-An HTTP server with a pool of threads is at the mercy of whoever connects and sends nothing, or a byte a second. Here
-a connection is handed to the pool once its request's head is there, and to no more than the pool can spare.
+A client that sends nothing, or a byte a second, could occupy an HTTP server's pool of threads. Here a connection
+goes to the pool once its request's head is complete, and only while the pool has a worker to spare.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MOST_HEAD_BYTES = 16 * 1024
 _READ_BYTES = 4096
 _HEAD_S = 5.0  # from the connection to the whole head, TLS's handshake included
 _ANSWER_S = 10.0  # from the head to the end of the answer
-_TICK_S = 0.5
+_TICK_S = 0.5  # between two looks for connections past their deadline
 _MOST_CONNECTIONS = 256
-# A page that fits is sent at once, however slow its reader is.
+# A page that fits the buffer is sent at once, however slow its reader is.
 _SEND_BUFFER_BYTES = 512 * 1024
 _END = b"\r\n\r\n"
 
@@ -30,11 +30,12 @@ class Visitor:
     """One connection.
 
     Attributes:
-        socket: the connection's, TLS or plain.
-        head: what has come so far.
-        address: the other side's.
-        arrived_s: when the head was whole, by `time.monotonic`.
-        deadline_s: when it is closed, whatever it does.
+        socket: the connection's socket, TLS or plain.
+        address: the client's.
+        head: the bytes received so far.
+        arrived_s: when the head was complete, by `time.monotonic`; 0 before.
+        deadline_s: when the connection is closed in any case, by `time.monotonic`.
+        slow: True if its answer may take long.
     """
 
     def __init__(self, connection: socket.socket, address: str) -> None:
@@ -46,13 +47,13 @@ class Visitor:
         self.slow = False
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         with contextlib.suppress(OSError):
             self.socket.close()
 
 
 class Reception:
-    """Accepts connections, reads their heads and has them answered."""
+    """Accepts connections, reads the heads of their requests and passes them to the workers."""
 
     def __init__(
         self,
@@ -67,10 +68,10 @@ class Reception:
 
         Args:
             listener: bound and listening.
-            answer: has a visitor answered by a worker; `done` must follow.
-            context: for TLS.
-            slow: whether a head asks for something that may take long.
-            most_slow: how many of those may be answered at once, fewer than there are workers.
+            answer: queues a visitor for a worker, which must call `done`.
+            context: for TLS; None: plain HTTP.
+            slow: True for a head whose answer may take long.
+            most_slow: the number of such answers at once, less than the number of workers.
         """
         listener.setblocking(False)
         self._listener = listener
@@ -83,24 +84,24 @@ class Reception:
         self._selector.register(listener, selectors.EVENT_READ)
         self._woken, self._wake = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ)
-        self._reading: dict[Visitor, None] = {}  # in the order in which they came
-        self._queued: deque[Visitor] = deque()  # slow ones that wait for others
+        self._reading: dict[Visitor, None] = {}  # oldest first
+        self._queued: deque[Visitor] = deque()  # slow ones that wait for other slow ones
         self._answered: set[Visitor] = set()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="metrics-reception", daemon=True)
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Begin to accept connections."""
         self._thread.start()
 
     def stop(self, patience_s: float) -> None:
-        """Accept no more and close what is not being answered; returns after at most `patience_s`."""
+        """Stop accepting and close all connections that no worker is answering, within `patience_s`."""
         self._stopping = True
         self._wake.close()
         self._thread.join(patience_s)
 
     def done(self, visitor: Visitor) -> None:
-        """`visitor` has been answered and its connection closed."""
+        """Note that `visitor` has been answered and its connection closed."""
         following = None
         with self._lock:
             self._answered.discard(visitor)
@@ -132,7 +133,7 @@ class Reception:
             connection, address = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError:  # no descriptor is free, or the peer has gone already
+        except OSError:  # no descriptor is free, or the client has already closed the connection
             self._drop_oldest()
             time.sleep(0.01)
             return
@@ -170,7 +171,7 @@ class Reception:
         self._selector.unregister(visitor.socket)
 
     def _go_on(self, visitor: Visitor) -> None:
-        """Read what there is of a head."""
+        """Read the bytes of a head that have arrived."""
         wanted = selectors.EVENT_READ
         try:
             while _END not in visitor.head:
@@ -184,7 +185,7 @@ class Reception:
             pass
         except ssl.SSLWantWriteError:
             wanted = selectors.EVENT_WRITE
-        except OSError:  # gone, or it does not speak TLS
+        except OSError:  # the client closed the connection, or does not speak TLS
             self._leave(visitor)
             visitor.close()
             return
@@ -217,7 +218,7 @@ class Reception:
             while self._queued and self._queued[0].deadline_s < now_s:
                 self._queued.popleft().close()
             late = [each for each in self._answered if each.deadline_s < now_s]
-        for visitor in late:  # its worker finds that it cannot be written to
+        for visitor in late:  # its worker's write then fails
             with contextlib.suppress(OSError):
-                # Not SSLSocket's own, after which its worker would write in plain text.
+                # Not SSLSocket.shutdown: the worker would then write plain text.
                 socket.socket.shutdown(visitor.socket, socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""The port for machines that watch: `/metrics`, `/livez` and `/readyz`, by cheroot with a fixed pool of threads."""
+"""The HTTP port for monitoring: `/metrics`, `/livez` and `/readyz`, served by cheroot with a fixed pool of threads."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Answer = tuple[str, dict[str, str], bytes]
 
 
 class MetricsServer:
-    """Serves a registry's page and tells whether the server is alive and ready, from `start` to `stop`."""
+    """Serves a registry's metrics and the server's liveness and readiness, from `start` to `stop`."""
 
     def __init__(self, settings: Settings, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
-        """Read the certificate. `ready`: whether new sessions may be sent here.
+        """Read the certificate. `ready`: True while the server takes new sessions.
 
         Raises:
-            OSError: the certificate or its key cannot be used; the text says which files.
+            OSError: the certificate or its key cannot be used; the text names the files.
         """
         self._host = settings.metrics_host or settings.host
         self._wanted_port = settings.metrics_port
@@ -58,16 +58,16 @@ class MetricsServer:
         self.port = 0
 
     def reload(self) -> None:
-        """Read the certificate and its key again, for connections from now on.
+        """Read the certificate and its key again; new connections use them.
 
         Raises:
-            OSError: they cannot be used; those before stay.
+            OSError: they cannot be used; the previous ones stay.
         """
         if self._pair is None or self._context is None:
             return
         certificate, key = self._pair
         try:
-            # Tried first: a context that fails half-way is left with a certificate and no key.
+            # Tried on another context first: one that fails half-way keeps the new certificate without its key.
             for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._context):
                 context.load_cert_chain(certificate, key)
         except OSError as error:
@@ -88,14 +88,14 @@ class MetricsServer:
         self.port = http.bind_addr[1]
 
     def stop(self) -> None:
-        """Answer no more; returns soon, whatever clients do."""
+        """Stop answering; returns within a few seconds, whatever clients do."""
         if self._http is not None:
             self._http.end()
 
     def answer(
         self, method: str, path: str, query: str, headers: dict[str, str], arrived_s: float = 0.0
     ) -> Answer:
-        """The answer to a request that arrived at `arrived_s`, with a body for HEAD too."""
+        """The answer to a request that arrived at `arrived_s` (by `time.monotonic`), with a body for HEAD too."""
         if path not in ("/metrics", "/livez", "/readyz"):
             return "404 Not Found", {"Content-Type": _TEXT}, b"there are /metrics, /livez and /readyz\n"
         if method not in ("GET", "HEAD"):
@@ -130,12 +130,12 @@ def _complaint(certificate: Path, key: Path, error: OSError) -> str:
 
 
 def _slow(head: bytes) -> bool:
-    """Whether a page may have to be made."""
+    """True if the answer may be a page of metrics, which may have to be made."""
     return not head.startswith((b"GET /livez ", b"GET /readyz ", b"HEAD /livez ", b"HEAD /readyz "))
 
 
 class _Request(HTTPRequest):
-    # One request a connection: its answer fits the socket's buffer, so that no worker waits for a reader.
+    # One request per connection: its answer fits the socket's buffer, so no worker waits for a reader.
     close_connection = True
 
 
@@ -154,7 +154,7 @@ class _Connection(HTTPConnection):
         self.remote_addr = visitor.address
 
     def close(self) -> None:
-        """End the connection, and let another be answered."""
+        """Close the connection, so that another can be answered."""
         with contextlib.suppress(OSError):
             super().close()
         self.visitor.close()
@@ -162,7 +162,7 @@ class _Connection(HTTPConnection):
 
 
 class _Gateway(Gateway):
-    """Between cheroot's requests and `MetricsServer.answer`."""
+    """Passes cheroot's requests to `MetricsServer.answer`."""
 
     def respond(self) -> None:
         """Answer the request."""
@@ -185,7 +185,7 @@ class _Gateway(Gateway):
 
 
 class _Http(HTTPServer):
-    """cheroot's parser and pool behind a reception of our own."""
+    """cheroot's parser and pool of threads behind `Reception`."""
 
     request_queue_size = _BACKLOG
     max_request_header_size = 16 * 1024
@@ -204,10 +204,10 @@ class _Http(HTTPServer):
         self.reception: Reception
 
     def begin(self) -> None:
-        """Bind the port and answer.
+        """Bind the port and begin to answer.
 
         Raises:
-            OSError: it cannot be bound.
+            OSError: the port cannot be bound.
         """
         failed: list[OSError] = []
 
@@ -217,7 +217,7 @@ class _Http(HTTPServer):
             except OSError as error:
                 failed.append(error)
 
-        # Threads started by a daemon are daemons, and what hangs in one then keeps no process from ending.
+        # Threads that a daemon thread starts are daemons too, so a hanging one does not keep the process alive.
         starter = threading.Thread(target=prepare, daemon=True)
         starter.start()
         starter.join()
@@ -234,14 +234,14 @@ class _Http(HTTPServer):
         self.reception.start()
 
     def end(self) -> None:
-        """Answer no more; returns within a few seconds."""
+        """Stop answering; returns within a few seconds."""
         self.reception.stop(_STOP_S)
         stop = threading.Thread(target=self.stop, daemon=True)
         stop.start()
         stop.join(_STOP_S)
 
     def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
-        """Have the log say what went wrong; what clients do is of no interest."""
+        """Log faults of the server as errors, and all else, such as clients' mistakes, for debugging only."""
         if traceback:
             _log.error("metrics port", text=msg, exc_info=True)
         else:

@@ -1,4 +1,4 @@
-"""The figures of what clients have in memory, for this process and for those that report to it."""
+"""Metrics of clients' bytes in memory, of this process and those that report to it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class MemoryFigures(Collector):
     """Collects `streamcell_in_flight_bytes` and `streamcell_connections_held_back`."""
 
     def __init__(self) -> None:
-        # This process's: bytes, connections held back.
+        # This process's bytes, and its connections that are held back.
         self.here: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._elsewhere: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
-    def tell(self, process: str, bytes_: int, held_back: int) -> None:
-        """Another process has so many bytes of clients in memory and holds back so many connections."""
+    def report(self, process: str, bytes_: int, held_back: int) -> None:
+        """Note another process's bytes of clients in memory and its number of held-back connections."""
         with self._lock:
             self._elsewhere[process] = (bytes_, held_back)
 
     def forget(self, process: str) -> None:
-        """That process has gone."""
+        """Drop the figures of a process that has ended."""
         with self._lock:
             self._elsewhere.pop(process, None)
 
@@ -40,6 +40,6 @@ class MemoryFigures(Collector):
         )
         yield GaugeMetricFamily(
             "streamcell_connections_held_back",
-            "Connections that are not read, for they have too much in memory.",
+            "Connections that are not read because they have too much in memory.",
             value=float(sum(each for _, each in figures)),
         )

@@ -1,4 +1,4 @@
-"""The figure of log lines that were lost, for this process and for those that report to it."""
+"""The metric of lost log lines, of this process and those that report to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LostLines(Collector):
         self._lock = threading.Lock()
 
     def add(self, reason: str, lines: int) -> None:
-        """Another process has lost `lines`."""
+        """Count `lines` that another process has lost."""
         if reason in REASONS:
             with self._lock:
                 self._elsewhere[reason] += lines

@@ -1,5 +1,5 @@
-"""One model version's figures: the hot path adds to plain numbers, `server_metrics.py` makes families of them
-when scraped."""
+"""Counts of one model version. The hot path adds to plain numbers; `server_metrics.py` makes families of them when
+scraped."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .request_metrics import CANCELED, FAILURES, RequestFigures, RequestMetrics,
 
 @dataclass(frozen=True)
 class Pool:
-    """What is read of a loaded model when it is scraped.
+    """The figures of a loaded model's state pool, read when scraped.
 
     Attributes:
-        slots: that its state pool has; 0 for a stateless model.
-        slot_bytes: that one takes.
-        used: how many are taken.
-        rows_waiting: rows of unary calls that wait to be run.
+        slots: slots in the pool; 0 for a stateless model.
+        slot_bytes: bytes of one slot.
+        used: returns the number of slots taken.
+        rows_waiting: returns the number of rows of unary calls that wait to run.
     """
 
     slots: int
@@ -32,9 +32,9 @@ class Pool:
 
 
 class ModelMetrics:
-    """One model version's figures. `ran` and `delivered` are called once a batch, from the engine's thread.
+    """Counts of one model version. The thread that runs a batch calls `ran` and `delivered` once for it.
 
-    They go on where a version is loaded anew: while old sessions are left, both pools count.
+    A reloaded version keeps its counts; while sessions are left on the old engine, both pools count.
     """
 
     def __init__(self, model: str, version: str) -> None:
@@ -52,13 +52,13 @@ class ModelMetrics:
         # "rows": one session a run; "steps": one timestep a run.
         self.restricted: frozenset[str] = frozenset()
         self.pools: tuple[Pool, ...] = ()
-        # Read when scraped: live sessions by state, and messages that wait to be run.
+        # Read when scraped: live sessions by state, and messages that wait to run.
         self.sessions: Callable[[], dict[str, int]] = dict
         self.queued: Callable[[], int] = lambda: 0
         self._lock = threading.Lock()
 
     def ran(self, rows: int, computed_steps: int, compute_s: float) -> None:
-        """The engine ran `rows` sessions; `computed_steps` timesteps were computed, padding included."""
+        """Count a run of `rows` sessions in which `computed_steps` timesteps were computed, padding included."""
         self.computed_steps += computed_steps
         self.batch_rows.observe_one(rows)
         self.compute_s.observe_one(compute_s)
@@ -66,51 +66,51 @@ class ModelMetrics:
     def delivered(
         self, steps: int, chunks: int, waits_s: Sequence[float], latencies_s: Sequence[float]
     ) -> None:
-        """A batch's replies are on their way: `chunks` sessions' chunks with `steps` timesteps in all."""
+        """Count a batch whose replies have been handed over: `chunks` chunks with `steps` timesteps in all."""
         self.steps += steps
         self.chunks += chunks
         self.queue_wait_s.observe(waits_s)
         self.step_latency_s.observe(latencies_s)
 
     def generation_ended(self, reason: str) -> None:
-        """A generation ended for `reason`, a metrics label; from the engine's thread."""
+        """Count a generation that ended for `reason`, a label of the metric. For the engine thread."""
         self.generations_ended[reason] += 1
 
     def session_opened(self, count: int = 1) -> None:
-        """`count` sessions were opened."""
+        """Count `count` opened sessions."""
         with self._lock:
             self.opened += count
 
     def session_ended(self, reason: str, count: int = 1) -> None:
-        """`count` sessions ended, for `reason` in lower case: "closed", "cancelled", "session_expired", …."""
+        """Count `count` sessions that ended for `reason`: "closed", "cancelled", "session_expired", …."""
         if count:
             with self._lock:
                 self.ended[reason] += count
 
     def work_cancelled(self, chunks: int) -> None:
-        """`chunks` queued messages were dropped unrun since their session had ended."""
+        """Count `chunks` queued messages that were dropped because their session had ended."""
         with self._lock:
             self.cancelled += chunks
 
     def attach(self, pool: Pool) -> None:
-        """Count `pool` from now on."""
+        """Include `pool` from now on."""
         with self._lock:
             self.pools = (*self.pools, pool)
 
     def detach(self, pool: Pool) -> None:
-        """Count `pool` no more."""
+        """Exclude `pool` from now on."""
         with self._lock:
             self.pools = tuple(each for each in self.pools if each is not pool)
 
     @property
     def pending(self) -> int:
-        """Requests that wait to be run."""
+        """The number of requests that wait to run."""
         return self.queued() + sum(pool.rows_waiting() for pool in self.pools)
 
     def request_failed(self, error: ServiceError, requests: int = 1, total_s: float = 0.0) -> None:
-        """`requests` requests were refused with `error`, `total_s` after their arrivals in all.
+        """Count `requests` requests refused with `error`; `total_s` is the sum of their times since arrival.
 
-        For errors that end a session and answer no request, such as SESSION_EXPIRED, nothing is counted.
+        Errors that end a session and answer no request, such as SESSION_EXPIRED, are not counted.
         """
         reason = failure_reason(error)
         if reason is not None and requests:
@@ -119,7 +119,7 @@ class ModelMetrics:
     def request_figures(self) -> RequestFigures:
         """This model's requests as Triton counts them."""
         requests = self.requests
-        # Read first, so that no part of a success is newer than the whole.
+        # Read first, so that the parts of a success are never newer than their total.
         count, latency_s = self.step_latency_s.totals()
         failed = {reason: requests.failed[reason] for reason in FAILURES}
         failed[CANCELED] += self.cancelled

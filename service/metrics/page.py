@@ -1,7 +1,7 @@
-"""The page of metrics, made once for all who ask at the same time, and without holding Python's lock for long.
+"""Makes the page of metrics once for all requests that wait for one, without holding the GIL for long.
 
-A page is never older than the request that it answers. Whoever asks while others are being answered waits for the next
-one, which is made after a pause: however many scrapers there are, making pages takes a bounded part of one core.
+A page is never older than the request that it answers. A request that arrives while a page is being made waits for
+the next one, which is made after a pause. So making pages takes a bounded part of one core for any number of scrapers.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-# Pages take at most a tenth of one core, but nobody waits for longer than half a second.
+# Pages take at most a tenth of one core, but no request waits for longer than half a second.
 _PAUSE_RATIO, _LEAST_PAUSE_S, _MOST_PAUSE_S = 9.0, 0.1, 0.5
-_SLICE_S = 0.0005  # of work, before other threads are let through for as long
+_SLICE_S = 0.0005  # of work; a pause of the same length lets other threads run
 _SLICE_SAMPLES = 100
 _EOF = b"# EOF\n"
 _VERSION = re.compile(r"version=(0\.0\.4|1\.0\.0|2\.0\.0);")
 
 
 class Slices:
-    """Work in slices: sleeps for as long as was worked since the last sleep, so that other threads run."""
+    """Divides work into slices: sleeps for as long as the thread worked since its last sleep."""
 
     def __init__(self) -> None:
         self._since_s = time.perf_counter()
 
     def between(self) -> None:
-        """Between two pieces of work: let others through if it is time."""
+        """Sleep if a slice is over; called between two pieces of work."""
         worked_s = time.perf_counter() - self._since_s
         if worked_s > _SLICE_S:
             time.sleep(worked_s)
@@ -41,7 +41,7 @@ class Slices:
 
 
 class _Held(Collector):
-    """A family that has been collected."""
+    """A collector of one family that has been collected already."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -52,7 +52,7 @@ class _Held(Collector):
 
 
 class Snapshot:
-    """All families at one time, and the pages made of them."""
+    """All families as they were at one time, and the pages made of them."""
 
     def __init__(self, families: Iterable[Metric], began_s: float) -> None:
         self.began_s = began_s
@@ -65,12 +65,12 @@ class Snapshot:
         self._lock = threading.Lock()
 
     def page(self, accept: str, names: Sequence[str], zipped: bool) -> tuple[str, bytes]:
-        """Its type and the page.
+        """Return the content type and the page.
 
         Args:
-            accept: what the client accepts, as in HTTP's header.
-            names: of samples that it is to have; none: all.
-            zipped: whether the page is to be compressed.
+            accept: HTTP's `Accept` header.
+            names: names of the samples to include; empty: all.
+            zipped: True to compress the page with gzip.
         """
         encode, kind = _encoder(accept)
         with self._lock:
@@ -92,17 +92,17 @@ class Snapshot:
 
 
 class Pages:
-    """Makes pages of a registry for those who ask."""
+    """Makes pages of a registry's metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._turn = threading.Condition()
         self._latest: Snapshot | None = None
         self._making = False
-        self._free_s = 0.0  # when the next snapshot may be begun
+        self._free_s = 0.0  # when the next snapshot may begin
 
     def page(self, since_s: float, accept: str, names: Sequence[str], zipped: bool) -> tuple[str, bytes]:
-        """As `Snapshot.page`, of figures read at `since_s` (by `time.monotonic`) or later."""
+        """Like `Snapshot.page`, of figures read at `since_s` (by `time.monotonic`) or later."""
         snapshot = self._snapshot(since_s)
         began_s = time.monotonic()
         try:
@@ -134,14 +134,14 @@ class Pages:
                 self._turn.notify_all()
 
     def _spent(self, began_s: float, least_s: float = 0.0) -> None:
-        """Work was done from `began_s` until now: a pause in proportion follows."""
+        """Plan a pause in proportion to the work done from `began_s` until now."""
         now_s = time.monotonic()
         pause_s = min(max(least_s, _PAUSE_RATIO * (now_s - began_s)), _MOST_PAUSE_S)
         self._free_s = max(self._free_s, now_s + pause_s)
 
 
 def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    """What prometheus_client makes of the header; a version that it does not know counts as none."""
+    """prometheus_client's choice for the header; the default format for a version that it does not know."""
     try:
         encode, kind = choose_encoder(accept)
     except TypeError:
@@ -150,7 +150,7 @@ def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
 
 
 def _encoded(encode: Callable[[Collector], bytes], families: Iterable[Metric]) -> Iterator[bytes]:
-    """The page, in parts: a large family in several."""
+    """The page in parts; a large family makes several."""
     slices = Slices()
     end = b""
     for family in families:
@@ -166,7 +166,7 @@ def _encoded(encode: Callable[[Collector], bytes], families: Iterable[Metric]) -
 
 
 def _parts(family: Metric) -> Iterator[tuple[Metric, bool]]:
-    """`family` with some of its samples at a time, and whether these are the first."""
+    """`family` in parts of a bounded number of samples, each with True if it is the first."""
     samples = family.samples
     if len(samples) <= _SLICE_SAMPLES:
         yield family, True
@@ -176,9 +176,9 @@ def _parts(family: Metric) -> Iterator[tuple[Metric, bool]]:
 
 
 def _part(family: Metric, samples: list[Sample]) -> Metric:
-    """`family` with no more than `samples`."""
+    """`family` with only `samples`."""
     part = Metric(family.name, family.documentation, "unknown", family.unit)
-    part.type = family.type  # which may be none of prometheus_client's
+    part.type = family.type  # may be a type that prometheus_client's constructor refuses
     part.samples = samples
     return part
 

@@ -1,4 +1,4 @@
-"""A counter whose name does not end in `_total`, as Triton's do not."""
+"""A counter whose name does not end in `_total`, like Triton's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prometheus_client.core import Metric
 
 
 class _Counter(str):
-    """The type "counter", to which prometheus_client appends no suffix: it does so where it finds equality."""
+    """The type "counter" to which prometheus_client appends no suffix: it compares the type with "counter"."""
 
     __slots__ = ()
     __hash__ = str.__hash__
@@ -16,7 +16,7 @@ class _Counter(str):
 
 
 class PlainCounterFamily(Metric):
-    """A family of such counters."""
+    """A family of counters without suffix."""
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(name, text, "counter")

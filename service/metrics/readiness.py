@@ -1,4 +1,4 @@
-"""Whether new sessions may be sent to this server: it serves, and nothing speaks against it."""
+"""Readiness: the server takes new sessions and no part of it reports trouble."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Readiness:
-    """Said by the server as it starts and drains; anything that finds it unwell may hold it off."""
+    """The server sets it when it starts and drains. Any part can declare the server unready for a reason."""
 
     def __init__(self) -> None:
         self._serving = False
@@ -16,23 +16,23 @@ class Readiness:
         self._lock = threading.Lock()
 
     def __call__(self) -> bool:
-        """Whether it is ready."""
+        """True if the server is ready."""
         return self._serving and not self._held
 
     def serve(self, on: bool) -> None:
-        """The server takes new sessions from now on, or no more."""
+        """Note whether the server takes new sessions."""
         self._change(lambda: setattr(self, "_serving", on))
 
     def hold(self, why: str) -> None:
-        """Not ready for this reason, until `release`."""
+        """Declare the server unready for the reason `why`, until `release`."""
         self._change(lambda: self._held.add(why))
 
     def release(self, why: str) -> None:
-        """That reason is gone."""
+        """Withdraw the reason `why`."""
         self._change(lambda: self._held.discard(why))
 
     def watch(self, listener: Callable[[bool], None]) -> None:
-        """Have `listener` told now and after each change, which may be the same again."""
+        """Call `listener` with the readiness now and after each change; it may get the same value twice."""
         with self._lock:
             self._listeners.append(listener)
         listener(self())

@@ -1,7 +1,7 @@
-"""A model's requests as Triton counts them: what `ModelStatistics` and the `nv_inference_*` metrics are made of.
+"""A model's requests as Triton counts them, for `ModelStatistics` and the `nv_inference_*` metrics.
 
-A request is one message of a stream, one frame, or one unary call. `ModelMetrics.request_figures` is the way to read
-them and `ModelMetrics.request_failed` the way to report a refusal; all else is counted by the engine's thread.
+A request is one message of a stream, one frame, or one unary call. `ModelMetrics.request_figures` reads the counts and
+`ModelMetrics.request_failed` counts a refusal; the thread that runs a batch counts all else.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from streamcell.service.errors import (
     SessionLimit,
 )
 
-# Triton's reasons. CANCELED are the messages that a session left unrun when it ended.
+# Triton's reasons. CANCELED counts messages that had not run when their session ended.
 REJECTED, CANCELED, BACKEND, OTHER = FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """How many requests, and the time of all of them together."""
+    """A number of requests, and the sum of their times."""
 
     count: int
     total_s: float
@@ -45,16 +45,16 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class RequestFigures:
-    """Totals since the model was loaded; none of them ever falls.
+    """Totals since the model was loaded; they never fall.
 
     Attributes:
-        success: requests answered, from arrival to the reply on its way.
+        success: requests answered, from arrival to handing the reply over.
         failed: requests refused or lost, by Triton's reason, all of `FAILURES`.
-        fail_s: from arrival to the refusal, all of them together; 0 for what is refused on arrival.
+        fail_s: sum of the times from arrival to refusal; 0 for requests refused on arrival.
         queue: from arrival to the batch that took the request.
-        compute_input, compute_infer, compute_output: gathering the batch, the model's run, cutting the outputs. As
-            Triton does, each request is given the whole time of its batch.
-        inferences: requests answered, one of B rows counted as B.
+        compute_input, compute_infer, compute_output: gathering the batch, the model's run, cutting the outputs. As in
+            Triton, each request counts the whole time of its batch.
+        inferences: requests answered; a request of B rows counts as B.
         executions: runs of the model.
         last_ms: when the model last ran, milliseconds since 1970; 0 for never.
     """
@@ -72,12 +72,12 @@ class RequestFigures:
 
     @property
     def fail(self) -> Spent:
-        """All failures together."""
+        """The sum of all failures."""
         return Spent(sum(self.failed.values()), self.fail_s)
 
 
 class RequestMetrics:
-    """What the histograms of `ModelMetrics` do not hold already."""
+    """The counts that the histograms of `ModelMetrics` do not contain."""
 
     def __init__(self) -> None:
         self.input_s = self.infer_s = self.output_s = 0.0
@@ -90,12 +90,12 @@ class RequestMetrics:
     def computed(
         self, requests: int, inferences: int, input_s: float, infer_s: float, output_s: float
     ) -> None:
-        """A batch is done; for the engine's thread.
+        """Count a completed batch. For the thread that ran it.
 
         Args:
-            requests: those of which a part ran in it.
-            inferences: rows of requests that it completed.
-            input_s, infer_s, output_s: before, in and after the run.
+            requests: requests of which a part ran in it.
+            inferences: rows of the requests that it completed.
+            input_s, infer_s, output_s: time before, in and after the run.
         """
         self.input_s += input_s * requests
         self.infer_s += infer_s * requests
@@ -104,14 +104,14 @@ class RequestMetrics:
         self.last_ms = time.time_ns() // 1_000_000
 
     def fail(self, reason: str, requests: int, total_s: float) -> None:
-        """`requests` requests failed for one of Triton's reasons, `total_s` after their arrivals in all."""
+        """Count `requests` requests that failed for one of Triton's reasons, and the sum of their times."""
         with self._lock:
             self.failed[reason] += requests
             self.fail_s += total_s
 
 
 def failure_reason(error: ServiceError) -> str | None:
-    """Triton's reason for a request that `error` refused; None for an error that ends a session, not a request."""
+    """Triton's reason for a request refused with `error`; None for an error that ends a session, not a request."""
     if isinstance(error, EngineFailed | RefusedByModel):
         return BACKEND
     if isinstance(error, SessionLimit):

@@ -1,4 +1,4 @@
-"""What the server reports to Prometheus: families are built when scraped, from the figures of `model_metrics.py`."""
+"""The server's metrics for Prometheus: families are built when scraped, from the counts of `model_metrics.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MODEL = ("model", "version")
 
 
 class ServerMetrics(Collector):
-    """Collects every model's figures and the server's own; register it with the server's registry."""
+    """Collects the metrics of all models and of the server itself; register it with the server's registry."""
 
     def __init__(self) -> None:
         self.models: list[ModelMetrics] = []
@@ -41,22 +41,25 @@ class ServerMetrics(Collector):
 
     @property
     def ready(self) -> bool:
-        """Whether new sessions are taken and every thread makes progress."""
+        """True if the server takes new sessions and every thread makes progress."""
         return self.readiness()
 
     def add(self, metrics: ModelMetrics) -> None:
-        """Report `metrics` too, once."""
+        """Report `metrics` from now on, once."""
         with self._lock:
             if metrics not in self.models:
                 self.models = [*self.models, metrics]
 
     def remove(self, metrics: ModelMetrics) -> None:
-        """Report `metrics` no more."""
+        """Stop reporting `metrics`."""
         with self._lock:
             self.models = [each for each in self.models if each is not metrics]
 
     def stall(self, kind: str, name: str, stalled: bool) -> None:
-        """A thread makes no progress, or does again. `kind`: "serving", "engine", or "frontend" for one that serves."""
+        """Note that a thread makes no progress, or makes progress again.
+
+        `kind`: "serving", "engine", or "frontend" for a front end's serving thread; `name`: which of that kind.
+        """
         thread = {(kind, name)}
         with self._lock:
             self._stalls[kind] += stalled and not thread <= self._stalled
@@ -64,39 +67,37 @@ class ServerMetrics(Collector):
         (self.readiness.hold if stalled else self.readiness.release)(f"{kind} {name} stalled")
 
     def stalled(self, kind: str) -> list[str]:
-        """The threads of a kind that make no progress."""
+        """Names of the threads of a kind that make no progress."""
         return sorted(name for each, name in self._stalled if each == kind)
 
     def load_failed(self, model: str) -> None:
-        """A version of `model` could not be loaded while serving."""
+        """Count a version of `model` that could not be loaded while serving."""
         with self._lock:
             self._load_failures[model] += 1
 
     def error(self, error: ServiceError, times: int = 1) -> None:
-        """As many calls or sessions ended with `error`."""
+        """Count `times` calls or sessions that ended with `error`."""
         with self._lock:
             self._errors[error.code.name, error.reason] += times
 
     def collect(self) -> Iterable[Metric]:
-        """Every family, as prometheus_client asks for them."""
+        """All families."""
         yield from self._histograms()
         yield from self._counters()
         yield from self._gauges()
 
     def _histograms(self) -> Iterable[Metric]:
         for name, text in (
-            ("step_latency", "From a message's arrival to its (first) reply on the way, seconds a message."),
-            ("queue_wait", "From a message's arrival to the batch that took it, seconds a message."),
-            ("compute", "One run of the model, seconds."),
+            ("step_latency", "From a message's arrival to the sending of its (first) reply, in seconds."),
+            ("queue_wait", "From a message's arrival to the batch that took it, in seconds."),
+            ("compute", "One run of the model, in seconds."),
         ):
             family = HistogramMetricFamily(f"streamcell_{name}_seconds", text, labels=_MODEL)
             for model in self.models:
                 buckets, total = getattr(model, f"{name}_s").snapshot()
                 family.add_metric(model.labels, buckets=buckets, sum_value=total)
             yield family
-        family = HistogramMetricFamily(
-            "streamcell_batch_rows", "Sessions that ran together, rows a run.", labels=_MODEL
-        )
+        family = HistogramMetricFamily("streamcell_batch_rows", "Rows (sessions) in one run.", labels=_MODEL)
         for model in self.models:
             buckets, total = model.batch_rows.snapshot()
             family.add_metric(model.labels, buckets=buckets, sum_value=total)
@@ -105,11 +106,11 @@ class ServerMetrics(Collector):
     def _counters(self) -> Iterable[Metric]:
         for name, text in (
             ("steps", "Timesteps applied to sessions."),
-            ("generated_steps", "Timesteps that sessions were fed by the server itself, in `steps` as well."),
-            ("chunks", "Chunks run: a session's part of one run."),
+            ("generated_steps", "Timesteps whose input the server generated; `steps` counts them too."),
+            ("chunks", "Chunks run; a chunk is a session's part of one run."),
             (
                 "computed_steps",
-                "Timesteps computed, padding included; over steps, this is what padding costs.",
+                "Timesteps computed, padding included; divided by `steps` it is the cost of padding.",
             ),
         ):
             counter = CounterMetricFamily(f"streamcell_{name}", text, labels=_MODEL)
@@ -122,7 +123,7 @@ class ServerMetrics(Collector):
         )
         cancelled = CounterMetricFamily(
             "streamcell_cancelled_chunks",
-            "Messages dropped unrun since their session had ended.",
+            "Queued messages dropped because their session had ended.",
             labels=_MODEL,
         )
         for model in self.models:
@@ -147,12 +148,12 @@ class ServerMetrics(Collector):
         with self._lock:
             for (code, reason), count in sorted(self._errors.items()):
                 errors.add_metric([code, reason], count)
-            # 0 for what is served, so that the first failure is an increase.
+            # 0 for each served model, so that the first failure is an increase.
             names = {model.labels[0] for model in self.models} | self._load_failures.keys()
             for name in sorted(names):
                 failures.add_metric([name], self._load_failures[name])
             stalls = CounterMetricFamily(
-                "streamcell_stalls", "Times that a thread made no progress for long.", labels=("thread",)
+                "streamcell_stalls", "How often a busy thread stalled.", labels=("thread",)
             )
             for kind, count in self._stalls.items():
                 stalls.add_metric([kind], count)
@@ -163,7 +164,7 @@ class ServerMetrics(Collector):
         slots = GaugeMetricFamily("streamcell_slots", "State slots in the pool.", labels=_MODEL)
         used = GaugeMetricFamily("streamcell_slots_used", "State slots taken.", labels=_MODEL)
         held = GaugeMetricFamily(
-            "streamcell_state_bytes", "State of the sessions that hold a slot.", labels=_MODEL
+            "streamcell_state_bytes", "Bytes of state of the sessions that hold a slot.", labels=_MODEL
         )
         load = GaugeMetricFamily("streamcell_model_load_seconds", "Time to load the model.", labels=_MODEL)
         restricted = GaugeMetricFamily(
@@ -184,7 +185,7 @@ class ServerMetrics(Collector):
         yield from (sessions, slots, used, held, load, restricted)
         yield GaugeMetricFamily(
             "streamcell_ready",
-            "1 while new sessions are taken and every thread makes progress.",
+            "1 while the server takes new sessions and every thread makes progress.",
             value=float(self.readiness()),
         )
         yield GaugeMetricFamily(
@@ -192,10 +193,12 @@ class ServerMetrics(Collector):
             "Threads that make no progress though they have work.",
             value=float(len(self._stalled)),
         )
-        yield InfoMetricFamily("streamcell_lane", "How calls are driven.", value={"lane": self.lane})
+        yield InfoMetricFamily(
+            "streamcell_lane", "The gRPC transport: fast or threaded.", value={"lane": self.lane}
+        )
         yield InfoMetricFamily(
             "streamcell_build",
-            "Versions of what runs.",
+            "Versions of the server and its libraries.",
             value={
                 "version": version("streamcell"),
                 "python": platform.python_version(),

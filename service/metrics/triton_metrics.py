@@ -1,4 +1,4 @@
-"""Triton's own metric names as a second face of the same figures, for dashboards that were made for them."""
+"""The same figures under Triton's metric names, for dashboards made for Triton."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LABELS = ("model", "version")
 
 
 class TritonMetrics(Collector):
-    """Collects `nv_inference_*` of every model; register it beside the server's own metrics."""
+    """Collects `nv_inference_*` of every model; register it beside `ServerMetrics`."""
 
     def __init__(self, metrics: ServerMetrics) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
-        """Every family, as prometheus_client asks for them; durations in whole microseconds."""
+        """All families; durations are whole microseconds."""
         read = [
             (dict(zip(_LABELS, m.labels, strict=True)), m, m.request_figures()) for m in self._metrics.models
         ]
@@ -52,7 +52,7 @@ class TritonMetrics(Collector):
             spent = [each.success if name == "request" else getattr(each, name) for each in figures]
             yield family(f"{name}_duration_us", f"{text}, microseconds.", [each.total_us for each in spent])
         pending = GaugeMetricFamily(
-            "nv_inference_pending_request_count", "Requests that wait to be run.", labels=_LABELS
+            "nv_inference_pending_request_count", "Requests that wait to run.", labels=_LABELS
         )
         for _, model, _ in read:
             pending.add_metric(model.labels, model.pending)

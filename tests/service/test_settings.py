@@ -45,7 +45,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         ({"models": "m", "watchdog_s": 1}, "watchdog_s"),
         ({"models": "m", "first_message_s": -1}, "first_message_s"),
         ({"models": "m", "tls_cert": "a.pem"}, "tls_cert and tls_key go together"),
-        ({"models": "m", "load_model": ["a"]}, "load_model is for model_control = explicit"),
+        ({"models": "m", "load_model": ["a"]}, "load_model needs model_control = explicit"),
     ],
 )
 def test_what_is_wrong_is_named(flags: dict[str, Any], named: str) -> None:

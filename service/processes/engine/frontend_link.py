@@ -133,7 +133,7 @@ class Link:
             self._host.metrics.stall("frontend", str(self._holder), bool(number))
             return
         if kind == IN_FLIGHT:
-            self._host.memory_figures.tell(str(self._holder), *struct.unpack("<QQ", body))
+            self._host.memory_figures.report(str(self._holder), *struct.unpack("<QQ", body))
             return
         if kind == LINES_LOST:
             self._host.lost_lines.add(body.decode(), number)

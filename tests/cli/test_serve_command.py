@@ -51,7 +51,7 @@ def test_cuda_that_cannot_be_had_is_refused_and_says_why(models_dir: Path) -> No
         (["--config", "none.toml"], 2, "no configuration file at none.toml"),
         (["--host", "256.1.1.1"], 1, "cannot listen on 256.1.1.1:0"),
         (["--model-control", "explicit", "--load-model", "none"], 1, "no such model in"),
-        (["--load-model", "lstm"], 2, "load_model is for model_control = explicit"),
+        (["--load-model", "lstm"], 2, "load_model needs model_control = explicit"),
     ],
 )
 def test_mistakes_are_one_line_and_an_exit_code(

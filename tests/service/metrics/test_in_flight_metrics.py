@@ -8,9 +8,9 @@ from streamcell.service.metrics.in_flight_metrics import MemoryFigures
 def test_figures_of_all_processes_are_added_up_until_one_has_gone() -> None:
     figures = MemoryFigures()
     figures.here = lambda: (100, 1)
-    figures.tell("2", 50, 2)
-    figures.tell("3", 7, 0)
-    figures.tell("3", 8, 0)
+    figures.report("2", 50, 2)
+    figures.report("3", 7, 0)
+    figures.report("3", 8, 0)
 
     def values() -> dict[str, float]:
         return {family.name: family.samples[0].value for family in figures.collect()}

@@ -10,10 +10,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,6 +117,47 @@ def start_server(frontends: int) -> Iterator[Serve]:
 def served(start_server: Serve, models_dir: Path) -> ServerProcess:
     """One server with every kind of model, shared by the tests that leave it as it was."""
     return start_server(models_dir)
+
+
+Interleaved = Callable[..., dict[str, np.ndarray[Any, Any]]]
+
+
+@pytest.fixture(scope="session")
+def interleaved() -> Interleaved:
+    """Streams rows of several models at once, a session a row, in chunks of random sizes in random order.
+
+    `interleaved(client, {model: x[rows, time, *step]}, seed, most=5)` gives {model: y[rows, time, *step]}.
+    """
+
+    def run(client: Any, rows: dict[str, Any], seed: int, most: int = 5) -> dict[str, np.ndarray[Any, Any]]:
+        rng = np.random.default_rng(seed)
+        with ExitStack() as stack:
+            streams = {
+                (name, row): (stack.enter_context(client.session(name, lazy=True)), x, list[Any]())
+                for name, given in rows.items()
+                for row, x in enumerate(given)
+            }
+            places = dict.fromkeys(streams, 0)
+            live = list(streams)
+            while live:
+                rng.shuffle(live)
+                # Some wait, so that each round brings other sessions together.
+                sending = live[: max(1, int(len(live) * rng.random()))]
+                for key in sending:
+                    session, x, _ = streams[key]
+                    size = int(rng.integers(1, most + 1))
+                    session.send(x[places[key] : places[key] + size])
+                    places[key] += size
+                for key in sending:
+                    session, _, received = streams[key]
+                    received.append(session.receive())
+                live = [key for key in live if places[key] < len(streams[key][1])]
+        return {
+            name: np.stack([np.concatenate(streams[name, row][2]) for row in range(len(given))])
+            for name, given in rows.items()
+        }
+
+    return run
 
 
 @pytest.fixture(scope="session")

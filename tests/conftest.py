@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from streamcell.client import Client
 from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model
 from streamcell.models import build
@@ -158,6 +159,34 @@ def interleaved() -> Interleaved:
         }
 
     return run
+
+
+@pytest.fixture(scope="session")
+def interleaved() -> Callable[[Client, str, np.ndarray], np.ndarray]:
+    """Streams x [sessions, steps, …] through as many sessions of a model, in random chunks; the first output."""
+
+    def stream(client: Client, name: str, x: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(3)
+        count, steps = x.shape[:2]
+        sessions = [client.session(name) for _ in range(count)]
+        at, got = [0] * count, [[] for _ in range(count)]
+        while any(place < steps for place in at):
+            sent = []
+            for row, session in enumerate(sessions):
+                size = min(int(rng.integers(1, 5)), steps - at[row])
+                if size:
+                    session.send(x[row, at[row] : at[row] + size])
+                    sent.append(row)
+                    at[row] += size
+            for row in sent:
+                received = sessions[row].receive()
+                first = next(iter(received.values())) if isinstance(received, dict) else received
+                got[row].append(np.asarray(first))
+        for session in sessions:
+            session.close()
+        return np.stack([np.concatenate(parts) for parts in got])
+
+    return stream
 
 
 @pytest.fixture(scope="session")

@@ -60,12 +60,17 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def value_names(graph: onnx.GraphProto) -> set[str]:
     """Every name of a value in `graph` and in the bodies inside it."""
     names = {v.name for values in (graph.input, graph.output, graph.value_info) for v in values}
-    names |= {i.name for i in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+    names |= initializer_names(graph)
     for node in graph.node:
         names.update(node.input, node.output)
         for body in subgraphs(node):
             names |= value_names(body)
     return names
+
+
+def initializer_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of the dense and the sparse initializers of `graph`."""
+    return {i.name for i in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
 
 
 def produced_names(graph: onnx.GraphProto) -> set[str]:
@@ -163,8 +168,7 @@ def surely_depends(graph: onnx.GraphProto, source: str, target: str) -> bool:
 
 
 def _own_names(body: onnx.GraphProto) -> set[str]:
-    names = {i.name for i in body.input} | {i.name for i in body.initializer}
-    return names | {s.values.name for s in body.sparse_initializer} | produced_names(body)
+    return {i.name for i in body.input} | initializer_names(body) | produced_names(body)
 
 
 def _has_shape(value: onnx.ValueInfoProto) -> bool:

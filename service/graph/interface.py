@@ -11,6 +11,8 @@ import onnx
 from streamcell.card import DTYPES, Layout, Signature, State, Tensor
 from streamcell.service.load_errors import Problems, SignatureError
 
+from .edit import initializer_names
+
 # One declared dimension: a size, a symbol's name, or None where the file says nothing.
 Dim = int | str | None
 
@@ -37,6 +39,12 @@ class GraphValue:
         """Axes whose size the file leaves open."""
         return tuple(axis for axis, d in enumerate(self.dims or ()) if not isinstance(d, int))
 
+    def with_axis(self, axis: int, dim: Dim) -> GraphValue:
+        """The same with one more axis, `axis`, of size `dim`."""
+        if self.dims is None:
+            return self
+        return GraphValue(self.name, self.dtype, (*self.dims[:axis], dim, *self.dims[axis:]))
+
 
 @dataclass(frozen=True)
 class GraphInterface:
@@ -57,6 +65,17 @@ class GraphInterface:
         """Inputs with and without a default."""
         return {**self.inputs, **self.defaults}
 
+    def with_axes(self, axes: Mapping[str, int], dim: Dim) -> GraphInterface:
+        """The same with one more axis of size `dim` in each tensor of `axes`, at that place."""
+
+        def wider(ports: dict[str, GraphValue]) -> dict[str, GraphValue]:
+            return {
+                name: port.with_axis(axes[name], dim) if name in axes else port
+                for name, port in ports.items()
+            }
+
+        return GraphInterface(wider(self.inputs), wider(self.defaults), wider(self.outputs))
+
     def __str__(self) -> str:
         lines = []
         for title, ports in (("inputs", self.inputs), ("default", self.defaults), ("outputs", self.outputs)):
@@ -64,11 +83,6 @@ class GraphInterface:
                 lines.append(f"  {title}:")
                 lines += [f"    {name}: {port}" for name, port in ports.items()]
         return "\n".join(lines)
-
-
-def initializer_names(graph: onnx.GraphProto) -> set[str]:
-    """Names of the dense and the sparse initializers of `graph`."""
-    return {i.name for i in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
 
 
 def read_interface(graph: onnx.GraphProto) -> GraphInterface:

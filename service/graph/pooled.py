@@ -26,13 +26,14 @@ from streamcell.service.load_errors import RewriteError
 from .edit import (
     drop_unread,
     forget_shapes,
+    initializer_names,
     produced_names,
     remove_initializers,
     rename_uses,
     rename_value,
     value_names,
 )
-from .interface import check_signature, initializer_names, read_interface
+from .interface import check_signature, read_interface
 from .node_builder import NodeBuilder
 from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Scatter, commit_gate, pool_state
 

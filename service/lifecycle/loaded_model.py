@@ -14,6 +14,7 @@ from streamcell.service.batching.runner import Runner
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Engine, EngineOptions
 from streamcell.service.engine.time_limit import TimeLimit
+from streamcell.service.errors import cut
 from streamcell.service.frames.rounds import FrameRound, FrameRounds
 from streamcell.service.frames.runner import FrameRunner
 from streamcell.service.generation.loop import GenerationLoop
@@ -161,6 +162,8 @@ def _load(
 
     log = _log.bind(model=file.name, version=file.version)
     engine, restrictions = proved_engine(make, options, graph.graph, settings, log)
+    if unbatched := sorted(file.description.new_axes):
+        restrictions["rows"] = f"one session a run: {cut(', '.join(unbatched))} without a batch axis"
     if metrics is None:
         metrics = ModelMetrics(file.name, file.version)
     first_slot, max_sessions = engine.pool.first_slot, settings.max_sessions

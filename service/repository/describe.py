@@ -11,13 +11,15 @@ import numpy.typing as npt
 import onnx
 
 from streamcell.card import CardError, Generation, ModelCard, Signature, read_card
+from streamcell.service.graph.batch_axis import add_batch_axis
 from streamcell.service.graph.index_ranges import with_index_ranges
 from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
 from streamcell.service.load_errors import ModelLoadError, Problems, SidecarError
 
 from .detect import detect
 from .sidecar import Sidecar, inspect_sidecar
-from .sidecar_fit import resolve
+from .sidecar_fit import new_axes, resolve
+from .unbatched import find_unbatched
 
 Source: TypeAlias = Literal["sidecar", "card", "graph"]
 
@@ -27,12 +29,13 @@ class Description:
     """What a model's inputs, outputs and states are.
 
     Attributes:
-        signature: with the index ranges that the graph gives.
+        signature: with the index ranges that the graph gives, of the graph with `new_axes`.
         source: what says so.
         card: the one inside the file, also where a sidecar overrides its signature.
         constants: graph inputs that the sidecar fixes, by name, with the graph's dtypes.
         generation: how an output becomes the next input; None: it does not.
         name: the name that the sidecar gives, if it gives one.
+        new_axes: inputs and outputs without a batch axis, and where it is to be added.
     """
 
     signature: Signature
@@ -41,6 +44,7 @@ class Description:
     constants: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     generation: Generation | None = None
     name: str | None = None
+    new_axes: Mapping[str, int] = field(default_factory=dict)
 
 
 def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Description:
@@ -66,8 +70,11 @@ def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Descri
     elif card is not None:
         found = Description(card.signature, "card", card, generation=card.generation)
     else:
-        found = Description(detect(border, sidecar_name=path.with_suffix(".toml").name), "graph")
-    check_signature(border, found.signature, found.constants)
+        unbatched = find_unbatched(border)
+        signature = detect(border, unbatched, sidecar_name=path.with_suffix(".toml").name)
+        found = Description(signature, "graph", new_axes=dict.fromkeys(unbatched, 0))
+    check_signature(border.with_axes(found.new_axes, 1), found.signature, found.constants)
+    model = add_batch_axis(model, found.new_axes)
     signature = with_index_ranges(model.graph, found.signature, stated)
     return replace(found, signature=signature)
 
@@ -87,9 +94,12 @@ def _from_sidecar(
         )
     if said is not None:
         with problems.noted():
+            axes = new_axes(said)
+            border = border.with_axes(axes, 1)
             signature, constants = resolve(said, border)
             check_signature(border, signature, constants)
             if not problems:
                 stated = {tensor.name for tensor in said.inputs if tensor.index_range is not None}
-                return Description(signature, "sidecar", card, constants, said.generation, said.name), stated
+                found = Description(signature, "sidecar", card, constants, said.generation, said.name, axes)
+                return found, stated
     raise SidecarError(str(problems), sidecar)

@@ -6,6 +6,7 @@ axis by the second symbol. Whatever is unclear is an error that prints the graph
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NoReturn
 
 from streamcell.card import DTYPES, Layout, Signature, State, Tensor
@@ -15,20 +16,28 @@ from streamcell.service.load_errors import DetectionError
 from .sidecar_template import sidecar_template
 from .state_names import compatible, sounds_like_state, state_pairs
 
+_NO_BATCH_AXIS = 'of one session, `batch_axis = "none"`'
 _BATCH_NAMES = frozenset({"b", "n", "batch", "batch_size", "batchsize", "bs"})
 
 
-def detect(border: GraphInterface, *, sidecar_name: str = "model.toml") -> Signature:
+def detect(
+    border: GraphInterface, unbatched: Collection[str] = (), *, sidecar_name: str = "model.toml"
+) -> Signature:
     """The one signature that a graph with this border can have.
 
     Args:
         border: as declared in the file.
+        unbatched: what has no batch axis (`find_unbatched`); the signature is that of the graph with one, at 0.
         sidecar_name: the file that the error asks for.
 
     Raises:
         DetectionError: there is none, or more than one.
     """
-    return _Detection(border, sidecar_name).signature()
+    if not unbatched:
+        return _Detection(border, sidecar_name).signature()
+    size = 1 if all(not port.dynamic_axes for port in border.inputs.values()) else "batch"
+    signature = _Detection(border.with_axes(dict.fromkeys(unbatched, 0), size), sidecar_name).signature()
+    return signature.model_copy(update={"max_batch": 1})
 
 
 class _Detection:
@@ -91,7 +100,7 @@ class _Detection:
             if p.dims is None:
                 self._unclear(f"{name!r} has no declared shape")
             if not p.dims:
-                self._unclear(f"{name!r} has no batch axis; is it a constant?")
+                self._unclear(f"{name!r} has no batch axis; is it a constant, or is it {_NO_BATCH_AXIS}?")
         for name, p in self._inputs.items():
             if p.dtype in ("int32", "int64") and len(p.dims or ()) == 1 and "len" in name.lower():
                 self._unclear(f"input {name!r} may be each row's number of timesteps (`lengths`), or not")
@@ -101,12 +110,14 @@ class _Detection:
         for name, p in {**self._inputs, **self._outputs}.items():
             if (p.dims or ())[:1] != (1,) and not (name in self._outputs and 0 in p.dynamic_axes):
                 self._unclear(
-                    f"all sizes are fixed, and the first of {name!r}, {p}, is not a batch axis of 1"
+                    f"all sizes are fixed, and the first of {name!r}, {p}, is not a batch axis of 1; "
+                    f"is the model {_NO_BATCH_AXIS}?"
                 )
         for i, _ in self._pairs:
             if 1 not in (self._border.inputs[i].dims or ()):
                 self._unclear(
-                    f"all sizes are fixed, and state {i!r}, {self._border.inputs[i]}, has no axis of 1"
+                    f"all sizes are fixed, and state {i!r}, {self._border.inputs[i]}, has no axis of 1; "
+                    f"is the model {_NO_BATCH_AXIS}?"
                 )
         return Signature(
             inputs=tuple(self._tensor(p, ("batch",)) for p in self._inputs.values()),
@@ -127,7 +138,9 @@ class _Detection:
             if len(p.dynamic_axes) != 1:
                 shared = {p.dims[0] for p in self._inputs.values() if p.dims}
                 open_ = [f"axis {a} ({(p.dims or ())[a] or 'unnamed'})" for a in p.dynamic_axes]
-                hint = f"; {sorted(map(str, shared))} is the inputs' first" if open_ else ""
+                hint = f"; is it {_NO_BATCH_AXIS}?"
+                if open_:
+                    hint = f"; {sorted(map(str, shared))} is the inputs' first"
                 self._unclear(
                     f"state {i!r}, {p}: one size must be open, the batch; open are {open_ or 'none'}{hint}"
                 )

@@ -33,6 +33,8 @@ class SidecarTensor(_Strict):
     dtype: Dtype | None = None
     # The shape of one session's single timestep; needed where the graph leaves a size open.
     step_shape: tuple[Dimension, ...] | None = None
+    # "none": it is one session's, and runs take one session each.
+    batch_axis: Literal["none"] | None = None
     distribution: Literal["bernoulli_logits", "categorical_logits", "real"] | None = None
     # The lowest and the highest index of an input that indexes a table, or "any" to check none; left out: what the
     # graph says.
@@ -44,8 +46,9 @@ class SidecarState(_Strict):
 
     input: str
     output: str
-    # Where the batch axis stands in the graph's tensor; needed where more or less than one size is open.
-    batch_axis: Annotated[int, Field(ge=0)] | None = None
+    # Where the batch axis stands in the graph's tensor, or that there is "none"; needed where more or less than one
+    # size is open.
+    batch_axis: Annotated[int, Field(ge=0)] | Literal["none"] | None = None
     # Without the batch axis; needed where the graph leaves more sizes open than the batch.
     shape: tuple[Dimension, ...] | None = None
     dtype: Dtype | None = None
@@ -73,6 +76,8 @@ class Sidecar(_Strict):
     layout: Layout | None = None
     # Another way to give the layout: where the time axis stands, or that there is none.
     time_axis: Literal[0, 1, "none"] | None = None
+    # "none": of all inputs, outputs and states that do not say another.
+    batch_axis: Literal["none"] | None = None
     # Graph inputs that are the same in every run: a number, or nested lists of numbers.
     constants: dict[str, Number | list[Any]] = Field(default_factory=dict)
     lengths: str | None = None
@@ -88,6 +93,8 @@ class Sidecar(_Strict):
     def _one_layout(self) -> Sidecar:
         if (self.layout is None) == (self.time_axis is None):
             raise ValueError(_NO_LAYOUT)
+        if self.batch_axis is not None and self.time_axis == 1:
+            raise ValueError("time_axis: without a batch axis the time axis is 0")
         return self
 
     @property

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from streamcell.card import DTYPES, Signature, State, Tensor, check_generation
 from streamcell.card.signature import Dtype
+from streamcell.service.errors import shown
 from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step, unfed
 from streamcell.service.load_errors import Problems, SidecarError
 
@@ -17,7 +18,7 @@ from .sidecar import Sidecar, SidecarState, SidecarTensor, explain, nearest
 
 
 def resolve(sidecar: Sidecar, border: GraphInterface) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
-    """The signature and the constants that `sidecar` gives to a graph with this border.
+    """The signature and the constants that `sidecar` gives to a graph with this border, `new_axes` added.
 
     Raises:
         SidecarError: names that the graph lacks, sizes that neither says, constants of the wrong kind, inputs that
@@ -26,12 +27,30 @@ def resolve(sidecar: Sidecar, border: GraphInterface) -> tuple[Signature, dict[s
     return _Fit(sidecar, border).signature()
 
 
+def new_axes(sidecar: Sidecar) -> dict[str, int]:
+    """What has no batch axis by `sidecar`: for each name where one is to be added."""
+    everything = sidecar.batch_axis == "none"
+    at = axes_before_step(sidecar.tensor_layout).index("batch")
+    axes = {
+        tensor.name: at
+        for tensor in (*sidecar.inputs, *sidecar.outputs)
+        if everything or tensor.batch_axis == "none"
+    }
+    for state in sidecar.states:
+        if state.batch_axis == "none" or (everything and state.batch_axis is None):
+            axes |= {state.input: 0, state.output: 0}
+    if everything and sidecar.lengths is not None:
+        axes[sidecar.lengths] = 0
+    return axes
+
+
 class _Fit:
     """Holds the sidecar's tables against the graph's border, one after another, and gathers what is wrong."""
 
     def __init__(self, sidecar: Sidecar, border: GraphInterface) -> None:
         self._sidecar = sidecar
         self._border = border
+        self._unbatched = new_axes(sidecar)
         self._problems = Problems()
         self._guesses: set[str] = set()  # what an unknown name is probably meant for
         self._unknown = False
@@ -87,7 +106,7 @@ class _Fit:
             after = self._port(self._border.outputs, state.output, f"{where}: output {state.output!r}")
             if port is not None and after is not None:
                 with self._problems.noted():
-                    found.append(_state(state, port))
+                    found.append(_state(state, port, unbatched=state.input in self._unbatched))
         return tuple(found)
 
     def _constants(self) -> dict[str, npt.NDArray[Any]]:
@@ -103,6 +122,10 @@ class _Fit:
         self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], states: tuple[State, ...]
     ) -> Signature:
         sidecar = self._sidecar
+        if self._unbatched and sidecar.max_batch not in (None, 1):
+            raise SidecarError(
+                f"max_batch: {shown(min(self._unbatched))} has no batch axis, so runs take one session; leave it out"
+            )
         try:
             signature = Signature(
                 inputs=inputs,
@@ -110,7 +133,7 @@ class _Fit:
                 states=states,
                 layout=sidecar.tensor_layout,
                 lengths=sidecar.lengths,
-                max_batch=_max_batch(sidecar, self._border),
+                max_batch=1 if self._unbatched else _max_batch(sidecar, self._border),
             )
         except ValidationError as error:
             raise _invalid(error) from error
@@ -168,12 +191,16 @@ def _sizes(port: GraphValue, axes: range | list[int], where: str, key: str) -> t
     return tuple(sizes)
 
 
-def _state(given: SidecarState, port: GraphValue) -> State:
+def _state(given: SidecarState, port: GraphValue, *, unbatched: bool) -> State:
     where = f"states: {given.input!r}"
-    axis, shape = given.batch_axis, given.shape
-    if axis is None:
-        if port.dims is None or len(port.dynamic_axes) != 1:
-            raise SidecarError(f"{where}: say batch_axis; the graph has {port}")
+    shape = given.shape
+    if unbatched:
+        axis = 0
+    elif isinstance(given.batch_axis, int):
+        axis = given.batch_axis
+    elif port.dims is None or len(port.dynamic_axes) != 1:
+        raise SidecarError(f'{where}: say batch_axis, "none" if it has none; the graph has {port}')
+    else:
         axis = port.dynamic_axes[0]
     if shape is None:
         if port.dims is None or axis >= len(port.dims):

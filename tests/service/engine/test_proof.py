@@ -274,7 +274,7 @@ def alone(path: Path, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.conformance
 def test_sixteen_sessions_at_random_chunk_sizes_get_what_onnx_runtime_gives(
-    folder: Path, start_server: Callable[..., ServerProcess]
+    folder: Path, start_server: Callable[..., ServerProcess], interleaved: Callable[..., np.ndarray]
 ) -> None:
     server = start_server(folder)
     rng = np.random.default_rng(3)
@@ -284,22 +284,9 @@ def test_sixteen_sessions_at_random_chunk_sizes_get_what_onnx_runtime_gives(
             assert len(restrictions) == (name in RESTRICTED), name
             x = rng.standard_normal((16, 12, 3)).astype(np.float32)
             x[::2] *= 100
-            sessions = [client.session(name) for _ in range(16)]
-            at, got = [0] * 16, [[] for _ in range(16)]
-            while any(place < 12 for place in at):
-                sent = []
-                for row, session in enumerate(sessions):
-                    size = min(int(rng.integers(1, 5)), 12 - at[row])
-                    if size:
-                        session.send(x[row, at[row] : at[row] + size])
-                        sent.append(row)
-                        at[row] += size
-                for row in sent:
-                    got[row].append(np.asarray(sessions[row].receive()))
-            for row, session in enumerate(sessions):
-                session.close()
-                expected = alone(folder / f"{name}.onnx", x[row])
-                np.testing.assert_allclose(np.concatenate(got[row]), expected, rtol=1e-4, atol=1e-4)
+            for row, got in zip(x, interleaved(client, name, x), strict=True):
+                expected = alone(folder / f"{name}.onnx", row)
+                np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
     metrics = server.metrics()
     assert 'streamcell_model_restricted{kind="rows",model="mean",version="1"} 1.0' in metrics
     assert 'streamcell_model_restricted{kind="rows",model="plain",version="1"} 0.0' in metrics

@@ -68,7 +68,7 @@ def test_a_voice_detector_with_a_constant_and_a_step_of_samples(sidecar: Write) 
 
 def test_the_example_in_the_documentation_is_valid(sidecar: Write) -> None:
     page = (Path(__file__).parents[3] / "docs" / "foreign-models.md").read_text(encoding="utf-8")
-    example, generation = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    example, *_, generation = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert sidecar(example) == sidecar(VAD_SIDECAR)
     given = sidecar(
         'layout = "batch"\ninputs = [{ name = "token", step_shape = [] }]\noutputs = ["logits"]\n'

@@ -1,0 +1,75 @@
+"""Which inputs, outputs and states of a graph have no batch axis, if its border can be read in one way only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from streamcell.service.graph.interface import Dim, GraphInterface, GraphValue
+
+from .state_names import compatible, state_pairs
+
+# What exporters and their users call an axis of timesteps.
+_TIME_NAMES = frozenset(
+    ("t", "time", "times", "steps", "timesteps", "seq", "seqlen", "sequence", "sequencelength", "frames")
+)
+
+
+def find_unbatched(border: GraphInterface) -> frozenset[str]:
+    """The names of what has no batch axis in a graph with this border; none if all have one, or if it is not clear."""
+    pairs = state_pairs(border.inputs, border.outputs)
+    read, written = {i for i, _ in pairs}, {o for _, o in pairs}
+    inputs = [port for name, port in border.inputs.items() if name not in read]
+    outputs = [port for name, port in border.outputs.items() if name not in written]
+    known = all(port.dims is not None for port in (*border.inputs.values(), *border.outputs.values()))
+    twice = len(read) < len(pairs) or len(written) < len(pairs)
+    agree = all(compatible(border.inputs[i], border.outputs[o]) for i, o in pairs)
+    if not (inputs and outputs and known and agree) or twice:
+        return frozenset()
+    states = [border.inputs[i] for i, _ in pairs]
+    everything = frozenset((*border.inputs, *border.outputs))
+    if any(port.dynamic_axes for port in border.inputs.values()):
+        return everything if _all_over_time(inputs, outputs, states) else frozenset()
+    first = [_first(port) for port in inputs]
+    if all(size == 1 for size in first):
+        # The batch is there; a state without an axis of size 1 does not have it.
+        if all(_first(port) == 1 or 0 in port.dynamic_axes for port in outputs):
+            return frozenset(
+                name for i, o in pairs if 1 not in (border.inputs[i].dims or ()) for name in (i, o)
+            )
+        return frozenset()
+    if 1 in first or (None in first and any(size is not None for size in first)):
+        return frozenset()  # one has a batch axis and another has none, or a scalar may be a constant
+    return frozenset() if _may_be_a_batch(first, outputs, states) else everything
+
+
+def _first(port: GraphValue) -> Dim:
+    return port.dims[0] if port.dims else None
+
+
+def _all_over_time(
+    inputs: Iterable[GraphValue], outputs: Iterable[GraphValue], states: Sequence[GraphValue]
+) -> bool:
+    """Whether inputs and outputs are [time, …], and nothing but that axis is open."""
+    time = {_first(port) for port in inputs}
+    if len(time) != 1 or not states or any(port.dynamic_axes for port in states):
+        return False
+    name = time.pop()
+    sounds = isinstance(name, str) and name.lower().replace("_", "").replace("-", "") in _TIME_NAMES
+    return (
+        sounds
+        and all(port.dynamic_axes == (0,) for port in inputs)
+        and all(port.dynamic_axes == (0,) and _first(port) in (name, None) for port in outputs)
+    )
+
+
+def _may_be_a_batch(
+    first: Sequence[Dim], outputs: Iterable[GraphValue], states: Iterable[GraphValue]
+) -> bool:
+    """Whether one size stands first in all inputs and outputs and somewhere in all states: a batch of that size?"""
+    size = first[0]
+    return (
+        size is not None
+        and len(set(first)) == 1
+        and all(_first(port) == size for port in outputs)
+        and all(size in (port.dims or ()) for port in states)
+    )

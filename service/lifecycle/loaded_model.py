@@ -21,6 +21,7 @@ from streamcell.service.generation.loop import GenerationLoop
 from streamcell.service.graph.pooled import pool_states
 from streamcell.service.load_errors import DeviceError, ModelLoadError, RepositoryError, load_failure
 from streamcell.service.metrics.model_metrics import ModelMetrics, Pool
+from streamcell.service.repository.locate import sidecar_path
 from streamcell.service.repository.memory import check_memory
 from streamcell.service.repository.model_file import ModelFile
 from streamcell.service.sessions.capacity import Capacity, SlotAllocator
@@ -207,13 +208,19 @@ def _load(
     runner.start()
     for kind, text in restrictions.items():
         log.warning("model restricted", kind=kind, restriction=text)
+    if file.description.doubts:
+        log.warning(
+            "model without states",
+            may_be=list(file.description.doubts),
+            remedy=f"if one is a state, say so in {sidecar_path(file.path).name}",
+        )
     metrics.restricted = frozenset(restrictions)
     metrics.load_s = time.perf_counter() - began_s
-    _log.info(
+    log.info(
         "model loaded",
-        model=file.name,
-        version=file.version,
         device=str(device),
+        described_by=file.description.source,
+        states=file.description.states(),
         seconds=round(metrics.load_s, 3),
         state_bytes_a_session=engine.pool.slot_bytes,
         state_bytes_set_aside=engine.pool.slot_bytes * engine.pool.rows,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from streamcell.card import CardError, Generation, ModelCard, Signature, read_card
+from streamcell.service.errors import shown
 from streamcell.service.graph.batch_axis import add_batch_axis
 from streamcell.service.graph.index_ranges import with_index_ranges
 from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
@@ -19,6 +20,7 @@ from streamcell.service.load_errors import ModelLoadError, Problems, SidecarErro
 from .detect import detect
 from .sidecar import Sidecar, inspect_sidecar
 from .sidecar_fit import new_axes, resolve
+from .state_names import possible_states
 from .unbatched import find_unbatched
 
 Source: TypeAlias = Literal["sidecar", "card", "graph"]
@@ -36,6 +38,7 @@ class Description:
         generation: how an output becomes the next input; None: it does not.
         name: the name that the sidecar gives, if it gives one.
         new_axes: inputs and outputs without a batch axis, and where it is to be added.
+        doubts: of a graph that seems to have no states, what may be one all the same.
     """
 
     signature: Signature
@@ -45,6 +48,16 @@ class Description:
     generation: Generation | None = None
     name: str | None = None
     new_axes: Mapping[str, int] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+    def states(self, most: int = 20) -> list[str]:
+        """A line for each state with its size, and one for how many more there are than `most`."""
+        states = self.signature.states
+        lines = []
+        for state in states[:most]:
+            size = f"{state.dtype}{list(state.shape)}"
+            lines.append(f"{shown(state.input)} {size} → {shown(state.output)}, {state.session_bytes} bytes")
+        return lines if len(states) <= most else [*lines, f"… and {len(states) - most} more"]
 
 
 def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Description:
@@ -72,11 +85,22 @@ def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Descri
     else:
         unbatched = find_unbatched(border)
         signature = detect(border, unbatched, sidecar_name=path.with_suffix(".toml").name)
-        found = Description(signature, "graph", new_axes=dict.fromkeys(unbatched, 0))
+        axes = dict.fromkeys(unbatched, 0)
+        found = Description(signature, "graph", new_axes=axes, doubts=_doubts(border, signature))
     check_signature(border.with_axes(found.new_axes, 1), found.signature, found.constants)
     model = add_batch_axis(model, found.new_axes)
     signature = with_index_ranges(model.graph, found.signature, stated)
     return replace(found, signature=signature)
+
+
+def _doubts(border: GraphInterface, signature: Signature) -> tuple[str, ...]:
+    """What may be a state, by its shape, in a graph that is taken for one without."""
+    if signature.states:
+        return ()
+    return tuple(
+        f"input {shown(i)}, {border.inputs[i]}, and output {shown(o)}, {border.outputs[o]}"
+        for i, o in possible_states(border.inputs, border.outputs)
+    )
 
 
 def _from_sidecar(

@@ -1,20 +1,22 @@
 """Read a signature from a graph that has neither card nor sidecar, where it can be read in one way only.
 
 States are found by name (`state_names`), the batch axis by the symbol that states and inputs share, the time
-axis by the second symbol. Whatever is unclear is an error that prints the graph's border and a sidecar to paste.
+axis by the second symbol. Whatever is unclear is one error that names all of it, with the graph's border and a sidecar
+to paste.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import NoReturn
 
 from streamcell.card import DTYPES, Layout, Signature, State, Tensor
 from streamcell.service.graph.interface import Dim, GraphInterface, GraphValue, axes_before_step
-from streamcell.service.load_errors import DetectionError
+from streamcell.service.load_errors import DetectionError, Problems
 
 from .sidecar_template import sidecar_template
-from .state_names import compatible, sounds_like_state, state_pairs
+from .state_names import alike, compatible, may_be_lengths, sounds_like_state, state_pairs
 
 _NO_BATCH_AXIS = 'of one session, `batch_axis = "none"`'
 _BATCH_NAMES = frozenset({"b", "n", "batch", "batch_size", "batchsize", "bs"})
@@ -31,120 +33,175 @@ def detect(
         sidecar_name: the file that the error asks for.
 
     Raises:
-        DetectionError: there is none, or more than one.
+        DetectionError: there is none, or more than one; it names everything that is unclear.
     """
-    if not unbatched:
-        return _Detection(border, sidecar_name).signature()
-    size = 1 if all(not port.dynamic_axes for port in border.inputs.values()) else "batch"
-    signature = _Detection(border.with_axes(dict.fromkeys(unbatched, 0), size), sidecar_name).signature()
-    return signature.model_copy(update={"max_batch": 1})
+    whole = border
+    if unbatched:
+        size = 1 if all(not port.dynamic_axes for port in border.inputs.values()) else "batch"
+        whole = border.with_axes(dict.fromkeys(unbatched, 0), size)
+    detection = _Detection(whole)
+    signature = detection.signature()
+    if signature is None:
+        raise DetectionError(
+            f"no card, no {sidecar_name}, and the graph alone does not say how to serve it: {detection.problems}\n"
+            f"the graph has\n{border}\nsay what they are in {sidecar_name} beside it; to begin with:\n\n"
+            f"{sidecar_template(border, whole, unbatched)}"
+        )
+    return signature.model_copy(update={"max_batch": 1}) if unbatched else signature
 
 
 class _Detection:
-    def __init__(self, border: GraphInterface, sidecar_name: str) -> None:
+    """Two passes: what is unclear by itself, then what the rest says; the second leaves out what the first noted."""
+
+    def __init__(self, border: GraphInterface) -> None:
         self._border = border
-        self._sidecar_name = sidecar_name
+        self.problems = Problems()
         self._pairs = state_pairs(border.inputs, border.outputs)
         taken, given = {i for i, _ in self._pairs}, {o for _, o in self._pairs}
         self._inputs = {n: p for n, p in border.inputs.items() if n not in taken}
         self._outputs = {n: p for n, p in border.outputs.items() if n not in given}
+        # Names that the first pass has noted a problem of.
+        self._unsure: set[str] = set()
 
     def _unclear(self, why: str) -> NoReturn:
-        raise DetectionError(
-            f"no card, no {self._sidecar_name}, and the graph alone does not say how to serve it: {why}\n"
-            f"the graph has\n{self._border}\n"
-            f"say what they are in {self._sidecar_name} beside it; to begin with:\n\n{self._template()}"
-        )
+        raise DetectionError(why)
 
-    def signature(self) -> Signature:
+    def _note(self, why: str, *names: str) -> None:
+        self.problems.add(why)
+        self._unsure.update(names)
+
+    def signature(self) -> Signature | None:
+        """None if there are problems."""
         self._check_names()
+        self._check_shapes()
         self._check_kinds()
-        if all(not p.dynamic_axes for p in self._border.inputs.values()):
+        self._pairs = [pair for pair in self._pairs if self._unsure.isdisjoint(pair)]
+        for ports in (self._inputs, self._outputs):
+            for name in self._unsure & ports.keys():
+                del ports[name]
+        signature = None
+        if self._inputs and (self._outputs or not self.problems):
+            with self.problems.noted():
+                signature = self._read()
+        return None if self.problems else signature
+
+    def _read(self) -> Signature:
+        if all(not p.dynamic_axes for p in (*self._inputs.values(), *self._state_inputs())):
             return self._fixed()
         batch = self._batch_symbol()
         layout, time = self._layout(batch)
         lead = axes_before_step(layout)
-        inputs = tuple(self._tensor(p, lead) for p in self._inputs.values())
+        inputs = self._tensors(self._inputs, lead)
         for p in self._outputs.values():
-            self._check_output(p, lead, time)
-        outputs = tuple(self._tensor(p, lead) for p in self._outputs.values())
-        states = tuple(self._state(i, o, self._border.inputs[i].dynamic_axes[0]) for i, o in self._pairs)
-        return Signature(inputs=inputs, outputs=outputs, states=states, layout=layout)
+            with self.problems.noted():
+                self._check_output(p, lead, time)
+        outputs = self._tensors(self._outputs, lead)
+        open_axes = {p.name: p.dynamic_axes for p in self._state_inputs()}
+        states = self._states({name: axes[0] for name, axes in open_axes.items() if len(axes) == 1})
+        return self._signature(inputs, outputs, states, layout)
+
+    def _signature(
+        self,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        states: list[State],
+        layout: Layout,
+        max_batch: int | None = None,
+    ) -> Signature:
+        if self.problems:  # then some are missing
+            self._unclear(next(iter(self.problems)))
+        return Signature(
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            states=tuple(states),
+            layout=layout,
+            max_batch=max_batch,
+        )
+
+    def _state_inputs(self) -> list[GraphValue]:
+        return [self._border.inputs[i] for i, _ in self._pairs]
 
     def _check_names(self) -> None:
         """Every name plays one part, and none that sounds like a state is left over."""
         for side, names in (("input", [i for i, _ in self._pairs]), ("output", [o for _, o in self._pairs])):
-            if twice := sorted({n for n in names if names.count(n) > 1}):
-                self._unclear(f"state {side} {twice[0]!r} fits more than one name: {self._pairs}")
+            for name in [name for name, times in Counter(names).items() if times > 1]:
+                fits = [pair for pair in self._pairs if name in pair]
+                self._note(f"state {side} {name!r} fits more than one name: {fits}", *sum(fits, ()))
         for i, o in self._pairs:
-            if not compatible(self._border.inputs[i], self._border.outputs[o]):
-                p, q = self._border.inputs[i], self._border.outputs[o]
-                self._unclear(f"{i!r} and {o!r} are named like a state, but are {p} and {q}")
+            p, q = self._border.inputs[i], self._border.outputs[o]
+            if not compatible(p, q):
+                self._note(f"{i!r} and {o!r} are named like a state, but are {p} and {q}", i, o)
         if not self._inputs or not self._outputs:
-            self._unclear("by their names all inputs or all outputs are states")
+            self._note("by their names all inputs or all outputs are states")
         for name in self._inputs:
             if sounds_like_state(name):
-                self._unclear(f"input {name!r} is named like a state, but no output is named to go with it")
+                self._note(
+                    f"input {name!r} is named like a state, but no output is named to go with it", name
+                )
         for i, o in state_pairs(self._border.defaults, self._border.outputs):
-            self._unclear(f"input {i!r} has a default value, but with output {o!r} it is named like a state")
+            self._note(f"input {i!r} has a default value, but with output {o!r} it is named like a state", o)
+
+    def _check_shapes(self) -> None:
+        """Nothing that is left is shaped like a state."""
+        if len(self._inputs) < 2 or len(self._outputs) < 2:
+            return
         for i, p in self._inputs.items():
             for o, q in self._outputs.items():
-                alike = p.dtype == q.dtype and p.dims == q.dims and len(p.dims or ()) > 1
-                if alike and len(self._inputs) > 1 and len(self._outputs) > 1:
-                    self._unclear(f"input {i!r} and output {o!r} have one shape, {p}; they may be a state")
+                if p.dims == q.dims and alike(p, q):
+                    self._note(f"input {i!r} and output {o!r} have one shape, {p}; they may be a state", i, o)
+                elif alike(p, q):
+                    self._note(f"input {i!r}, {p}, and output {o!r}, {q}, may be a state", i, o)
 
     def _check_kinds(self) -> None:
         for name, p in {**self._border.inputs, **self._border.outputs}.items():
             if p.dtype not in DTYPES:
-                self._unclear(f"{name!r} is {p}; expected a dtype of {', '.join(DTYPES)}")
+                self._note(f"{name!r} is {p}; expected a dtype of {', '.join(DTYPES)}", name)
             if p.dims is None:
-                self._unclear(f"{name!r} has no declared shape")
-            if not p.dims:
-                self._unclear(f"{name!r} has no batch axis; is it a constant, or is it {_NO_BATCH_AXIS}?")
+                self._note(f"{name!r} has no declared shape", name)
+            elif not p.dims:
+                self._note(f"{name!r} has no batch axis; is it a constant, or is it {_NO_BATCH_AXIS}?", name)
         for name, p in self._inputs.items():
-            if p.dtype in ("int32", "int64") and len(p.dims or ()) == 1 and "len" in name.lower():
-                self._unclear(f"input {name!r} may be each row's number of timesteps (`lengths`), or not")
+            if may_be_lengths(p):
+                self._note(f"input {name!r} may be each row's number of timesteps (`lengths`), or not", name)
 
     def _fixed(self) -> Signature:
         """Every size is given: a graph exported for one session; a run is one timestep."""
         for name, p in {**self._inputs, **self._outputs}.items():
             if (p.dims or ())[:1] != (1,) and not (name in self._outputs and 0 in p.dynamic_axes):
-                self._unclear(
+                self.problems.add(
                     f"all sizes are fixed, and the first of {name!r}, {p}, is not a batch axis of 1; "
                     f"is the model {_NO_BATCH_AXIS}?"
                 )
-        for i, _ in self._pairs:
-            if 1 not in (self._border.inputs[i].dims or ()):
-                self._unclear(
-                    f"all sizes are fixed, and state {i!r}, {self._border.inputs[i]}, has no axis of 1; "
+        axes = {}
+        for p in self._state_inputs():
+            if 1 in (p.dims or ()):
+                # Which of several axes of size 1 is the batch's makes no difference.
+                axes[p.name] = (p.dims or ()).index(1)
+            else:
+                self.problems.add(
+                    f"all sizes are fixed, and state {p.name!r}, {p}, has no axis of 1; "
                     f"is the model {_NO_BATCH_AXIS}?"
                 )
-        return Signature(
-            inputs=tuple(self._tensor(p, ("batch",)) for p in self._inputs.values()),
-            outputs=tuple(self._tensor(p, ("batch",)) for p in self._outputs.values()),
-            # Which of several axes of size 1 is the batch's makes no difference.
-            states=tuple(
-                self._state(i, o, (self._border.inputs[i].dims or ()).index(1)) for i, o in self._pairs
-            ),
-            max_batch=1,
-            layout="batch",
-        )
+        inputs, outputs = self._tensors(self._inputs, ("batch",)), self._tensors(self._outputs, ("batch",))
+        return self._signature(inputs, outputs, self._states(axes), "batch", 1)
 
     def _batch_symbol(self) -> Dim:
         """The symbol that every state has; without states the first one of the inputs."""
         symbols: dict[Dim, str] = {}
-        for i, _ in self._pairs:
-            p = self._border.inputs[i]
-            if len(p.dynamic_axes) != 1:
-                shared = {p.dims[0] for p in self._inputs.values() if p.dims}
-                open_ = [f"axis {a} ({(p.dims or ())[a] or 'unnamed'})" for a in p.dynamic_axes]
-                hint = f"; is it {_NO_BATCH_AXIS}?"
-                if open_:
-                    hint = f"; {sorted(map(str, shared))} is the inputs' first"
-                self._unclear(
-                    f"state {i!r}, {p}: one size must be open, the batch; open are {open_ or 'none'}{hint}"
-                )
-            symbols[(p.dims or ())[p.dynamic_axes[0]]] = i
+        for p in self._state_inputs():
+            if len(p.dynamic_axes) == 1:
+                symbols[(p.dims or ())[p.dynamic_axes[0]]] = p.name
+                continue
+            shared = {q.dims[0] for q in self._inputs.values() if q.dims}
+            open_ = [f"axis {a} ({(p.dims or ())[a] or 'unnamed'})" for a in p.dynamic_axes]
+            hint = (
+                f"; {sorted(map(str, shared))} is the inputs' first"
+                if open_
+                else f"; is it {_NO_BATCH_AXIS}?"
+            )
+            self.problems.add(
+                f"state {p.name!r}, {p}: one size must be open, the batch; open are {open_ or 'none'}{hint}"
+            )
         if len(symbols) > 1:
             self._unclear(f"the states' batch axes have different names: {symbols}")
         if symbols:
@@ -163,23 +220,24 @@ class _Detection:
         times: set[Dim] = set()
         for name, p in self._inputs.items():
             dims = p.dims or ()
-            layout: Layout
             if p.dynamic_axes == (0,) and dims[0] == batch:
-                layout = "batch"
+                layouts["batch"] = name
             elif p.dynamic_axes == (0, 1) and dims[0] == batch and dims[1] != batch:
-                layout = "batch_time"
+                layouts["batch_time"] = name
                 times.add(dims[1])
             elif p.dynamic_axes == (0, 1) and dims[1] == batch and dims[0] != batch:
-                layout = "time_batch"
+                layouts["time_batch"] = name
                 times.add(dims[0])
             else:
-                self._unclear(
+                self._note(
                     f"input {name!r}, {p}: expected [{batch}, …], [{batch}, time, …] or [time, {batch}, …] "
-                    "with all other sizes fixed"
+                    "with all other sizes fixed",
+                    name,
                 )
-            layouts[layout] = name
         if len(layouts) > 1 or len(times) > 1:
             self._unclear(f"the inputs differ in layout or in time axis: {layouts}")
+        if not layouts:
+            self._unclear(next(iter(self.problems)))
         return next(iter(layouts)), next(iter(times), None)
 
     def _check_output(self, p: GraphValue, lead: tuple[str, ...], time: Dim) -> None:
@@ -192,13 +250,24 @@ class _Detection:
                 f"output {p.name!r}: expected [{wanted}] with the inputs' time axis {time}, found {p}"
             )
 
-    def _tensor(self, p: GraphValue, lead: tuple[str, ...]) -> Tensor:
-        return Tensor(name=p.name, dtype=p.dtype, step_shape=self._sizes(p, range(len(lead))))  # type: ignore[arg-type]
+    def _tensors(self, ports: dict[str, GraphValue], lead: tuple[str, ...]) -> list[Tensor]:
+        found = []
+        for p in (p for name, p in ports.items() if name not in self._unsure):
+            with self.problems.noted():
+                sizes = self._sizes(p, range(len(lead)))
+                found.append(Tensor(name=p.name, dtype=p.dtype, step_shape=sizes))  # type: ignore[arg-type]
+        return found
 
-    def _state(self, i: str, o: str, axis: int) -> State:
-        p = self._border.inputs[i]
-        shape = self._sizes(p, range(axis, axis + 1))
-        return State(input=i, output=o, dtype=p.dtype, shape=shape, batch_axis=axis)  # type: ignore[arg-type]
+    def _states(self, axes: dict[str, int]) -> list[State]:
+        """The states whose batch axis is known."""
+        found = []
+        for i, o in self._pairs:
+            if i in axes:
+                p, axis = self._border.inputs[i], axes[i]
+                with self.problems.noted():
+                    shape = self._sizes(p, range(axis, axis + 1))
+                    found.append(State(input=i, output=o, dtype=p.dtype, shape=shape, batch_axis=axis))  # type: ignore[arg-type]
+        return found
 
     def _sizes(self, p: GraphValue, without: range) -> tuple[int, ...]:
         sizes: list[int] = []
@@ -209,9 +278,6 @@ class _Detection:
                 self._unclear(f"{p.name!r}, {p}: the size of axis {axis} ({dim or 'unnamed'}) is open")
             sizes.append(dim)
         return tuple(sizes)
-
-    def _template(self) -> str:
-        return sidecar_template(self._border, self._pairs)
 
 
 def _is_batch(dim: Dim) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from streamcell.service.graph.interface import GraphValue
 
@@ -63,6 +63,51 @@ def compatible(a: GraphValue, b: GraphValue) -> bool:
         p == q or not isinstance(p, int) or not isinstance(q, int)
         for p, q in zip(a.dims, b.dims, strict=True)
     )
+
+
+def alike(a: GraphValue, b: GraphValue) -> bool:
+    """Whether an input and an output have one dtype and one shape, but for sizes of 1 that the other leaves open.
+
+    Exporters write down the batch or the time of an example as 1 on one side, and a symbol on the other.
+    """
+    if a.dtype != b.dtype or a.dims is None or b.dims is None or len(a.dims) != len(b.dims):
+        return False
+    if a.dims == b.dims and len(a.dims) > 1:
+        return True
+    pairs = list(zip(a.dims, b.dims, strict=True))
+    told_apart = any(p != q and any(isinstance(d, int) and d != 1 for d in (p, q)) for p, q in pairs)
+    return not told_apart and any(p == q and isinstance(p, int) and p > 1 for p, q in pairs)
+
+
+def likely_states(
+    inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphValue]
+) -> list[tuple[str, str]]:
+    """Pairs that are likely a state by their shapes, each name once; something is left to go in and to come out.
+
+    Mostly the first input and the first output are the signal, so they are taken last.
+    """
+    ins, outs = list(inputs), list(outputs)
+    found: list[tuple[str, str]] = []
+    for i in (*ins[1:], *ins[:1]):
+        o = next((o for o in (*outs[1:], *outs[:1]) if alike(inputs[i], outputs[o])), None)
+        if o is None or len(found) + 1 >= min(len(inputs), len(outputs)):
+            continue
+        outs.remove(o)
+        found.append((i, o))
+    return found
+
+
+def possible_states(
+    inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphValue]
+) -> Iterator[tuple[str, str]]:
+    """All pairs that by their shapes can be a state, though the output is needed besides. The first input is none."""
+    for i in list(inputs)[1:]:
+        yield from ((i, o) for o in outputs if alike(inputs[i], outputs[o]))
+
+
+def may_be_lengths(port: GraphValue) -> bool:
+    """Whether an input may say how many timesteps of each row count."""
+    return port.dtype in ("int32", "int64") and len(port.dims or ()) == 1 and "len" in port.name.lower()
 
 
 def state_pairs(inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphValue]) -> list[tuple[str, str]]:

@@ -12,8 +12,10 @@ from streamcell.service.graph.interface import GraphInterface, read_interface
 from streamcell.service.load_errors import DetectionError
 from streamcell.service.repository.detect import detect
 from streamcell.service.repository.sidecar import Sidecar
-from streamcell.service.repository.sidecar_fit import resolve
-from streamcell.service.repository.state_names import state_pairs
+from streamcell.service.repository.sidecar_fit import new_axes, resolve
+from streamcell.service.repository.sidecar_template import sidecar_template
+from streamcell.service.repository.state_names import alike, state_pairs
+from streamcell.service.repository.unbatched import find_unbatched
 
 
 def border(text: str) -> GraphInterface:
@@ -220,8 +222,178 @@ def test_whatever_is_unclear_is_an_error_with_the_border_and_a_sidecar_to_begin_
     template = message.split("to begin with:")[1]
     assert "vad.toml" in message
     # What is left to fill in is marked; everything else is TOML already.
-    filled = tomllib.loads(template.replace("[?]", "[1]").replace("= ?", "= 1"))
-    assert Sidecar.model_validate(filled).layout == "batch"
+    assert filled_in(template, "1").inputs
+
+
+def filled_in(template: str, value: str) -> Sidecar:
+    """The sidecar with `value` for each `?` outside comments."""
+    lines = [line.partition("#")[0].replace("?", value) for line in template.splitlines()]
+    return Sidecar.model_validate(tomllib.loads("\n".join(lines)))
+
+
+def template_of(text: str) -> str:
+    return sidecar_template(border(text))
+
+
+DTLN = (
+    "(float[1, 1, 512] input_4, float[1, 2, 128, 2] input_5)"
+    " => (float[frames, k, 512] conv1d_3, float[batch, 2, 128, 2] tf_op_layer_stack_5)"
+)
+
+
+ALIKE = {
+    "a batch of 1 against a symbol": (
+        "(float[1, 8] x, float[1, 4] q) => (float[b, 3] y, float[b, 4] z)",
+        "input 'q', float32.1, 4., and output 'z', float32.b, 4., may be a state",
+    ),
+    "a symbol against a batch of 1": (
+        "(float[b, 8] x, float[2, b, 4] q) => (float[b, 3] y, float[2, 1, 4] z)",
+        "input 'q', float32.2, b, 4., and output 'z', float32.2, 1, 4., may be a state",
+    ),
+    "two symbols": (
+        "(float[b, 8] x, float[b, 4] q) => (float[b, 3] y, float[unk, 4] z)",
+        "input 'q'.*output 'z'.*may be a state",
+    ),
+    "without a batch axis": (
+        "(float[b, 8] x, float[453] q) => (float[b, 3] y, float[453] z)",
+        "input 'q'.*output 'z'.*may be a state",
+    ),
+    "as in a filter of two stages": (DTLN, "input 'input_5'.*output 'tf_op_layer_stack_5'.*may be a state"),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_no_likely_state_is_taken_for_an_ordinary_input(case: str) -> None:
+    text, why = ALIKE[case]
+    with pytest.raises(DetectionError, match=why) as caught:
+        detect(border(text))
+    inputs, outputs = list(border(text).inputs), list(border(text).outputs)
+    said = filled_in(str(caught.value).split("to begin with:")[1], "1")
+    assert [(state.input, state.output) for state in said.states] == [(inputs[1], outputs[1])]
+    assert [each.name for each in said.inputs] == inputs[:1]
+    assert [each.name for each in said.outputs] == outputs[:1]
+
+
+@pytest.mark.parametrize(
+    ("i", "o", "expected"),
+    [
+        ("[b, 4]", "[b, 4]", True),
+        ("[1, 4]", "[b, 4]", True),
+        ("[1, 1, 4]", "[b, t, 4]", True),
+        ("[b, 4]", "[c, 4]", True),
+        ("[4]", "[4]", True),
+        ("[b]", "[b]", False),
+        ("[1]", "[b]", False),
+        ("[1, 1]", "[b, t]", False),
+        ("[8, 4]", "[b, 4]", False),
+        ("[b, 4]", "[b, 5]", False),
+        ("[b, 4]", "[b, 4, 1]", False),
+    ],
+)
+def test_shapes_that_are_alike(i: str, o: str, expected: bool) -> None:
+    given = border(f"(float{i} x) => (float{o} y)")
+    assert alike(given.inputs["x"], given.outputs["y"]) == expected
+    assert alike(given.outputs["y"], given.inputs["x"]) == expected
+
+
+def test_everything_unclear_is_told_at_once() -> None:
+    text = (
+        "(float[b, t, 8] x, float[b, past, 4] past_k, float[b, 3] hidden, int64 sr, float[b, t, f] z)"
+        " => (float[b, t, 3] y, float[b, total, 4] present_k, float[b, 1] once, string[b, t, 2] text)"
+    )
+    with pytest.raises(DetectionError) as caught:
+        detect(border(text))
+    for why in (
+        "6 problems:",
+        "state 'past_k', float32[b, past, 4]: one size must be open",
+        "input 'hidden' is named like a state, but no output is named to go with it",
+        "'sr' has no batch axis; is it a constant",
+        "'text' is string[b, t, 2]; expected a dtype of",
+        "input 'z', float32[b, t, f]: expected [b, …], [b, time, …]",
+        "output 'once': expected [batch, time, …] with the inputs' time axis t, found float32[b, 1]",
+    ):
+        assert why in str(caught.value)
+
+
+BAKED = {
+    "a version beside the answer": (
+        "(float[b, 8] q, float[b, 4] h) => (float[b, 3] y, float[1] version, float[b, 4] hn)",
+        {"outputs": ["y"], "max_batch": None},
+    ),
+    "eight rows": (
+        "(float[b, 8] q, float[b, 4] h) => (float[8, 3] z, float[b, 3] y, float[b, 4] hn)",
+        {"outputs": ["y"], "max_batch": None},
+    ),
+    "one row in the batch's place behind time": (
+        "(float[t, b, 8] q, float[1, b, 4] h) => (float[t, b, 3] y, float[t, 1, 3] z, float[1, b, 4] hn)",
+        {"outputs": ["y"], "max_batch": None, "layout": "time_batch"},
+    ),
+    "one answer for all timesteps": (
+        "(float[b, t, 8] q, float[b, 4] h) => (float[b, t, 3] y, float[b, 1] once, float[b, 4] hn)",
+        {"outputs": ["y"], "max_batch": None, "layout": "batch_time"},
+    ),
+    "a number without any axis": (
+        "(float[b, 8] q, float[b, 4] h) => (float[b, 3] y, float loss, float[b, 4] hn)",
+        {"outputs": ["y"], "max_batch": None},
+    ),
+    "one row in all outputs: one session a run": (
+        "(float[b, 8] q, float[b, 4] h) => (float[1, 3] y, float[b, 4] hn)",
+        {"outputs": ["y"], "max_batch": 1},
+    ),
+    "one row in a state: one session a run": (
+        "(float[b, 8] q, float[2, b, 4] h) => (float[b, 3] y, float[2, 1, 4] hn)",
+        {"outputs": ["y"], "max_batch": 1},
+    ),
+    "a batch that is one everywhere": (
+        "(float[1, 8] q, float[1, 2, 4] h) => (float[1, 3] y, float[1, 2, 4] hn)",
+        {"outputs": ["y"], "max_batch": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAKED)
+def test_the_sidecar_to_begin_with_proposes_no_output_whose_rows_are_fixed(case: str) -> None:
+    text, wanted = BAKED[case]
+    said = filled_in(template_of(text), "1")
+    assert [each.name for each in said.outputs] == wanted["outputs"]
+    assert said.max_batch == wanted["max_batch"]
+    assert said.layout == wanted.get("layout", "batch")
+    assert [(state.input, state.output) for state in said.states] == [("h", "hn")]
+
+
+def test_where_all_outputs_have_eight_rows_the_reader_is_left_to_say_which() -> None:
+    template = template_of("(float[b, 8] q) => (float[8, 3] y)")
+    assert '# left out: "y", float32[8, 3]: its batch axis is 8 whatever the batch is' in template
+    assert "outputs = [\n  # left out" in template
+    with pytest.raises(tomllib.TOMLDecodeError):
+        tomllib.loads(template)
+
+
+def test_the_sidecar_to_begin_with_finds_the_layout_and_the_lengths() -> None:
+    said = filled_in(template_of("(float[b, t, 8] x, int32[b] lengths) => (float[b, t, 3] y)"), "1")
+    assert (said.layout, said.lengths) == ("batch_time", "lengths")
+    assert [each.name for each in said.inputs] == ["x"]
+
+
+def test_the_sidecar_to_begin_with_says_that_there_is_no_batch_axis() -> None:
+    text = "(float[8] x, float[453] q) => (float[3] y, float[453] z)"
+    with pytest.raises(DetectionError, match="may be a state") as caught:
+        detect(border(text), find_unbatched(border(text)))
+    assert '"x",  # float32[8]' in str(caught.value)
+    said = filled_in(str(caught.value).split("to begin with:")[1], "1")
+    signature, _ = resolve(said, border(text).with_axes(new_axes(said), 1))
+    assert signature.inputs == (Tensor(name="x", dtype="float32", step_shape=(8,)),)
+    assert signature.states == (State(input="q", output="z", dtype="float32", shape=(453,)),)
+    assert signature.max_batch == 1
+
+
+def test_a_symbol_s_name_does_not_leave_its_comment() -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[b, 8] x) => (float[b, m] y) {}'
+    )
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = 'm\nname = "mine"'
+    said = filled_in(sidecar_template(read_interface(model.graph)), "1")
+    assert said.name is None
 
 
 def test_the_sidecar_in_the_error_serves_the_model_once_it_is_filled_in() -> None:
@@ -229,8 +401,8 @@ def test_the_sidecar_in_the_error_serves_the_model_once_it_is_filled_in() -> Non
     with pytest.raises(DetectionError) as caught:
         detect(border(text))
     template = str(caught.value).split("to begin with:")[1]
-    filled = tomllib.loads(template.replace("[?]", "[512]").replace("= ?", "= 16000"))
-    signature, constants = resolve(Sidecar.model_validate(filled), border(text))
+    said = filled_in(template.replace("= ?", "= 16000"), "512")
+    signature, constants = resolve(said, border(text))
     assert signature.inputs[0].step_shape == (512,)
     assert signature.states == (
         State(input="state", output="stateN", dtype="float32", shape=(2, 8), batch_axis=1),

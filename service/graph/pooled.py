@@ -45,6 +45,7 @@ __all__ = [
     "Pooled",
     "Scatter",
     "initial_value",
+    "modern_copy",
     "pool_states",
 ]
 
@@ -123,7 +124,7 @@ def pool_states(
     """
     fixed_batch = check_signature(read_interface(model.graph), signature, constants or {})
     initial = [initial_value(state) for state in signature.states]
-    model = _modern_copy(model)
+    model = modern_copy(model)
     graph = model.graph
     if taken := {READ_SLOTS, WRITE_SLOTS} & value_names(graph):
         raise RewriteError(f"the graph uses the reserved name {min(taken)!r}; is it pooled already?")
@@ -172,7 +173,7 @@ def initial_value(state: State) -> npt.NDArray[Any]:
     return value
 
 
-def _modern_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+def modern_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with an opset that has scatter and an IR version whose initializers need not be inputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

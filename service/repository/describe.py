@@ -13,11 +13,13 @@ import onnx
 from streamcell.card import CardError, Generation, ModelCard, Signature, read_card
 from streamcell.service.errors import shown
 from streamcell.service.graph.batch_axis import add_batch_axis
+from streamcell.service.graph.feeds import Feeds
 from streamcell.service.graph.index_ranges import with_index_ranges
 from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
 from streamcell.service.load_errors import ModelLoadError, Problems, SidecarError
 
 from .detect import detect
+from .fed_inputs import fed_inputs
 from .sidecar import Sidecar, inspect_sidecar
 from .sidecar_fit import new_axes, resolve
 from .state_names import possible_states
@@ -39,6 +41,7 @@ class Description:
         name: the name that the sidecar gives, if it gives one.
         new_axes: inputs and outputs without a batch axis, and where it is to be added.
         doubts: of a graph that seems to have no states, what may be one all the same.
+        feeds: what the server feeds by itself to the graph with `new_axes`.
     """
 
     signature: Signature
@@ -49,6 +52,7 @@ class Description:
     name: str | None = None
     new_axes: Mapping[str, int] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    feeds: Feeds | None = None
 
     def states(self, most: int = 20) -> list[str]:
         """A line for each state with its size, and one for how many more there are than `most`."""
@@ -58,6 +62,15 @@ class Description:
             size = f"{state.dtype}{list(state.shape)}"
             lines.append(f"{shown(state.input)} {size} → {shown(state.output)}, {state.session_bytes} bytes")
         return lines if len(states) <= most else [*lines, f"… and {len(states) - most} more"]
+
+    def build(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph that `signature` describes, made of the one in the file."""
+        return _built(model, self.new_axes, self.feeds)
+
+
+def _built(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Feeds | None) -> onnx.ModelProto:
+    model = add_batch_axis(model, axes)
+    return model if feeds is None else feeds.apply(model)
 
 
 def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Description:
@@ -71,7 +84,6 @@ def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Descri
     Raises:
         ModelLoadError: it cannot be served; the error names everything that is wrong.
     """
-    border = read_interface(model.graph)
     try:
         card = read_card(model)
     except CardError as error:
@@ -79,16 +91,17 @@ def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Descri
     stated: set[str] = set()
     if sidecar is not None:
         said, problems = inspect_sidecar(sidecar)
-        found, stated = _from_sidecar(said, problems, card, border, path, sidecar)
+        found, stated, model = _from_sidecar(said, problems, card, model, path, sidecar)
     elif card is not None:
         found = Description(card.signature, "card", card, generation=card.generation)
     else:
+        border = read_interface(model.graph)
         unbatched = find_unbatched(border)
         signature = detect(border, unbatched, sidecar_name=path.with_suffix(".toml").name)
         axes = dict.fromkeys(unbatched, 0)
         found = Description(signature, "graph", new_axes=axes, doubts=_doubts(border, signature))
-    check_signature(border.with_axes(found.new_axes, 1), found.signature, found.constants)
-    model = add_batch_axis(model, found.new_axes)
+        model = found.build(model)
+    check_signature(read_interface(model.graph), found.signature, found.constants)
     signature = with_index_ranges(model.graph, found.signature, stated)
     return replace(found, signature=signature)
 
@@ -107,11 +120,11 @@ def _from_sidecar(
     said: Sidecar | None,
     problems: Problems,
     card: ModelCard | None,
-    border: GraphInterface,
+    model: onnx.ModelProto,
     path: Path,
     sidecar: Path,
-) -> tuple[Description, set[str]]:
-    """The description, and the inputs whose index ranges the sidecar states."""
+) -> tuple[Description, set[str], onnx.ModelProto]:
+    """The description, the inputs whose index ranges the sidecar states, and the graph that is described."""
     if card is not None and not (said is not None and said.override):
         problems.add(
             f"{path.name} carries a card; remove this file, or say `override = true` to use it instead"
@@ -119,11 +132,15 @@ def _from_sidecar(
     if said is not None:
         with problems.noted():
             axes = new_axes(said)
-            border = border.with_axes(axes, 1)
-            signature, constants = resolve(said, border)
+            rest, feeds = fed_inputs(said, read_interface(model.graph).with_axes(axes, 1))
+            model = _built(model, axes, feeds)
+            border = read_interface(model.graph)
+            signature, constants = resolve(rest, border, () if feeds is None else feeds.states())
             check_signature(border, signature, constants)
             if not problems:
-                stated = {tensor.name for tensor in said.inputs if tensor.index_range is not None}
-                found = Description(signature, "sidecar", card, constants, said.generation, said.name, axes)
-                return found, stated
+                stated = {tensor.name for tensor in rest.inputs if tensor.index_range is not None}
+                found = Description(
+                    signature, "sidecar", card, constants, said.generation, said.name, axes, feeds=feeds
+                )
+                return found, stated, model
     raise SidecarError(str(problems), sidecar)

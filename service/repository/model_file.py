@@ -17,7 +17,6 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from streamcell.card import Generation, ModelCard, Signature
-from streamcell.service.graph.batch_axis import add_batch_axis
 from streamcell.service.graph.edit import all_tensors
 from streamcell.service.load_errors import ModelLoadError, RepositoryError, load_failure
 
@@ -80,7 +79,7 @@ class ModelFile:
         return stamp(self.watched) != self.stamp
 
     def load(self) -> onnx.ModelProto:
-        """Read the file with its weights, those in external files too; a batch axis is added to what has none.
+        """Read the file with its weights, those in external files too, and make the graph that is served of it.
 
         Raises:
             ModelLoadError: the file or its external data cannot be read.
@@ -88,7 +87,7 @@ class ModelFile:
         model = _read(self.path, external_data=True)
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in all_tensors(model)):
             raise ModelLoadError("it has external data where none can be read", self.path)
-        return add_batch_axis(model, self.description.new_axes)
+        return self.description.build(model)
 
 
 def discover(models_dir: Path, *, follow_links: bool = False) -> list[ModelFile]:

@@ -41,6 +41,24 @@ class SidecarTensor(_Strict):
     index_range: tuple[int, int] | Literal["any"] | None = None
 
 
+class SidecarInput(SidecarTensor):
+    """An input; those that no client sends in its messages say where their values come from."""
+
+    # Fed by the server: whether it is the session's first timestep, how many came before it, how many the run has.
+    from_: Annotated[Literal["first_step", "step_index", "lengths"] | None, Field(alias="from")] = None
+    # So many elements that came before are put before the input: timesteps, or elements of the step's axis.
+    context: Annotated[int, Field(ge=1)] | None = None
+    context_axis: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SidecarInput:
+        if self.context_axis is not None and self.context is None:
+            raise ValueError("context_axis needs context")
+        if self.from_ is not None and (said := self.model_fields_set - {"name", "from_"}):
+            raise ValueError(f"the server feeds it by `from`; leave out {', '.join(sorted(said))}")
+        return self
+
+
 class SidecarState(_Strict):
     """One state: the graph's input `input` takes what its output `output` gave."""
 
@@ -63,15 +81,16 @@ def _named(value: object) -> object:
     )
 
 
-Tensors = Annotated[tuple[SidecarTensor, ...], BeforeValidator(_named), Field(min_length=1)]
+Inputs = Annotated[tuple[SidecarInput, ...], BeforeValidator(_named), Field(min_length=1)]
+Outputs = Annotated[tuple[SidecarTensor, ...], BeforeValidator(_named), Field(min_length=1)]
 Number = bool | int | float
 
 
 class Sidecar(_Strict):
     """The file's content."""
 
-    inputs: Tensors
-    outputs: Tensors
+    inputs: Inputs
+    outputs: Outputs
     states: tuple[SidecarState, ...] = ()
     layout: Layout | None = None
     # Another way to give the layout: where the time axis stands, or that there is none.
@@ -98,6 +117,11 @@ class Sidecar(_Strict):
         return self
 
     @property
+    def sent(self) -> tuple[SidecarInput, ...]:
+        """The inputs that clients send."""
+        return tuple(each for each in self.inputs if each.from_ is None)
+
+    @property
     def tensor_layout(self) -> Layout:
         """The layout, however it was given."""
         if self.layout is not None:
@@ -107,7 +131,7 @@ class Sidecar(_Strict):
 
 # The class of each table, by its key at the top of the file.
 _TABLES: dict[str, type[BaseModel]] = {
-    "inputs": SidecarTensor,
+    "inputs": SidecarInput,
     "outputs": SidecarTensor,
     "states": SidecarState,
     "generation": Generation,
@@ -197,15 +221,20 @@ def explain(error: Any) -> str:
 def _meant(place: tuple[int | str, ...]) -> str:
     """What an unknown key may be meant for, as the end of an error's text."""
     table, name = (str(place[0]) if len(place) > 1 else ""), str(place[-1])
-    own = sorted(_TABLES.get(table, Sidecar).model_fields)
+    own = _keys(_TABLES.get(table, Sidecar))
     if near := nearest(name, own):
         return f"; did you mean {near!r}?"
     others: dict[str, type[BaseModel]] = {"the top of the file": Sidecar}
     others |= {f"a table of {key!r}": part for key, part in _TABLES.items()}
     for where, part in others.items():
-        if name in part.model_fields:
+        if name in _keys(part):
             return f"; it belongs to {where}"
     return f"; expected one of {', '.join(own)}"
+
+
+def _keys(part: type[BaseModel]) -> list[str]:
+    """The keys of a table, as they stand in the file."""
+    return sorted(field.alias or key for key, field in part.model_fields.items())
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,21 @@ from streamcell.service.load_errors import Problems, SidecarError
 from .sidecar import Sidecar, SidecarState, SidecarTensor, explain, nearest
 
 
-def resolve(sidecar: Sidecar, border: GraphInterface) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
+def resolve(
+    sidecar: Sidecar, border: GraphInterface, added: Sequence[State] = ()
+) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
     """The signature and the constants that `sidecar` gives to a graph with this border, `new_axes` added.
+
+    Args:
+        sidecar: the file's content, without inputs that the server feeds.
+        border: of the graph with what the server feeds built in.
+        added: the states that this has added.
 
     Raises:
         SidecarError: names that the graph lacks, sizes that neither says, constants of the wrong kind, inputs that
             nothing feeds; all of them at once.
     """
-    return _Fit(sidecar, border).signature()
+    return _Fit(sidecar, border, added).signature()
 
 
 def new_axes(sidecar: Sidecar) -> dict[str, int]:
@@ -33,7 +41,7 @@ def new_axes(sidecar: Sidecar) -> dict[str, int]:
     at = axes_before_step(sidecar.tensor_layout).index("batch")
     axes = {
         tensor.name: at
-        for tensor in (*sidecar.inputs, *sidecar.outputs)
+        for tensor in (*sidecar.sent, *sidecar.outputs)
         if everything or tensor.batch_axis == "none"
     }
     for state in sidecar.states:
@@ -47,8 +55,9 @@ def new_axes(sidecar: Sidecar) -> dict[str, int]:
 class _Fit:
     """Holds the sidecar's tables against the graph's border, one after another, and gathers what is wrong."""
 
-    def __init__(self, sidecar: Sidecar, border: GraphInterface) -> None:
+    def __init__(self, sidecar: Sidecar, border: GraphInterface, added: Sequence[State]) -> None:
         self._sidecar = sidecar
+        self._added = added
         self._border = border
         self._unbatched = new_axes(sidecar)
         self._problems = Problems()
@@ -59,7 +68,7 @@ class _Fit:
         sidecar, border = self._sidecar, self._border
         inputs = self._tensors("inputs", border.all_inputs, sidecar.inputs)
         outputs = self._tensors("outputs", border.outputs, sidecar.outputs)
-        states = self._states()
+        states = (*self._states(), *self._added)
         constants = self._constants()
         if not self._problems:
             with self._problems.noted():
@@ -71,7 +80,8 @@ class _Fit:
     def _told(self) -> str:
         """All problems, with what would only be found once they are solved: inputs that nothing feeds."""
         sidecar, border = self._sidecar, self._border
-        fed = {each.name for each in sidecar.inputs} | {each.input for each in sidecar.states}
+        fed = {each.name for each in sidecar.inputs}
+        fed |= {each.input for each in sidecar.states} | {each.input for each in self._added}
         if hungry := unfed(border, {*fed, *sidecar.constants, sidecar.lengths, *self._guesses}):
             self._problems.add(hungry)
         return f"{self._problems}\nthe graph has\n{border}" if self._unknown else str(self._problems)
@@ -95,7 +105,7 @@ class _Fit:
             port = self._port(ports, tensor.name, f"{key}: {tensor.name!r}")
             if port is not None:
                 with self._problems.noted():
-                    found.append(_tensor(port, tensor, lead, key))
+                    found.append(tensor_of(port, tensor, lead, key))
         return tuple(found)
 
     def _states(self) -> tuple[State, ...]:
@@ -133,7 +143,7 @@ class _Fit:
                 states=states,
                 layout=sidecar.tensor_layout,
                 lengths=sidecar.lengths,
-                max_batch=1 if self._unbatched else _max_batch(sidecar, self._border),
+                max_batch=1 if self._unbatched else max_batch(sidecar, self._border),
             )
         except ValidationError as error:
             raise _invalid(error) from error
@@ -156,7 +166,8 @@ def _dtype(port: GraphValue, given: Dtype | None, key: str) -> Dtype:
     return dtype  # type: ignore[return-value]
 
 
-def _tensor(port: GraphValue, given: SidecarTensor, lead: tuple[str, ...], key: str) -> Tensor:
+def tensor_of(port: GraphValue, given: SidecarTensor, lead: tuple[str, ...], key: str) -> Tensor:
+    """What `given` and `port` together say of an input or output with the axes `lead` before the step's own."""
     where = f"{key}: {port.name!r}"
     shape: tuple[int, ...]
     if given.step_shape is not None:
@@ -242,7 +253,7 @@ def _constant(port: GraphValue, value: object) -> npt.NDArray[Any]:
     return array
 
 
-def _max_batch(sidecar: Sidecar, border: GraphInterface) -> int | None:
+def max_batch(sidecar: Sidecar, border: GraphInterface) -> int | None:
     """What the file says; else the batch size that the graph declares, if it does."""
     lead = axes_before_step(sidecar.tensor_layout)
     if sidecar.max_batch is not None:

@@ -13,7 +13,7 @@ from onnx import parser
 from streamcell.card import Generation, Signature, State, Tensor
 from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
 from streamcell.service.load_errors import SidecarError, SignatureError
-from streamcell.service.repository.sidecar import Sidecar, SidecarState, read_sidecar
+from streamcell.service.repository.sidecar import Sidecar, SidecarInput, SidecarState, read_sidecar
 from streamcell.service.repository.sidecar_fit import resolve
 
 VAD = (
@@ -22,7 +22,7 @@ VAD = (
 )
 VAD_SIDECAR = """
 layout = "batch"
-inputs = [{ name = "input", step_shape = [512] }]
+inputs = [{ name = "input", step_shape = [512], context = 64 }]
 outputs = ["output"]
 
 [constants]
@@ -79,7 +79,8 @@ def test_the_example_in_the_documentation_is_valid(sidecar: Write) -> None:
     assert given.generation == Generation(
         output="logits", input="token", head="categorical", encoding="index", stop=0
     )
-    for key in (*Sidecar.model_fields, *SidecarState.model_fields, *Generation.model_fields):
+    aliases = [field.alias or key for key, field in SidecarInput.model_fields.items()]
+    for key in (*Sidecar.model_fields, *aliases, *SidecarState.model_fields, *Generation.model_fields):
         assert key in page, f"{key} is not documented"
 
 

@@ -1,0 +1,128 @@
+"""What a sidecar says of inputs that the server feeds, and of context that it keeps, held against the graph."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from streamcell.service.graph.feeds import Context, Counted, Feeds
+from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step
+from streamcell.service.load_errors import Problems, SidecarError
+
+from .sidecar import Sidecar, SidecarInput, nearest
+from .sidecar_fit import max_batch, new_axes, tensor_of
+
+
+def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds | None]:
+    """What `sidecar` has the server feed to a graph with this border, and the sidecar without these inputs.
+
+    Raises:
+        SidecarError: inputs whose shapes cannot be fed, or no input that clients send.
+    """
+    if all(each.from_ is None and each.context is None for each in sidecar.inputs):
+        return sidecar, None
+    sent = sidecar.sent
+    if not sent:
+        raise SidecarError("inputs: the server feeds all of them; clients must send one at least")
+    problems = Problems()
+    lengths, contexts, counted = sidecar.lengths, [], []
+    for each in sidecar.inputs:
+        with problems.noted():
+            if each.from_ == "lengths" and _is_lengths(each, sidecar, border):
+                if lengths is not None:
+                    raise SidecarError(
+                        f"inputs: {each.name!r}: lengths = {lengths!r} already takes the lengths"
+                    )
+                lengths = each.name
+            elif each.from_ is not None:
+                counted.append(_counted(each, sidecar, border))
+    for each in sent:
+        with problems.noted():
+            if each.context is not None:
+                contexts.append(_context(each, sidecar, lengths, border))
+    if problems:
+        raise SidecarError(str(problems))
+    rest = sidecar.model_copy(update={"inputs": sent, "lengths": lengths})
+    if not (contexts or counted):
+        return rest, None
+    return rest, Feeds(sidecar.tensor_layout, sent[0].name, lengths, tuple(contexts), tuple(counted))
+
+
+def _port(each: SidecarInput, border: GraphInterface) -> GraphValue:
+    if (port := border.all_inputs.get(each.name)) is not None:
+        return port
+    near = nearest(each.name, border.all_inputs)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise SidecarError(f"inputs: {each.name!r}: the graph has no such name{hint}; it has\n{border}")
+
+
+def _is_lengths(each: SidecarInput, sidecar: Sidecar, border: GraphInterface) -> bool:
+    """Whether it is what `lengths` means, so that rows of different lengths may run together."""
+    port = _port(each, border)
+    ranked = port.dims is None or len(port.dims) == 1
+    return sidecar.tensor_layout != "batch" and port.dtype in ("int32", "int64") and ranked
+
+
+def _context(each: SidecarInput, sidecar: Sidecar, lengths: str | None, border: GraphInterface) -> Context:
+    where = f"inputs: {each.name!r}: context"
+    port = _port(each, border)
+    lead = axes_before_step(sidecar.tensor_layout)
+    size = each.context or 0
+    whole = tensor_of(port, each, lead, "inputs")
+    if sidecar.tensor_layout != "batch":
+        if each.context_axis is not None:
+            raise SidecarError(f"{where} is timesteps with this layout; leave context_axis out")
+        if lengths is not None:
+            raise SidecarError(
+                f"{where} and lengths {lengths!r} do not go together: leave lengths out, and sessions run together at "
+                "equal numbers of timesteps"
+            )
+        return Context(whole, size)
+    rank = len(whole.step_shape)
+    axis = 0 if each.context_axis is None and rank == 1 else each.context_axis
+    if not rank:
+        raise SidecarError(f"{where}: a step without axes has no elements before it")
+    if axis is None or axis >= rank:
+        raise SidecarError(f"{where}: say context_axis, the axis of the step that it extends, below {rank}")
+    step = list(whole.step_shape)
+    if each.step_shape is None:
+        step[axis] -= size
+        if step[axis] < 1:
+            raise SidecarError(f"{where} = {size}: the graph has {port}, which leaves no elements for a step")
+    elif port.dims is not None and len(port.dims) == len(lead) + rank:
+        declared = port.dims[len(lead) + axis]
+        if isinstance(declared, int) and declared != step[axis] + size:
+            raise SidecarError(
+                f"{where} = {size} and step_shape {step} make {step[axis] + size} elements on axis {axis}, the graph "
+                f"has {port}"
+            )
+    return Context(whole.model_copy(update={"step_shape": tuple(step)}), size, axis)
+
+
+def _counted(each: SidecarInput, sidecar: Sidecar, border: GraphInterface) -> Counted:
+    assert each.from_ is not None
+    where = f"inputs: {each.name!r}: from = {each.from_!r}"
+    port = _port(each, border)
+    if port.dtype is None or (port.dtype == "bool" and each.from_ != "first_step"):
+        raise SidecarError(f"{where}: expected a tensor of numbers, the graph has {port}")
+    lead = axes_before_step(sidecar.tensor_layout)
+    dims = ("batch",) if port.dims is None else port.dims
+    whole = bool(new_axes(sidecar))  # a graph of one session
+    if all(d == 1 for d in dims) and (whole or max_batch(sidecar, border) == 1):
+        return Counted(each.name, each.from_, "row", (1,) * len(dims))
+    if not dims:
+        raise SidecarError(
+            f"{where}: the graph has {port}, one number for all sessions of a run; say max_batch = 1, and runs have "
+            "one session"
+        )
+    time = lead.index("time") if "time" in lead and each.from_ != "lengths" else None
+    per: Literal["step", "row"] = "row"
+    shape: tuple[int, ...] = (-1,)
+    if whole and time is not None and not isinstance(dims[0], int):
+        per = "step"
+    elif time is not None and len(dims) > 1 and not isinstance(dims[time], int):
+        per, shape = "step", (0, 0)
+    ones = dims[len(shape) :]
+    if any(isinstance(d, int) and d != 1 for d in ones):
+        number = "timestep" if per == "step" else "session"
+        raise SidecarError(f"{where}: expected one number a {number}, the graph has {port}")
+    return Counted(each.name, each.from_, per, (*shape, *(1 for _ in ones)))

@@ -106,6 +106,10 @@ class DetectionError(ModelLoadError):
     """A graph without card and sidecar can be read in more than one way, or in none."""
 
 
+class GrowingStateError(ModelLoadError):
+    """A state is larger after a step than before it, as a cache is that keeps every timestep."""
+
+
 class RewriteError(ModelLoadError):
     """The pool cannot be built into the graph."""
 

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 
-from streamcell.client import Client
 from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model
 from streamcell.models import build
@@ -127,7 +126,8 @@ Interleaved = Callable[..., dict[str, np.ndarray[Any, Any]]]
 def interleaved() -> Interleaved:
     """Streams rows of several models at once, a session a row, in chunks of random sizes in random order.
 
-    `interleaved(client, {model: x[rows, time, *step]}, seed, most=5)` gives {model: y[rows, time, *step]}.
+    `interleaved(client, {model: x[rows, time, *step]}, seed, most=5)` gives {model: y[rows, time, *step]}, y being
+    a model's first output.
     """
 
     def run(client: Any, rows: dict[str, Any], seed: int, most: int = 5) -> dict[str, np.ndarray[Any, Any]]:
@@ -151,7 +151,8 @@ def interleaved() -> Interleaved:
                     places[key] += size
                 for key in sending:
                     session, _, received = streams[key]
-                    received.append(session.receive())
+                    y = session.receive()
+                    received.append(next(iter(y.values())) if isinstance(y, dict) else y)
                 live = [key for key in live if places[key] < len(streams[key][1])]
         return {
             name: np.stack([np.concatenate(streams[name, row][2]) for row in range(len(given))])
@@ -159,34 +160,6 @@ def interleaved() -> Interleaved:
         }
 
     return run
-
-
-@pytest.fixture(scope="session")
-def interleaved() -> Callable[[Client, str, np.ndarray], np.ndarray]:
-    """Streams x [sessions, steps, …] through as many sessions of a model, in random chunks; the first output."""
-
-    def stream(client: Client, name: str, x: np.ndarray) -> np.ndarray:
-        rng = np.random.default_rng(3)
-        count, steps = x.shape[:2]
-        sessions = [client.session(name) for _ in range(count)]
-        at, got = [0] * count, [[] for _ in range(count)]
-        while any(place < steps for place in at):
-            sent = []
-            for row, session in enumerate(sessions):
-                size = min(int(rng.integers(1, 5)), steps - at[row])
-                if size:
-                    session.send(x[row, at[row] : at[row] + size])
-                    sent.append(row)
-                    at[row] += size
-            for row in sent:
-                received = sessions[row].receive()
-                first = next(iter(received.values())) if isinstance(received, dict) else received
-                got[row].append(np.asarray(first))
-        for session in sessions:
-            session.close()
-        return np.stack([np.concatenate(parts) for parts in got])
-
-    return stream
 
 
 @pytest.fixture(scope="session")

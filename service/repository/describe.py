@@ -14,6 +14,7 @@ from streamcell.card import CardError, Generation, ModelCard, Signature, read_ca
 from streamcell.service.errors import shown
 from streamcell.service.graph.batch_axis import add_batch_axis
 from streamcell.service.graph.feeds import Feeds
+from streamcell.service.graph.growth import refuse_growing
 from streamcell.service.graph.index_ranges import with_index_ranges
 from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
 from streamcell.service.load_errors import ModelLoadError, Problems, SidecarError
@@ -22,7 +23,7 @@ from .detect import detect
 from .fed_inputs import fed_inputs
 from .sidecar import Sidecar, inspect_sidecar
 from .sidecar_fit import new_axes, resolve
-from .state_names import possible_states
+from .state_names import possible_states, state_pairs
 from .unbatched import find_unbatched
 
 Source: TypeAlias = Literal["sidecar", "card", "graph"]
@@ -91,11 +92,15 @@ def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Descri
     stated: set[str] = set()
     if sidecar is not None:
         said, problems = inspect_sidecar(sidecar)
+        if said is not None:
+            states = [(state.input, state.output) for state in said.states]
+            refuse_growing(model.graph, read_interface(model.graph), states, by_name=False)
         found, stated, model = _from_sidecar(said, problems, card, model, path, sidecar)
     elif card is not None:
         found = Description(card.signature, "card", card, generation=card.generation)
     else:
         border = read_interface(model.graph)
+        refuse_growing(model.graph, border, state_pairs(border.inputs, border.outputs), by_name=True)
         unbatched = find_unbatched(border)
         signature = detect(border, unbatched, sidecar_name=path.with_suffix(".toml").name)
         axes = dict.fromkeys(unbatched, 0)

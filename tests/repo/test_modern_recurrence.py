@@ -1,4 +1,4 @@
-"""docs/modern-recurrence.md: its modules are the example's, its commands export them, and what is served is PyTorch's."""
+"""docs/modern-recurrence.md: its modules are the example's, its commands export them, what is served is PyTorch's."""
 
 from __future__ import annotations
 

@@ -278,15 +278,16 @@ def test_sixteen_sessions_at_random_chunk_sizes_get_what_onnx_runtime_gives(
 ) -> None:
     server = start_server(folder)
     rng = np.random.default_rng(3)
+    x = rng.standard_normal((16, 12, 3)).astype(np.float32)
+    x[::2] *= 100
     with connect(server.target) as client:
         for name in (*RESTRICTED, "plain"):
             restrictions = list(client.model(name).restrictions)
             assert len(restrictions) == (name in RESTRICTED), name
-            x = rng.standard_normal((16, 12, 3)).astype(np.float32)
-            x[::2] *= 100
-            for row, got in zip(x, interleaved(client, name, x), strict=True):
-                expected = alone(folder / f"{name}.onnx", row)
-                np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+        got = interleaved(client, dict.fromkeys((*RESTRICTED, "plain"), x), 3)
+    for name, outputs in got.items():
+        expected = np.stack([alone(folder / f"{name}.onnx", row) for row in x])
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4, err_msg=name)
     metrics = server.metrics()
     assert 'streamcell_model_restricted{kind="rows",model="mean",version="1"} 1.0' in metrics
     assert 'streamcell_model_restricted{kind="rows",model="plain",version="1"} 0.0' in metrics

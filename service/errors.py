@@ -6,6 +6,7 @@ what goes on the wire.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -16,6 +17,8 @@ DOMAIN = "streamcell"
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _SHOWN = 120  # characters of a client's text that an error quotes
+# What stands before the message of a condition that ONNX Runtime's source enforces.
+_SOURCE = re.compile(r"^\S+:\d+ .*? was false\. *")
 # Bytes of an error's whole text. It is sent twice, once with up to three bytes for each, and gRPC's clients take 8 KiB
 # of metadata before they fail the call.
 _TEXT_BYTES = 1024
@@ -35,8 +38,9 @@ def shown(value: str) -> str:
 
 
 def run_error_text(error: Exception) -> str:
-    """ONNX Runtime's message of a failed run, without path and line of its source."""
-    return str(error).rpartition("Status Message: ")[2]
+    """ONNX Runtime's message of a failed run in one line, without path, line and condition of its source."""
+    text = " ".join(str(error).rpartition("Status Message: ")[2].split())
+    return _SOURCE.sub("", text) or text
 
 
 def _bounded(text: str) -> str:

@@ -62,6 +62,10 @@ class Difference:
         return f"{way} output {shown(self.output)} is {self.got:g}, alone and step by step {self.expected:g}"
 
 
+class FailsAloneError(Exception):
+    """The model fails for one session and one timestep that nobody has sent; the text is what ONNX Runtime said."""
+
+
 class _OutOfTimeError(Exception):
     """The time for the proof is over."""
 
@@ -76,6 +80,7 @@ def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogg
         log: bound to the model; gets why a model was not proved.
 
     Raises:
+        FailsAloneError: no run of it succeeds.
         RunTimeout: a run took longer than a run may take.
     """
     proof = _Proof(engine, limit_s)
@@ -93,6 +98,25 @@ class _NoReferenceError(Exception):
     """There is nothing to compare with."""
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One way of running all rows.
+
+    Attributes:
+        name: what it is called.
+        kind: what differs if its outputs do.
+        groups: the rows that share runs.
+        parts: how the timesteps are cut.
+        combined: whether a difference means nothing if a simpler way has found one.
+    """
+
+    name: str
+    kind: Kind
+    groups: list[list[int]]
+    parts: list[int]
+    combined: bool = False
+
+
 class _Proof:
     def __init__(self, engine: Engine, limit_s: float) -> None:
         self.found: dict[Kind, Difference] = {}
@@ -105,7 +129,11 @@ class _Proof:
         """Compare, in rounds."""
         size = (_ROWS, _STEPS)
         x = self._inputs(1, 1, 0)
-        self._reference(x, [1])
+        try:
+            self._reference(x, [1])
+        except _NoReferenceError:
+            self._run_at_rest()
+            raise
         began_s = time.perf_counter()
         self._reference(x, [1])
         if 60 * (time.perf_counter() - began_s) > self._limit_s or not self._fits(*size):
@@ -143,20 +171,44 @@ class _Proof:
         expected = self._reference(x, parts)
         if not _same(expected, self._reference(x, parts)):
             raise _NoReferenceError("it answers the same input differently each time")
-        if signature.states and signature.has_time and engine.max_chunk > 1:
-            longest = min(steps - 2 if steps > 3 else steps, engine.max_chunk)
-            for cut in ([longest], list(_cuts(rng, steps, engine.max_chunk))):
-                self._compare("steps", x, expected, [[row] for row in range(rows)], cut)
-        if engine.max_batch > 1:
-            together = [
-                list(range(begin, min(begin + engine.max_batch, rows)))
-                for begin in range(0, rows, engine.max_batch)
-            ]
-            self._compare("rows", x, expected, together, parts)
-            if signature.states and signature.has_time and not self.found and engine.max_chunk > 1:
-                self._compare("rows", x, expected, together, list(_cuts(rng, steps, engine.max_chunk)))
-            if signature.lengths and not self.found:
-                self._compare_ragged(x, expected, together, min(steps, engine.max_chunk))
+        for way in self._ways(rng, rows, steps, parts):
+            if way.kind in self.found or (way.combined and self.found):
+                continue
+            self._look(way.kind, expected, lambda way=way: self._run_way(x, expected, way))  # type: ignore[misc]
+
+    def _ways(self, rng: np.random.Generator, rows: int, steps: int, parts: list[int]) -> Iterator[_Way]:
+        """How the rows are run besides alone and in `parts`."""
+        signature, most = self._signature, self._engine.max_chunk
+        chunks = bool(signature.states) and signature.has_time and most > 1
+        alone = [[row] for row in range(rows)]
+        if chunks:
+            longest = min(steps - 2 if steps > 3 else steps, most)
+            yield _Way("one chunk", "steps", alone, [longest])
+            yield _Way("random chunks", "steps", alone, list(_cuts(rng, steps, most)))
+        together = self._engine.max_batch
+        if together > 1:
+            groups = [list(range(begin, min(begin + together, rows))) for begin in range(0, rows, together)]
+            yield _Way("neighbours", "rows", groups, parts)
+            if chunks:
+                cut = list(_cuts(rng, steps, most))
+                yield _Way("neighbours in chunks", "rows", groups, cut, combined=True)
+            if signature.lengths and signature.states:
+                yield _Way("lengths", "rows", groups, [min(steps - 1, most)], combined=True)
+
+    def _run_way(self, x: list[Array], expected: list[Array], way: _Way) -> list[Array]:
+        if way.name == "lengths":
+            return self._ragged(x, expected, way.groups, way.parts[0])
+        return self._sequences(x, way.groups, way.parts)
+
+    def _run_at_rest(self) -> None:
+        """Run one row of one timestep that nobody has sent, as warm-up does."""
+        self._engine.clear_inputs()
+        staged = self._engine.stage(1, 1)
+        self._engine.pad(staged, 0)
+        try:
+            staged.go()
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise FailsAloneError(cut(run_error_text(error))) from error
 
     def _reference(self, x: list[Array], parts: Sequence[int]) -> list[Array]:
         """The outputs of each row alone. A model may refuse random numbers, as a table does that they index."""
@@ -167,32 +219,28 @@ class _Proof:
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise _NoReferenceError(f"it fails for random input: {cut(run_error_text(error))}") from error
 
-    def _compare(
-        self, kind: Kind, x: list[Array], expected: list[Array], groups: list[list[int]], parts: list[int]
-    ) -> None:
-        self._look(kind, expected, lambda: self._sequences(x, groups, parts))
-
-    def _compare_ragged(
+    def _ragged(
         self, x: list[Array], expected: list[Array], groups: list[list[int]], steps: int
-    ) -> None:
-        """Rows of different lengths share a run; what stands behind a row's end is its later, unread input."""
-        lengths = [max(1, steps - 2 * row) for row in range(len(x[0]))]
+    ) -> list[Array]:
+        """Rows of different lengths share a run, and then each one's next timestep.
 
-        def run() -> list[Array]:
-            got = [np.copy(array) for array in expected]
-            for group in groups:
-                parts = self._apply(x, group, 0, steps, [INITIAL_ROW] * len(group), lengths)
-                for array, part in zip(got, parts, strict=True):
-                    for at, row in enumerate(group):
-                        array[row, : lengths[row]] = part[at, : lengths[row]]
-            return got
-
-        if self._signature.states:
-            self._look("rows", expected, run)
+        Behind a row's end stands its later input, which must not have changed its state.
+        """
+        lengths = np.maximum(1, steps - 2 * np.arange(len(x[0])))
+        got = [np.copy(array) for array in expected]
+        for group in groups:
+            ends, at = lengths[group], range(len(group))
+            scratch = self._engine.pool.scratch_rows[: len(group)].tolist()
+            first = self._apply(x, group, 0, steps, [INITIAL_ROW] * len(group), ends)
+            following = [array[group, ends][:, None] for array in x]
+            then = self._apply(following, list(at), 0, 1, scratch)
+            for array, part, after in zip(got, first, then, strict=True):
+                for row, place in zip(group, at, strict=True):
+                    array[row, : lengths[row]] = part[place, : lengths[row]]
+                    array[row, lengths[row]] = after[place, 0]
+        return got
 
     def _look(self, kind: Kind, expected: list[Array], run: Callable[[], list[Array]]) -> None:
-        if kind in self.found:
-            return
         try:
             got = run()
         except (_OutOfTimeError, RunTimeout):
@@ -235,7 +283,7 @@ class _Proof:
         begin: int,
         end: int,
         read: list[int],
-        lengths: list[int] | None = None,
+        lengths: Array | None = None,
     ) -> list[Array]:
         if time.perf_counter() > self._until_s:
             raise _OutOfTimeError
@@ -248,7 +296,7 @@ class _Proof:
                 buffer[:count] = array[group, begin]
         staged.read[:count] = read
         staged.write[:count, 0] = engine.pool.scratch_rows[:count]
-        staged.lengths[:count] = steps if lengths is None else [lengths[row] for row in group]
+        staged.lengths[:count] = steps if lengths is None else lengths
         engine.pad(staged, count)
         staged.go()
         outputs = staged.values[len(x) :]

@@ -14,6 +14,8 @@ from .index_trace import Scope, attribute_of
 _RECURRENT = {"LSTM": ("initial_h", "initial_c"), "GRU": ("initial_h",), "RNN": ("initial_h",)}
 _QUANTISED = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"})
 _ALONG_AXIS = frozenset({"Softmax", "LogSoftmax", "CumSum", "ArgMax", "ArgMin", "TopK", "Hardmax"})
+# Operators whose input of that place is a shape.
+_SHAPED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"})
 
 
@@ -25,6 +27,11 @@ def mixes_rows(graph: onnx.GraphProto, batch_axis: int) -> list[str]:
 def mixes_steps(graph: onnx.GraphProto) -> list[str]:
     """The likely causes, one sentence a node, where an answer depends on how timesteps are joined."""
     return [text for node, _ in _nodes(graph) if (text := _step_cause(node))]
+
+
+def fixes_rows(graph: onnx.GraphProto) -> list[str]:
+    """The nodes that make a number of rows of their own, one sentence each."""
+    return [text for node, scope in _nodes(graph) if (text := _fixed_size(node, scope))]
 
 
 def forgets(graph: onnx.GraphProto) -> list[str]:
@@ -74,9 +81,17 @@ def _row_cause(node: onnx.NodeProto, scope: Scope, batch_axis: int) -> str:
         return f"{_called(node)} works along the batch" if axis == batch_axis else ""
     if node.op_type == "BatchNormalization" and attribute_of(node, "training_mode"):
         return f"{_called(node)} is in training mode: it takes mean and variance from the whole batch"
-    if node.op_type == "Reshape" and (shape := _integers(scope, node, 1)) and shape[0] > 0:
-        return f"{_called(node)} has a fixed first size of {shape[0]}"
+    if text := _fixed_size(node, scope):
+        return text
     return f"{_called(node)} draws for the whole batch" if node.op_type in _RANDOM else ""
+
+
+def _fixed_size(node: onnx.NodeProto, scope: Scope) -> str:
+    place = _SHAPED.get(node.op_type)
+    shape = None if place is None else _integers(scope, node, place)
+    if shape and shape[0] > (0 if node.op_type == "Reshape" else 1):
+        return f"{_called(node)} has a fixed first size of {shape[0]}"
+    return ""
 
 
 def _step_cause(node: onnx.NodeProto) -> str:

@@ -11,8 +11,8 @@ from structlog.typing import FilteringBoundLogger
 from streamcell.card import Signature
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Engine, EngineOptions
-from streamcell.service.engine.proof import Difference, prove
-from streamcell.service.graph.causes import forgets, mixes_rows, mixes_steps
+from streamcell.service.engine.proof import Difference, FailsAloneError, prove
+from streamcell.service.graph.causes import fixes_rows, forgets, mixes_rows, mixes_steps
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.settings import Settings
 
@@ -44,9 +44,15 @@ def proved_engine(
         return engine, {}
     # What mixes rows or timesteps does so on every device. A card's memory is left to its own thread.
     on_host = options.device.kind == "cpu"
-    least = replace(options, device=Device(), max_sessions=1, cuda_graphs=None)
+    fixed = engine.fixed_shapes  # a card's runs are padded, in time too
+    least = replace(options, device=Device(), max_sessions=1, cuda_graphs=None, fixed_shapes=fixed)
     prover = engine if on_host else make(least)
-    found = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s, log=log)
+    try:
+        found = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s, log=log)
+    except FailsAloneError as error:
+        raise ModelLoadError(
+            _told(f"with one session and one timestep it fails: {error}", fixes_rows(graph))
+        ) from error
     if not found:
         return engine, {}
     restrictions: dict[str, str] = {each.kind: _restriction(each, graph, engine) for each in found}

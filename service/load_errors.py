@@ -110,6 +110,10 @@ class GrowingStateError(ModelLoadError):
     """A state is larger after a step than before it, as a cache is that keeps every timestep."""
 
 
+class PipelineError(ModelLoadError):
+    """The stages of a pipeline do not make one graph."""
+
+
 class RewriteError(ModelLoadError):
     """The pool cannot be built into the graph."""
 

@@ -39,6 +39,17 @@ class GraphValue:
         """Axes whose size the file leaves open."""
         return tuple(axis for axis, d in enumerate(self.dims or ()) if not isinstance(d, int))
 
+    def fits(self, other: GraphValue) -> bool:
+        """Whether a tensor of the one's dtype and shape can be one of the other's."""
+        if self.dtype != other.dtype:
+            return False
+        if self.dims is None or other.dims is None:
+            return True
+        return len(self.dims) == len(other.dims) and all(
+            p == q or not isinstance(p, int) or not isinstance(q, int)
+            for p, q in zip(self.dims, other.dims, strict=True)
+        )
+
     def with_axis(self, axis: int, dim: Dim) -> GraphValue:
         """The same with one more axis, `axis`, of size `dim`."""
         if self.dims is None:

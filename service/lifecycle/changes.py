@@ -182,10 +182,13 @@ def stamp_of(located: Iterable[Located]) -> Stamp:
     """
     paths: list[Path] = []
     for each in located:
-        paths += (each.path, sidecar_path(each.path))
+        own = (each.path, *each.stages)
+        paths += (*own, sidecar_path(each.path))
+        folders = sorted({path.parent for path in own if path.parent.is_dir()})
         paths += sorted(
             path
-            for path in each.path.parent.iterdir()
+            for folder in folders
+            for path in folder.iterdir()
             if path.suffix not in (".onnx", ".toml") and not path.is_dir()
         )
     return stamp(paths)

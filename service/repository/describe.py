@@ -130,6 +130,11 @@ def _from_sidecar(
     sidecar: Path,
 ) -> tuple[Description, set[str], onnx.ModelProto]:
     """The description, the inputs whose index ranges the sidecar states, and the graph that is described."""
+    if said is not None and said.stages and path != sidecar:
+        raise SidecarError(
+            f"stages: a pipeline has no .onnx file beside it, this one has {path.name}; rename one of them",
+            sidecar,
+        )
     if card is not None and not (said is not None and said.override):
         problems.add(
             f"{path.name} carries a card; remove this file, or say `override = true` to use it instead"

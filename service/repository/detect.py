@@ -16,7 +16,7 @@ from streamcell.service.graph.interface import Dim, GraphInterface, GraphValue, 
 from streamcell.service.load_errors import DetectionError, Problems
 
 from .sidecar_template import sidecar_template
-from .state_names import alike, compatible, may_be_lengths, sounds_like_state, state_pairs
+from .state_names import alike, may_be_lengths, sounds_like_state, state_pairs
 
 _NO_BATCH_AXIS = 'of one session, `batch_axis = "none"`'
 _BATCH_NAMES = frozenset({"b", "n", "batch", "batch_size", "batchsize", "bs"})
@@ -129,7 +129,7 @@ class _Detection:
                 self._note(f"state {side} {name!r} fits more than one name: {fits}", *sum(fits, ()))
         for i, o in self._pairs:
             p, q = self._border.inputs[i], self._border.outputs[o]
-            if not compatible(p, q):
+            if not p.fits(q):
                 self._note(f"{i!r} and {o!r} are named like a state, but are {p} and {q}", i, o)
         if not self._inputs or not self._outputs:
             self._note("by their names all inputs or all outputs are states")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from streamcell.service.load_errors import ModelLoadError
 
-from .sidecar import read_sidecar
+from .sidecar import read_sidecar, stage_files
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -23,11 +23,19 @@ Stamp: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A file that may be one version of a model. `name` is the sidecar's where that gives one."""
+    """A file that may be one version of a model.
+
+    Attributes:
+        path: an .onnx file, or the TOML file of a pipeline.
+        name: the sidecar's if that gives one.
+        version: a positive integer as text.
+        stages: the files that a pipeline names, there or not.
+    """
 
     path: Path
     name: str
     version: str
+    stages: tuple[Path, ...] = ()
 
 
 def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Located], list[ModelLoadError]]:
@@ -45,10 +53,11 @@ def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Locate
     errors: list[ModelLoadError] = []
     found: list[Located] = []
     root = None if follow_links else models_dir
-    for path, name, version in _candidates(models_dir, root, errors):
+    for each in _candidates(models_dir, root, errors):
+        path = each.path
         try:
             check_file(path, root)
-            found.append(Located(path, check_name(_renamed(path, name, root), path), version))
+            found.append(replace(each, name=check_name(_renamed(path, each.name, root), path)))
         except ModelLoadError as error:
             errors.append(error.at(path))
     return found, errors
@@ -126,34 +135,61 @@ def _renamed(path: Path, name: str, root: Path | None) -> str:
         return name
 
 
-def _candidates(
-    models_dir: Path, root: Path | None, errors: list[ModelLoadError]
-) -> Iterator[tuple[Path, str, str]]:
-    """Path, name and version of each file to serve; what lies where no model can be goes to `errors`."""
-    for entry in _visible(models_dir):
+def _candidates(models_dir: Path, root: Path | None, errors: list[ModelLoadError]) -> Iterator[Located]:
+    """Each file to serve, by the name of file or folder; what lies where no model can be goes to `errors`."""
+    entries = _visible(models_dir)
+    found = [each for each in entries if each.suffix == ".toml" and not each.is_dir()]
+    pipelines = {each: stages for each in found if (stages := _stages(each, root)) is not None}
+    # A stage of a pipeline is no model by itself.
+    taken = {file for stages in pipelines.values() for file in stages}
+    for entry in entries:
         if entry.is_dir():
             try:
                 _check_place(entry, root)
-                yield from _versions(entry, root, errors)
+                yield from _versions(entry, root, taken, errors)
             except ModelLoadError as error:
                 errors.append(error.at(entry))
-        elif entry.suffix == ".onnx":
-            yield entry, entry.stem, "1"
+        elif entry in pipelines:
+            yield Located(entry, entry.stem, "1", pipelines[entry])
+        elif entry.suffix == ".onnx" and entry not in taken:
+            yield Located(entry, entry.stem, "1")
+
+
+def _stages(path: Path, root: Path | None) -> tuple[Path, ...] | None:
+    """The files that the TOML file `path` makes a pipeline of; None if it is something else.
+
+    If it cannot be read it has none, and is reported by who opens it.
+    """
+    if os.path.lexists(path.with_suffix(".onnx")):
+        return None
+    try:
+        check_file(path, root)
+        names = stage_files(path)
+    except ModelLoadError:
+        return ()
+    return None if names is None else tuple(path.parent / name for name in names)
 
 
 def _versions(
-    folder: Path, root: Path | None, errors: list[ModelLoadError]
-) -> Iterator[tuple[Path, str, str]]:
+    folder: Path, root: Path | None, taken: Collection[Path], errors: list[ModelLoadError]
+) -> Iterator[Located]:
     for entry in _visible(folder):
         where = f"expected {folder.name}/<version>/model.onnx with a positive integer as version"
+        if entry in taken:
+            continue
         if entry.suffix == ".onnx" and not entry.is_dir():
             errors.append(ModelLoadError(f"{where}; put it into {folder.name}/1/model.onnx", entry))
         elif entry.is_dir():
             _check_place(entry, root)
-            files = [file for file in _visible(entry) if file.suffix == ".onnx"]
+            files = [file for file in _visible(entry) if file.suffix == ".onnx" and file not in taken]
             if _VERSION.fullmatch(entry.name):
                 if os.path.lexists(model := entry / "model.onnx"):
-                    yield model, folder.name, entry.name
+                    yield Located(model, folder.name, entry.name)
+                elif (
+                    os.path.lexists(toml := entry / "model.toml")
+                    and (stages := _stages(toml, root)) is not None
+                ):
+                    yield Located(toml, folder.name, entry.name, stages)
                 else:
                     found = ", ".join(file.name for file in files) or "no .onnx file"
                     errors.append(ModelLoadError(f"expected model.onnx, found {found}", entry))

@@ -1,7 +1,8 @@
 """Find the models of a directory and what is needed to serve each.
 
-`DIR/name.onnx` is version "1" of `name`; `DIR/name/<version>/model.onnx` is one of several. A card inside the
-file, a sidecar beside it (`name.toml`, `model.toml`) or the graph itself gives the signature, in this order.
+`DIR/name.onnx` is version "1" of `name`; `DIR/name/<version>/model.onnx` is one of several. A sidecar beside the file
+(`name.toml`, `model.toml`), a card inside it or the graph itself gives the signature, in this order. A TOML file that
+names stages stands for a model of several files.
 """
 
 from __future__ import annotations
@@ -14,18 +15,15 @@ from typing import Any
 
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
 
 from streamcell.card import Generation, ModelCard, Signature
-from streamcell.service.graph.edit import all_tensors
 from streamcell.service.load_errors import ModelLoadError, RepositoryError, load_failure
 
 from .describe import Description, describe
 from .locate import Located, Stamp, check_file, check_name, locate, sidecar_path, stamp
-from .memory import available_bytes
-
-# What protobuf can read, and how often a file is there at once while it is read.
-_MOST_FILE_BYTES, _COPIES = 2**31 - 1, 2
+from .onnx_file import external_files, read_onnx
+from .pipeline import read_pipeline, read_stages
+from .sidecar import Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +33,11 @@ class ModelFile:
     Attributes:
         name: the file's or the folder's name, or the one that the sidecar gives.
         version: a positive integer as text.
-        path: the .onnx file.
+        path: the .onnx file, or the TOML file of a pipeline.
         description: what its inputs, outputs and states are, and what says so.
-        watched: the files that it is made of: `path`, the sidecar, there or not, and external data.
+        watched: the files that it is made of: `path`, the sidecar, there or not, stages and external data.
         stamp: of `watched`, from before they were read.
+        stages: of a pipeline.
     """
 
     name: str
@@ -47,6 +46,7 @@ class ModelFile:
     description: Description
     watched: tuple[Path, ...]
     stamp: Stamp
+    stages: tuple[Stage, ...] = ()
 
     @property
     def signature(self) -> Signature:
@@ -84,9 +84,10 @@ class ModelFile:
         Raises:
             ModelLoadError: the file or its external data cannot be read.
         """
-        model = _read(self.path, external_data=True)
-        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in all_tensors(model)):
-            raise ModelLoadError("it has external data where none can be read", self.path)
+        if self.stages:
+            model, _ = read_pipeline(self.path, self.stages, None, weights=True)
+        else:
+            model = read_onnx(self.path, weights=True)
         return self.description.build(model)
 
 
@@ -149,53 +150,13 @@ def _open(path: Path, name: str, version: str, root: Path | None) -> ModelFile:
     for each in (path, beside) if has_sidecar else (path,):
         check_file(each, root)
     before = stamp((path, beside))
-    model = _read(path, external_data=False)
-    external = _external(model, path.parent, root)
+    stages: tuple[Stage, ...] = ()
+    if path == beside:
+        stages = read_stages(path)
+        model, parts = read_pipeline(path, stages, root, weights=False)
+    else:
+        model = read_onnx(path, weights=False)
+        parts = external_files(model, path.parent, root)
     found = describe(model, path, beside if has_sidecar else None)
     name = check_name(found.name or name, path)
-    watched = (path, beside, *external)
-    return ModelFile(name, version, path, found, watched, before + stamp(external))
-
-
-def _external(model: onnx.ModelProto, folder: Path, root: Path | None) -> tuple[Path, ...]:
-    """The files beside the model's that hold its weights.
-
-    Raises:
-        ModelLoadError: one is none, or is not beside it.
-    """
-    names = {
-        entry.value
-        for tensor in all_tensors(model)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    for name in names:
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelLoadError(f"its external data cannot be read: {name!r} is not in its own folder")
-        if os.path.lexists(folder / name):  # that it is missing is told where it is read
-            check_file(folder / name, root)
-    return tuple(folder / name for name in sorted(names))
-
-
-def _read(path: Path, *, external_data: bool) -> onnx.ModelProto:
-    size = path.stat().st_size
-    if size > _MOST_FILE_BYTES:
-        raise ModelLoadError(
-            f"an ONNX file has at most {_MOST_FILE_BYTES} bytes, this one has {size}; "
-            "keep its weights as external data",
-            path,
-        )
-    if _COPIES * size > (have := available_bytes()):
-        raise ModelLoadError(f"too little memory to read its {size} bytes: {have} are available", path)
-    try:
-        model = onnx.load(path, load_external_data=external_data)
-    except DecodeError as error:
-        raise ModelLoadError(f"not an ONNX file: {error}", path) from error
-    except OSError as error:
-        raise ModelLoadError(f"cannot be read: {error.strerror or error}", path) from error
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelLoadError(f"its external data cannot be read: {error}", path) from error
-    if not model.HasField("graph") or not model.graph.output:
-        raise ModelLoadError("not an ONNX file: it holds no graph with outputs", path)
-    return model
+    return ModelFile(name, version, path, found, (path, beside, *parts), before + stamp(parts), stages)

@@ -36,7 +36,7 @@ def at_start(settings: Settings) -> list[ModelFile]:
     )
     if not files and settings.model_control == "none":
         raise ModelLoadError(
-            f"no model in {settings.models}: expected NAME.onnx or NAME/<version>/model.onnx"
+            f"no model in {settings.models}: expected NAME.onnx, NAME/<version>/model.onnx or a pipeline's NAME.toml"
         )
     return files
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +20,8 @@ from streamcell.service.load_errors import Problems, SidecarError
 
 # Of the whole file.
 MOST_BYTES = 1 << 20
+# Of one pipeline.
+MOST_STAGES = 16
 _NO_LAYOUT = 'give either layout ("batch", "batch_time", "time_batch") or time_axis (0, 1, "none")'
 
 
@@ -73,6 +76,22 @@ class SidecarState(_Strict):
     initial: float | tuple[float, ...] = 0.0
 
 
+class Stage(_Strict):
+    """One file of a pipeline."""
+
+    # Beside the TOML file or below it.
+    file: Annotated[str, Field(min_length=1)]
+    # Its values are called `name.value`; left out: the file's name.
+    name: str | None = None
+    # For some of its inputs where they come from: "stage.output", or the name of an input of the pipeline.
+    wires: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What its values' names begin with."""
+        return self.name if self.name is not None else PurePath(self.file).stem
+
+
 def _named(value: object) -> object:
     return (
         [{"name": item} if isinstance(item, str) else item for item in value]
@@ -92,6 +111,8 @@ class Sidecar(_Strict):
     inputs: Inputs
     outputs: Outputs
     states: tuple[SidecarState, ...] = ()
+    # The files that are merged into one graph, of which everything else in this file speaks.
+    stages: Annotated[tuple[Stage, ...], Field(max_length=MOST_STAGES)] = ()
     layout: Layout | None = None
     # Another way to give the layout: where the time axis stands, or that there is none.
     time_axis: Literal[0, 1, "none"] | None = None
@@ -134,6 +155,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "inputs": SidecarInput,
     "outputs": SidecarTensor,
     "states": SidecarState,
+    "stages": Stage,
     "generation": Generation,
 }
 
@@ -170,6 +192,32 @@ def inspect_sidecar(path: Path) -> tuple[Sidecar | None, Problems]:
             unknown = [each["loc"] for each in found if each["type"] == "extra_forbidden"]
             if len(unknown) < len(found) or not all(_without(data, list(place)) for place in unknown):
                 return None, problems
+
+
+def stage_files(path: Path) -> list[str] | None:
+    """The files that a TOML file names as stages of a pipeline; None if it names none.
+
+    Raises:
+        SidecarError: it is no TOML, but speaks of stages.
+    """
+    try:
+        stages = _read_toml(path).get("stages")
+    except SidecarError:
+        with suppress(OSError), path.open("rb") as file:
+            if b"[[stages]]" in file.read(MOST_BYTES):
+                raise
+        return None
+    if stages is None:
+        return None
+    tables = [each for each in stages if isinstance(each, dict)] if isinstance(stages, list) else []
+    names = [each.get("file") for each in tables]
+    return [name for name in names if isinstance(name, str) and is_below(name)]
+
+
+def is_below(file: str) -> bool:
+    """Whether `file` names a file in the folder of the one that names it, or below it."""
+    path = PurePath(file)
+    return bool(path.name) and "\0" not in file and not path.is_absolute() and ".." not in path.parts
 
 
 def _without(data: Any, place: list[int | str]) -> bool:

@@ -53,18 +53,6 @@ def sounds_like_state(name: str) -> bool:
     return any(word in _STATE_WORDS or word in _BEFORE for word in words)
 
 
-def compatible(a: GraphValue, b: GraphValue) -> bool:
-    """Whether a tensor of the one's dtype and shape can be one of the other's."""
-    if a.dtype != b.dtype:
-        return False
-    if a.dims is None or b.dims is None:
-        return True
-    return len(a.dims) == len(b.dims) and all(
-        p == q or not isinstance(p, int) or not isinstance(q, int)
-        for p, q in zip(a.dims, b.dims, strict=True)
-    )
-
-
 def alike(a: GraphValue, b: GraphValue) -> bool:
     """Whether an input and an output have one dtype and one shape, but for sizes of 1 that the other leaves open.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from streamcell.service.graph.interface import Dim, GraphInterface, GraphValue
 
-from .state_names import compatible, state_pairs
+from .state_names import state_pairs
 
 # What exporters and their users call an axis of timesteps.
 _TIME_NAMES = frozenset(
@@ -22,7 +22,7 @@ def find_unbatched(border: GraphInterface) -> frozenset[str]:
     outputs = [port for name, port in border.outputs.items() if name not in written]
     known = all(port.dims is not None for port in (*border.inputs.values(), *border.outputs.values()))
     twice = len(read) < len(pairs) or len(written) < len(pairs)
-    agree = all(compatible(border.inputs[i], border.outputs[o]) for i, o in pairs)
+    agree = all(border.inputs[i].fits(border.outputs[o]) for i, o in pairs)
     if not (inputs and outputs and known and agree) or twice:
         return frozenset()
     states = [border.inputs[i] for i, _ in pairs]

@@ -1,0 +1,100 @@
+"""Pipelines: a TOML file with [[stages]] and no model beside it makes one model of several files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from streamcell.service.errors import shown
+from streamcell.service.graph.merge import Part, merge
+from streamcell.service.load_errors import ModelLoadError, PipelineError, Problems, SidecarError
+
+from .locate import check_file
+from .onnx_file import MOST_FILE_BYTES, check_readable, external_files, read_onnx
+from .sidecar import Stage, inspect_sidecar, is_below
+
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# What the server's own values are called.
+_RESERVED = "streamcell"
+
+
+def read_stages(path: Path) -> tuple[Stage, ...]:
+    """The stages that the TOML file `path` names.
+
+    Raises:
+        SidecarError: the file is not valid.
+        PipelineError: two have one name, or one has a name that none can have.
+    """
+    said, problems = inspect_sidecar(path)
+    if said is None:
+        raise SidecarError(str(problems), path)
+    if not said.stages:
+        raise PipelineError("stages: there is none, and no .onnx file is beside this one", path)
+    labels = [stage.label for stage in said.stages]
+    wrong = Problems()
+    for label in labels:
+        if not _LABEL.fullmatch(label) or label == _RESERVED:
+            wrong.add(
+                f"stages: {shown(label)} cannot be a stage's name: expected letters, digits, '_' and '-', at most 64, "
+                f"and not {_RESERVED!r}; say name"
+            )
+        if labels.count(label) > 1:
+            wrong.add(f"stages: {shown(label)} is the name of {labels.count(label)} stages; say name")
+    if wrong:
+        raise PipelineError(str(wrong), path)
+    return said.stages
+
+
+def read_pipeline(
+    path: Path, stages: Sequence[Stage], root: Path | None, *, weights: bool
+) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
+    """The one model of all stages, and the files that it is made of, those with weights too.
+
+    Args:
+        path: of the TOML file, in whose folder the stages' files are.
+        stages: those that it names.
+        root: the folder that no link may lead out of, if there is one.
+        weights: whether to read the weights that lie in files of their own.
+
+    Raises:
+        ModelLoadError: a file cannot be read, or is not in the folder; it names the file.
+        PipelineError: they do not make one graph.
+    """
+    files = [_file(path, stage, root) for stage in stages]
+    total = sum(file.stat().st_size for file in files)
+    if total > MOST_FILE_BYTES:
+        raise PipelineError(
+            f"stages: all files have at most {MOST_FILE_BYTES} bytes, these have {total}", path
+        )
+    check_readable(total, path)
+    parts: list[Part] = []
+    watched = dict.fromkeys(files)
+    for stage, file in zip(stages, files, strict=True):
+        try:
+            model = read_onnx(file, weights=weights)
+            if not weights:
+                watched |= dict.fromkeys(external_files(model, file.parent, root))
+        except ModelLoadError as error:
+            raise error.at(file) from error
+        parts.append(Part(stage.label, model, stage.wires))
+    try:
+        return merge(parts), tuple(watched)
+    except PipelineError as error:
+        raise error.at(path) from error
+
+
+def _file(path: Path, stage: Stage, root: Path | None) -> Path:
+    if not is_below(stage.file):
+        raise PipelineError(
+            f"stages: {shown(stage.label)}: file = {shown(stage.file)} is not in the folder of {path.name}",
+            path,
+        )
+    file = path.parent / stage.file
+    try:
+        check_file(file, root)
+    except ModelLoadError as error:
+        raise error.at(file) from error
+    return file

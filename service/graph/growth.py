@@ -26,44 +26,56 @@ def refuse_growing(
         graph: the model's.
         border: of `graph`.
         states: (input, output) of each; those that the graph does not have are left out.
-        by_name: whether another name of an axis after the step is enough.
+        by_name: whether it is enough that an axis is called otherwise after the step.
     """
     found = []
     for i, o in states:
         before, after = border.all_inputs.get(i), border.outputs.get(o)
         if before is None or after is None:
             continue
-        axis = _declared(before, after, by_name=by_name)
+        axis = _declared(before, after)
         if axis is None:
             axis = _appended(graph, before, after)
+        sure = axis is not None
+        if axis is None and by_name:
+            axis = _renamed(before, after)
         if axis is not None:
-            found.append((before, after, axis))
+            found.append((before, after, axis, sure))
     if not found:
         return
-    before, after, axis = found[0]
+    before, after, axis, sure = found[0]
     fixed = ["…" if d is None else str(d) for d in before.dims or after.dims or ()]
     if axis < len(fixed):
         fixed[axis] = "N"
     cut = ", ".join([*[":"] * axis, "-N:"])
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    grows, longer = ("grows", "longer") if sure else ("seems to grow", "with another size")
+    otherwise = "" if sure else "; if its size stays the same, say shape and batch_axis in a sidecar"
     raise GrowingStateError(
-        f"state {shown(before.name)}{more} grows with every step: it goes in as {before} and comes out longer "
+        f"state {shown(before.name)}{more} {grows} with every step: it goes in as {before} and comes out {longer} "
         f"along axis {axis}, as {shown(after.name)}, {after}. A session's state has one size. Export the model with "
         f"a rolling cache of N steps: the input is [{', '.join(fixed)}], the output the last N of it and the new, in "
         f"PyTorch `torch.cat([cache, new], dim={axis})[{cut}]`, and attention masks what no step has filled yet "
-        "(docs/modern-recurrence.md has one)"
+        f"(docs/modern-recurrence.md has one){otherwise}"
     )
 
 
-def _declared(before: GraphValue, after: GraphValue, *, by_name: bool) -> int | None:
+def _declared(before: GraphValue, after: GraphValue) -> int | None:
     """The one axis that is longer after the step, by the sizes that the border declares."""
     if before.dims is None or after.dims is None or len(before.dims) != len(after.dims):
         return None
-    pairs = list(enumerate(zip(before.dims, after.dims, strict=True)))
+    pairs = enumerate(zip(before.dims, after.dims, strict=True))
     longer = [axis for axis, (p, q) in pairs if _longer(p, q)]
-    if not longer and by_name and len(before.dynamic_axes) > 1:
-        longer = [axis for axis, (p, q) in pairs if isinstance(p, str) and isinstance(q, str) and p != q]
     return longer[0] if len(longer) == 1 else None
+
+
+def _renamed(before: GraphValue, after: GraphValue) -> int | None:
+    """The one axis, beside the batch, whose size is open and called otherwise after the step."""
+    if before.dims is None or after.dims is None or len(before.dims) != len(after.dims):
+        return None
+    pairs = enumerate(zip(before.dims, after.dims, strict=True))
+    others = [axis for axis, (p, q) in pairs if isinstance(p, str) and isinstance(q, str) and p != q]
+    return others[0] if len(others) == 1 and len(before.dynamic_axes) > 1 else None
 
 
 def _longer(before: Dim, after: Dim) -> bool:

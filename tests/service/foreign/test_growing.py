@@ -25,7 +25,6 @@ TURNED = (
     "present_k = Transpose<perm = [0, 2, 1]>(all)  y = Identity(x) }"
 )
 GROWING: dict[str, tuple[str, str | None, int]] = {
-    "by its name": (f"{OPEN.format(after='total')} {GROWS}", None, 1),
     "by its sum": (OPEN.format(after='"past + 1"') + GROWS, None, 1),
     "by its numbers": (f"{FIXED.format(after=9)} {GROWS}", None, 1),
     "by its nodes": (f"{FIXED.format(after='n')} {GROWS}", None, 1),
@@ -44,6 +43,15 @@ def save(folder: Path, graph: str, sidecar: str | None) -> Path:
     if sidecar is not None:
         path.with_suffix(".toml").write_text(sidecar)
     return path
+
+
+def test_a_state_that_only_seems_to_grow_may_be_said_to_stay(tmp_path: Path) -> None:
+    graph = OPEN.format(after="total") + "{ present_k = Tanh(past_k)  y = Identity(x) }"
+    with pytest.raises(
+        GrowingStateError, match=r"'past_k' seems to grow .*say shape and batch_axis in a sidecar"
+    ):
+        open_model(save(tmp_path, graph, None), "m")
+    assert open_model(save(tmp_path, graph, SIDE), "m").signature.states[0].shape == (8, 4)
 
 
 @pytest.mark.parametrize("name", GROWING)

@@ -21,7 +21,7 @@ from streamcell.service.load_errors import ModelLoadError, Problems, SidecarErro
 
 from .detect import detect
 from .fed_inputs import fed_inputs
-from .sidecar import Sidecar, inspect_sidecar
+from .sidecar import Sidecar, SidecarState, inspect_sidecar
 from .sidecar_fit import new_axes, resolve
 from .state_names import possible_states, state_pairs
 from .unbatched import find_unbatched
@@ -74,13 +74,16 @@ def _built(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Feeds | None)
     return model if feeds is None else feeds.apply(model)
 
 
-def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Description:
+def describe(
+    model: onnx.ModelProto, path: Path, sidecar: Path | None, carded: tuple[SidecarState, ...] = ()
+) -> Description:
     """Read the description of the model that `path` holds.
 
     Args:
         model: the file's content; weights play no part.
         path: the .onnx file, for texts.
         sidecar: the TOML file beside it, if there is one.
+        carded: states that hold unless the sidecar says another of the same input.
 
     Raises:
         ModelLoadError: it cannot be served; the error names everything that is wrong.
@@ -93,6 +96,7 @@ def describe(model: onnx.ModelProto, path: Path, sidecar: Path | None) -> Descri
     if sidecar is not None:
         said, problems = inspect_sidecar(sidecar)
         if said is not None:
+            said = said.with_states(carded)
             states = [(state.input, state.output) for state in said.states]
             refuse_growing(model.graph, read_interface(model.graph), states, by_name=False)
         found, stated, model = _from_sidecar(said, problems, card, model, path, sidecar)

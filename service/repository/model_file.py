@@ -85,7 +85,7 @@ class ModelFile:
             ModelLoadError: the file or its external data cannot be read.
         """
         if self.stages:
-            model, _ = read_pipeline(self.path, self.stages, None, weights=True)
+            model = read_pipeline(self.path, self.stages, None, weights=True).model
         else:
             model = read_onnx(self.path, weights=True)
         return self.description.build(model)
@@ -153,10 +153,12 @@ def _open(path: Path, name: str, version: str, root: Path | None) -> ModelFile:
     stages: tuple[Stage, ...] = ()
     if path == beside:
         stages = read_stages(path)
-        model, parts = read_pipeline(path, stages, root, weights=False)
+        whole = read_pipeline(path, stages, root, weights=False)
+        parts = whole.files
+        found = describe(whole.model, path, beside, whole.states)
     else:
         model = read_onnx(path, weights=False)
         parts = external_files(model, path.parent, root)
-    found = describe(model, path, beside if has_sidecar else None)
+        found = describe(model, path, beside if has_sidecar else None)
     name = check_name(found.name or name, path)
     return ModelFile(name, version, path, found, (path, beside, *parts), before + stamp(parts), stages)

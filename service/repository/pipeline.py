@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
+from streamcell.card import CardError, read_card
 from streamcell.service.errors import shown
 from streamcell.service.graph.merge import Part, merge
 from streamcell.service.load_errors import ModelLoadError, PipelineError, Problems, SidecarError
 
 from .locate import check_file
 from .onnx_file import MOST_FILE_BYTES, check_readable, external_files, read_onnx
-from .sidecar import Stage, inspect_sidecar, is_below
+from .sidecar import SidecarState, Stage, inspect_sidecar, is_below
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # What the server's own values are called.
@@ -48,10 +50,23 @@ def read_stages(path: Path) -> tuple[Stage, ...]:
     return said.stages
 
 
-def read_pipeline(
-    path: Path, stages: Sequence[Stage], root: Path | None, *, weights: bool
-) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
-    """The one model of all stages, and the files that it is made of, those with weights too.
+@dataclass(frozen=True)
+class Pipeline:
+    """What the files of a pipeline hold.
+
+    Attributes:
+        model: all of them as one.
+        files: those that it is made of, those with weights too.
+        states: the states of stages with a card, as it describes them.
+    """
+
+    model: onnx.ModelProto
+    files: tuple[Path, ...]
+    states: tuple[SidecarState, ...]
+
+
+def read_pipeline(path: Path, stages: Sequence[Stage], root: Path | None, *, weights: bool) -> Pipeline:
+    """Read the files of all stages.
 
     Args:
         path: of the TOML file, in whose folder the stages' files are.
@@ -72,18 +87,37 @@ def read_pipeline(
     check_readable(total, path)
     parts: list[Part] = []
     watched = dict.fromkeys(files)
+    states: list[SidecarState] = []
     for stage, file in zip(stages, files, strict=True):
         try:
             model = read_onnx(file, weights=weights)
             if not weights:
                 watched |= dict.fromkeys(external_files(model, file.parent, root))
+            states += _carded(model, stage)
         except ModelLoadError as error:
             raise error.at(file) from error
         parts.append(Part(stage.label, model, stage.wires))
     try:
-        return merge(parts), tuple(watched)
+        return Pipeline(merge(parts), tuple(watched), tuple(states))
     except PipelineError as error:
         raise error.at(path) from error
+
+
+def _carded(model: onnx.ModelProto, stage: Stage) -> list[SidecarState]:
+    """The states that a stage's card describes, but for those that a wire feeds, by their names in the whole."""
+    try:
+        card = read_card(model)
+    except CardError as error:
+        raise ModelLoadError(str(error)) from error
+    return [
+        SidecarState(
+            input=f"{stage.label}.{state.input}",
+            output=f"{stage.label}.{state.output}",
+            **state.model_dump(exclude={"input", "output"}),
+        )
+        for state in (card.signature.states if card is not None else ())
+        if state.input not in stage.wires
+    ]
 
 
 def _file(path: Path, stage: Stage, root: Path | None) -> Path:

@@ -142,6 +142,12 @@ class Sidecar(_Strict):
         """The inputs that clients send."""
         return tuple(each for each in self.inputs if each.from_ is None)
 
+    def with_states(self, others: Iterable[SidecarState]) -> Sidecar:
+        """The same with those of `others` whose inputs it does not name."""
+        named = {each.name for each in self.inputs} | {each.input for each in self.states} | {*self.constants}
+        more = tuple(each for each in others if each.input not in named)
+        return self.model_copy(update={"states": self.states + more})
+
     @property
     def tensor_layout(self) -> Layout:
         """The layout, however it was given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from streamcell.client import connect
@@ -568,3 +570,54 @@ def test_the_example_in_the_documentation_is_valid(tmp_path: Path) -> None:
     (file,) = discover(tmp_path)
     assert file.name == "denoiser"
     assert len(file.signature.states) == 2
+
+
+def test_the_states_of_files_with_cards_need_not_be_said(
+    tmp_path: Path, models_dir: Path, modules: dict[str, torch.nn.Module]
+) -> None:
+    toml = """
+        layout = "batch_time"
+        inputs = ["x"]
+        outputs = ["deep.y"]
+        lengths = "lengths"
+        [[stages]]
+        file = "tcn.onnx"
+        wires = { x = "x", lengths = "lengths" }
+        [[stages]]
+        file = "widen.onnx"
+        wires = { x = "tcn.y" }
+        [[stages]]
+        file = "deep.onnx"
+        wires = { x = "widen.y", lengths = "lengths" }
+        """
+    widen = """(float[b,time,2] x) => (float[b,time,3] y)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}> {
+            first = Slice(x, zero, one, two)  y = Concat<axis = 2>(x, first)
+        }"""
+    path = write(tmp_path, {"widen": graph(widen)}, toml)
+    for name in ("tcn", "deep"):
+        shutil.copy(models_dir / f"{name}.onnx", tmp_path)
+    model = load(
+        open_model(path, "pipe"), Settings.load(models=tmp_path, proof="full", max_sessions=20), Device()
+    )
+    model.runner.stop()
+    assert model.restrictions == ()
+    cards = {name: open_model(models_dir / f"{name}.onnx", name) for name in ("tcn", "deep")}
+    assert [each.input for each in model.file.signature.states] == [
+        f"{name}.{state.input}" for name, file in cards.items() for state in file.signature.states
+    ]
+    x = torch.randn(1, 9, 3, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        between = modules["tcn"](x)
+        between = between[0] if isinstance(between, tuple) else between
+        expected = modules["deep"](torch.cat([between, between[..., :1]], 2))[0][0].numpy()
+    got, engine = [], model.engine
+    for begin, end in ((0, 4), (4, 5), (5, 9)):
+        staged = engine.stage(1, end - begin)
+        staged.values[0][:1, : end - begin] = x[:, begin:end]
+        staged.read[:1] = engine.pool.first_slot if begin else 0
+        staged.write[:1, 0] = engine.pool.first_slot
+        staged.lengths[:1] = end - begin
+        engine.run(staged)
+        got.append(np.copy(staged.values[1][0, : end - begin]))
+    np.testing.assert_allclose(np.concatenate(got), expected, rtol=1e-4, atol=1e-5)

@@ -71,7 +71,7 @@ def measure(
         )
         with_sessions = _cores(server.pid, seconds)
         beside = [generator.run(load) for _ in range(rounds)]
-        keeper.let_go()
+        keeper.end_sessions()
         alone += [generator.run(load) for _ in range(rounds)]
 
     def ratio(figure: str) -> float:

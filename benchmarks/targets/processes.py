@@ -72,7 +72,7 @@ class Generator(_Child):
             raise LoadError(f"{load}: {result['error']}")
         return result
 
-    def let_go(self) -> None:
+    def end_sessions(self) -> None:
         """End the sessions that a load with `hold` keeps open."""
         self._say("\n")
         self._line()

@@ -97,7 +97,7 @@ class BatchRunner:
             if index in bad:
                 for place, part in enumerate(row.parts):
                     if (error := self._wrong(part.work)) is not None:
-                        later.append(partial(row.session.owner.fail, error))
+                        later.append(partial(row.session.listener.fail, error))
                         row.parts = row.parts[:place]
                         row.steps = sum(part.steps for part in row.parts)
                         break
@@ -122,7 +122,7 @@ class BatchRunner:
     def refused(self, rows: Batch, cause: Exception, later: Later) -> None:
         """A row that failed alone is refused."""
         self._batcher.complete(rows, applied=False)
-        later.append(partial(rows.rows[0].session.owner.fail, RefusedByModel.because(cause)))
+        later.append(partial(rows.rows[0].session.listener.fail, RefusedByModel.because(cause)))
 
     def failed(self, rows: Batch, cause: Exception) -> None:
         """Each session of the batch ends, so no state that the run may have written is read again."""
@@ -131,11 +131,11 @@ class BatchRunner:
         self._batcher.complete(rows, applied=False)
         for row in rows.rows:
             error = run_failure(cause)
-            self._metrics.request_failed(error, len(row.parts) - 1)  # the owner counts the first
-            row.session.owner.fail(error)
+            self._metrics.request_failed(error, len(row.parts) - 1)  # the listener counts the first
+            row.session.listener.fail(error)
 
     def completed(self, rows: Batch, staged: Staged, times: RunTimes) -> tuple[int, int]:
-        """Advance the sessions, and hand each message's outputs to its session's owner."""
+        """Advance the sessions, and hand each message's outputs to its session's listener."""
         batch, used = rows, len(rows.rows)
         self._batcher.inline.ran(used, times.ended_s - times.began_s)
         strides = [staged.steps * size for size in self._output_bytes]
@@ -168,7 +168,7 @@ class BatchRunner:
                     waits.append(taken_s - arrived_s)
                     latencies.append(now_s - arrived_s)
                 tensors = [data[index * stride : index * stride + size] for data, stride, size in cuts]
-                session.owner.deliver(work, tensors, work.steps, session.step_index)
+                session.listener.deliver(work, tensors, work.steps, session.step_index)
                 continue
             offsets = [index * stride for stride in strides]
             step_index = session.step_index - row.steps
@@ -182,7 +182,7 @@ class BatchRunner:
                     answered += 1
                     if work.counted:
                         latencies.append(now_s - work.arrived_s)
-                    session.owner.deliver(work, answer, work.steps_given, step_index)
+                    session.listener.deliver(work, answer, work.steps_given, step_index)
                 offsets = [
                     offset + count * size for offset, size in zip(offsets, self._output_bytes, strict=True)
                 ]

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from streamcell.service.errors import ServerDraining
 from streamcell.service.sessions.capacity import Capacity
-from streamcell.service.sessions.session import Group, Owner, Session
+from streamcell.service.sessions.session import Group, Session, SessionListener
 
 from .batch import Batch, BatchQueue
-from .inline import InlineRuns, Soon, Wakeup
+from .inline import AfterArrivals, InlineRuns, Wakeup
 from .turn_taking import Job, Source, TurnTaking
 
 _Kind = TypeVar("_Kind", bound=Session)
@@ -64,7 +64,7 @@ class Batcher:
 
     # Sessions
 
-    def open(self, session_id: str, owner: Owner, peer: str = "") -> Session:
+    def open(self, session_id: str, listener: SessionListener, peer: str = "") -> Session:
         """Start a session at the initial state. Rows of unary calls on a stateless model have no id and no limit.
 
         Raises:
@@ -75,7 +75,7 @@ class Batcher:
         with self._lock:
             self._check_running()
             slot, version = self.capacity.take(limited=bool(session_id))
-            session = Session(session_id, owner, slot, version, time.monotonic(), peer)
+            session = Session(session_id, listener, slot, version, time.monotonic(), peer)
             session.source = self._batches
             return session
 
@@ -146,16 +146,16 @@ class Batcher:
 
     # Work comes in
 
-    def submit(self, session: Session, work: Any, soon: Soon | None = None) -> bool:
+    def submit(self, session: Session, work: Any, after_arrivals: AfterArrivals | None = None) -> bool:
         """Queue one message of `session`. Work of a session that has ended is dropped.
 
         Args:
             session: the session that sent it.
             work: what to run; a `Work`, or whatever the session's source takes.
-            soon: calls a function on the thread that reads messages, after those that have arrived; given if this
-                is that thread. The next batch may then run there instead of on the engine's thread.
+            after_arrivals: calls a function on the thread that reads messages, after those that have arrived; given if
+                this is that thread. The next batch may then run there instead of on the engine thread.
 
-        True if there is room for another message. If not, `owner.resume` is called once there is.
+        True if there is room for another message. If not, `listener.resume` is called once there is.
         """
         with self._lock:
             if session.ended:
@@ -166,10 +166,10 @@ class Batcher:
             queue.append(work)
             room = len(queue) < self._queue_messages
             session.paused = not room
-            booked = soon is not None and self.inline.asleep and self.inline.book()
+            reserved = after_arrivals is not None and self.inline.asleep and self.inline.reserve()
             self._make_ready(session)
-        if booked and soon is not None:
-            self._run_after_arrivals(soon)
+        if reserved and after_arrivals is not None:
+            self._arrange_inline_run(after_arrivals)
         return room
 
     def schedule(self, session: Session) -> None:
@@ -219,7 +219,7 @@ class Batcher:
         return None if self._stopped or self.inline.asleep else self._taken
 
     def stop(self) -> None:
-        """Make `take` return None, once a booked run is over. Sessions are not ended by this."""
+        """Make `take` return None, once a reserved run is over. Sessions are not ended by this."""
         with self._lock:
             self._stopped = True
             if self.inline.asleep:
@@ -227,11 +227,11 @@ class Batcher:
 
     # Inline runs, while the engine's thread sleeps
 
-    def _run_after_arrivals(self, soon: Soon) -> None:
-        if not soon(partial(self._run_inline, soon)):
+    def _arrange_inline_run(self, after_arrivals: AfterArrivals) -> None:
+        if not after_arrivals(partial(self._run_inline, after_arrivals)):
             self._finish_inline(None)
 
-    def _run_inline(self, soon: Soon) -> None:
+    def _run_inline(self, after_arrivals: AfterArrivals) -> None:
         """Run a batch of sessions on this thread."""
         with self._lock:
             batch = None if self._stopped else self._batches.form()
@@ -244,17 +244,17 @@ class Batcher:
             self.inline.run(batch)
         finally:
             # The engine thread runs generations: they continue without messages.
-            self._finish_inline(None if batch.generates else soon)
+            self._finish_inline(None if batch.generates else after_arrivals)
 
-    def _finish_inline(self, soon: Soon | None) -> None:
-        """Finish the inline run. If sessions are still ready, book another through `soon`; else wake the engine."""
+    def _finish_inline(self, after_arrivals: AfterArrivals | None) -> None:
+        """Finish the inline run. If sessions are still ready, reserve another one; else wake the engine thread."""
         with self._lock:
-            more = soon is not None and self._batches.any and not self._stopped
+            more = after_arrivals is not None and self._batches.any and not self._stopped
             again = self.inline.finish(more=more)
             if not again and (self._stopped or self._turns.any):
                 self.inline.wake_engine()
-        if again and soon is not None:
-            self._run_after_arrivals(soon)
+        if again and after_arrivals is not None:
+            self._arrange_inline_run(after_arrivals)
 
     # Work is done
 
@@ -263,7 +263,7 @@ class Batcher:
         for session in job.sessions:
             if session.paused and len(session.queue) < self._queue_messages:
                 session.paused = False
-                session.owner.resume()
+                session.listener.resume()
 
     def complete(self, batch: Batch, *, applied: bool) -> None:
         """The engine is done with `batch`. Sessions with more work become ready, ended ones free their slots.

@@ -20,7 +20,7 @@ from streamcell.service.sessions.value_check import ValueCheck
 _log = structlog.get_logger(__name__)
 _Rows = TypeVar("_Rows")
 
-# Refusals. Each session's owner gets its own once the other rows have been answered.
+# Refusals. Each session's listener gets its own once the other rows have been answered.
 Later: TypeAlias = list[Callable[[], None]]
 
 

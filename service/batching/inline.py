@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from .batch import Batch
 
 # Calls a function on the thread that reads messages, after those that have arrived; False if it cannot.
-Soon: TypeAlias = Callable[[Callable[[], None]], bool]
+AfterArrivals: TypeAlias = Callable[[Callable[[], None]], bool]
 
 # Measured on two virtual cores of one machine. On another they may differ by a factor of two, and little depends on it.
 _BATCH_S, _ROW_S = 60e-6, 5e-6
@@ -55,19 +55,19 @@ class Wakeup(Protocol):
 
 
 class InlineRuns:
-    """Whether the engine's thread is awake, sleeps, or sleeps while a run is booked in its place.
+    """Whether the engine's thread is awake, sleeps, or sleeps while a run is reserved in its place.
 
     Only one of the two threads runs the engine at a time. The batcher's lock guards all but `ran` and `sleep`:
 
-        awake ──nothing is ready──▶ asleep ──a message comes, and runs are short──▶ booked
+        awake ──nothing is ready──▶ asleep ──a message comes, and runs are short──▶ reserved
           ▲                           │ ▲                                             │
           ├──────a message comes──────┘ └────────the run is over, nothing is left─────┤
           └───────────────────the run is over, the engine's thread takes the rest─────┘
 
     Attributes:
-        asleep: the engine's thread sleeps, and no run is booked.
+        asleep: the engine's thread sleeps, and no run is reserved.
         policy: decides whether runs are short.
-        run: runs a batch that was booked.
+        run: runs a batch that was reserved.
         wakeup: what the engine's thread sleeps on, if more than the batcher may wake it; then no run is inline.
     """
 
@@ -103,17 +103,17 @@ class InlineRuns:
         """Note that a run of `rows` rows took `took_s`, whichever thread did it."""
         self.policy.ran(rows, took_s)
 
-    def book(self) -> bool:
-        """Book an inline run if runs are short and the engine thread sleeps; True if the caller must arrange it."""
+    def reserve(self) -> bool:
+        """Reserve an inline run if runs are short and the engine thread sleeps; True if the caller must arrange it."""
         if not (self.asleep and self._served and self.policy.short):
             return False
         self.asleep = False
         return True
 
     def finish(self, *, more: bool) -> bool:
-        """End the booked run. True if another one is booked, because `more` work can run inline."""
+        """End the reserved run. True if another one is reserved, because `more` work can run inline."""
         self.asleep = True
-        return more and self.book()
+        return more and self.reserve()
 
 
 def _run_nothing(batch: Batch) -> None:

@@ -35,7 +35,7 @@ def admit(members: FrameSessions, frame: Frame, batcher: Batcher, metrics: Model
         if not batcher.change(members, lambda: _change(members, frame, batcher, metrics)):
             return False
         if frame.number == 1 and (failed := [each for each in frame.refusals if each.part == "open"]):
-            members.owner.fail(failed[0].error)
+            members.listener.fail(failed[0].error)
             return False
     if len(frame.handles):
         _refuse_rows(members, frame)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from streamcell.service.sessions.capacity import Capacity, Ints
-from streamcell.service.sessions.session import Owner, Session
+from streamcell.service.sessions.session import Session, SessionListener
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -19,7 +19,7 @@ Statuses: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
 FREE, LIVE, EXPIRED, FAILED = range(4)
 
 
-class FrameOwner(Owner, Protocol):
+class FrameListener(SessionListener, Protocol):
     """Gets a frame stream's replies. The engine thread calls it."""
 
     def deliver_frame(self, frame: Frame) -> None:
@@ -38,7 +38,7 @@ class FrameSessions(Session):
         "applied",
         "current",
         "expire_before_s",
-        "frame_owner",
+        "frame_listener",
         "fresh_members",
         "refused_in",
         "scratch",
@@ -51,15 +51,15 @@ class FrameSessions(Session):
     def __init__(
         self,
         session_id: str,
-        owner: FrameOwner,
+        listener: FrameListener,
         now_s: float,
         peer: str,
         schedule: Callable[[Session], None],
     ) -> None:
         """Make a stream that has no members yet. `schedule` makes it ready even if it has no frame."""
-        super().__init__(session_id, owner, 0, 0, now_s, peer)
+        super().__init__(session_id, listener, 0, 0, now_s, peer)
         self._schedule = schedule
-        self.frame_owner = owner
+        self.frame_listener = listener
         self.members = 0  # live ones
         self._fresh_count = 0
         self.current: Frame | None = None  # taken from the queue, not yet answered

@@ -11,7 +11,7 @@ from streamcell.service.batching.batcher import Batcher
 from streamcell.service.sessions.capacity import Capacity
 from streamcell.service.sessions.session import Session
 
-from .members import FrameOwner, FrameSessions
+from .members import FrameListener, FrameSessions
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class FrameRounds:
         self.ready: deque[FrameSessions] = deque()
         self._max_batch = max_batch
 
-    def open(self, batcher: Batcher, session_id: str, owner: FrameOwner, peer: str) -> FrameSessions:
+    def open(self, batcher: Batcher, session_id: str, listener: FrameListener, peer: str) -> FrameSessions:
         """Start a stream of frames; it has no members yet.
 
         `batcher` is an argument, not an attribute: the batcher holds this source, and a cycle would keep the
@@ -42,7 +42,7 @@ class FrameRounds:
         """
 
         def make(now_s: float) -> FrameSessions:
-            members = FrameSessions(session_id, owner, now_s, peer, batcher.schedule)
+            members = FrameSessions(session_id, listener, now_s, peer, batcher.schedule)
             members.source = self
             return members
 

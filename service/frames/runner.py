@@ -66,7 +66,7 @@ class FrameRunner:
             if not members.ended:
                 self._metrics.delivered(0, 0, (), (time.perf_counter() - frame.arrived_s,))
                 self._metrics.requests.inferences += int(np.count_nonzero(frame.ok))
-                members.frame_owner.deliver_frame(frame)
+                members.frame_listener.deliver_frame(frame)
 
     # Before the run
 

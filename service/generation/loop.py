@@ -54,7 +54,7 @@ class GenerationLoop:
                 if not work.payloads and not row.session.last_output:
                     # The work before it was a search, or was stopped before its first step.
                     self._batcher.complete(Batch([row], 0, uniform=False), applied=False)
-                    row.session.owner.fail(BadGeneration.nothing())
+                    row.session.listener.fail(BadGeneration.nothing())
                     continue
                 if not work.payloads:
                     starting.append(row)

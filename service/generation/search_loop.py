@@ -50,7 +50,7 @@ class SearchLoop:
         self._answer(out, [])
         for search in out:
             if not (search.reason or search.session.last_output):
-                search.session.owner.fail(BadGeneration.nothing())
+                search.session.listener.fail(BadGeneration.nothing())
 
     def advance(self, batch: Batch) -> None:
         """After the run and before the batch is complete, once each beam's `last_output` is set: grow."""

@@ -36,7 +36,7 @@ class Beam(Session):
     __slots__ = ("step",)
 
     def __init__(self, search: Search, session: Session, slot: int, slot_version: int) -> None:
-        super().__init__("", session.owner, slot, slot_version, session.opened_s)
+        super().__init__("", session.listener, slot, slot_version, session.opened_s)
         self.fresh = False  # the search sets `reads`
         self.step = BeamStep(search)
 

@@ -56,7 +56,7 @@ class ModelChanges:
             served: called when a model becomes available or unavailable.
         """
         self.models = models
-        self.draining = DrainingModels(sessions, self._let_go)
+        self.draining = DrainingModels(sessions, self._release)
         self.loading: str | None = None
         self.failed: dict[str, tuple[Stamp, str]] = {}
         self._settings = settings
@@ -167,7 +167,7 @@ class ModelChanges:
         metrics.queued = lambda: self._sessions.queued(metrics)
         self._metrics.add(metrics)
 
-    def _let_go(self, model: LoadedModel) -> None:
+    def _release(self, model: LoadedModel) -> None:
         model.release()
         if not model.metrics.pools:
             self._metrics.remove(model.metrics)

@@ -188,12 +188,12 @@ class ModelLifecycle:
                 if job is None:
                     return
                 job()
-            _try(self._let_go)
+            _try(self._release)
             if polls and time.monotonic() >= due_s:
                 _try(self._poll.look)
                 due_s = time.monotonic() + self._settings.model_poll_s
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._changes.draining.tick():
             refreeze_heap()
 

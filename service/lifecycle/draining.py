@@ -33,10 +33,10 @@ class _Entry:
 class DrainingModels:
     """For the model control's thread, which calls `tick` every `pause_s`; any thread may iterate."""
 
-    def __init__(self, sessions: SessionTable, let_go: Callable[[LoadedModel], None]) -> None:
-        """`let_go` releases a model that has no sessions."""
+    def __init__(self, sessions: SessionTable, release: Callable[[LoadedModel], None]) -> None:
+        """`release` releases a model that has no sessions."""
         self._sessions = sessions
-        self._let_go = let_go
+        self._release = release
         self._entries: tuple[_Entry, ...] = ()
         self._pause_s = _LEAST_S
 
@@ -85,7 +85,7 @@ class DrainingModels:
         ]
         self._entries = tuple(entry for entry in self._entries if entry not in idle)
         for entry in idle:
-            self._let_go(entry.model)
+            self._release(entry.model)
             for gone in entry.gone:
                 gone()
         for entry in self._entries:
@@ -100,7 +100,7 @@ class DrainingModels:
         left = self._sessions.on(model)
         _log.warning("unloading ends live sessions", model=name, version=version, streams=len(left))
         for live in left:
-            live.session.owner.fail(
+            live.session.listener.fail(
                 ModelUnloaded(
                     f"model {name!r} was unloaded; the session's state is gone",
                     model=name,

@@ -1,4 +1,4 @@
-"""The life of a process that a supervisor has started: it does as it is told through a pipe and ends with that."""
+"""A process that the supervisor starts: it obeys messages from a pipe and ends when the pipe closes."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from .pipe import Pipe
 
 
 class ChildProcess(ABC):
-    """What such a process does."""
+    """Base of the supervisor's child processes."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
         self._stopped = threading.Event()
 
     @abstractmethod
-    def came(self, kind: int, number: int, body: bytes, fds: list[int]) -> None:
-        """A message of the supervisor's."""
+    def on_message(self, kind: int, number: int, body: bytes, fds: list[int]) -> None:
+        """Handle a message from the supervisor."""
 
     def stop(self) -> None:
-        """The process may end."""
+        """Let `wait` return."""
         self._stopped.set()
 
     def wait(self) -> None:
-        """Return once it may."""
+        """Wait until `stop` is called."""
         self._stopped.wait()
 
 
 def run(make: Callable[[Pipe], ChildProcess]) -> None:
-    """Run until told otherwise, or until the supervisor has gone. The command line names the pipe's descriptor."""
+    """Run until `stop` is called or the supervisor ends. The command line names the pipe's descriptor."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor's to deal with
+        signal.signal(number, signal.SIG_IGN)  # the supervisor handles signals
     pipe = Pipe(int(sys.argv[1]))
     process = make(pipe)
-    pipe.start("supervisor", process.came, lambda: os._exit(1))
+    pipe.start("supervisor", process.on_message, lambda: os._exit(1))
     process.wait()
     flush()
     os._exit(0)

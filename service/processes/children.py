@@ -1,4 +1,4 @@
-"""Processes that the supervisor starts and keeps: what it says to each, and how a lost one comes back."""
+"""The supervisor's child processes: the messages exchanged with each, and restarting one that died."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .pipe import OnMessage, Pipe
 
 _log = structlog.get_logger(__name__)
 
-# From the supervisor: the settings, make room for a front end, what do the figures say, take no new sessions, end, read
-# the certificate anew.
+# From the supervisor: the settings; make a link for a front end; send the metrics; take no new sessions; end; reload
+# the certificate.
 SETTINGS, ATTACH, SCRAPE, DRAIN, STOP, RELOAD = range(40, 46)
-# To it: ready or unfit to serve, a model's rings and the rest of what a front end needs, figures, drained,
-# whether new sessions may be sent to it (number 1) or not (0).
+# To it: ready, or unable to serve; one model's rings; the rest of a front end's link; metrics; drained; whether it
+# takes new sessions (number 1) or not (0).
 READY, UNFIT, RINGS, ATTACHED, SCRAPED, DRAINED, READINESS = range(50, 57)
 
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 30.0
-_LASTING_S = 30.0  # a process that ran for so long is started again at once
+_LASTING_S = 30.0  # a process that ran for longer is restarted after the first pause
 _PATIENCE_S = 5.0
 
 
 class Child:
-    """One process, which ends when its pipe does."""
+    """One process. It ends when its pipe closes."""
 
     def __init__(
         self, module: str, name: str, on_message: Callable[[Child, int, int, bytes, list[int]], None]
@@ -38,7 +38,7 @@ class Child:
         """Start `python -m streamcell.service.processes.<module> FD`.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: the process cannot be started.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -46,20 +46,20 @@ class Child:
                 [sys.executable, "-m", f"streamcell.service.processes.{module}", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is the supervisor's
+                process_group=0,  # only the supervisor gets Ctrl-C's signal
             )
         self.name = name
         self.began_s = time.monotonic()
         self.pipe = Pipe(ours.detach())
         self.gone = threading.Event()
 
-        def came(kind: int, number: int, body: bytes, fds: list[int]) -> None:
+        def of_child(kind: int, number: int, body: bytes, fds: list[int]) -> None:
             on_message(self, kind, number, body, fds)
 
-        self._on_message: OnMessage = came
+        self._on_message: OnMessage = of_child
 
     def start(self) -> None:
-        """Begin to take its messages."""
+        """Begin to read its messages."""
         self.pipe.start(self.name, self._on_message, self._ended)
 
     def _ended(self) -> None:
@@ -71,21 +71,21 @@ class Child:
         self.gone.set()
 
     def finish(self, patience_s: float) -> None:
-        """Wait for its end, and kill it where that does not come."""
+        """Wait for its end; kill it if it does not end in time."""
         if not self.gone.wait(patience_s):
-            _log.warning("process does not end, killed", process=self.name)
+            _log.warning("process killed because it did not end", process=self.name)
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
             self.gone.wait()
 
 
-class Kept:
-    """A child that is started again whenever it has gone, after pauses that grow while it does not last."""
+class Supervised:
+    """A child that is restarted whenever it dies, after pauses that grow while it dies soon."""
 
     def __init__(
         self, start: Callable[[], Child], begun: Callable[[Child], None], lost: Callable[[Child], None]
     ) -> None:
-        """`begun` is called with each new child, on the keeping thread, `lost` once it has gone."""
+        """`begun` is called with each new child, `lost` with each that has died; both on this object's thread."""
         self._start = start
         self._begun = begun
         self._lost = lost
@@ -95,10 +95,10 @@ class Kept:
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
     def start(self) -> None:
-        """Start it for the first time.
+        """Start the child for the first time.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: the process cannot be started.
         """
         self._begin()
         self._thread.start()
@@ -120,7 +120,7 @@ class Kept:
                     pause_s = _FIRST_PAUSE_S
                 if not self._stopping.is_set():
                     _log.error(
-                        "process lost, starting it again",
+                        "process lost, restarting it",
                         process=child.name,
                         status=_status(child.process.returncode),
                         pause_s=pause_s,
@@ -134,13 +134,13 @@ class Kept:
             except OSError as error:
                 _log.error("process cannot be started", error=str(error))
 
-    def let_go(self) -> None:
-        """Start it no more."""
+    def stop_restarting(self) -> None:
+        """Do not restart the child from now on."""
         self._stopping.set()
 
     def stop(self) -> None:
-        """Tell it to end, and return once it has."""
-        self.let_go()
+        """Tell the child to end, and wait for its end."""
+        self.stop_restarting()
         child = self.child
         if child is not None:
             child.pipe.send(STOP)

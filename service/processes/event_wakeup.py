@@ -1,4 +1,4 @@
-"""What an engine's thread sleeps on if work comes from other processes, too: descriptors wake it."""
+"""The wakeup of an engine thread that also gets work from other processes: file descriptors wake it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .ring import count
 
 
 class EventWakeup:
-    """A `Wakeup` that every watched descriptor also wakes, for as long as it is readable."""
+    """A `Wakeup` that also returns while any watched descriptor is readable."""
 
     def __init__(self) -> None:
         self._own = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -18,7 +18,7 @@ class EventWakeup:
         self._epoll.register(self._own, select.EPOLLIN)
 
     def acquire(self) -> bool:
-        """Sleep until `release` is called or a descriptor is readable; return at once if one has happened."""
+        """Sleep until `release` is called or a descriptor is readable; return at once if either is so already."""
         self._epoll.poll()
         count(self._own)
         return True
@@ -28,20 +28,20 @@ class EventWakeup:
         os.eventfd_write(self._own, 1)
 
     def wait(self) -> set[int]:
-        """As `acquire`; returns the watched descriptors that are readable."""
+        """Like `acquire`; returns the readable descriptors."""
         ready = {fd for fd, _ in self._epoll.poll()}
         count(self._own)
         return ready
 
     def close(self) -> None:
-        """Close its descriptors. No thread may sleep on it."""
+        """Close its descriptors. No thread may be sleeping on it."""
         self._epoll.close()
         os.close(self._own)
 
     def watch(self, fd: int, on: bool) -> None:
-        """Be woken by `fd` while it is readable (`on`), or no longer. From any thread."""
+        """Start (`on`) or stop watching `fd`. From any thread."""
         if on:
             self._epoll.register(fd, select.EPOLLIN)
         else:
-            with contextlib.suppress(OSError):  # closed already
+            with contextlib.suppress(OSError):  # already closed
                 self._epoll.unregister(fd)

@@ -1,4 +1,4 @@
-"""Prometheus's families on their way from the process that has them to the one that is scraped."""
+"""Relays metric families from the engine process to the process that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLAIN = "plain counter"
 
 
 def pack_families(registry: CollectorRegistry) -> bytes:
-    """Every family of `registry`. Other threads run between two of them."""
+    """All families of `registry` as bytes. Pauses between families let other threads run."""
     packed = []
     slices = Slices()
     for family in registry.collect():
@@ -27,19 +27,22 @@ def pack_families(registry: CollectorRegistry) -> bytes:
     return f"[{','.join(packed)}]".encode()
 
 
-class RelayedFamilies(Collector):
-    """Collects what `pack_families` made in another process."""
+class RelayedMetrics(Collector):
+    """Collects the families that `pack_families` packed in another process."""
 
     def __init__(self, ask: Callable[[], bytes | None], own: Collector | None = None) -> None:
-        """`ask` gets it; None where there is no such process just now, which is not ready then.
+        """Collect from another process.
 
-        `own`: families of this process, whose values are added to those of the same name.
+        Args:
+            ask: gets the other process's packed families; None if there is no such process now: then the server is
+                not ready.
+            own: collector of this process's families, whose values are added to those of the same name.
         """
         self._ask = ask
         self._own = own
 
     def collect(self) -> Iterable[Metric]:
-        """Every family."""
+        """All families."""
         packed = self._ask()
         own = {} if self._own is None else {family.name: family for family in self._own.collect()}
         if packed is None:

@@ -1,4 +1,4 @@
-"""Messages between two processes over a socket pair: whoever sends never waits, a thread of its own reads."""
+"""Messages between two processes over a socket pair. Sending never blocks; a thread of its own reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnMessage = Callable[[int, int, bytes, list[int]], None]
 
 
 class Pipe:
-    """One end. `send` may be called from any thread; `on_message` and `on_close` come from the reading thread."""
+    """One end. Any thread may call `send`; the reading thread calls `on_message` and `on_close`."""
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -36,13 +36,13 @@ class Pipe:
         self._writer: threading.Thread | None = None
 
     def start(self, name: str, on_message: OnMessage, on_close: Callable[[], None]) -> None:
-        """Begin to read. `on_close` comes once, when the other end has gone or `close` was called."""
+        """Begin to read. `on_close` is called once, when the other end has closed or `close` was called."""
         threading.Thread(
             target=self._read, args=(on_message, on_close), name=f"{name}-reader", daemon=True
         ).start()
 
     def send(self, kind: int, number: int = 0, body: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send one message after those before it; nothing happens once the other end has gone.
+        """Send one message after those before it. Does nothing if the other end has closed.
 
         File descriptors are copied: the caller may close its own.
         """
@@ -54,7 +54,7 @@ class Pipe:
             if not self._unsent:
                 sent = self._try(data, fds)
             if sent < len(data):
-                # What did not get away still needs its descriptors.
+                # An unsent message keeps copies of its descriptors.
                 self._unsent.append((data[sent:], [os.dup(fd) for fd in fds] if not sent else ()))
                 self._unsent_there.set()
                 if self._writer is None:
@@ -63,7 +63,7 @@ class Pipe:
 
     @property
     def behind(self) -> bool:
-        """Whether something waits to be sent, since the other end does not keep up."""
+        """True if messages wait because the other end does not keep up."""
         return bool(self._unsent)
 
     def _try(self, data: memoryview, fds: Sequence[int]) -> int:
@@ -72,7 +72,7 @@ class Pipe:
             return self._socket.sendmsg([data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return 0
-        except OSError:  # the other end has gone: the reading thread will find the same
+        except OSError:  # the other end has closed: the reading thread notices too
             return len(data)
 
     def _write(self) -> None:
@@ -115,7 +115,7 @@ class Pipe:
                     at = end
                     on_message(kind, number, body, [fds.popleft() for _ in range(count)])
                 del buffer[:at]
-        except Exception as error:  # a bug: the other end is told by the end of the pipe, the log says why
+        except Exception as error:  # a bug: closing the pipe tells the other end, the log says why
             _log.error("message not understood", exc_info=error)
         finally:
             self.close()
@@ -136,7 +136,7 @@ class Pipe:
         return data
 
     def close(self) -> None:
-        """Send and receive no more."""
+        """Stop sending and receiving."""
         with self._lock:
             if self._closed:
                 return
@@ -153,7 +153,7 @@ def pack(*parts: bytes) -> bytes:
 
 
 def unpack(body: bytes) -> list[bytes]:
-    """What `pack` put together."""
+    """The byte strings that `pack` joined."""
     (count,) = struct.unpack_from("<I", body)
     sizes = struct.unpack_from(f"<{count}I", body, 4)
     parts, at = [], 4 + 4 * count

@@ -1,4 +1,4 @@
-"""A port that several processes will share, held while they come and go."""
+"""Reserves a port that several processes share, while they start and end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import socket
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """A socket bound to `port` of `host`, 0 for a free one; it takes no connections, and others may share the port.
+    """Return a socket bound to `port` of `host`, 0 for a free port. It takes no connections; others may share the port.
 
-    Sockets with SO_REUSEPORT of one user share a port even where they do not know of each other, so another server on
-    it is looked for first.
+    Sockets with SO_REUSEPORT of one user share a port even if they belong to different servers, so this first checks
+    that no other server uses it.
 
     Raises:
         OSError: the port is taken, or the address is not this machine's.

@@ -1,4 +1,4 @@
-"""The figures of a server's processes: who is there, how often one was lost, and Prometheus's usual ones added up."""
+"""Metrics of a server's processes: how many run, how often one was restarted, and Prometheus's usual ones added up."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .children import Kept
+from .children import Supervised
 
 _CPU = "process_cpu_seconds"
-# Of one process each, and those of all differ: this process's count.
+# Figures that cannot be added up: the supervisor's are reported.
 _OWN = ("process_start_time_seconds", "process_max_fds")
 
 
 class OneProcess(Collector):
-    """Collects the figures of a server that is one process: an engine without front ends."""
+    """Collects the metrics of a server of one process."""
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""
@@ -26,9 +26,9 @@ class OneProcess(Collector):
 
 
 class ProcessFigures(Collector):
-    """Collects the figures of this process and of its children."""
+    """Collects the metrics of this process and its children."""
 
-    def __init__(self, engine: Kept, frontends: Sequence[Kept]) -> None:
+    def __init__(self, engine: Supervised, frontends: Sequence[Supervised]) -> None:
         self._engine = engine
         self._frontends = frontends
 
@@ -56,12 +56,12 @@ class ProcessFigures(Collector):
 
 
 def _counts(counts: dict[str, tuple[int, int]]) -> Iterable[Metric]:
-    """How many processes of each kind run, and how many were started again."""
+    """The families with (running processes, restarts) of each kind."""
     running = GaugeMetricFamily(
         "streamcell_processes", "Processes of the server that are running.", labels=("kind",)
     )
     restarts = CounterMetricFamily(
-        "streamcell_process_restarts", "Processes that were lost and started again.", labels=("kind",)
+        "streamcell_process_restarts", "Processes that died and were restarted.", labels=("kind",)
     )
     for kind, (alive, lost) in counts.items():
         running.add_metric([kind], alive)
@@ -70,5 +70,5 @@ def _counts(counts: dict[str, tuple[int, int]]) -> Iterable[Metric]:
 
 
 def _of(pid: int) -> Iterable[Metric]:
-    """One process's; none of a process that has just gone."""
+    """One process's families; empty for a process that has just ended."""
     return ProcessCollector(pid=lambda: pid, registry=CollectorRegistry()).collect()

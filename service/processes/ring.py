@@ -1,8 +1,8 @@
-"""A ring of fixed-size records in memory that two processes share: one of them writes, the other reads.
+"""A ring of fixed-size records in memory that two processes share: one writes, the other reads.
 
-The memory is a memfd and has no name, so nothing is left behind however the processes end. What has been written and
-what has been read is counted by two eventfds and by nothing in the memory itself: the kernel's counters order the
-two sides on every kind of processor, wake whoever waits, and lose no wake-up.
+The memory is a memfd and has no name, so nothing is left behind however the processes end. Two eventfds count the
+records written and read; nothing in the memory does. The kernel's counters order the two sides on every kind of
+processor, wake the waiting side, and lose no wake-up.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Ring:
 
     Attributes:
         capacity: records that it holds.
-        record_bytes: that one takes.
+        record_bytes: bytes of one record.
         memory: the memfd.
         written: an eventfd, readable while there are records to read.
-        freed: an eventfd, readable while there is room that the writer has not taken note of.
+        freed: an eventfd, readable while records have been freed that the writer has not counted yet.
     """
 
     capacity: int
@@ -46,7 +46,7 @@ class Ring:
 
     @property
     def fds(self) -> tuple[int, int, int]:
-        """What the other process needs to have, in the order of the attributes."""
+        """The descriptors for the other process, in the order of the attributes."""
         return self.memory, self.written, self.freed
 
     def view(self) -> Records:
@@ -62,7 +62,7 @@ class Ring:
 
 
 def count(fd: int) -> int:
-    """What an eventfd has counted since it was last asked; 0 for nothing."""
+    """Read and reset an eventfd's counter; 0 if it counted nothing."""
     try:
         return os.eventfd_read(fd)
     except BlockingIOError:
@@ -70,54 +70,54 @@ def count(fd: int) -> int:
 
 
 class Writer:
-    """The writing side. The caller sees to it that one thread at a time uses it."""
+    """The writing side. One thread at a time may use it."""
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
         self._records = ring.view()
-        # The same memory for writes of one record, which are cheaper without numpy.
+        # The same memory, for writes of one record, which are cheaper without numpy.
         self.bytes = self._records.data.cast("B")
         self._free = ring.capacity
         self._at = 0
-        self.untold = 0  # records that are written, and that the reader does not know of
+        self.unpublished = 0  # records that are written but not yet visible to the reader
 
     def room(self, wanted: int) -> int:
-        """How many records may be written now; where that is fewer than `wanted`, after a look at what was read."""
+        """The number of records that may be written now. Counts what was read only if fewer than `wanted` fit."""
         if self._free < wanted:
             self._free += count(self.ring.freed)
         return self._free
 
     def place(self) -> int:
-        """Where in `bytes` the next record goes; for one record, once there is room. Then come `wrote` and `tell`."""
+        """Where in `bytes` the next record goes. The caller has checked `room` and calls `wrote`, then `publish`."""
         return self._at * self.ring.record_bytes
 
     def wrote(self) -> None:
-        """The record at `place` is there, to be read once the reader is told."""
+        """Note that the record at `place` is written; `publish` makes it visible."""
         self._advance(1)
 
     def write(self, records: Records) -> None:
-        """Write uint8[n, record_bytes] and tell; there is room for n. The reader sees all of them or none."""
+        """Write and publish uint8[n, record_bytes]; there must be room. The reader sees all records or none."""
         number = len(records)
         first = min(number, self.ring.capacity - self._at)
         self._records[self._at : self._at + first] = records[:first]
         self._records[: number - first] = records[first:]
         self._advance(number)
-        self.tell()
+        self.publish()
 
     def _advance(self, number: int) -> None:
         self._at = (self._at + number) % self.ring.capacity
         self._free -= number
-        self.untold += number
+        self.unpublished += number
 
-    def tell(self) -> None:
-        """Have the reader know of all that is written."""
-        if self.untold:
-            os.eventfd_write(self.ring.written, self.untold)
-            self.untold = 0
+    def publish(self) -> None:
+        """Make all written records visible to the reader."""
+        if self.unpublished:
+            os.eventfd_write(self.ring.written, self.unpublished)
+            self.unpublished = 0
 
 
 class Reader:
-    """The reading side. The caller sees to it that one thread at a time uses it."""
+    """The reading side. One thread at a time may use it."""
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
@@ -126,7 +126,7 @@ class Reader:
         self._owed = 0
 
     def read(self) -> Records | None:
-        """A copy of everything there is to read, uint8[n, record_bytes]; None where that is nothing."""
+        """A copy of all published records, uint8[n, record_bytes]; None if there are none."""
         number = count(self.ring.written)
         if not number:
             return None
@@ -134,7 +134,7 @@ class Reader:
         taken = self._records[self._at : self._at + first]
         taken = taken.copy() if first == number else np.concatenate((taken, self._records[: number - first]))
         self._at = (self._at + number) % self.ring.capacity
-        # A quarter of the ring may stay untold: the writer never waits for more than another quarter.
+        # Up to a quarter of the ring may stay uncounted: the writer never waits for more than another quarter.
         self._owed += number
         if 4 * self._owed >= self.ring.capacity:
             os.eventfd_write(self.ring.freed, self._owed)

@@ -1,4 +1,4 @@
-"""What a record of a ring holds: a header, then one timestep's tensors back to back, or a piece of a text."""
+"""The format of a ring's records: a header, then one timestep's tensors back to back, or a piece of a text."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from streamcell.service.errors import ServiceError
 
 from .ring import Records
 
-# To the engine: a session begins (its id and its peer as a text), a timestep of a message, a session has ended (`index`
-# is how many of its messages were dropped on the way). From it: a timestep's outputs, and the end of a session by an
-# error (a text).
+# To the engine: OPEN begins a session (its id and peer as a text), STEP is a timestep of a message, END ends a session
+# (`index` is the number of its messages that the front end dropped). From it: STEP is a timestep's outputs, FAIL ends a
+# session with an error (a text).
 OPEN, STEP, END, FAIL = range(1, 5)
 
-# kind, mode (a `session.Output`), first and last of its message, the session's seat and slot_version, `steps`: of the
+# kind, mode (a `session.Output`), first and last of its message, the session's entry and slot_version, `steps`: of the
 # message, or bytes of a text; stamp: the message's arrival, time.perf_counter() seconds; index: to the engine, the
 # timestep's place in its message; from it, steps applied.
 HEADER = struct.Struct("<BBBBIIIdq")
 FIELDS = np.dtype(
     {
-        "names": ["kind", "mode", "first", "last", "seat", "slot_version", "steps", "stamp", "index"],
+        "names": ["kind", "mode", "first", "last", "entry", "slot_version", "steps", "stamp", "index"],
         "formats": ["u1", "u1", "u1", "u1", "<u4", "<u4", "<u4", "<f8", "<i8"],
         "offsets": [0, 1, 2, 3, 4, 8, 12, 16, 24],
         "itemsize": HEADER.size,
@@ -43,12 +43,12 @@ _MOST_ERROR_BYTES = _FEWEST_RECORDS // 4 * _LEAST_PAYLOAD_BYTES  # the smallest 
 
 @dataclass(frozen=True)
 class Layout:
-    """Records of a model's inputs or outputs: where each tensor's step stands in the payload.
+    """The layout of records of a model's inputs or outputs.
 
     Attributes:
         places: (first byte, end) of each tensor's step in a record.
-        record_bytes: with the header.
-        capacity: records in a ring of them.
+        record_bytes: bytes of a record, header included.
+        capacity: records in a ring.
     """
 
     places: tuple[tuple[int, int], ...]
@@ -57,7 +57,7 @@ class Layout:
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], max_chunk: int) -> Layout:
-        """The layout of `tensors` in a ring that takes a run of `max_chunk` timesteps at once four times over."""
+        """The layout of `tensors` in a ring with room for at least four chunks of `max_chunk` timesteps."""
         places = []
         at = HEADER.size
         for tensor in tensors:
@@ -69,29 +69,29 @@ class Layout:
 
     @property
     def payload_bytes(self) -> int:
-        """Of a record."""
+        """Bytes of a record's payload."""
         return self.record_bytes - HEADER.size
 
     @property
     def part(self) -> int:
-        """The most records that are written at once."""
+        """Maximum records written at once."""
         return self.capacity // 4
 
 
 def head_of(records: Records) -> Head:
-    """The headers of uint8[n, record_bytes] as a structured array[n], a view where that can be had."""
+    """The headers of uint8[n, record_bytes] as a structured array[n]; a view if the headers are contiguous."""
     return np.ascontiguousarray(records[:, : HEADER.size]).view(FIELDS)[:, 0]
 
 
 def text_records(
-    layout: Layout, kind: int, seat: int, slot_version: int, text: bytes = b"", index: int = 0
+    layout: Layout, kind: int, entry: int, slot_version: int, text: bytes = b"", index: int = 0
 ) -> Records:
-    """A text in as many records as it takes: uint8[n, record_bytes]. It is cut to what one write may hold."""
+    """A text as records, uint8[n, record_bytes]. It is cut to what one write may hold."""
     text = text[: layout.part * layout.payload_bytes]
     number = -(-len(text) // layout.payload_bytes) or 1
     records = np.zeros((number, layout.record_bytes), np.uint8)
     records[:, : HEADER.size] = np.frombuffer(
-        HEADER.pack(kind, 0, 1, 1, seat, slot_version, len(text), 0.0, index), np.uint8
+        HEADER.pack(kind, 0, 1, 1, entry, slot_version, len(text), 0.0, index), np.uint8
     )
     padded = np.zeros(number * layout.payload_bytes, np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)
@@ -100,14 +100,14 @@ def text_records(
 
 
 def text_at(records: Records, at: int, size: int) -> tuple[bytes, int]:
-    """The text of `size` bytes that begins in record `at`, and how many records it takes."""
+    """The text of `size` bytes that begins in record `at`, and the number of its records."""
     payload_bytes = records.shape[1] - HEADER.size
     number = -(-size // payload_bytes) or 1
     return records[at : at + number, HEADER.size :].tobytes()[:size], number
 
 
 def pack_error(error: ServiceError) -> bytes:
-    """`error` as a text, which one write of any ring has room for: where need be without its facts."""
+    """`error` as a text that fits one write of any ring; without its facts if it is too long with them."""
     packed = _packed([error.reason, str(error), error.facts])
     if len(packed) > _MOST_ERROR_BYTES:
         packed = _packed([error.reason, str(error)[: _MOST_ERROR_BYTES // 8], {}])
@@ -119,12 +119,12 @@ def _packed(parts: list[object]) -> bytes:
 
 
 def pack_reason(error: ServiceError) -> bytes:
-    """What kind of error `error` is, as a text: nothing of it is a client's to choose."""
+    """The class of `error` as a text, without any text that a client could choose."""
     return json.dumps([error.reason, "", {}]).encode()
 
 
 def unpack_error(text: bytes) -> ServiceError:
-    """The error that `pack_error` or `pack_reason` made a text of."""
+    """The error packed by `pack_error` or `pack_reason`."""
     reason, said, facts = json.loads(text)
     return _class_of(reason)(said, **facts)
 

@@ -1,4 +1,4 @@
-"""The server in several processes: front ends that answer calls, and one engine's process that runs the models."""
+"""The server in several processes: front ends answer calls, and one engine process runs the models."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from .children import (
     SETTINGS,
     UNFIT,
     Child,
-    Kept,
+    Supervised,
 )  # fmt: skip
-from .metrics_relay import RelayedFamilies
+from .metrics_relay import RelayedMetrics
 from .ports import reserve
 from .process_metrics import ProcessFigures
 
@@ -45,18 +45,20 @@ _DRAIN_SPARE_S = 10.0
 
 
 class Supervisor:
-    """One server of several processes, from `start` to `stop`. The same face as `Server`'s."""
+    """One server of several processes, from `start` to `stop`; an `AnyServer`, like `Server`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Reserve the port, start the processes and have the models loaded.
+        """Reserve the port, start the processes and wait until the models are loaded.
 
         Raises:
-            ModelLoadError: there is no model, one cannot be served, or the device cannot be had.
+            ModelLoadError: there is no model, one cannot be served, or the device is not available.
             OSError: a process cannot be started, the port cannot be bound, a certificate cannot be used, or this
                 is not Linux.
         """
         if sys.platform != "linux":
-            raise OSError("front ends need Linux: memfd, eventfd and SO_REUSEPORT as they are there")
+            raise OSError(
+                "front ends need Linux, for memfd, eventfd and SO_REUSEPORT; serve with --frontends 0"
+            )
         self.settings = settings
         self.metrics_port = 0
         self._reserved = reserve(settings.host, settings.port)
@@ -65,23 +67,23 @@ class Supervisor:
         self._numbers = itertools.count(1)
         self._serving = False
         self._engine_ready = False
-        self._loaded: Future[list[str]] = Future()  # the models that the first engine has loaded
-        self._fit: Child | None = None  # the engine's process, once it has
-        self._linked: dict[Child, Child] = {}  # a front end and the engine's process it has been linked to
-        # Links that are being made: the front end does not answer calls yet.
+        self._loaded: Future[list[str]] = Future()  # the models of the first engine process
+        self._fit: Child | None = None  # the engine process, once it has loaded the models
+        self._linked: dict[Child, Child] = {}  # the engine process that each front end is linked to
+        # Links in the making, by number: these front ends do not answer calls yet.
         self._links: dict[int, Child] = {}
         self._scrapes: dict[int, Future[bytes]] = {}
         self._drained = threading.Event()
         registry = CollectorRegistry()
         self._http = MetricsServer(settings, registry, self._ready)
-        self._engine = Kept(
+        self._engine = Supervised(
             lambda: Child("engine", "engine", self._engine_said),
             self._engine_begun,
             self._engine_lost,
         )
         self._frontends = [self._frontend(number) for number in range(settings.frontends)]
-        self._answering: list[Future[str]] = [Future() for _ in self._frontends]  # by which lane
-        registry.register(RelayedFamilies(self._scrape, LostLines()))
+        self._answering: list[Future[str]] = [Future() for _ in self._frontends]  # each front end's lane
+        registry.register(RelayedMetrics(self._scrape, LostLines()))
         registry.register(ProcessFigures(self._engine, self._frontends))
         PlatformCollector(registry=registry)
         try:
@@ -93,27 +95,27 @@ class Supervisor:
             self._stop_processes()
             raise
 
-    def _frontend(self, number: int) -> Kept:
+    def _frontend(self, number: int) -> Supervised:
         def start() -> Child:
-            return Child("frontend", f"frontend-{number}", came)
+            return Child("frontend", f"frontend-{number}", on_message)
 
-        def came(child: Child, kind: int, link: int, body: bytes, fds: list[int]) -> None:
+        def on_message(child: Child, kind: int, link: int, body: bytes, fds: list[int]) -> None:
             if kind == READY:
                 with self._lock:
                     self._links.pop(link, None)
             if kind in (READY, UNFIT):
                 said = body.decode()
-                _settle(self._answering[number], said if kind == READY else OSError(said))
+                _resolve(self._answering[number], said if kind == READY else OSError(said))
 
         def lost(child: Child) -> None:
             with self._lock:
                 self._linked.pop(child, None)
                 self._links = {link: each for link, each in self._links.items() if each is not child}
-            _settle(self._answering[number], OSError(f"{child.name} has ended as it began"))
+            _resolve(self._answering[number], OSError(f"{child.name} ended before it answered calls"))
 
-        return Kept(start, self._frontend_begun, lost)
+        return Supervised(start, self._frontend_begun, lost)
 
-    # The processes come and go
+    # Processes start and end
 
     def _engine_begun(self, child: Child) -> None:
         child.pipe.send(SETTINGS, 0, json.dumps({"settings": self.settings.model_dump(mode="json")}).encode())
@@ -127,15 +129,15 @@ class Supervisor:
         if kind == READY:
             with self._lock:
                 self._fit = child
-            _settle(self._loaded, json.loads(body))
+            _resolve(self._loaded, json.loads(body))
             for frontend in self._frontends:
                 if frontend.child is not None:
                     self._link(frontend.child)
         elif kind == UNFIT:
             _log.error("models cannot be served", error=body.decode())
-            _settle(self._loaded, ModelLoadError(body.decode()))
+            _resolve(self._loaded, ModelLoadError(body.decode()))
         elif kind in (RINGS, ATTACHED):
-            # A front end that has gone meanwhile leaves the descriptors to be closed, which its engine sees.
+            # If the front end has died, closing the descriptors tells its engine process.
             with self._lock:
                 linked = self._links.get(number)
             if linked is not None:
@@ -145,7 +147,7 @@ class Supervisor:
         elif kind == SCRAPED:
             waiting = self._scrapes.pop(number, None)
             if waiting is not None:
-                _settle(waiting, body)
+                _resolve(waiting, body)
         elif kind == DRAINED:
             self._drained.set()
         elif kind == READINESS:
@@ -161,14 +163,12 @@ class Supervisor:
             }
             self._links.clear()
         self._drained.set()
-        _settle(
-            self._loaded, ModelLoadError("the engine's process has ended before it had loaded the models")
-        )
+        _resolve(self._loaded, ModelLoadError("the engine process ended before it had loaded the models"))
         for waiting in scrapes.values():
-            _settle(waiting, OSError("the engine's process has ended"))
+            _resolve(waiting, OSError("the engine process ended"))
 
     def _link(self, frontend: Child) -> None:
-        """Have the engine's process make a link for a front end, where both are there and there is none."""
+        """Ask the engine process for a link to a front end, if both run and have none."""
         with self._lock:
             engine = self._fit
             if engine is None or not self._serving or self._linked.get(frontend) is engine:
@@ -184,7 +184,7 @@ class Supervisor:
         """Answer calls and report ready.
 
         Raises:
-            OSError: a port cannot be bound, or no lane that was asked for works.
+            OSError: a port cannot be bound, or the requested lane does not work.
         """
         settings = self.settings
         try:
@@ -210,13 +210,13 @@ class Supervisor:
         )
 
     def _ready(self) -> bool:
-        """Whether new sessions may be sent here: the engine's process says so, and a front end takes them."""
+        """True if the engine process takes new sessions and a front end answers calls."""
         with self._lock:
             answering = self._linked.keys() - self._links.values()
         return self._serving and self._engine_ready and bool(answering)
 
     def _scrape(self) -> bytes | None:
-        """The engine's figures; None where there is none to ask."""
+        """The engine process's packed metrics; None if it does not run or does not answer in time."""
         engine = self._fit
         if engine is None:
             return None
@@ -228,27 +228,27 @@ class Supervisor:
         return None
 
     def kill(self) -> None:
-        """End the processes at once."""
+        """Kill the processes at once."""
         for kept in (*self._frontends, self._engine):
-            kept.let_go()
+            kept.stop_restarting()
             if (child := kept.child) is not None:
                 child.process.kill()
 
     def reload(self) -> None:
-        """Have the front ends and the metrics port read their certificates anew, for connections that come."""
+        """Reload the certificates of the front ends and the metrics port; new connections use them."""
         for frontend in self._frontends:
             if frontend.child is not None:
                 frontend.child.pipe.send(RELOAD)
         self._http.reload()
 
     def stop(self) -> None:
-        """Shut down in order: front ends take no new sessions, the engine drains, all end.
+        """Shut down: front ends take no new sessions, the engine process drains, all processes end.
 
         Returns once everything has stopped.
         """
         self._serving = False
         for kept in (self._engine, *self._frontends):
-            kept.let_go()
+            kept.stop_restarting()
         for frontend in self._frontends:
             if frontend.child is not None:
                 frontend.child.pipe.send(DRAIN)
@@ -260,9 +260,9 @@ class Supervisor:
         _log.info("stopped")
 
     def _stop_processes(self) -> None:
-        """Front ends first, so that the last replies find a way out."""
+        """Stop the front ends first, after they have sent the last replies, then the engine process."""
         for kept in (*self._frontends, self._engine):
-            kept.let_go()
+            kept.stop_restarting()
         stops = [threading.Thread(target=frontend.stop) for frontend in self._frontends]
         for stop in stops:
             stop.start()
@@ -273,8 +273,8 @@ class Supervisor:
         self._reserved.close()
 
 
-def _settle(future: Future, result: object = None) -> None:  # type: ignore[type-arg]
-    """Give a future its result or its error, unless it has one."""
+def _resolve(future: Future, result: object = None) -> None:  # type: ignore[type-arg]
+    """Set a future's result, or its error, unless it has one already."""
     with suppress(InvalidStateError):
         if isinstance(result, BaseException):
             future.set_exception(result)

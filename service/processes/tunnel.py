@@ -1,7 +1,7 @@
-"""Calls that a front end passes on whole: their messages travel as they came, and the engine's process answers them.
+"""The message format of calls that a front end passes on, unparsed, to the engine process.
 
-What travels is here; `processes/frontend/tunnel_calls.py` is the front end's side,
-`processes/engine/tunnel_calls.py` and `processes/engine/tunnel_lane.py` the engine's.
+`processes/frontend/tunnel_calls.py` is the front end's side, `processes/engine/tunnel_calls.py` and
+`processes/engine/tunnel_lane.py` the engine process's.
 """
 
 from __future__ import annotations
@@ -14,25 +14,22 @@ from streamcell.service.transport.calls import Metadata, Trailing
 
 from .pipe import pack, unpack
 
-# Messages of a pipe; their number is the call's. To the engine:
+# Kinds of messages in a pipe. The `number` of these is the call's. To the engine process:
 BEGIN, REQUEST, MESSAGE, HALF_CLOSE, GONE, READ = range(10, 16)
 # From it:
 REPLY, REPLY_ON, STATUS, ANSWER, ACCEPTED, SKIP = range(20, 26)
-# Not of a call but figures that only a front end has: its lane; and, as many as the number says, ended sessions, errors
-# that clients were sent, and failed requests.
+# The `number` of all others is no call's. Metrics that only the front end knows: its lane; and counts, in `number`, of
+# ended sessions, errors sent to clients, and failed requests.
 LANE, ENDED, ERROR, FAILED = range(30, 34)
-LINES_LOST = 35  # as many log lines as the number says were not written
-# Nor is this: the model of that name is served from now on (number 1), or no longer (0).
-SERVED = 34
-# Nor is this, either way: the sender's thread of that name makes no progress (number 1), or does again (0).
-STALLED = 36
-# And these: a question of the engine's, and its answer, given once the front end has passed on what had
-# come to its sockets.
+LINES_LOST = 35  # `number` log lines were not written
+SERVED = 34  # the named model became available (number 1) or unavailable (0)
+STALLED = 36  # in both directions: the named thread makes no progress (number 1), or does again (0)
+# The engine process asks, and the front end answers once it has passed on all that its sockets held.
 READ_ALL, ALL_READ = 37, 38
 IN_FLIGHT = 39  # a front end's bytes of clients in memory and its connections held back, 8 bytes each
 
-WINDOW = 8  # messages of a call that may be on their way to its handler
-ROOM = 32  # replies of a call that may be on their way to its client
+WINDOW = 8  # maximum messages of a call that its handler has not taken yet
+ROOM = 32  # maximum replies of a call that its client has not read yet
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -45,17 +42,17 @@ def pack_pairs(pairs: Metadata) -> list[bytes]:
 
 
 def unpack_pairs(parts: Sequence[bytes]) -> Metadata:
-    """What `pack_pairs` made byte strings of; a value is text unless its key ends in -bin."""
+    """The metadata packed by `pack_pairs`; a value is text unless its key ends in -bin."""
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return tuple((key.decode(), value if key.endswith(b"-bin") else value.decode()) for key, value in pairs)
 
 
 def pack_status(code: grpc.StatusCode, details: str, trailing: Trailing) -> bytes:
-    """The end of a call."""
+    """A call's status as bytes."""
     return pack(code.value[0].to_bytes(4, "little"), details.encode(), *pack_pairs(trailing))
 
 
 def unpack_status(body: bytes) -> tuple[grpc.StatusCode, str, Trailing]:
-    """What `pack_status` put together."""
+    """The status packed by `pack_status`."""
     code, details, *rest = unpack(body)
     return _CODES[int.from_bytes(code, "little")], details.decode(), unpack_pairs(rest)

@@ -22,7 +22,7 @@ class Output(Enum):
     NONE = 3
 
 
-class Owner(Protocol):
+class SessionListener(Protocol):
     """Gets a session's outputs: a stream, or one row of a unary call. The thread that runs the engine calls it."""
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
@@ -110,10 +110,10 @@ class Session:
         "in_flight",
         "last_output",
         "last_used_s",
+        "listener",
         "members",
         "opened_gate",
         "opened_s",
-        "owner",
         "paused",
         "peer",
         "queue",
@@ -127,10 +127,16 @@ class Session:
     )
 
     def __init__(
-        self, session_id: str, owner: Owner, slot: int, slot_version: int, now_s: float, peer: str = ""
+        self,
+        session_id: str,
+        listener: SessionListener,
+        slot: int,
+        slot_version: int,
+        now_s: float,
+        peer: str = "",
     ) -> None:
         self.session_id = session_id
-        self.owner = owner
+        self.listener = listener
         self.slot = slot
         self.slot_version = slot_version
         self.opened_s = now_s

@@ -22,7 +22,7 @@ from streamcell.service.metrics.model_metrics import ModelMetrics
 from .attention import Attention
 from .model import Model
 from .opening_order import OpeningOrder
-from .session import Owner, Session
+from .session import Session, SessionListener
 
 M = TypeVar("M", bound=Model)
 M_co = TypeVar("M_co", bound=Model, covariant=True)
@@ -49,7 +49,7 @@ class SessionTable:
         self._lock = threading.Lock()
         self._draining = False
 
-    def open(self, model: M, owner: Owner, peer: str) -> Live[M]:
+    def open(self, model: M, listener: SessionListener, peer: str) -> Live[M]:
         """Start a session on `model`.
 
         Raises:
@@ -58,7 +58,7 @@ class SessionTable:
         """
         self.check_not_draining()
         try:
-            session: Session = model.batcher.open(secrets.token_hex(8), owner, peer)
+            session: Session = model.batcher.open(secrets.token_hex(8), listener, peer)
         except ServiceError as error:
             model.metrics.request_failed(error)
             raise
@@ -186,7 +186,7 @@ class SessionTable:
             if live is None:
                 raise _not_found(session_id)
             self._forget(live)
-        live.session.owner.fail(
+        live.session.listener.fail(
             SessionClosed("the session was closed through CloseSession", session_id=session_id)
         )
         return live.session.step_index
@@ -215,7 +215,7 @@ class SessionTable:
         for live in self.all():
             session = live.session
             if _idle(session, oldest_s):
-                session.owner.fail(
+                session.listener.fail(
                     SessionExpired(
                         f"no message for {self.idle_timeout_s:g} s: the session has expired and its state is gone",
                         session_id=session.session_id,
@@ -243,7 +243,7 @@ class SessionTable:
     def fail_all(self, error: Callable[[], ServiceError]) -> None:
         """End every live session with an error."""
         for live in self.all():
-            live.session.owner.fail(error())
+            live.session.listener.fail(error())
 
     def __len__(self) -> int:
         return len(self._live)

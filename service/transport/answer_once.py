@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 
-class OneAnswer:
+class AnswerOnce:
     """The part of a `calls.UnaryCall` that ensures it. Thread-safe."""
 
     __slots__ = ("_callback", "_cancelled", "_done", "_lock")

@@ -51,7 +51,7 @@ class Call(Protocol):
     def resume(self) -> None:
         """Resume reading, after `on_message` returned False. May be called before it has returned."""
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """Call `callback` on the thread that brings messages, once those that have arrived are delivered.
 
         Call within `on_message`. False, and it is not called, if each call has its own thread.
@@ -99,7 +99,7 @@ class UnaryCall(Protocol):
         At once if it has ended; never after an answer.
         """
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """Call `callback` on the thread that brings messages, once those that have arrived are delivered.
 
         Call within the handler. False, and it is not called, if each call has its own thread.

@@ -33,16 +33,16 @@ AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects
 class Arrivals:
     """What has come in, of all servers in this process. No class's attributes: to set these empties Python's caches."""
 
-    __slots__ = ("booked", "calls", "messages")
+    __slots__ = ("calls", "messages", "seen")
 
     def __init__(self) -> None:
         self.calls = self.messages = 0  # unary calls; messages of streams
-        self.booked = 0  # both together, when something was last put off
+        self.seen = 0  # both together, when something was last put off
 
     def few(self) -> bool:
         """True if few have come since the last call."""
         came = self.calls + self.messages
-        few, self.booked = came - self.booked <= _FEW, came
+        few, self.seen = came - self.seen <= _FEW, came
         return few
 
 

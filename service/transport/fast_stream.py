@@ -82,7 +82,7 @@ class StreamCall:
     def _on_headers(self, event: Any) -> Any:
         if self._over:
             return AGAIN
-        self._first.owes(self, self.end)
+        self._first.watch(self, self.end)
         try:
             handler = self._open(self)
         except Exception as error:
@@ -111,7 +111,7 @@ class StreamCall:
     def _arrived(self, message: bytes | None) -> None:
         reading = self._reading
         if not reading.messages:
-            self._first.came(self)
+            self._first.unwatch(self)
         with self._lock:
             handler = None if self._over or self._status is not None else self._handler
             reading.reading = False
@@ -145,7 +145,7 @@ class StreamCall:
     def _on_end(self) -> None:
         """grpcio's termination callback: once, when nothing of the call is outstanding."""
         no_longer_idle()
-        self._first.came(self)
+        self._first.unwatch(self)
         self._connection.leave(self)
         cancelled = self._context._state.client is _server._CANCELLED
         with self._lock:
@@ -208,7 +208,7 @@ class StreamCall:
                 if self._may_read():
                     self._read()
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """Have `callback` called on grpcio's serving thread, after what has arrived.
 
         What a pipelining client has sent is read message by message, each by a pass through the queue: this goes
@@ -218,14 +218,14 @@ class StreamCall:
         expect()
         if not reading.looking:
             return call_soon(self._call, callback)
-        return self._soon(callback, PASSES, -1, ARRIVALS.messages - reading.messages)
+        return self._run_after_arrivals(callback, PASSES, -1, ARRIVALS.messages - reading.messages)
 
-    def _soon(self, callback: Callable[[], None], passes: int, seen: int, others: int) -> bool:
+    def _run_after_arrivals(self, callback: Callable[[], None], passes: int, seen: int, others: int) -> bool:
         messages = self._reading.messages
 
         def again() -> None:
             if messages != seen:
-                put_off = passes > 1 and self._soon(callback, passes - 1, messages, others)
+                put_off = passes > 1 and self._run_after_arrivals(callback, passes - 1, messages, others)
             else:
                 put_off = ARRIVALS.messages - self._reading.messages == others and once_idle(callback)
             if not put_off:

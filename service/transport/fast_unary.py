@@ -10,7 +10,7 @@ import structlog
 from grpc import _server
 from grpc._cython import cygrpc
 
-from .answer_once import OneAnswer
+from .answer_once import AnswerOnce
 from .calls import FAULT, OnRequest, Trailing
 from .completion_queue import AGAIN, ARRIVALS, call_soon, expect
 from .fast_stream import PASSES, finish_call
@@ -20,7 +20,7 @@ from .in_flight import FRAMING_BYTES, InFlight
 _log = structlog.get_logger(__name__)
 
 
-class UnaryCall(OneAnswer):
+class UnaryCall(AnswerOnce):
     """One unary call on the fast lane (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
 
     __slots__ = (
@@ -49,12 +49,12 @@ class UnaryCall(OneAnswer):
         self._status = (0, "")
         self._connection = in_flight.join(self)
         if context.add_callback(self._gone):
-            first.owes(self, self.fail)
+            first.watch(self, self.fail)
             self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
 
     def _on_read(self, event: Any) -> Any:
         message = event.batch_operations[0].message()
-        self._first_message.came(self)
+        self._first_message.unwatch(self)
         self.messages = 1
         try:
             if message is None:
@@ -68,7 +68,7 @@ class UnaryCall(OneAnswer):
             self.fail(grpc.StatusCode.INTERNAL, FAULT)
         return AGAIN
 
-    def soon(self, callback: Callable[[], None], passes: int = PASSES) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None], passes: int = PASSES) -> bool:
         """Have `callback` called on grpcio's serving thread, after what has arrived.
 
         grpcio takes waiting calls one by one: each needs two passes through the queue, of which the first begins
@@ -80,13 +80,13 @@ class UnaryCall(OneAnswer):
             expect()
 
         def again() -> None:
-            if ARRIVALS.calls == begun or not passes or not self.soon(callback, passes - 1):
+            if ARRIVALS.calls == begun or not passes or not self.run_after_arrivals(callback, passes - 1):
                 callback()
 
         return call_soon(self._call, again)
 
     def _gone(self) -> None:
-        self._first_message.came(self)
+        self._first_message.unwatch(self)
         self._connection.leave(self)
         super()._gone()
 

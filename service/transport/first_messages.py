@@ -26,15 +26,15 @@ class FirstMessages:
         self.after_s = 0.0  # 0: no limit
         self.on_late: Callable[[ServiceError], None] = lambda error: None
         self._now_s = 0.0
-        self._owing: dict[Hashable, tuple[float, End]] = {}
+        self._watched: dict[Hashable, tuple[float, End]] = {}
 
-    def owes(self, call: Hashable, end: End) -> None:
+    def watch(self, call: Hashable, end: End) -> None:
         """From now on `call` owes a message; `end` ends it with a status if none comes in time."""
-        self._owing[call] = (self._now_s, end)
+        self._watched[call] = (self._now_s, end)
 
-    def came(self, call: Hashable) -> None:
+    def unwatch(self, call: Hashable) -> None:
         """A message of `call` has come, or the call is over."""
-        self._owing.pop(call, None)
+        self._watched.pop(call, None)
 
     def tick(self, passed_s: float) -> int:
         """Let `passed_s` pass, end the calls that are late, and say how many calls were looked at."""
@@ -42,12 +42,12 @@ class FirstMessages:
         looked_at = 0
         while self.after_s:
             # Copied without running Python, so that no other thread can change the dictionary meanwhile.
-            oldest = list(islice(self._owing.items(), _SLICE))
+            oldest = list(islice(self._watched.items(), _SLICE))
             for call, (since_s, end) in oldest:
                 looked_at += 1
                 if self._now_s - since_s <= self.after_s:
                     return looked_at
-                if self._owing.pop(call, None) is not None:
+                if self._watched.pop(call, None) is not None:
                     self._end(end)
             if len(oldest) < _SLICE:
                 break
@@ -63,4 +63,4 @@ class FirstMessages:
         end(*as_status(error))
 
     def __len__(self) -> int:
-        return len(self._owing)
+        return len(self._watched)

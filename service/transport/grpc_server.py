@@ -63,9 +63,9 @@ class Transport:
         self._names = tuple(services)
         self._lane = lane
         self._health = health.Health(on_error)
-        self._owing = lane.first_messages
-        self._owing.after_s = settings.first_message_s
-        self._owing.on_late = on_error
+        self._first_messages = lane.first_messages
+        self._first_messages.after_s = settings.first_message_s
+        self._first_messages.on_late = on_error
         message_bytes = max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES
         lane.in_flight.bound(*memory_bounds(settings), message_bytes, on_error)
         self._stopping = threading.Event()
@@ -99,7 +99,7 @@ class Transport:
         services = {**services, health.SERVICE: self._health.handlers(lane)}
         if settings.reflection:
             files = (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR)
-            reflection = reflected.Reflection(files, self._owing, on_error)
+            reflection = reflected.Reflection(files, self._first_messages, on_error)
             services[reflected.SERVICE] = reflection.handlers(lane)
         self._grpc.add_generic_rpc_handlers(
             tuple(
@@ -142,7 +142,7 @@ class Transport:
 
     def _keep_house(self) -> None:
         while not self._stopping.wait(_HOUSEKEEPING_S):
-            self._owing.tick(_HOUSEKEEPING_S)
+            self._first_messages.tick(_HOUSEKEEPING_S)
 
     def report(self, models: Iterable[str], *, serving: bool) -> None:
         """Have health say whether the server, its services and `models` are serving."""

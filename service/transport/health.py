@@ -63,24 +63,24 @@ class Health:
         """Set the status of `names`."""
         with self._lock:
             self._serving.update(dict.fromkeys(names, serving))
-        self._tell()
+        self._notify()
 
     def drain(self) -> None:
         """Set every status to NOT_SERVING for good, whatever is reported later."""
         self._draining = True
-        self._tell()
+        self._notify()
 
     def stall(self, what: str, stalled: bool) -> None:
         """Set every status to NOT_SERVING while `what` makes no progress."""
         with self._lock:
             self._stalled = self._stalled | {what} if stalled else self._stalled - {what}
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._lock:
             watches = [watch for named in self._watches.values() for watch in named]
         for watch in watches:
-            watch.tell()
+            watch.notify()
 
     def add(self, watch: Watch, name: str) -> None:
         """Notify `watch` of changes from now on."""
@@ -112,7 +112,7 @@ class Watch:
         self._name: str | None = None
         self._sent: int | None = None
         self._lock = threading.Lock()
-        self._telling = self._again = self._over = False
+        self._notifying = self._again = self._over = False
 
     def on_message(self, data: bytes) -> bool:
         """Take the request; later messages are not read."""
@@ -127,7 +127,7 @@ class Watch:
         # An impossible name is not kept: its status never changes.
         self._name = name if len(name) <= _MOST_NAME else name[:_MOST_NAME] + "…"
         self._health.add(self, self._name)
-        self.tell()
+        self.notify()
         return True
 
     def on_half_close(self) -> None:
@@ -141,26 +141,26 @@ class Watch:
         if self._name is not None:
             self._health.remove(self, self._name)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Send the present status, unless it was sent last or the client does not read.
 
         One thread sends at a time; another one makes it look again, so the last reply is the present status.
         """
         with self._lock:
-            if self._telling:
+            if self._notifying:
                 self._again = True
                 return
-            self._telling = True
+            self._notifying = True
         while True:
             self._send()
             with self._lock:
                 if not self._again:
-                    self._telling = False
+                    self._notifying = False
                     return
                 self._again = False
 
     def _send(self) -> None:
         status = self._health.status(self._name or "")
-        if status != self._sent and not self._over and self._call.has_room(self.tell):
+        if status != self._sent and not self._over and self._call.has_room(self.notify):
             first, self._sent = self._sent is None, status
             self._call.reply(_Answer(status=status).SerializeToString(), last=first)

@@ -43,7 +43,7 @@ class Reflection:
             _add(pool, file, added)
         names = tuple(service.full_name for file in described for service in file.services_by_name.values())
         self._servicer = reflection.ReflectionServicer(names, pool=pool)
-        self.owing = owing
+        self.first_messages = owing
         self.on_error = on_error
         self._running = 0
         self._lock = threading.Lock()
@@ -88,21 +88,21 @@ class _Conversation:
             )
 
     def on_message(self, data: bytes) -> bool:
-        self._reflection.owing.came(self)
+        self._reflection.first_messages.unwatch(self)
         try:
             reply = self._reflection.answer(data)
         except ServiceError as error:
             self._fail(error)
             return False
         self._call.reply(reply)
-        self._reflection.owing.owes(self, self._call.end)
+        self._reflection.first_messages.watch(self, self._call.end)
         return True
 
     def on_half_close(self) -> None:
         self._call.end(grpc.StatusCode.OK)
 
     def on_end(self, cancelled: bool) -> None:
-        self._reflection.owing.came(self)
+        self._reflection.first_messages.unwatch(self)
         if self._entered:
             self._reflection.leave()
 

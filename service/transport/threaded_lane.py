@@ -65,7 +65,7 @@ class StreamCall:
             self._fault(error)
         else:
             self._busy = True
-            self._first.owes(self, self.end)
+            self._first.watch(self, self.end)
             try:
                 start_reader("stream-reader", self._read, requests)
             except RuntimeError as error:
@@ -103,7 +103,7 @@ class StreamCall:
             self._reading = True
             for message in until_gone(requests):
                 self._reading = False
-                self._first.came(self)
+                self._first.unwatch(self)
                 with self._changed:
                     if self._over or self._status is not None:
                         break
@@ -123,7 +123,7 @@ class StreamCall:
             self._fault(error)
         with self._changed:
             self._busy = self._reading = False
-        self._first.came(self)
+        self._first.unwatch(self)
         self._end_if_over()
 
     def _may_read(self) -> bool:
@@ -180,7 +180,7 @@ class StreamCall:
             self._wake = wake
             return False
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """Not here: each call's messages have a thread of their own."""
         return False
 

@@ -39,14 +39,14 @@ class UnaryCall:
         if not self._context.add_callback(self._on_over):
             self._connection.leave(self)
             return
-        self._first_message.owes(self, self.fail)
+        self._first_message.watch(self, self.fail)
         # Read on a thread of its own, so that the call can be ended though no message comes.
         try:
             start_reader("call-reader", self._read, on_request, requests)
         except RuntimeError as error:
             self._fault(error)
         self._done.wait()
-        self._first_message.came(self)
+        self._first_message.unwatch(self)
         if self._status is not None:
             set_status(self._context, self._status)
         elif not self._cancelled:
@@ -55,7 +55,7 @@ class UnaryCall:
     def _read(self, on_request: OnRequest, requests: Iterator[bytes]) -> None:
         try:
             for data in until_gone(requests):
-                self._first_message.came(self)
+                self._first_message.unwatch(self)
                 self.messages = 1
                 self._held = len(data)
                 self._connection.take(self._held + FRAMING_BYTES)
@@ -124,7 +124,7 @@ class UnaryCall:
                 self._callback = None
                 self._done.set()
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """Not here: each call's messages have a thread of their own."""
         return False
 

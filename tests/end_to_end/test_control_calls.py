@@ -230,7 +230,7 @@ class Waiting:
         self.first.on_late = lambda error: self.told.append(error.reason)
 
     def begin(self, name: str) -> None:
-        self.first.owes(name, lambda code, details, trailing: self.late.append(name))
+        self.first.watch(name, lambda code, details, trailing: self.late.append(name))
 
 
 def test_a_call_has_its_time_from_when_it_began() -> None:
@@ -239,7 +239,7 @@ def test_a_call_has_its_time_from_when_it_began() -> None:
     waiting.begin("b")
     waiting.first.tick(1)
     waiting.begin("c")
-    waiting.first.came("b")
+    waiting.first.unwatch("b")
     waiting.first.tick(1)
     assert waiting.late == []
     waiting.first.tick(1)

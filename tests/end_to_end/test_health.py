@@ -172,7 +172,7 @@ def test_nothing_is_sent_under_a_lock(health: Health) -> None:
             a_watch(Wire(), health).on_end(True)
             health.report(["other"], serving=True)
             health.check(health_pb2.HealthCheckRequest())
-            watches[0].tell()
+            watches[0].notify()
 
     watches: list[Watch] = []
     wire = Slow()

@@ -96,7 +96,7 @@ class Served:
         except NotFound:
             return False
 
-    def let_go(self, version: str = "1", name: str = "lstm") -> Callable[[], bool]:
+    def released(self, version: str = "1", name: str = "lstm") -> Callable[[], bool]:
         return lambda: any(
             entry["event"] == "model let go" and (entry["model"], entry["version"]) == (name, version)
             for entry in self.server.log
@@ -199,10 +199,10 @@ def test_live_sessions_stay_on_their_version_and_new_ones_get_the_newest(
     # A stream of frames on the old version may go on opening members there.
     assert len(pool.open_members(1)) == 1
     assert served.server.metric("streamcell_sessions", model="lstm", version="1") == 4
-    assert not served.let_go()()
+    assert not served.released()()
     old.close()
     pool.close()
-    assert eventually(served.let_go())
+    assert eventually(served.released())
     assert served.index() == {("lstm", "1"): "", ("lstm", "2"): "READY"}
     assert 'version="1"' not in served.server.metrics()
     assert served.server.metric("streamcell_sessions_opened_total", version="2") == 1
@@ -225,7 +225,7 @@ def test_a_file_replaced_under_its_version_is_a_new_generation_of_it(
             assert served.server.metric("streamcell_sessions", model="lstm") == 2
             assert served.server.metric("streamcell_slots_used", model="lstm") == 2
         assert made["one"].gave(np.concatenate([half, old.run(X[10:])]))
-    assert eventually(served.let_go())
+    assert eventually(served.released())
     assert served.server.metric("streamcell_slots", model="lstm", version="1") == 10_000
     assert served.server.metric("streamcell_steps_total", model="lstm", version="1") == 40
     loaded = [entry for entry in served.server.log if entry["event"] == "model loaded"]
@@ -377,7 +377,7 @@ def test_unloading_waits_for_live_sessions_and_takes_no_new_ones(
     pool.close()
     assert done.wait(PATIENCE_S)
     call.result()
-    assert eventually(served.let_go())
+    assert eventually(served.released())
     assert reason(lambda: served.client.session("lstm")) == "MODEL_NOT_FOUND"
     assert served.index() == {("lstm", "1"): ""}
     assert 'model="lstm"' not in served.server.metrics()
@@ -403,7 +403,7 @@ def test_sessions_left_after_the_grace_end_with_a_typed_error(
     assert time.monotonic() - began_s >= 0.3
     assert reason(lambda: session.run(X[5:])) == "MODEL_UNLOADED"
     assert reason(lambda: pool.step(X[:2])) == "MODEL_UNLOADED"
-    assert eventually(served.let_go())
+    assert eventually(served.released())
     assert list(served.client.sessions()) == []
 
 
@@ -455,7 +455,7 @@ def test_sequences_of_triton_s_clients_stay_on_their_version_and_end_as_sessions
     assert {version for version, _ in new} == {"2"}
     assert made["one"].gave(np.stack([y for _, y in old]))
     assert made["two"].gave(np.stack([y for _, y in new]))
-    assert eventually(served.let_go())
+    assert eventually(served.released())
     unloading = served.triton._client_stub.RepositoryModelUnload.future(unload_of("lstm"))
     assert eventually(lambda: served.index()["lstm", "2"] == "UNLOADING")
     assert "MODEL_UNLOADING" in sequences.error(3, 0)
@@ -520,7 +520,7 @@ def test_stateless_models_swap_and_go_under_load(
     made["mlp2"].put(served.folder / "mlp" / "2" / "model.onnx")
     served.triton.load_model("mlp")
     assert eventually(lambda: all("two" in found for found in seen))
-    assert eventually(served.let_go("1", "mlp"))
+    assert eventually(served.released("1", "mlp"))
     assert errors == []
     served.triton.unload_model("mlp")  # calls under way are answered, later ones refused
     for thread in threads:
@@ -684,4 +684,4 @@ def test_a_file_that_is_gone_stays_served_where_unloading_is_refused(
             assert made["one"].gave(other.run(X))
         assert made["one"].gave(np.concatenate([first, session.run(X[10:])]))
     assert eventually(lambda: not served.ready())
-    assert eventually(served.let_go())
+    assert eventually(served.released())

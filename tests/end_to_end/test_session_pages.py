@@ -49,8 +49,8 @@ class Rig:
     def open(self, session_id: str, model: str = "m") -> Any:
         metrics = SimpleNamespace(session_opened=lambda: None)
         loaded: Any = SimpleNamespace(file=SimpleNamespace(name=model), metrics=metrics)
-        owner = SimpleNamespace(fail=lambda error: None)
-        session: Any = SimpleNamespace(session_id=session_id, owner=owner, step_index=3)
+        listener = SimpleNamespace(fail=lambda error: None)
+        session: Any = SimpleNamespace(session_id=session_id, listener=listener, step_index=3)
         return self.table.adopt(session, loaded)
 
     def page(self, **request: Any) -> pb.ListSessionsResponse:
@@ -195,7 +195,7 @@ class Call:
         self.cancelled = True
         self.callback()
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         return False
 
 

@@ -184,8 +184,8 @@ def test_a_process_that_hangs_ends_if_told_to_for_its_supervisor_to_start_it_aga
             assert hanging.said("no progress")[0]["ends"]
             return
         restarts = "streamcell_process_restarts_total"
-        assert eventually(lambda: bool(hanging.said("process lost, starting it again")))
-        assert hanging.said("process lost, starting it again")[0]["status"] == str(EXIT_CODE)
+        assert eventually(lambda: bool(hanging.said("process lost, restarting it")))
+        assert hanging.said("process lost, restarting it")[0]["status"] == str(EXIT_CODE)
         hanging.go_on("engine")
         thread.join(WAIT_S)
         assert eventually(lambda: hanging.metric(restarts, kind="engine") >= 1)

@@ -161,23 +161,23 @@ def read_records(data: bytes) -> None:
     records = np.zeros((count, 96), np.uint8)
     heads = np.ndarray(count, ring_records.FIELDS, records, strides=(96,))
     for at in range(count):
-        kind, mode, first, last, seat, generation, steps, index = _HEAD.unpack_from(data, at * _HEAD.size)
-        heads[at] = (kind, mode, first & 1, last & 1, seat % 7, generation, steps % 40, 0.0, index)
+        kind, mode, first, last, entry, generation, steps, index = _HEAD.unpack_from(data, at * _HEAD.size)
+        heads[at] = (kind, mode, first & 1, last & 1, entry % 7, generation, steps % 40, 0.0, index)
     chosen = ring_batch.choose(
         records, max_batch=4, max_chunk=8, ragged=bool(count & 1), coalesce=bool(count & 2)
     )
     if chosen is None:
         return
-    at, row, place, seats, counts = chosen
+    at, row, place, entries, counts = chosen
     assert len(set(at.tolist())) == len(at) == int(counts.sum())
-    assert len(set(seats.tolist())) == len(seats) <= 4
+    assert len(set(entries.tolist())) == len(entries) <= 4
     assert counts.max() <= 8
-    for number, seat in enumerate(seats.tolist()):
+    for number, entry in enumerate(entries.tolist()):
         mine = at[row == number]
-        assert (heads["seat"][mine] == seat).all()
+        assert (heads["entry"][mine] == entry).all()
         assert (np.diff(mine) > 0).all()
         assert (place[row == number] == np.arange(len(mine))).all()
-    assert len(ring_batch.rest(records, at, seats)) == count - len(at)
+    assert len(ring_batch.rest(records, at, entries)) == count - len(at)
 
 
 def write_records(data: bytes) -> None:
@@ -195,7 +195,7 @@ def write_records(data: bytes) -> None:
         if misfit is None:
             done = min(done, steps - 1) if steps > 1 else 0
             assert writer.message(Session("a", None, 3, 1, 0.0), work, done, steps - done)  # type: ignore[arg-type]
-            writer.tell()
+            writer.publish()
             records = Reader(ring).read()
             assert records is not None
             ((begin, end),) = layout.places

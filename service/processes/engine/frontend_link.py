@@ -1,4 +1,4 @@
-"""One front end, as the engine's process sees it: its rings, its pipe, and the calls that it passes on."""
+"""The engine process's link to one front end: its rings, its pipe, and the calls that it passes on."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ _log = structlog.get_logger(__name__)
 
 
 class Link:
-    """Takes what one front end sends, on a thread of its own, until that has gone."""
+    """Handles one front end's messages, on a thread of its own, until the front end ends."""
 
     def __init__(
         self,
         pipe: Pipe,
-        holder: int,
+        process_number: int,
         host: ModelHost,
         ring_sessions: Mapping[tuple[str, str], RingSessions],
         lane: TunnelLane,
         methods: Mapping[str, Handler],
     ) -> None:
         self._pipe = pipe
-        self._holder = holder
+        self._process_number = process_number
         self._host = host
         self._ring_sessions = ring_sessions
         self._lane = lane
@@ -62,33 +62,33 @@ class Link:
         self._asked = 0
 
     def start(self, on_lost: Callable[[], None]) -> None:
-        """Begin to take messages; `on_lost` is called once the front end has gone and its calls have ended."""
+        """Begin to read messages; `on_lost` is called once the front end and its calls have ended."""
 
         def lost() -> None:
             self._lost()
             on_lost()
 
-        self._pipe.start(f"frontend-{self._holder}", self._came, lost)
+        self._pipe.start(f"frontend-{self._process_number}", self._on_message, lost)
 
-    def tell_served(self, name: str, served: bool) -> None:
-        """A model is served from now on, or no longer."""
+    def report_served(self, name: str, served: bool) -> None:
+        """Tell the front end that a model became available or unavailable."""
         self._pipe.send(SERVED, int(served), name.encode())
 
-    def tell_stalled(self, thread: str, stalled: bool) -> None:
-        """A thread of this process makes no progress, or does again."""
+    def report_stalled(self, thread: str, stalled: bool) -> None:
+        """Tell the front end that a thread of this process makes no progress, or makes progress again."""
         self._pipe.send(STALLED, int(stalled), thread.encode())
 
     def ask(self) -> None:
-        """Ask whether what has come to its sockets has been passed on: see `all_read`."""
+        """Ask the front end to answer once it has passed on all that its sockets hold now: see `all_read`."""
         self._all_read.clear()
         self._asked += 1
         self._pipe.send(READ_ALL, self._asked)
 
     def all_read(self, patience_s: float) -> bool:
-        """Wait for the answer to the last `ask`; True also if the front end goes. False: it takes too long."""
+        """Wait for the answer to the last `ask`; False if it takes too long. True if the front end ends."""
         return self._all_read.wait(patience_s)
 
-    def _came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
+    def _on_message(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
         call = self._calls.get(number)
         if isinstance(call, TunnelCall) and kind == MESSAGE:
             call.message(body)
@@ -125,15 +125,15 @@ class Link:
         self._calls.pop(number, None)
 
     def _report(self, kind: int, number: int, body: bytes) -> None:
-        """Figures that only a front end has; `number` is how many."""
+        """Record metrics that only the front end knows."""
         if kind == LANE:
             self._host.metrics.lane = body.decode()
             return
         if kind == STALLED:
-            self._host.metrics.stall("frontend", str(self._holder), bool(number))
+            self._host.metrics.stall("frontend", str(self._process_number), bool(number))
             return
         if kind == IN_FLIGHT:
-            self._host.memory_figures.report(str(self._holder), *struct.unpack("<QQ", body))
+            self._host.memory_figures.report(str(self._process_number), *struct.unpack("<QQ", body))
             return
         if kind == LINES_LOST:
             self._host.lost_lines.add(body.decode(), number)
@@ -151,11 +151,11 @@ class Link:
             sessions.model.metrics.request_failed(unpack_error(what), number)
 
     def _lost(self) -> None:
-        _log.info("front end gone", holder=self._holder)
-        self._host.metrics.stall("frontend", str(self._holder), False)
-        self._host.memory_figures.forget(str(self._holder))
+        _log.info("front end ended", process_number=self._process_number)
+        self._host.metrics.stall("frontend", str(self._process_number), False)
+        self._host.memory_figures.forget(str(self._process_number))
         for sessions in self._ring_sessions.values():
-            sessions.lose(self._holder)
+            sessions.lose(self._process_number)
         calls, self._calls = list(self._calls.values()), {}
         for call in calls:
             call.end_of_call(cancelled=True)

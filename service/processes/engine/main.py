@@ -1,4 +1,4 @@
-"""The process that runs the models if front ends answer the calls. It ends when the supervisor's socket is closed."""
+"""The process that runs the models while front ends answer the calls. It ends when the supervisor's socket closes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _READ_S = 10.0
 
 
 class EngineProcess(ChildProcess):
-    """The host of the models, and the front ends that are attached to it."""
+    """The models' host and the links to the front ends."""
 
     def __init__(self, pipe: Pipe) -> None:
         super().__init__(pipe)
@@ -60,11 +60,11 @@ class EngineProcess(ChildProcess):
         self._links: list[Link] = []
         self._registry = CollectorRegistry()
         self._scraping: threading.Thread | None = None
-        self._holders = itertools.count(2)
+        self._process_numbers = itertools.count(2)
         self._watchdog: Watchdog | None = None
 
-    def came(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
-        """A message of the supervisor's."""
+    def on_message(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
+        """Handle a message from the supervisor."""
         if kind == SETTINGS:
             self._load(Settings(**json.loads(body)["settings"]))
         elif kind == ATTACH:
@@ -80,7 +80,7 @@ class EngineProcess(ChildProcess):
 
     def _load(self, settings: Settings) -> None:
         configure(settings.log_level, settings.log_format)
-        # Models that come and go are known in this process only: all that concerns them is passed on whole.
+        # With model control, front ends do not know the models: they pass all calls on.
         rings = settings.model_control == "none"
         try:
             host = self._host = ModelHost(
@@ -112,7 +112,7 @@ class EngineProcess(ChildProcess):
         self._pipe.send(READY, 0, json.dumps(served).encode())
 
     def _all_read(self) -> bool:
-        """Wait until what has come to the front ends is with the sessions; False if one of them takes too long."""
+        """Wait until all data in the front ends' sockets is in the sessions' queues; False if that takes too long."""
         links = tuple(self._links)
         for link in links:
             link.ask()
@@ -124,21 +124,21 @@ class EngineProcess(ChildProcess):
 
     def _served(self, name: str, served: bool) -> None:
         for link in tuple(self._links):
-            link.tell_served(name, served)
+            link.report_served(name, served)
 
     def _stalled(self, thread: str, stalled: bool) -> None:
         assert self._host is not None
         self._host.metrics.stall("engine", thread, stalled)
         for link in tuple(self._links):
-            link.tell_stalled(thread, stalled)
+            link.report_stalled(thread, stalled)
 
     def _attach(self, number: int) -> None:
-        """Make what one front end needs and hand it to the supervisor; `number` comes back with it."""
+        """Make one front end's rings and pipe and send them to the supervisor as link `number`."""
         assert self._host is not None
-        holder = next(self._holders)
+        process_number = next(self._process_numbers)
         ours, theirs = socket.socketpair()
         for (name, version), sessions in self._ring_sessions.items():
-            asks, replies = sessions.attach(holder)
+            requests, replies = sessions.attach(process_number)
             file = sessions.model.file
             about = {
                 "name": name,
@@ -150,21 +150,23 @@ class EngineProcess(ChildProcess):
                 "max_chunk": sessions.model.max_chunk,
                 "first_slot": sessions.model.engine.pool.first_slot,
             }
-            fds = (sessions.capacity.memory, *asks.fds, *replies.fds)
+            fds = (sessions.capacity.memory, *requests.fds, *replies.fds)
             self._pipe.send(RINGS, number, json.dumps(about).encode(), fds)
-        link = Link(Pipe(ours.detach()), holder, self._host, self._ring_sessions, self._lane, self._methods)
+        link = Link(
+            Pipe(ours.detach()), process_number, self._host, self._ring_sessions, self._lane, self._methods
+        )
         self._links.append(link)
         methods = {name: self._lane.is_unary(handler) for name, handler in self._methods.items()}
         names = sorted({model.file.name for model in self._host.models})
-        about = {"holder": holder, "methods": methods, "served": names}
+        about = {"process_number": process_number, "methods": methods, "served": names}
         self._pipe.send(ATTACHED, number, json.dumps(about).encode(), (theirs.fileno(),))
         theirs.close()
         link.start(lambda: self._links.remove(link))
         for thread in self._host.metrics.stalled("engine"):
-            link.tell_stalled(thread, True)
+            link.report_stalled(thread, True)
 
     def _scrape(self, number: int) -> None:
-        """Send the figures, from a thread of their own: they are collected in slices, and others must not wait."""
+        """Send the metrics from another thread: collecting them pauses, and other messages must not wait."""
 
         def collect() -> None:
             self._pipe.send(SCRAPED, number, pack_families(self._registry))

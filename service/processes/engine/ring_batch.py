@@ -1,4 +1,4 @@
-"""Which timesteps of the rings run next: chosen with numpy, in as many operations for many timesteps as for one."""
+"""Chooses the timesteps that run next, with numpy: the number of operations does not depend on that of timesteps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from streamcell.service.sessions.capacity import Ints
 from streamcell.service.sessions.session import Session
 
 
-class SeatArrays(Protocol):
-    """A model's sessions of front ends as arrays by seat, and the way back to them: `RingSessions` is one."""
+class SessionArrays(Protocol):
+    """A model's sessions of front ends as arrays by entry, with a way to reply: `RingSessions` is one."""
 
     inputs: Layout
     outputs: Layout
@@ -29,89 +29,90 @@ class SeatArrays(Protocol):
     def answer(self, records: Records) -> None:
         """Send replies."""
 
-    def fail(self, seat: int, slot_version: int, error: ServiceError) -> None:
-        """Have a session end."""
+    def fail(self, entry: int, slot_version: int, error: ServiceError) -> None:
+        """End a session."""
 
 
 @dataclass(slots=True)
 class RingBatch:
-    """Timesteps that run together, row by row and in order.
+    """Timesteps that run together, sorted by row and time.
 
     Attributes:
-        source: whose they are.
-        records: uint8[n, record_bytes]; `head` their headers.
-        row: int64[n], each record's row; `place`: int64[n], its timestep there.
-        seats: int64[rows].
-        counts: int64[rows] timesteps.
+        source: the sessions that they belong to.
+        records: uint8[n, record_bytes]; `head`: their headers.
+        row: int64[n], each record's row; `place`: int64[n], its timestep in that row.
+        entries: int64[rows], each row's session.
+        counts: int64[rows], each row's timesteps.
+        taken_s: when the batch was formed, by `time.perf_counter`.
     """
 
-    source: SeatArrays
+    source: SessionArrays
     records: Records
     head: Head
     row: Ints
     place: Ints
-    seats: Ints
+    entries: Ints
     counts: Ints
     taken_s: float = field(default_factory=time.perf_counter)
 
     @property
     def sessions(self) -> Iterator[Session]:
-        """None that the batcher's queues know."""
+        """Empty: the sessions are not the batcher's."""
         return iter(())
 
     @property
     def steps(self) -> int:
-        """The longest row's."""
+        """Timesteps of the longest row."""
         return int(self.counts.max())
 
     def keep(self, kept: np.ndarray) -> RingBatch:
-        """The batch of those records for which bool[n] `kept` holds: of each row none, or its first so many."""
+        """The batch of the records for which bool[n] `kept` holds: of each row none, or a prefix."""
         rows, row = np.unique(self.row[kept], return_inverse=True)
         counts = np.bincount(row, minlength=len(rows))
         return RingBatch(
             self.source, self.records[kept], self.head[kept], row.astype(np.int64), self.place[kept],
-            self.seats[rows], counts.astype(np.int64), self.taken_s,
+            self.entries[rows], counts.astype(np.int64), self.taken_s,
         )  # fmt: skip
 
 
 def one_step_each(head: Head, scratch: Ints) -> bool:
-    """Whether all are whole messages of one timestep and of sessions of their own, as most are; `choose` is slower.
+    """True if all records are whole messages of one timestep, each of another session. Most are; `choose` is slower.
 
-    `scratch`, int64[seats], is written to.
+    `scratch`, int64[entries], is written to.
     """
     if not (head["steps"] == 1).all():
         return False
-    seat, places = head["seat"], np.arange(len(head))
-    scratch[seat] = places
-    return bool((scratch[seat] == places).all())
+    entry, places = head["entry"], np.arange(len(head))
+    scratch[entry] = places
+    return bool((scratch[entry] == places).all())
 
 
 def choose(
     records: Records, *, max_batch: int, max_chunk: int, ragged: bool, coalesce: bool
 ) -> tuple[Ints, Ints, Ints, Ints, Ints] | None:
-    """What of `records`, in the order in which they came, runs next.
+    """Choose the records that run next from `records`, which are in order of arrival.
 
-    As `batch.BatchQueue`: each session's whole messages up to `max_chunk` timesteps, or a part of a longer one; the
-    first session leads, and those join it that keep less than half of the run from being padding.
+    The rules are `batch.BatchQueue`'s: each session's whole messages up to `max_chunk` timesteps, or a part of a longer
+    one. The first session leads; others join while less than half of the run is padding.
 
     Args:
         records: uint8[n, record_bytes], all of them timesteps.
-        max_batch: the most rows.
-        max_chunk: the most timesteps of a row.
+        max_batch: maximum rows.
+        max_chunk: maximum timesteps in a row.
         ragged: whether rows of different length may share a run.
         coalesce: whether messages may be joined and cut.
 
     Returns:
-        (places in `records`, row and timestep of each; each row's seat and timesteps), or None: no message is whole.
+        (places in `records`, row and timestep of each; each row's entry and timesteps), or None if no message is whole.
     """
     if not len(records):
         return None
     head = head_of(records)
     count = len(head)
-    seat = head["seat"]
-    order = np.argsort(seat, kind="stable")
-    sorted_seat = seat[order]
-    starts = np.flatnonzero(np.concatenate(([True], sorted_seat[1:] != sorted_seat[:-1])))
+    entry = head["entry"]
+    order = np.argsort(entry, kind="stable")
+    sorted_entry = entry[order]
+    starts = np.flatnonzero(np.concatenate(([True], sorted_entry[1:] != sorted_entry[:-1])))
     sizes = np.diff(starts, append=count)
     along = np.arange(count) - np.repeat(starts, sizes)
     ends = head["last"][order].astype(bool)
@@ -133,25 +134,25 @@ def choose(
     row = np.repeat(np.arange(len(turn)), counts)
     place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     at = order[starts[turn][row] + place]
-    return at, row, place, sorted_seat[starts[turn]].astype(np.int64), counts
+    return at, row, place, sorted_entry[starts[turn]].astype(np.int64), counts
 
 
-def rest(records: Records, at: Ints, seats: Ints) -> Records:
-    """What is left of `records` without `at`, in the order of its turn: the sessions that ran stand last.
+def rest(records: Records, at: Ints, entries: Ints) -> Records:
+    """`records` without `at`; records of the sessions that ran stand last.
 
-    So a long message, or many that were pipelined, takes turns with what came after it.
+    So a session with a long message, or with many pipelined ones, takes turns with the others.
     """
-    seat = head_of(records)["seat"]
-    ran = np.zeros(int(seat.max()) + 1, np.bool_)
-    ran[seats] = True
+    entry = head_of(records)["entry"]
+    ran = np.zeros(int(entry.max()) + 1, np.bool_)
+    ran[entries] = True
     left = np.ones(len(records), np.bool_)
     left[at] = False
     places = np.flatnonzero(left)
-    return records[places[np.argsort(ran[seat[places]], kind="stable")]]
+    return records[places[np.argsort(ran[entry[places]], kind="stable")]]
 
 
 def _fitting(takes: Ints, ragged: bool) -> np.ndarray:
-    """Which may join the first: those of its length, or where lengths may differ, a window of one to two times."""
+    """Which rows may join the first: those of its length or, if lengths may differ, a window of one to two times."""
     lead = takes[0]
     if not ragged:
         return np.asarray(takes == lead)

@@ -1,4 +1,4 @@
-"""Runs what came through rings: from records to the staging buffers and back, with no line of Python a step."""
+"""Runs batches of ring records: copies records to the staging buffers and back, with no Python code per step."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .ring_batch import RingBatch
 
 
 class RingRunner:
-    """Runs a model's batches of records: the `RowKind` of a `RingBatch`. For the engine's thread."""
+    """Runs a model's batches of records: the `RowKind` of a `RingBatch`. For the engine thread."""
 
     def __init__(self, engine: Engine, metrics: ModelMetrics, *, allow_non_finite: bool) -> None:
         self._engine = engine
         self._metrics = metrics
         self._check = ValueCheck(engine.signature, allow_non_finite=allow_non_finite)
         self._input_bytes = [tensor.step_bytes for tensor in engine.signature.inputs]
-        # Behind a row's last step stands what the model's tables have: zeros may be no index of them.
+        # Padding after a row's last step must be a valid index of the model's tables: zero may not be one.
         self._resting = [
             np.frombuffer(resting(tensor).tobytes(), np.uint8) for tensor in engine.signature.inputs
         ]
@@ -40,18 +40,18 @@ class RingRunner:
         self._guarded = GuardedRun(engine, metrics, self._check)
 
     def run(self, batch: RingBatch) -> None:
-        """Run a batch and answer it."""
+        """Run a batch and send its replies."""
         self._guarded(self, batch)
 
-    # What `GuardedRun` asks for
+    # `RowKind`, for `GuardedRun`
 
     def count(self, rows: RingBatch) -> int:
-        """How many rows there are."""
-        return len(rows.seats)
+        """The number of rows."""
+        return len(rows.entries)
 
     def fill(self, rows: RingBatch) -> Staged:
         """Copy the records into the staging buffers."""
-        used = len(rows.seats)
+        used = len(rows.entries)
         staged = self._engine.stage(used, rows.steps)
         at = rows.row * staged.steps + rows.place
         whole = len(at) == used * staged.steps
@@ -62,39 +62,39 @@ class RingRunner:
             if whole:
                 target[: len(at)] = rows.records[:, begin:end]
             else:
-                target[: used * staged.steps] = rest  # another session's input of an earlier run
+                target[: used * staged.steps] = rest  # overwrites other sessions' inputs of an earlier run
                 target[at] = rows.records[:, begin:end]
         staged.lengths[:used] = rows.counts
         if self._stateful:
-            slots = rows.seats + self._engine.pool.first_slot
+            slots = rows.entries + self._engine.pool.first_slot
             staged.write[:used, 0] = slots
-            staged.read[:used] = np.where(rows.source.fresh[rows.seats], INITIAL_ROW, slots)
+            staged.read[:used] = np.where(rows.source.fresh[rows.entries], INITIAL_ROW, slots)
         self._engine.pad(staged, used)
         return staged
 
     def completed(self, rows: RingBatch, staged: Staged, times: RunTimes) -> tuple[int, int]:
-        """Advance the sessions, and send the outputs that were asked for."""
+        """Advance the sessions, and send the outputs that the messages ask for."""
         batch, source, head = rows, rows.source, rows.head
         first, last = head["first"].astype(bool), head["last"].astype(bool)
-        index = source.applied[batch.seats][batch.row] + batch.place + 1
-        source.applied[batch.seats] += batch.counts
-        source.fresh[batch.seats] = False
-        np.subtract.at(source.queued, head["seat"], head["last"])
-        # A row's last timestep says how far the session is, even if its message goes on.
+        index = source.applied[batch.entries][batch.row] + batch.place + 1
+        source.applied[batch.entries] += batch.counts
+        source.fresh[batch.entries] = False
+        np.subtract.at(source.queued, head["entry"], head["last"])
+        # A row's last timestep reports the session's progress, even if its message continues.
         told = last | (head["mode"] == Output.ALL.value) | (batch.place + 1 == batch.counts[batch.row])
         source.answer(self._replies(batch, staged, index, told))
         now_s = time.perf_counter()
         stamps = head["stamp"]
         self._metrics.delivered(
             len(head),
-            len(batch.seats),
+            len(batch.entries),
             (batch.taken_s - stamps[first]).tolist(),
             (now_s - stamps[last]).tolist(),
         )
         return int(np.count_nonzero(first | (batch.place == 0))), int(np.count_nonzero(last))
 
     def _replies(self, batch: RingBatch, staged: Staged, index: np.ndarray, wanted: np.ndarray) -> Records:
-        """A record for each timestep that `wanted`, bool[n], names."""
+        """A record for each timestep for which `wanted`, bool[n], holds."""
         layout = batch.source.outputs
         head = batch.head[wanted]
         replies = np.zeros((len(head), layout.record_bytes), np.uint8)
@@ -108,15 +108,15 @@ class RingRunner:
             replies[:, begin:end] = steps_of(view, size)[at]
         return replies
 
-    # What goes wrong: a row at a time
+    # Failures, row by row
 
     def apart(self, rows: RingBatch) -> Iterator[RingBatch]:
         """The rows one by one."""
-        for row in range(len(rows.seats)):
+        for row in range(len(rows.entries)):
             yield rows.keep(rows.row == row)
 
     def without(self, rows: RingBatch, bad: list[int], later: Later) -> RingBatch:
-        """The batch without the messages that hold bad values and what follows them; those before stay."""
+        """The batch without each session's first message with bad values and all after it."""
         keep = np.ones(len(rows.row), np.bool_)
         for row in bad:
             places = np.flatnonzero(rows.row == row)
@@ -128,12 +128,12 @@ class RingRunner:
                 if (error := self._bad(rows, places[begin:end])) is not None:
                     keep[places[begin:]] = False
                     version = int(rows.head["slot_version"][places[0]])
-                    later.append(partial(rows.source.fail, int(rows.seats[row]), version, error))
+                    later.append(partial(rows.source.fail, int(rows.entries[row]), version, error))
                     break
         return rows.keep(keep)
 
     def _bad(self, rows: RingBatch, places: np.ndarray) -> ServiceError | None:
-        """What is wrong with a message, or with the part of one that follows what ran of it before."""
+        """The error of a message, or of the part of one that remains; None if its values are good."""
         payloads = tuple(
             rows.records[places, begin:end].tobytes() for begin, end in rows.source.inputs.places
         )
@@ -141,22 +141,22 @@ class RingRunner:
         return self._check.first_bad(work, steps_before=int(rows.head["index"][places[0]]))
 
     def refused(self, rows: RingBatch, cause: Exception, later: Later) -> None:
-        """A row that failed alone is refused."""
+        """Refuse a row that failed alone."""
         self._fail_all(rows, RefusedByModel.because(cause), later)
 
     def failed(self, rows: RingBatch, cause: Exception) -> None:
-        """Each session of the batch ends, so no state that the run may have written is read again."""
+        """End each session of the batch, so that states which the run may have written are never read."""
         error = run_failure(cause)
         messages = int(np.count_nonzero(rows.head["first"].astype(bool) | (rows.place == 0)))
-        # The first of each session is counted by its front end.
-        self._metrics.request_failed(error, messages - len(rows.seats))
+        # The front end counts the first message of each session.
+        self._metrics.request_failed(error, messages - len(rows.entries))
         now: Later = []
         self._fail_all(rows, error, now)
         for fail in now:
             fail()
 
     def _fail_all(self, rows: RingBatch, error: ServiceError, later: Later) -> None:
-        """Have every session of the batch end with `error`."""
+        """End all sessions of the batch with `error`."""
         versions = rows.head["slot_version"][np.flatnonzero(rows.place == 0)].tolist()
-        for seat, version in zip(rows.seats.tolist(), versions, strict=True):
-            later.append(partial(rows.source.fail, seat, version, error))
+        for entry, version in zip(rows.entries.tolist(), versions, strict=True):
+            later.append(partial(rows.source.fail, entry, version, error))

@@ -1,4 +1,4 @@
-"""A front end's session, as the engine's process knows it."""
+"""A front end's session in the engine process."""
 
 from __future__ import annotations
 
@@ -11,73 +11,79 @@ from streamcell.service.sessions.capacity import Capacity
 from streamcell.service.sessions.session import Session, Work
 from streamcell.service.sessions.shared_capacity import SharedCapacity
 
-from .ring_batch import SeatArrays
+from .ring_batch import SessionArrays
 
 
 class RingSession(Session):
     """One live sequence of a front end. Per-step state lives in `RingSessions`' arrays."""
 
-    __slots__ = ("_arrays", "seat")
+    __slots__ = ("_arrays", "entry")
 
     def __init__(
-        self, session_id: str, owner: RingOwner, arrays: SeatArrays, seat: int, slot_version: int, peer: str
+        self,
+        session_id: str,
+        listener: RingListener,
+        arrays: SessionArrays,
+        entry: int,
+        slot_version: int,
+        peer: str,
     ) -> None:
         self._arrays = arrays
-        self.seat = seat
-        super().__init__(session_id, owner, seat, slot_version, time.monotonic(), peer)
+        self.entry = entry
+        super().__init__(session_id, listener, entry, slot_version, time.monotonic(), peer)
 
     def free(self, capacity: Capacity) -> None:
-        """Give back its seat."""
+        """Free its entry."""
         assert isinstance(capacity, SharedCapacity)
-        capacity.give_back_seats(np.array([self.seat]), np.array([self.slot_version]))
+        capacity.give_back_entries(np.array([self.entry]), np.array([self.slot_version]))
 
     @property
     def queued(self) -> int:
-        """Messages that have not been answered."""
-        return int(self._arrays.queued[self.seat])
+        """The number of unanswered messages."""
+        return int(self._arrays.queued[self.entry])
 
     @property
     def step_index(self) -> int:
-        """Timesteps applied."""
-        return int(self._arrays.applied[self.seat])
+        """The number of timesteps applied."""
+        return int(self._arrays.applied[self.entry])
 
     @step_index.setter
     def step_index(self, value: int) -> None:
-        self._arrays.applied[self.seat] = value
+        self._arrays.applied[self.entry] = value
 
     @property
     def fresh(self) -> bool:
-        """Whether no step was applied."""
-        return bool(self._arrays.fresh[self.seat])
+        """True if no step was applied yet."""
+        return bool(self._arrays.fresh[self.entry])
 
     @fresh.setter
     def fresh(self, value: bool) -> None:
-        self._arrays.fresh[self.seat] = value
+        self._arrays.fresh[self.entry] = value
 
     @property
     def last_used_s(self) -> float:
-        """When its last message came."""
-        return float(self._arrays.used_s[self.seat])
+        """When its last message arrived."""
+        return float(self._arrays.used_s[self.entry])
 
     @last_used_s.setter
     def last_used_s(self, value: float) -> None:
-        self._arrays.used_s[self.seat] = value
+        self._arrays.used_s[self.entry] = value
 
 
-class RingOwner:
-    """What a front end's session answers to here: its end travels back in order with its replies."""
+class RingListener:
+    """The listener of a front end's session: sends its end to the front end, in order with its replies."""
 
-    def __init__(self, arrays: SeatArrays, seat: int, slot_version: int) -> None:
+    def __init__(self, arrays: SessionArrays, entry: int, slot_version: int) -> None:
         self._arrays = arrays
-        self._seat = seat
+        self._entry = entry
         self._slot_version = slot_version
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
-        """Its replies are records."""
+        """Never called: replies are records."""
 
     def resume(self) -> None:
-        """Its front end does that."""
+        """Never called: the front end resumes reading by itself."""
 
     def fail(self, error: ServiceError) -> None:
-        """No step of it runs from now on; its front end is told, and ends it."""
-        self._arrays.fail(self._seat, self._slot_version, error)
+        """Run no more steps of it, and tell its front end, which ends it."""
+        self._arrays.fail(self._entry, self._slot_version, error)

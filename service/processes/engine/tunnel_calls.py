@@ -1,4 +1,4 @@
-"""Calls that came through a front end, as handlers in the engine's process see them."""
+"""Calls passed on by a front end, as the handlers in the engine process use them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from streamcell.service.processes.tunnel import (
     WINDOW,
     pack_status,
 )
-from streamcell.service.transport.answer_once import OneAnswer
+from streamcell.service.transport.answer_once import AnswerOnce
 from streamcell.service.transport.calls import FAULT, Metadata, StreamHandler, Trailing
 
 _log = structlog.get_logger(__name__)
 
 
 class TunnelCall:
-    """One stream that came through a front end (a `calls.Call`)."""
+    """One stream passed on by a front end (a `calls.Call`)."""
 
     gone = "frontend_lost"
 
@@ -39,18 +39,20 @@ class TunnelCall:
         self._metadata = metadata
         self._lock = threading.Lock()
         self._over = False
-        self._handed = self._accepted = 0  # messages: to the handler, and of those, known to the front end
+        self._handed = self._accepted = (
+            0  # messages given to the handler; those of them that the front end knows of
+        )
         self._unread = 0
         self._wake: Callable[[], None] | None = None
 
     def metadata(self) -> Metadata:
-        """What the client sent before its messages."""
+        """The client's metadata."""
         return self._metadata
 
     # From the front end
 
     def message(self, data: bytes) -> None:
-        """Hand a message to the handler."""
+        """Give a message to the handler."""
         handler = self.handler
         if handler is None or self._over:
             return
@@ -62,7 +64,7 @@ class TunnelCall:
             self.fault(error)
 
     def half_close(self) -> None:
-        """The client sends no more."""
+        """Note that the client sends no more messages."""
         if self.handler is not None and not self._over:
             try:
                 self.handler.on_half_close()
@@ -70,7 +72,7 @@ class TunnelCall:
                 self.fault(error)
 
     def read(self, replies: int) -> None:
-        """The client has room for so many replies more."""
+        """Note that the client has read `replies` more replies."""
         with self._lock:
             self._unread -= replies
             wake, self._wake = (self._wake, None) if self._unread < ROOM else (None, self._wake)
@@ -78,7 +80,7 @@ class TunnelCall:
             wake()
 
     def end_of_call(self, cancelled: bool) -> None:
-        """The call has gone."""
+        """Note that the call is over."""
         handler, self.handler = self.handler, None
         with self._lock:
             self._over = True
@@ -110,14 +112,14 @@ class TunnelCall:
         self._pipe.send(REPLY if last else REPLY_ON, self._number, data)
 
     def skip(self) -> None:
-        """The message at hand gets no reply."""
+        """Note that the current message gets no reply."""
         self._pipe.send(SKIP, self._number)
 
     def read_on(self) -> None:
-        """The front end reads ahead of the replies anyhow."""
+        """Nothing to do: the front end always reads ahead of the replies."""
 
     def has_room(self, wake: Callable[[], None]) -> bool:
-        """Whether a handler that replies unasked may go on; `wake` is called once it may."""
+        """True if a generating handler may continue: the client has read most replies. Else `wake` is called later."""
         with self._lock:
             if self._unread < ROOM or self._over:
                 return True
@@ -125,11 +127,11 @@ class TunnelCall:
             return False
 
     def resume(self) -> None:
-        """The handler has room: those messages count as taken, too, that came after reading was to stop."""
+        """Accept the messages that arrived after reading was to stop: the handler has room again."""
         self._accept()
 
-    def soon(self, callback: Callable[[], None]) -> bool:
-        """Never: the thread that brings messages brings those of every call."""
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
+        """False: one thread brings the messages of all calls, so nothing may run on it."""
         return False
 
     def end(
@@ -143,13 +145,13 @@ class TunnelCall:
         self._pipe.send(STATUS, self._number, pack_status(code, details, trailing))
 
     def fault(self, error: Exception) -> None:
-        """A bug in the handler."""
+        """Log a bug in the handler and end the call."""
         _log.error("stream handler failed", exc_info=error)
         self.end(grpc.StatusCode.INTERNAL, FAULT)
 
 
-class TunnelUnary(OneAnswer):
-    """One unary call that came through a front end (a `calls.UnaryCall`); `forget` is told when it is answered."""
+class TunnelUnary(AnswerOnce):
+    """One unary call passed on by a front end (a `calls.UnaryCall`); calls `forget` when it is answered."""
 
     def __init__(self, pipe: Pipe, number: int, peer: str, forget: Callable[[int], None]) -> None:
         super().__init__()
@@ -174,10 +176,10 @@ class TunnelUnary(OneAnswer):
         if self._first():
             self._pipe.send(STATUS, self._number, pack_status(code, details, trailing))
 
-    def soon(self, callback: Callable[[], None]) -> bool:
-        """Never, as for streams."""
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
+        """False, as for streams."""
         return False
 
     def end_of_call(self, cancelled: bool) -> None:
-        """The call has gone."""
+        """Note that the call is over."""
         self._gone()

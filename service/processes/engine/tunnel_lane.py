@@ -1,4 +1,4 @@
-"""Has calls that come through front ends answered by the handlers that the server's services are made of."""
+"""Gives the calls passed on by front ends to the handlers of the server's services."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _UnaryMethod(grpc.RpcMethodHandler):  # type: ignore[type-arg]
 
 
 class TunnelLane:
-    """Makes handlers for calls that come through pipes (a `calls.Lane`)."""
+    """Makes handlers for calls that arrive through pipes (a `calls.Lane`)."""
 
     name = "tunnel"
 
@@ -37,11 +37,11 @@ class TunnelLane:
 
     @staticmethod
     def is_unary(handler: Handler) -> bool:
-        """Whether a handler that a tunnel made is for unary calls."""
+        """True if a handler made by a `TunnelLane` is for unary calls."""
         return isinstance(handler, _UnaryMethod)
 
     def begin(self, handler: Handler, call: TunnelCall) -> None:
-        """A stream begins."""
+        """Give a new stream to its handler."""
         assert isinstance(handler, _StreamMethod)
         try:
             call.handler = handler.open_(call)
@@ -49,7 +49,7 @@ class TunnelLane:
             call.fault(error)
 
     def request(self, handler: Handler, call: TunnelUnary, data: bytes) -> None:
-        """A unary call has come."""
+        """Give a unary call to its handler."""
         assert isinstance(handler, _UnaryMethod)
         try:
             handler.on_request(call, data)

@@ -1,4 +1,4 @@
-"""What a front end has of one engine's process: its models over rings, and the tunnel for all other calls."""
+"""A front end's link to one engine process: the models over rings, and the tunnel for all other calls."""
 
 from __future__ import annotations
 
@@ -25,50 +25,55 @@ from .tunnel_calls import Tunnel
 
 
 class FrontendLink:
-    """One engine's process. Replies come on a thread of its own."""
+    """The link to one engine process. Replies arrive on a thread of its own."""
 
     def __init__(
-        self, pipe: Pipe, holder: int, models: Sequence[tuple[Mapping[str, Any], Sequence[int]]],
+        self, pipe: Pipe, process_number: int, models: Sequence[tuple[Mapping[str, Any], Sequence[int]]],
         reports: Reports, queue_messages: int,
     ) -> None:  # fmt: skip
-        """`models`: what the engine says of each, and its descriptors."""
+        """`models`: each model's description from the engine process, with its descriptors."""
         self.tunnel = Tunnel(pipe, reports.error)
         self._pipe = pipe
         self._reports = reports
         self._wakeup = EventWakeup()
         self._gone = threading.Event()
-        self._asked: deque[int] = deque()  # questions of the engine's whether all has been read
+        self._asked: deque[int] = deque()  # numbers of `READ_ALL` messages to answer
         self._batchers: dict[int, RemoteBatcher] = {}  # by each of their descriptors
         self.models: list[RemoteModel] = [
-            self._model(about, fds, holder, reports, queue_messages) for about, fds in models
+            self._model(about, fds, process_number, reports, queue_messages) for about, fds in models
         ]
         self.table = Models(self.models)
         self._thread = threading.Thread(target=self._reply, name="replies", daemon=True)
 
     def _model(
-        self, about: Mapping[str, Any], fds: Sequence[int], holder: int, reports: Reports, queue_messages: int
+        self,
+        about: Mapping[str, Any],
+        fds: Sequence[int],
+        process_number: int,
+        reports: Reports,
+        queue_messages: int,
     ) -> RemoteModel:
         signature = Signature.model_validate_json(json.dumps(about["signature"]))
         inputs = Layout.of(signature.inputs, about["max_chunk"])
         outputs = Layout.of(signature.outputs, about["max_chunk"])
-        seats, *rings = fds
+        entries, *rings = fds
         capacity = SharedCapacity(
-            about["max_sessions"], about["first_slot"], stateful=bool(signature.states), holder=holder,
-            memory=seats,
+            about["max_sessions"], about["first_slot"], stateful=bool(signature.states), process_number=process_number,
+            memory=entries,
         )  # fmt: skip
-        asks = Ring(inputs.capacity, inputs.record_bytes, *rings[:3])
+        requests = Ring(inputs.capacity, inputs.record_bytes, *rings[:3])
         replies = Ring(outputs.capacity, outputs.record_bytes, *rings[3:])
         batcher = RemoteBatcher(
             capacity,
-            MessageWriter(asks, inputs),
+            MessageWriter(requests, inputs),
             Reader(replies),
             inputs,
             outputs,
             queue_messages,
             about["max_chunk"],
         )
-        batcher.watch_room = lambda on: self._wakeup.watch(asks.freed, on)
-        self._batchers[replies.written] = self._batchers[asks.freed] = batcher
+        batcher.watch_room = lambda on: self._wakeup.watch(requests.freed, on)
+        self._batchers[replies.written] = self._batchers[requests.freed] = batcher
         self._wakeup.watch(replies.written, True)
         name, version = about["name"], about["version"]
         return RemoteModel(
@@ -82,12 +87,12 @@ class FrontendLink:
         )
 
     def whole(self, name: str, version: str) -> bool:
-        """Whether a stream of that model is passed on whole: where it may generate, or models come and go."""
+        """True if streams of that model are passed on unparsed: it may generate, or models can change."""
         if not self.models:
             return True
         try:
             return self.table.find(name, version).generates
-        except NotFound:  # the stream will be told
+        except NotFound:  # the stream's handler reports it
             return False
 
     def start(
@@ -98,15 +103,18 @@ class FrontendLink:
         on_lost: Callable[[], None],
         when_read: Callable[[Callable[[], None]], None],
     ) -> None:
-        """Begin to take replies, and tell the engine which `lane` drives the calls.
+        """Begin to handle messages and replies.
 
-        `on_served` is told when a model begins or ceases to be served, `on_stalled` when a thread of the engine's makes
-        no progress or does again; `on_lost` is called once the engine's process has gone, and then every call ends.
-        `when_read` has a function called once the sockets have been read.
+        Args:
+            lane: the name of the lane that drives the calls, for the engine process's metrics.
+            on_served: called when a model becomes available or unavailable.
+            on_stalled: called when a thread of the engine process makes no progress, or makes progress again.
+            on_lost: called once the engine process has ended; then every call ends.
+            when_read: calls a function once the sockets have been read.
         """
         stalled: set[str] = set()
 
-        def came(kind: int, number: int, body: bytes, fds: list[int]) -> None:
+        def on_message(kind: int, number: int, body: bytes, fds: list[int]) -> None:
             if kind == SERVED:
                 on_served(body.decode(), bool(number))
             elif kind == STALLED:
@@ -115,7 +123,7 @@ class FrontendLink:
             elif kind == READ_ALL:
                 when_read(lambda: self._ask(number))
             else:
-                self.tunnel.came(kind, number, body)
+                self.tunnel.on_message(kind, number, body)
 
         def lost() -> None:
             on_lost()
@@ -135,29 +143,29 @@ class FrontendLink:
         self._thread.start()
         self._pipe.send(LANE, 0, lane.encode())
         self._reports.attach(self._pipe)
-        self._pipe.start("engine", came, lost)
+        self._pipe.start("engine", on_message, lost)
 
     def _ask(self, number: int) -> None:
-        """What the sockets held is with the handlers: have the replying thread pass on what waits for replies."""
+        """Answer `READ_ALL`: the handlers have what the sockets held; the replying thread passes on what waits."""
         self._asked.append(number)
         self._wakeup.release()
 
     def _reply(self) -> None:
         while not self._gone.is_set():
             asked = [self._asked.popleft() for _ in range(len(self._asked))]
-            if asked:  # they were asked before the look that follows, which must not sleep
+            if asked:  # the next `_take` must not sleep, so that the answer follows it
                 self._wakeup.release()
             self._take()
             for number in asked:
                 self._pipe.send(ALL_READ, number)
 
     def _take(self) -> None:
-        """Sleep until something has come, and deal with it."""
+        """Sleep until a ring is readable or has room, and handle it."""
         for fd in self._wakeup.wait():
             batcher = self._batchers.get(fd)
             if batcher is None:
                 continue
             if fd == batcher.replies.ring.written:
-                batcher.came()
+                batcher.deliver_replies()
             else:
                 batcher.flush()

@@ -1,4 +1,4 @@
-"""A process that answers calls; the models run in another. It ends when the supervisor's socket is closed."""
+"""A process that answers calls while another runs the models. It ends when the supervisor's socket closes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STREAM = f"/{pb.DESCRIPTOR.services_by_name['StreamCell'].full_name}/Stream"
 
 
 class FrontendProcess(ChildProcess):
-    """The gRPC server of one front end, and its link to the engine's process."""
+    """The gRPC server of one front end, and its link to the engine process."""
 
     def __init__(self, pipe: Pipe) -> None:
         super().__init__(pipe)
@@ -41,11 +41,11 @@ class FrontendProcess(ChildProcess):
         self._transport: Transport | None = None
         self._watchdog: Watchdog | None = None
         self._draining = False
-        self.link: FrontendLink  # a lost one answers every call with ENGINE_LOST
+        self.link: FrontendLink  # a link whose engine process ended answers every call with ENGINE_LOST
         self.context: CallContext[RemoteModel]
 
-    def came(self, kind: int, number: int, body: bytes, fds: list[int]) -> None:
-        """A message of the supervisor's."""
+    def on_message(self, kind: int, number: int, body: bytes, fds: list[int]) -> None:
+        """Handle a message from the supervisor."""
         if kind == SETTINGS:
             about = json.loads(body)
             self._settings = settings = Settings(**about["settings"])
@@ -78,7 +78,7 @@ class FrontendProcess(ChildProcess):
     def _attach(self, number: int, about: dict[str, Any], fd: int) -> None:
         settings = self._settings
         models, self._models = self._models, []
-        link = FrontendLink(Pipe(fd), about["holder"], models, self._reports, settings.queue_messages)
+        link = FrontendLink(Pipe(fd), about["process_number"], models, self._reports, settings.queue_messages)
         sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         if self._draining:
             sessions.drain()
@@ -129,7 +129,7 @@ class FrontendProcess(ChildProcess):
         self.stop()
 
     def _services(self, methods: dict[str, bool]) -> dict[str, dict[str, Handler]]:
-        """A handler a method of the engine's process, of which `methods` says whether it is unary."""
+        """A handler for each method of the engine process; `methods` says whether it is unary."""
         services: dict[str, dict[str, Handler]] = {}
         for path, is_unary in methods.items():
             _, service, name = path.split("/")
@@ -153,7 +153,7 @@ class FrontendProcess(ChildProcess):
 
 
 class _Unrouted:
-    """A `Stream` whose model is not known yet: with the first message, another takes the handler's place."""
+    """A `Stream` whose model is not known yet: its first message decides which handler replaces this one."""
 
     def __init__(self, call: Call, frontend: FrontendProcess) -> None:
         self._call = call
@@ -164,7 +164,7 @@ class _Unrouted:
 
     def _first(self, data: bytes) -> bool:
         handler: StreamHandler
-        small = len(data) <= self._frontend.context.limits.max_message_bytes  # or the stream will be told
+        small = len(data) <= self._frontend.context.limits.max_message_bytes  # else the handler reports it
         if small and _passed_whole(self._frontend.link, data):
             handler = PassedStream(self._call, self._frontend.link.tunnel, _STREAM)
         else:
@@ -175,9 +175,9 @@ class _Unrouted:
 
 
 def _passed_whole(link: FrontendLink, first: bytes) -> bool:
-    """Whether a stream that begins with `first` is passed on whole."""
+    """True if a stream that begins with `first` is passed on unparsed."""
     try:
         request = pb.StreamRequest.FromString(first).open
-    except DecodeError:  # the stream will be told
+    except DecodeError:  # the stream's handler reports it
         return False
     return link.whole(request.model, request.version)

@@ -1,4 +1,4 @@
-"""Messages of sessions as records of a ring, a timestep a record."""
+"""Writes sessions' messages as ring records, one timestep in each."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from streamcell.service.sessions.session import Session, Work
 
 
 class MessageWriter(Writer):
-    """The writing side of a ring to the engine's process."""
+    """The writing side of a ring to the engine process."""
 
     def __init__(self, ring: Ring, layout: Layout) -> None:
-        """`layout` is the model's inputs'."""
+        """`layout`: that of the model's inputs."""
         super().__init__(ring)
         self._layout = layout
 
     def misfit(self, work: Work) -> WrongByteCount | None:
-        """What is wrong with the lengths of a message's payloads, or None. Asked before any of them is written."""
+        """The error if a payload's length does not fit the message's timesteps, else None. Call it before `message`."""
         for payload, (begin, end) in zip(work.payloads, self._layout.places, strict=True):
             expected = work.steps * (end - begin)
             if len(payload) != expected:
@@ -31,9 +31,9 @@ class MessageWriter(Writer):
         return None
 
     def message(self, session: Session, work: Work, done: int, size: int) -> bool:
-        """Write `size` timesteps of a message from `done` on, all or, where there is no room, none.
+        """Write `size` timesteps of a message from `done` on; False, and nothing written, if there is no room.
 
-        Of a message of one timestep the reader has still to be told.
+        A message of one timestep is not published yet.
         """
         if self.room(size) < size:
             return False

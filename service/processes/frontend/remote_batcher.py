@@ -1,4 +1,4 @@
-"""A model's sessions in a front end: messages go to the engine's process by one ring, replies come by another."""
+"""A model's sessions in a front end: one ring carries messages to the engine process, another brings the replies."""
 
 from __future__ import annotations
 
@@ -22,43 +22,50 @@ from streamcell.service.processes.ring_records import (
     text_records,
     unpack_error,
 )
-from streamcell.service.sessions.session import Output, Owner, Session, Work
+from streamcell.service.sessions.session import Output, Session, SessionListener, Work
 from streamcell.service.sessions.shared_capacity import SharedCapacity
 
 from .message_writer import MessageWriter
 
 if TYPE_CHECKING:
-    from streamcell.service.batching.inline import Soon
+    from streamcell.service.batching.inline import AfterArrivals
 
 LOST = "the process that ran the models has died, and the session's state with it"
 
 
 class RemoteSession(Session):
-    """A session of a front end. `queue` holds the messages that are not answered, `unwritten` those not yet written.
+    """A session of a front end.
 
-    `sent` counts the timesteps that were written, `applied` those that the engine has run, `begun` those written of the
-    first message that is not wholly written.
+    Attributes:
+        queue: unanswered messages.
+        unwritten: messages that are not wholly written to the ring.
+        sent: timesteps written.
+        applied: timesteps that the engine has run.
+        begun: timesteps written of the first message in `unwritten`.
+        starved: True while the session waits for room in the ring.
     """
 
     __slots__ = ("applied", "begun", "sent", "starved", "unwritten")
 
-    def __init__(self, session_id: str, owner: Owner, seat: int, slot_version: int, peer: str) -> None:
-        super().__init__(session_id, owner, seat, slot_version, time.monotonic(), peer)
+    def __init__(
+        self, session_id: str, listener: SessionListener, entry: int, slot_version: int, peer: str
+    ) -> None:
+        super().__init__(session_id, listener, entry, slot_version, time.monotonic(), peer)
         self.unwritten: deque[Work] = deque()
         self.sent = self.applied = self.begun = 0
-        self.starved = False  # waits for room in the ring
+        self.starved = False
 
 
 class RemoteBatcher:
-    """What streams use of a `Batcher`: sessions and their messages go to the engine's process, replies come from it.
+    """The parts of a `Batcher` that streams use: sends sessions' messages to the engine process and delivers replies.
 
-    `submit` and `open` may be called from any thread; `came` and `flush` are the replying thread's.
+    Any thread may call `submit` and `open`; the replying thread calls `deliver_replies` and `flush`.
     """
 
     def __init__(
         self,
         capacity: SharedCapacity,
-        asks: MessageWriter,
+        requests: MessageWriter,
         replies: Reader,
         inputs: Layout,
         outputs: Layout,
@@ -66,45 +73,45 @@ class RemoteBatcher:
         max_chunk: int,
     ) -> None:
         self.capacity = capacity
-        self.asks = asks
+        self.requests = requests
         self.replies = replies
         self._inputs = inputs
         self._outputs = outputs
         self._queue_messages = queue_messages
         self._lock = threading.Lock()
         self._sessions: dict[int, RemoteSession] = {}
-        # What found no room in the ring, in order: sessions with messages, or records.
+        # What did not fit into the ring, in order: sessions with messages, or records.
         self._backlog: deque[RemoteSession | Records] = deque()
-        # Of one session, in timesteps: what goes at once; and what may be on its way, one chunk behind the one that
-        # runs. More would wait where others' steps have to get past it.
+        # A session's timesteps in one write; and its timesteps in flight, one chunk queued behind one that runs. More
+        # would delay other sessions' steps.
         self._part = min(max_chunk, inputs.part)
         self._window = 2 * max_chunk
         self._lost = False
-        self._telling = False  # the engine will be told of what is written, behind what has arrived
-        # Has the replying thread call `flush` once there is room, or no longer.
+        self._publishing = False  # `_publish` is due, after the messages that have arrived
+        # Turns the replying thread's calls of `flush`, made once there is room, on or off.
         self.watch_room: Callable[[bool], None] = lambda on: None
 
     # Sessions
 
-    def open(self, session_id: str, owner: Owner, peer: str = "") -> RemoteSession:
+    def open(self, session_id: str, listener: SessionListener, peer: str = "") -> RemoteSession:
         """Start a session at the initial state.
 
         Raises:
-            SessionLimit: as many sessions are live as there may be, over all front ends.
-            EngineLost: there is no engine at the moment.
+            SessionLimit: the bound on live sessions, over all front ends, is reached.
+            EngineLost: there is no engine process at the moment.
         """
         with self._lock:
             if self._lost:
                 raise EngineLost(LOST)
-            seat, slot_version = self.capacity.take_seat(limited=bool(session_id))
-            session = RemoteSession(session_id, owner, seat, slot_version, peer)
-            self._sessions[seat] = session
+            entry, slot_version = self.capacity.take_entry(limited=bool(session_id))
+            session = RemoteSession(session_id, listener, entry, slot_version, peer)
+            self._sessions[entry] = session
             text = f"{session_id} {peer}".encode()
-            self._put(text_records(self._inputs, OPEN, seat, slot_version, text))
+            self._put(text_records(self._inputs, OPEN, entry, slot_version, text))
         return session
 
     def end(self, session: RemoteSession) -> bool:
-        """End `session`; False where it had ended already."""
+        """End `session`; False if it had ended already."""
         with self._lock:
             if session.ended:
                 return False
@@ -122,35 +129,37 @@ class RemoteBatcher:
         return True
 
     def _put(self, records: Records) -> None:
-        if self._backlog or self.asks.room(len(records)) < len(records):
+        if self._backlog or self.requests.room(len(records)) < len(records):
             self._stall(records)
         else:
-            self.asks.write(records)
+            self.requests.write(records)
 
     def _stall(self, what: RemoteSession | Records) -> None:
-        self.asks.tell()
+        self.requests.publish()
         self._backlog.append(what)
         if len(self._backlog) == 1:
             self.watch_room(True)
 
     @property
     def live(self) -> int:
-        """Sessions that hold a seat, over all front ends."""
+        """The number of live sessions, over all front ends."""
         return self.capacity.live
 
     def release(self, session: RemoteSession, hold: int | None = None) -> None:
-        """Nothing here is held: generations run where the engine is."""
+        """Nothing to do: generations run in the engine process."""
 
     # Messages
 
-    def submit(self, session: RemoteSession, work: Work, soon: Soon | None = None) -> bool:
+    def submit(self, session: RemoteSession, work: Work, after_arrivals: AfterArrivals | None = None) -> bool:
         """Send one message of `session`. Work of a session that has ended is dropped.
 
         Returns:
-            Whether there is room for another; where there is not, `owner.resume` is called once there is.
+            True if there is room for another. If not, `listener.resume` is called once there is.
         """
-        if (misfit := self.asks.misfit(work)) is not None:  # every entrance checks that; if one forgets to
-            session.owner.fail(misfit)
+        if (
+            misfit := self.requests.misfit(work)
+        ) is not None:  # every caller checks it; this guards against a bug
+            session.listener.fail(misfit)
             return False
         with self._lock:
             if session.ended:
@@ -160,29 +169,31 @@ class RemoteBatcher:
             session.unwritten.append(work)
             room = len(session.queue) < self._queue_messages
             session.paused = not room
-            self._go_on(session)
-            if self.asks.untold and not self._telling:
-                # One session's client waits for it; with more, what arrives together is told of together.
-                self._telling = soon is not None and len(self._sessions) > 1 and soon(self._tell)
-                if not self._telling:
-                    self.asks.tell()
+            self._write_or_wait(session)
+            if self.requests.unpublished and not self._publishing:
+                # A lone session's client waits for this message. With more sessions, publish arrivals together.
+                self._publishing = (
+                    after_arrivals is not None and len(self._sessions) > 1 and after_arrivals(self._publish)
+                )
+                if not self._publishing:
+                    self.requests.publish()
         return room
 
-    def _go_on(self, session: RemoteSession) -> None:
-        """Write of `session` what it may, or have it wait for room."""
+    def _write_or_wait(self, session: RemoteSession) -> None:
+        """Write what `session` may have in flight, or make it wait for room."""
         if not session.starved and (self._backlog or not self._write(session)):
             session.starved = True
             self._stall(session)
 
     def _write(self, session: RemoteSession) -> bool:
-        """Write as much of `session` as may be on its way; False where the ring has no room for it."""
+        """Write as much of `session` as may be in flight; False if the ring has no room."""
         while session.unwritten:
             work: Work = session.unwritten[0]
             size = min(work.steps - session.begun, self._part)
             out = session.sent - session.applied
             if out and out + size > self._window:
                 return True
-            if not self.asks.message(session, work, session.begun, size):
+            if not self.requests.message(session, work, session.begun, size):
                 return False
             session.sent += size
             session.begun += size
@@ -191,62 +202,62 @@ class RemoteBatcher:
                 session.begun = 0
         return True
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         with self._lock:
-            self._telling = False
+            self._publishing = False
             if not self._lost:
-                self.asks.tell()
+                self.requests.publish()
 
     # The replying thread
 
     def flush(self) -> None:
-        """Write what waited for room."""
+        """Write what waits for room."""
         with self._lock:
             while self._backlog:
                 first = self._backlog[0]
                 if isinstance(first, np.ndarray):
-                    if self.asks.room(len(first)) < len(first):
+                    if self.requests.room(len(first)) < len(first):
                         break
-                    self.asks.write(first)
+                    self.requests.write(first)
                 elif self._write(first):
                     first.starved = False
                 else:
                     break
                 self._backlog.popleft()
-            self.asks.tell()
+            self.requests.publish()
             if not self._backlog:
                 self.watch_room(False)
 
-    def came(self) -> None:
-        """Hand the replies that have come to the sessions' owners."""
+    def deliver_replies(self) -> None:
+        """Read the replies and give them to the sessions' listeners."""
         records = self.replies.read()
         if records is None:
             return
         head = head_of(records)
-        seat, last = head["seat"], head["last"].astype(bool)
+        entry, last = head["entry"], head["last"].astype(bool)
         fail = head["kind"] == FAIL
-        # Timesteps of one message stand in a row: one look at each such run.
+        # Timesteps of one message are adjacent: handle each such group at once.
         cut = last | fail
-        cut[:-1] |= seat[1:] != seat[:-1]
+        cut[:-1] |= entry[1:] != entry[:-1]
         cut[-1] = True
         data = records.tobytes()
         begin = 0
         fields = head.tolist()
         for end in (np.flatnonzero(cut) + 1).tolist():
-            if begin >= end:  # within a text
+            if begin >= end:  # inside a text
                 continue
-            kind, mode, _, is_last, seat_, slot_version, steps, _, index = fields[end - 1]
-            session = self._sessions.get(seat_)
+            kind, mode, _, is_last, entry_, slot_version, steps, _, index = fields[end - 1]
+            session = self._sessions.get(entry_)
             if kind == FAIL:
                 text, count = text_at(records, begin, steps)
                 begin += count
                 if session is not None and session.slot_version == slot_version:
-                    session.owner.fail(unpack_error(text))
+                    session.listener.fail(unpack_error(text))
                 continue
             if session is not None and session.slot_version == slot_version:
                 outputs: list[bytes] = []
                 if mode == Output.NONE.value or (mode == Output.LAST.value and not is_last):
-                    pass  # only tells how far the engine is
+                    pass  # only reports the session's progress
                 elif mode == Output.LAST.value or end - begin == 1:
                     at = (end - 1) * self._outputs.record_bytes
                     outputs = [data[at + first : at + to] for first, to in self._outputs.places]
@@ -261,8 +272,8 @@ class RemoteBatcher:
                 return
             session.applied = step_index
             if session.unwritten:
-                self._go_on(session)
-                self.asks.tell()
+                self._write_or_wait(session)
+                self.requests.publish()
             work: Work = session.queue[0]
             if work.output is Output.ALL and (not last or work.pieces is not None):
                 if work.pieces is None:
@@ -277,21 +288,21 @@ class RemoteBatcher:
             session.fresh = False
             resume = session.paused and len(session.queue) < self._queue_messages
             session.paused = session.paused and not resume
-        session.owner.deliver(work, outputs, work.steps_given, step_index)
+        session.listener.deliver(work, outputs, work.steps_given, step_index)
         if resume:
-            session.owner.resume()
+            session.listener.resume()
 
     def lose(self) -> None:
-        """The engine's process has gone: every session ends."""
+        """End every session: the engine process has ended."""
         with self._lock:
             self._lost = True
             self._backlog.clear()
             sessions = list(self._sessions.values())
         for session in sessions:
-            session.owner.fail(EngineLost(LOST, session_id=session.session_id))
+            session.listener.fail(EngineLost(LOST, session_id=session.session_id))
 
     def close(self) -> None:
-        """Close its descriptors. It has been lost."""
+        """Close its descriptors, after `lose`."""
         self.capacity.close()
-        self.asks.ring.close()
+        self.requests.ring.close()
         self.replies.ring.close()

@@ -1,4 +1,4 @@
-"""A model as a front end sees it: what streams use of one, and the figures that go to the engine's process."""
+"""A model in a front end: the parts of it that streams use, and the metrics sent to the engine process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOST_LINES_S = 1.0
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What streams use of a `repository.ModelFile`."""
+    """The parts of a `repository.ModelFile` that streams use."""
 
     name: str
     version: str
@@ -34,18 +34,18 @@ class RemoteFile:
 
 
 class Reports:
-    """A front end's figures, which the engine's process counts.
+    """Sends a front end's metrics to the engine process.
 
-    What comes while there is none, or faster than that reads, is added up here: a figure of each kind, which clients
-    cannot grow.
+    While there is no engine process, or it does not keep up, counts are added up here. Their number is bounded: clients
+    cannot add kinds.
     """
 
     def __init__(self) -> None:
         self.in_flight: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes, connections held back
-        self._told_in_flight = (0, 0)
+        self._reported_in_flight = (0, 0)
         self._pipe: Pipe | None = None
         self._kept: Counter[tuple[int, bytes]] = Counter()
-        self._stalls: dict[bytes, bool] = {}  # by thread, what the engine has not been told of
+        self._stalls: dict[bytes, bool] = {}  # by thread, not yet sent
         self._lock = threading.Lock()
         self._some = threading.Event()
         threading.Thread(target=self._catch_up, name="reports", daemon=True).start()
@@ -54,11 +54,11 @@ class Reports:
         """Report through `pipe` from now on."""
         with self._lock:
             self._pipe = pipe
-            self._told_in_flight = (0, 0)
+            self._reported_in_flight = (0, 0)
             self._send_kept()
 
     def send(self, kind: int, number: int, body: bytes) -> None:
-        """Report `number` of something."""
+        """Send a count of `number` for `kind` and `body`."""
         with self._lock:
             if self._pipe is not None and not self._pipe.behind:
                 self._pipe.send(kind, number, body)
@@ -74,59 +74,59 @@ class Reports:
             (kind, body), number = self._kept.popitem()
             self._pipe.send(kind, number, body)
         now = self.in_flight()
-        if self._pipe is not None and not self._pipe.behind and now != self._told_in_flight:
-            self._told_in_flight = now
+        if self._pipe is not None and not self._pipe.behind and now != self._reported_in_flight:
+            self._reported_in_flight = now
             self._pipe.send(IN_FLIGHT, 0, struct.pack("<QQ", *now))
 
     def _catch_up(self) -> None:
-        told: Counter[str] = Counter()
+        reported: Counter[str] = Counter()
         while True:
             self._some.wait(_LOST_LINES_S)
             time.sleep(_TOGETHER_S)
             lost = lines_lost()
             with self._lock:
-                for reason, lines in (lost - told).items():
+                for reason, lines in (lost - reported).items():
                     self._kept[LINES_LOST, reason.encode()] += lines
-                told = lost
+                reported = lost
                 self._send_kept()
                 if not self._kept and not self._stalls:
                     self._some.clear()
 
     def stall(self, thread: str, stalled: bool) -> None:
-        """The front end's thread makes no progress, or does again."""
+        """Report that a thread of this front end makes no progress, or makes progress again."""
         with self._lock:
             self._stalls[thread.encode()] = stalled
             self._send_kept()
         self._some.set()
 
     def error(self, error: ServiceError) -> None:
-        """A client was sent `error` (as `ServerMetrics.error`)."""
+        """Count `error` as sent to a client (like `ServerMetrics.error`)."""
         self.send(ERROR, 1, pack_reason(error))
 
 
 class RemoteMetrics:
-    """What streams use of `ModelMetrics`."""
+    """The parts of `ModelMetrics` that streams use."""
 
     def __init__(self, name: str, version: str, reports: Reports) -> None:
         self._labels = (name.encode(), version.encode())
         self._reports = reports
 
     def session_opened(self, count: int = 1) -> None:
-        """The engine's process counts them as they come."""
+        """Nothing to do: the engine process counts opened sessions."""
 
     def session_ended(self, reason: str, count: int = 1) -> None:
-        """`count` sessions ended."""
+        """Count `count` ended sessions."""
         if count:
             self._reports.send(ENDED, count, pack(*self._labels, reason.encode()))
 
     def request_failed(self, error: ServiceError, requests: int = 1, total_s: float = 0.0) -> None:
-        """`requests` requests were refused with `error`."""
+        """Count `requests` requests refused with `error`."""
         self._reports.send(FAILED, requests, pack(*self._labels, pack_reason(error)))
 
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """What streams use of a `LoadedModel`."""
+    """The parts of a `LoadedModel` that streams use."""
 
     file: RemoteFile
     batcher: RemoteBatcher
@@ -134,5 +134,5 @@ class RemoteModel:
     max_sessions: int
     max_batch: int
     max_chunk: int
-    # Whether its streams are passed on whole, since they may ask for generation.
+    # True if its streams are passed on unparsed, because they may ask for generation.
     generates: bool

@@ -1,4 +1,4 @@
-"""A front end's side of the calls that it passes on whole: see `processes/tunnel.py`."""
+"""A front end's side of the calls that it passes on unparsed: see `processes/tunnel.py`."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from streamcell.service.processes.tunnel import (
 )
 from streamcell.service.transport.calls import Call, UnaryCall
 
-_READ_EVERY = 8  # replies that have gone out between two messages that say so
+_READ_EVERY = 8  # replies that the client has read between two reports of it
 
 
 class _Passed(Protocol):
-    def came(self, kind: int, body: bytes) -> None: ...
+    def from_engine(self, kind: int, body: bytes) -> None: ...
 
     def lost(self, error: EngineLost) -> None: ...
 
 
 class Tunnel:
-    """The calls that a front end has passed on to one engine. Thread-safe."""
+    """The calls that a front end has passed on to one engine process. Thread-safe."""
 
     def __init__(self, pipe: Pipe, on_error: Callable[[ServiceError], None]) -> None:
-        """`on_error` is told of each error that the tunnel itself gives to a client."""
+        """`on_error` is called with each error that the tunnel itself sends to a client."""
         self.pipe = pipe
         self._on_error = on_error
         self._calls: dict[int, _Passed] = {}
@@ -50,7 +50,7 @@ class Tunnel:
         self._lock = threading.Lock()
 
     def add(self, call: _Passed) -> int:
-        """A call's number. A call that comes when the engine has gone is told so."""
+        """Return a new call's number. If the engine process has ended, the call ends too."""
         number = next(self._numbers)
         with self._lock:
             self._calls[number] = call
@@ -65,18 +65,18 @@ class Tunnel:
         call.lost(error)
 
     def drop(self, number: int) -> None:
-        """The call has ended."""
+        """Forget an ended call."""
         with self._lock:
             self._calls.pop(number, None)
 
-    def came(self, kind: int, number: int, body: bytes) -> None:
-        """A message came from the engine."""
+    def on_message(self, kind: int, number: int, body: bytes) -> None:
+        """Handle a message from the engine process."""
         call = self._calls.get(number)
         if call is not None:
-            call.came(kind, body)
+            call.from_engine(kind, body)
 
     def lose(self, error: EngineLost) -> None:
-        """The engine has gone: every call ends."""
+        """End every call: the engine process has ended."""
         with self._lock:
             self._lost = error
             calls = list(self._calls.values())
@@ -100,7 +100,7 @@ class PassedStream:
         tunnel.pipe.send(BEGIN, self._number, body)
 
     def on_message(self, data: bytes) -> bool:
-        """Pass a message on; reading stops where the engine has taken none for a while."""
+        """Pass a message on; False, which stops reading, once `WINDOW` messages are not taken yet."""
         self._call.read_on()
         with self._lock:
             self._on_the_way += 1
@@ -110,23 +110,23 @@ class PassedStream:
         return not paused
 
     def on_half_close(self) -> None:
-        """The client sends no more."""
+        """Pass on that the client sends no more messages."""
         self._tunnel.pipe.send(HALF_CLOSE, self._number)
 
     def on_end(self, cancelled: bool) -> None:
-        """The call is over."""
+        """Pass on that the call is over."""
         self._tunnel.drop(self._number)
         self._tunnel.pipe.send(GONE, self._number, bytes((cancelled,)))
 
-    def came(self, kind: int, body: bytes) -> None:
-        """A message came from the engine."""
+    def from_engine(self, kind: int, body: bytes) -> None:
+        """Handle a message from the engine process."""
         if kind in (REPLY, REPLY_ON):
             self._call.reply(body, last=kind == REPLY)
             with self._lock:
                 self._out += 1
                 say = self._out >= _READ_EVERY
-            if say and self._call.has_room(self._say_read):
-                self._say_read()
+            if say and self._call.has_room(self._report_read):
+                self._report_read()
         elif kind == ACCEPTED:
             with self._lock:
                 self._on_the_way -= int.from_bytes(body, "little")
@@ -139,14 +139,14 @@ class PassedStream:
         elif kind == STATUS:
             self._call.end(*unpack_status(body))
 
-    def _say_read(self) -> None:
+    def _report_read(self) -> None:
         with self._lock:
             out, self._out = self._out, 0
         if out:
             self._tunnel.pipe.send(READ, self._number, out.to_bytes(4, "little"))
 
     def lost(self, error: EngineLost) -> None:
-        """The engine has gone."""
+        """End the call: the engine process has ended."""
         self._call.end(*as_status(error))
 
 
@@ -164,8 +164,8 @@ class PassedUnary:
         self._tunnel.drop(self._number)
         self._tunnel.pipe.send(GONE, self._number, b"\1")
 
-    def came(self, kind: int, body: bytes) -> None:
-        """The answer came."""
+    def from_engine(self, kind: int, body: bytes) -> None:
+        """Handle the answer."""
         self._tunnel.drop(self._number)
         if kind == ANSWER:
             self._call.answer(body)
@@ -173,5 +173,5 @@ class PassedUnary:
             self._call.fail(*unpack_status(body))
 
     def lost(self, error: EngineLost) -> None:
-        """The engine has gone."""
+        """End the call: the engine process has ended."""
         self._call.fail(*as_status(error))

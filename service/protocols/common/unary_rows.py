@@ -17,12 +17,12 @@ class UnaryCaller(Protocol):
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Call `callback` if the client goes before the answer."""
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """As in `calls.UnaryCall`, while the request is being taken."""
 
 
 class RequestRows(ABC):
-    """The owner of one request's rows. Answers and failures come on the engine's thread, a cancellation on grpcio's."""
+    """The listener of one request's rows. The engine thread calls it with answers and failures, grpcio's if cancelled."""
 
     __slots__ = ("_model", "_outputs", "_sessions", "_states", "_waiting")
 
@@ -53,7 +53,7 @@ class RequestRows(ABC):
         sessions = self._sessions
         caller.on_cancel(self.cancel)
         for session, row in zip(sessions, work, strict=True):
-            batcher.submit(session, row, caller.soon)
+            batcher.submit(session, row, caller.run_after_arrivals)
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
         """Keep one row's outputs; answer once all rows are there."""
@@ -97,7 +97,7 @@ class RequestRows(ABC):
         """Answer with `error`, and count it among the server's."""
 
     def _end(self) -> None:
-        # A session refers to its owner: dropping the sessions breaks the cycle.
+        # A session refers to its listener: dropping the sessions breaks the cycle.
         sessions, self._sessions = self._sessions, []
         for session in sessions:
             self._model.batcher.end(session)

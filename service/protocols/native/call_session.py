@@ -17,7 +17,7 @@ M = TypeVar("M", bound=Model)
 
 
 class CallSession(Generic[M]):
-    """The call's handler, called on grpcio's thread, and the session's owner, called on the engine's.
+    """The call's handler, called on grpcio's thread, and the session's listener, called on the engine's.
 
     `_submitted` is written by the first thread only and `_answered` by the second only, so the end of a
     half-closed stream is noticed by the later of the two.
@@ -59,7 +59,7 @@ class CallSession(Generic[M]):
 
     def on_end(self, cancelled: bool) -> None:
         """The call is over, however it ended."""
-        # The session refers to its owner: dropping it here breaks the cycle.
+        # The session refers to its listener: dropping it here breaks the cycle.
         live, self._live = self._live, None
         self._over = True
         if live is None:

@@ -55,7 +55,7 @@ class StreamSession(CallSession[Model]):
             if not over and steps <= self._few_steps:
                 self._submitted += 1
                 work = Work((payload,), steps, self._output, 0, time.perf_counter())
-                return live.model.batcher.submit(live.session, work, self._call.soon)
+                return live.model.batcher.submit(live.session, work, self._call.run_after_arrivals)
         return super().on_message(data)
 
     def _take(self, data: bytes) -> bool:
@@ -87,7 +87,7 @@ class StreamSession(CallSession[Model]):
         steps = count_steps(live.model.file.signature, payloads, steps)
         work = make_work(live.model, self._context.limits, payloads, steps, output, tag)
         self._submitted += 1
-        return live.model.batcher.submit(live.session, work, self._call.soon)
+        return live.model.batcher.submit(live.session, work, self._call.run_after_arrivals)
 
     def _generate(self, live: Live[Model], request: pb.StreamRequest, output: Output) -> bool:
         """Queue one generation. Messages are read while it runs, because one may stop it."""

@@ -103,7 +103,7 @@ class Infer:
                         return self.read(entry, data)
                     work = self._work(model, asked, payloads)
                     sequence = found
-                room = sequence.add(entry, work, entry.soon)
+                room = sequence.add(entry, work, entry.run_after_arrivals)
                 if room is None:  # another call has ended or restarted it
                     continue
                 if not (asked.flags.start or asked.flags.end) and work.steps <= model.max_chunk:

@@ -50,7 +50,7 @@ class Flags:
 class TakesSteps(Protocol):
     """The part of a live sequence that a plan uses."""
 
-    def add(self, entry: Any, work: Any, soon: Any = None) -> bool | None:
+    def add(self, entry: Any, work: Any, after_arrivals: Any = None) -> bool | None:
         """Take one request; None if the sequence accepts no more requests."""
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from streamcell.service.batching.inline import Soon
+from streamcell.service.batching.inline import AfterArrivals
 from streamcell.service.errors import InvalidArgument, SequenceGap, ServiceError
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.sessions.session import Work
@@ -94,10 +94,12 @@ class Sequence:
         except ServiceError:
             return
 
-    def add(self, entry: PendingRequest, work: Work, soon: Soon | None = None) -> bool | None:
+    def add(
+        self, entry: PendingRequest, work: Work, after_arrivals: AfterArrivals | None = None
+    ) -> bool | None:
         """Take one request; True if there is room for more, None if the sequence takes no more.
 
-        If there is no room, `entry.resume` is called once there is. `soon` is as in `Batcher.submit`.
+        If there is no room, `entry.resume` is called once there is. `after_arrivals` is as in `Batcher.submit`.
         """
         flags = entry.plan.flags
         with self._lock:
@@ -106,7 +108,7 @@ class Sequence:
             self.closing = flags.end
             self._last = entry
             if self._held is None:
-                room = self._submit(entry, work, soon)
+                room = self._submit(entry, work, after_arrivals)
             else:
                 self._held.append((entry, work))
                 room = len(self._held) < self._queue
@@ -169,14 +171,14 @@ class Sequence:
 
     # Inside
 
-    def _submit(self, entry: PendingRequest, work: Work, soon: Soon | None = None) -> bool:
+    def _submit(self, entry: PendingRequest, work: Work, after_arrivals: AfterArrivals | None = None) -> bool:
         """Queue one request, and hold those behind it if it asks for states. Called under the lock."""
         live = self._live
         assert live is not None
         if entry.plan.answer.states:
             self._held = deque()
         self._pending.append(entry)
-        return live.model.batcher.submit(live.session, work, soon)
+        return live.model.batcher.submit(live.session, work, after_arrivals)
 
     def _release(self) -> None:
         """Submit the held requests, up to the first one that asks for states."""

@@ -57,9 +57,9 @@ class StreamEntry:
         """Resume reading the stream."""
         self.stream.resume()
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """As in `calls.Call`."""
-        return self.stream.soon(callback)
+        return self.stream.run_after_arrivals(callback)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Have `callback` called if the stream ends before the answer."""
@@ -77,7 +77,7 @@ class InferStream:
     def __init__(self, call: Call, infer: Infer, running: set[InferStream]) -> None:
         """Answer `call`; the stream is one of `running` until it is over."""
         self.peer = call.peer
-        self.soon = call.soon
+        self.run_after_arrivals = call.run_after_arrivals
         self.over = False
         self._call = call
         self._infer = infer
@@ -106,7 +106,7 @@ class InferStream:
         sequence = plan.sequence
         if sequence is not None:
             # Nearly every message is a step of a live sequence.
-            room = sequence.add(entry, arrived((payload,), plan.form.steps), self.soon)
+            room = sequence.add(entry, arrived((payload,), plan.form.steps), self.run_after_arrivals)
             if room is not None:
                 return room and self._has_room()
         return self._infer.run(entry, (payload,), data) and self._has_room()

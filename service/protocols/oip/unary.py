@@ -40,9 +40,9 @@ class UnaryEntry:
     def resume(self) -> None:
         """A unary call has nothing more to read."""
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """As in `calls.UnaryCall`."""
-        return self._call.soon(callback)
+        return self._call.run_after_arrivals(callback)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """As in `calls.UnaryCall`."""

@@ -25,7 +25,7 @@ CLASSES = 9
 WAIT_S = 30.0
 
 
-class Owner:
+class Listener:
     """Keeps what a session and its generations tell; has room for `room` replies."""
 
     def __init__(self, model: LoadedModel, room: int = 10**9) -> None:
@@ -105,9 +105,9 @@ def model(folder: Path) -> Iterator[LoadedModel]:
 
 
 def test_a_long_generation_holds_up_nobody(model: LoadedModel) -> None:
-    generating = [Owner(model) for _ in range(5)]
+    generating = [Listener(model) for _ in range(5)]
     works = [each.generate(10**9, per_reply=100) for each in generating]
-    ping = Owner(model)
+    ping = Listener(model)
     for _ in range(200):
         before = ping.step()
         assert ping.answered.wait(WAIT_S)
@@ -124,10 +124,10 @@ def test_a_long_generation_holds_up_nobody(model: LoadedModel) -> None:
 def test_more_generations_than_a_batch_holds_still_let_a_step_in_by_the_second_run(
     model: LoadedModel,
 ) -> None:
-    generating = [Owner(model) for _ in range(9)]
+    generating = [Listener(model) for _ in range(9)]
     for each in generating:
         each.generate(10**9, per_reply=100)
-    ping = Owner(model)
+    ping = Listener(model)
     for _ in range(100):
         before = ping.step()
         assert ping.answered.wait(WAIT_S)
@@ -137,7 +137,7 @@ def test_more_generations_than_a_batch_holds_still_let_a_step_in_by_the_second_r
 
 
 def test_a_long_chunk_and_a_generation_alternate(model: LoadedModel) -> None:
-    one, chunks = Owner(model), Owner(model)
+    one, chunks = Listener(model), Listener(model)
     work = one.generate(10**9, per_reply=100)
     for _ in range(20):
         applied = work.applied
@@ -149,68 +149,68 @@ def test_a_long_chunk_and_a_generation_alternate(model: LoadedModel) -> None:
 
 
 def test_without_room_a_generation_waits_and_goes_on_where_it_was(model: LoadedModel) -> None:
-    owner = Owner(model, room=3)
-    work = owner.generate(50)
-    while owner.wake is None:
+    listener = Listener(model, room=3)
+    work = listener.generate(50)
+    while listener.wake is None:
         time.sleep(0.001)
     time.sleep(0.05)
     # One reply was under way when room was asked for; the session is in nobody's queue.
-    assert len(owner.replies) in (3, 4)
-    assert owner.session.gate
-    assert work.applied == owner.session.step_index == len(owner.replies)
-    owner.step()  # a message behind it does not let it go on
+    assert len(listener.replies) in (3, 4)
+    assert listener.session.gate
+    assert work.applied == listener.session.step_index == len(listener.replies)
+    listener.step()  # a message behind it does not let it go on
     time.sleep(0.05)
-    assert owner.session.gate
-    owner.room = 10**9
-    owner.wake()
-    assert owner.ended.wait(WAIT_S)
-    assert owner.answered.wait(WAIT_S)
-    assert [reply.step_index for reply in owner.replies] == list(range(1, 51))
-    assert owner.session.step_index == 51
+    assert listener.session.gate
+    listener.room = 10**9
+    listener.wake()
+    assert listener.ended.wait(WAIT_S)
+    assert listener.answered.wait(WAIT_S)
+    assert [reply.step_index for reply in listener.replies] == list(range(1, 51))
+    assert listener.session.step_index == 51
 
 
 def test_room_may_come_before_the_batch_has_landed(model: LoadedModel) -> None:
-    class Quick(Owner):
+    class Quick(Listener):
         def has_room(self, wake: Callable[[], None]) -> bool:
             wake()
             return False
 
-    owner = Quick(model)
-    owner.generate(500)
-    assert owner.ended.wait(WAIT_S)
-    assert owner.session.step_index == 500
+    listener = Quick(model)
+    listener.generate(500)
+    assert listener.ended.wait(WAIT_S)
+    assert listener.session.step_index == 500
 
 
 def test_a_session_that_ends_while_it_is_held_gives_its_slot_back(model: LoadedModel) -> None:
-    owner = Owner(model, room=1)
-    owner.generate(50)
-    while owner.wake is None:
+    listener = Listener(model, room=1)
+    listener.generate(50)
+    while listener.wake is None:
         time.sleep(0.001)
-    model.batcher.end(owner.session)
-    owner.wake()
+    model.batcher.end(listener.session)
+    listener.wake()
     assert model.batcher.live == 0
 
 
 def test_stopping_is_between_two_steps(model: LoadedModel) -> None:
     for _ in range(30):
-        owner = Owner(model)
-        work = owner.generate(10**9)
+        listener = Listener(model)
+        work = listener.generate(10**9)
         while work.applied < 3:
             time.sleep(0.0001)
         work.stopped = True
-        assert owner.ended.wait(WAIT_S)
-        last = owner.replies[-1]
+        assert listener.ended.wait(WAIT_S)
+        last = listener.replies[-1]
         assert last.stop_reason is StopReason.REQUEST
-        assert last.step_index == owner.session.step_index == work.applied
-        assert sum(reply.steps for reply in owner.replies) == work.applied
-        model.batcher.end(owner.session)
+        assert last.step_index == listener.session.step_index == work.applied
+        assert sum(reply.steps for reply in listener.replies) == work.applied
+        model.batcher.end(listener.session)
 
 
 def test_a_run_that_fails_ends_the_generation_and_applies_nothing(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = Owner(model)
-    work = owner.generate(10**9)
+    listener = Listener(model)
+    work = listener.generate(10**9)
     while work.applied < 3:
         time.sleep(0.0001)
 
@@ -218,11 +218,11 @@ def test_a_run_that_fails_ends_the_generation_and_applies_nothing(
         raise RuntimeError("the device is on fire")
 
     monkeypatch.setattr(model.engine, "run", fail)
-    assert owner.ended.wait(WAIT_S)
-    assert [error.reason for error in owner.errors] == ["ENGINE_FAILED"]
-    assert owner.session.step_index == work.applied == len(owner.replies)
+    assert listener.ended.wait(WAIT_S)
+    assert [error.reason for error in listener.errors] == ["ENGINE_FAILED"]
+    assert listener.session.step_index == work.applied == len(listener.replies)
     monkeypatch.undo()
-    again = Owner(model)
+    again = Listener(model)
     again.generate(5)
     assert again.ended.wait(WAIT_S)
     assert again.session.step_index == 5

@@ -14,8 +14,8 @@ from streamcell.service.sessions.capacity import Capacity, SlotAllocator
 from streamcell.service.sessions.session import Output, Session, Work
 
 
-class Owner:
-    """Keeps what a session tells its owner."""
+class Listener:
+    """Keeps what a session tells its listener."""
 
     def __init__(self) -> None:
         self.resumed = 0
@@ -45,7 +45,7 @@ def sessions(on: Batcher, *lengths: int) -> list[Session]:
     """One session a length, each with one message of so many steps queued."""
     made = []
     for number, steps in enumerate(lengths):
-        session = on.open(str(number), Owner())
+        session = on.open(str(number), Listener())
         on.submit(session, work(steps))
         made.append(session)
     return made
@@ -110,7 +110,7 @@ def test_long_messages_are_cut_and_take_turns() -> None:
 
 def test_a_message_that_fits_in_a_chunk_is_never_cut() -> None:
     on = batcher(max_chunk=8)
-    session = on.open("s", Owner())
+    session = on.open("s", Listener())
     for steps in (5, 5, 3):
         on.submit(session, work(steps))
     assert [taken(on) for _ in range(2)] == [[("s", 5)], [("s", 8)]]
@@ -118,7 +118,7 @@ def test_a_message_that_fits_in_a_chunk_is_never_cut() -> None:
 
 def test_messages_of_a_stateless_model_are_not_joined() -> None:
     on = batcher(coalesce=False)
-    session = on.open("s", Owner())
+    session = on.open("s", Listener())
     for steps in (2, 3):
         on.submit(session, work(steps))
     assert [taken(on) for _ in range(2)] == [[("s", 2)], [("s", 3)]]
@@ -126,13 +126,13 @@ def test_messages_of_a_stateless_model_are_not_joined() -> None:
 
 def test_a_full_queue_stops_reading_until_a_batch_takes_from_it() -> None:
     on = batcher(queue_messages=2, max_chunk=1)
-    owner = Owner()
-    session = on.open("s", owner)
+    listener = Listener()
+    session = on.open("s", listener)
     assert on.submit(session, work(1))
     assert not on.submit(session, work(1))
-    assert owner.resumed == 0
+    assert listener.resumed == 0
     taken(on)
-    assert owner.resumed == 1
+    assert listener.resumed == 1
 
 
 def test_ended_sessions_are_skipped_and_their_messages_counted() -> None:
@@ -153,9 +153,9 @@ def test_a_slot_is_freed_only_after_its_work_in_flight_has_landed() -> None:
     assert batch is not None
     on.end(session)
     with pytest.raises(SessionLimit, match="all 1 sessions"):
-        on.open("next", Owner())
+        on.open("next", Listener())
     on.complete(batch, applied=True)
-    again = on.open("next", Owner())
+    again = on.open("next", Listener())
     assert again.slot == session.slot
     assert again.slot_version == session.slot_version + 1
     assert again.fresh
@@ -173,7 +173,7 @@ def test_a_failed_run_leaves_step_index_and_freshness_as_they_were() -> None:
 
 def test_work_for_an_ended_session_is_dropped() -> None:
     on = batcher()
-    session = on.open("s", Owner())
+    session = on.open("s", Listener())
     on.end(session)
     assert not on.submit(session, work(1))
     assert on.live == 0
@@ -188,7 +188,7 @@ def test_stop_wakes_the_engine_and_refuses_new_sessions() -> None:
     waiting.join(10)
     assert got == [None]
     with pytest.raises(ServerDraining):
-        on.open("s", Owner())
+        on.open("s", Listener())
 
 
 def test_a_slot_cannot_be_freed_twice() -> None:
@@ -237,16 +237,16 @@ def test_a_batch_is_booked_once_and_takes_all_that_came_meanwhile() -> None:
     run_inline(on, ran)
     later: list[Callable[[], None]] = []
 
-    def soon(callback: Callable[[], None]) -> bool:
+    def after_arrivals(callback: Callable[[], None]) -> bool:
         later.append(callback)
         return True
 
     for name in ("a", "b", "c"):
-        on.submit(on.open(name, Owner()), work(1), soon)
+        on.submit(on.open(name, Listener()), work(1), after_arrivals)
     assert len(later) == 1
     later.pop()()
     assert ran == ["a,b"]
-    later.pop()()  # what did not fit is booked anew
+    later.pop()()  # what did not fit is reserved again
     assert ran == ["a,b", "c"]
     assert not later
     assert thread.is_alive()  # it was not needed
@@ -258,7 +258,7 @@ def test_where_nothing_can_be_put_off_the_engine_s_thread_is_woken() -> None:
     on = batcher()
     thread = asleep(on)
     run_inline(on, [])
-    on.submit(on.open("a", Owner()), work(1), lambda callback: False)
+    on.submit(on.open("a", Listener()), work(1), lambda callback: False)
     thread.join(10)
     assert not thread.is_alive()
 
@@ -269,7 +269,7 @@ def test_stopping_waits_for_a_booked_batch() -> None:
     ran: list[str] = []
     run_inline(on, ran)
     later: list[Callable[[], None]] = []
-    on.submit(on.open("a", Owner()), work(1), lambda callback: later.append(callback) is None)
+    on.submit(on.open("a", Listener()), work(1), lambda callback: later.append(callback) is None)
     on.stop()
     assert thread.is_alive()
     later.pop()()

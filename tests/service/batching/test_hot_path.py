@@ -56,7 +56,7 @@ class Wire:
 
     answer = reply
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         self.later.append(callback)
         return True
 

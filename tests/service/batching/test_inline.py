@@ -57,10 +57,10 @@ def inline(*, short: bool = True, wakeup: threading.Semaphore | None = None) -> 
 
 def test_a_run_is_booked_once_until_it_is_over() -> None:
     runs = inline()
-    assert runs.book()
+    assert runs.reserve()
     assert not runs.asleep
-    assert not runs.book()
-    assert runs.finish(more=True)  # booked anew
+    assert not runs.reserve()
+    assert runs.finish(more=True)  # reserved again
     assert not runs.finish(more=False)
     assert runs.asleep
 
@@ -68,23 +68,23 @@ def test_a_run_is_booked_once_until_it_is_over() -> None:
 def test_nothing_is_booked_while_the_engines_thread_is_awake() -> None:
     runs = inline()
     runs.wake_engine()
-    assert not runs.book()
+    assert not runs.reserve()
 
 
 def test_what_is_left_goes_to_the_engines_thread_once_runs_are_long() -> None:
     runs = inline()
-    assert runs.book()
+    assert runs.reserve()
     runs.policy.short = False
     assert not runs.finish(more=True)
     assert runs.asleep
 
 
 def test_no_run_is_inline_where_other_processes_can_wake_the_engines_thread() -> None:
-    assert not inline(wakeup=threading.Semaphore(0)).book()
+    assert not inline(wakeup=threading.Semaphore(0)).reserve()
 
 
 def test_no_run_is_inline_once_the_runner_has_stopped() -> None:
     runs = inline()
     runs.serve(None)
-    assert not runs.book()
-    runs.run(Batch([], 0, uniform=False))  # one that was booked before does nothing
+    assert not runs.reserve()
+    runs.run(Batch([], 0, uniform=False))  # one that was reserved before does nothing

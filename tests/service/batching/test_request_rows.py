@@ -45,7 +45,7 @@ class UnaryCaller:
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self.go = callback
 
-    def soon(self, callback: Callable[[], None]) -> bool:
+    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         return False
 
 

@@ -29,7 +29,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 INPUT = 3
 
 
-class Owner:
+class Listener:
     """Keeps what its session is told."""
 
     def __init__(self) -> None:
@@ -76,13 +76,13 @@ def row_of(session: Session, steps: int, *parts: Part) -> Row:
 
 def alone(model: LoadedModel, *chunks: Array) -> list[Array]:
     """What a session of its own gives."""
-    owner = Owner()
-    session = model.batcher.open("alone", owner)
+    listener = Listener()
+    session = model.batcher.open("alone", listener)
     for chunk in chunks:
         model.batcher.submit(session, message(chunk))
-    wait(lambda: len(owner.answers) == len(chunks))
+    wait(lambda: len(listener.answers) == len(chunks))
     model.batcher.end(session)
-    return owner.answers
+    return listener.answers
 
 
 def wait(done: Callable[[], bool]) -> None:
@@ -97,8 +97,8 @@ def wait(done: Callable[[], bool]) -> None:
 def test_who_brings_too_few_or_too_many_bytes_is_refused_alone(
     model: LoadedModel, lengths: tuple[int, ...], by: int
 ) -> None:
-    owners = [Owner() for _ in lengths]
-    sessions = [model.batcher.open(str(at), owner) for at, owner in enumerate(owners)]
+    listeners = [Listener() for _ in lengths]
+    sessions = [model.batcher.open(str(at), listener) for at, listener in enumerate(listeners)]
     chunks = [steps(length, seed) for seed, length in enumerate(lengths)]
     batch = Batch(
         [
@@ -111,18 +111,20 @@ def test_who_brings_too_few_or_too_many_bytes_is_refused_alone(
     for session in sessions:
         session.in_flight = True
     model.runner._runs[Batch](batch)
-    assert [type(error) for error in owners[1].errors] == [WrongByteCount]
-    assert not owners[1].answers
+    assert [type(error) for error in listeners[1].errors] == [WrongByteCount]
+    assert not listeners[1].answers
     for at in (0, 2, 3):
-        assert not owners[at].errors
-        np.testing.assert_allclose(owners[at].answers[0], alone(model, chunks[at])[0], rtol=1e-5, atol=1e-5)
+        assert not listeners[at].errors
+        np.testing.assert_allclose(
+            listeners[at].answers[0], alone(model, chunks[at])[0], rtol=1e-5, atol=1e-5
+        )
     for session in sessions:
         model.batcher.end(session)
 
 
 def test_two_wrong_lengths_that_make_up_for_each_other_are_both_refused(model: LoadedModel) -> None:
-    owners = [Owner() for _ in range(3)]
-    sessions = [model.batcher.open(str(at), owner) for at, owner in enumerate(owners)]
+    listeners = [Listener() for _ in range(3)]
+    sessions = [model.batcher.open(str(at), listener) for at, listener in enumerate(listeners)]
     x = steps(2, 1)
     for session in sessions:
         session.in_flight = True
@@ -131,28 +133,28 @@ def test_two_wrong_lengths_that_make_up_for_each_other_are_both_refused(model: L
         for session, by in zip(sessions, (-12, 0, 12), strict=True)
     ]
     model.runner._runs[Batch](Batch(rows, 2, uniform=True))
-    assert [len(owner.errors) for owner in owners] == [1, 0, 1]
-    np.testing.assert_allclose(owners[1].answers[0], alone(model, x)[0], rtol=1e-5, atol=1e-5)
+    assert [len(listener.errors) for listener in listeners] == [1, 0, 1]
+    np.testing.assert_allclose(listeners[1].answers[0], alone(model, x)[0], rtol=1e-5, atol=1e-5)
     for session in sessions:
         model.batcher.end(session)
 
 
 def test_what_came_before_a_bad_length_in_its_session_is_answered(model: LoadedModel) -> None:
-    owner = Owner()
-    session = model.batcher.open("a", owner)
+    listener = Listener()
+    session = model.batcher.open("a", listener)
     first, second = steps(2, 1), steps(3, 2)
     session.in_flight = True
     row = row_of(session, 5, Part(message(first), 0, 2), Part(message(second, -12), 0, 3))
     model.runner._runs[Batch](Batch([row], 5, uniform=False))
-    assert [type(error) for error in owner.errors] == [WrongByteCount]
-    np.testing.assert_allclose(owner.answers[0], alone(model, first)[0], rtol=1e-5, atol=1e-5)
+    assert [type(error) for error in listener.errors] == [WrongByteCount]
+    np.testing.assert_allclose(listener.answers[0], alone(model, first)[0], rtol=1e-5, atol=1e-5)
     model.batcher.end(session)
 
 
 def test_nothing_of_an_earlier_run_is_in_the_buffers_of_a_later_one(model: LoadedModel) -> None:
     """Whatever lengths run after one another: behind each row's last step there are zeros."""
     staging = RowStaging(model.engine)
-    sessions = [Session(str(at), Owner(), 1 + at, 1, 0.0) for at in range(6)]
+    sessions = [Session(str(at), Listener(), 1 + at, 1, 0.0) for at in range(6)]
     rng = random.Random(5)
     for number in range(200):
         lengths = [rng.randint(1, 8) for _ in range(rng.randint(1, 6))]
@@ -169,7 +171,7 @@ def test_nothing_of_an_earlier_run_is_in_the_buffers_of_a_later_one(model: Loade
 
 def test_no_byte_of_a_wrong_length_is_copied(model: LoadedModel) -> None:
     staging = RowStaging(model.engine)
-    session = Session("a", Owner(), 1, 1, 0.0)
+    session = Session("a", Listener(), 1, 1, 0.0)
     for uniform in (True, False):
         model.engine.clear_inputs()
         rows = [
@@ -185,18 +187,22 @@ def test_no_byte_of_a_wrong_length_is_copied(model: LoadedModel) -> None:
 def test_a_frame_whose_inputs_are_not_as_long_as_its_rows_say_is_refused_alone(
     model: LoadedModel, shape: tuple[int, int]
 ) -> None:
-    owners = [Owner(), Owner()]
-    streams = [model.frames.open(model.batcher, str(at), owner, "") for at, owner in enumerate(owners)]
+    listeners = [Listener(), Listener()]
+    streams = [
+        model.frames.open(model.batcher, str(at), listener, "") for at, listener in enumerate(listeners)
+    ]
     x = steps(6, 4)
     whole = x.view(np.uint8).reshape(6, 12)
     for stream, data in zip(streams, (whole, np.ones(shape, np.uint8)), strict=True):
         frame = Frame(np.arange(3), None, 2, (data,), Output.ALL, 0, 1, open_count=3)
         model.batcher.submit(stream, frame)
-    wait(lambda: all(owner.answers for owner in owners))
-    assert not owners[0].errors
+    wait(lambda: all(listener.answers for listener in listeners))
+    assert not listeners[0].errors
     expected = [alone(model, x[2 * row : 2 * row + 2])[0] for row in range(3)]
-    np.testing.assert_allclose(owners[0].answers[0].ravel(), np.concatenate(expected), rtol=1e-5, atol=1e-5)
-    assert [error.reason for error in owners[1].errors] == ["WRONG_BYTE_COUNT"] * 3
-    assert not owners[1].answers[0].any()
+    np.testing.assert_allclose(
+        listeners[0].answers[0].ravel(), np.concatenate(expected), rtol=1e-5, atol=1e-5
+    )
+    assert [error.reason for error in listeners[1].errors] == ["WRONG_BYTE_COUNT"] * 3
+    assert not listeners[1].answers[0].any()
     for stream in streams:
         model.batcher.end(stream)

@@ -52,9 +52,9 @@ class Rig:
     def __init__(self, records: int) -> None:
         whole = Layout.of([X], 64)
         self.layout = Layout(whole.places, whole.record_bytes, records)
-        asks, replies = (Ring.make(records, self.layout.record_bytes) for _ in range(2))
-        capacity = SharedCapacity(64, 1, stateful=True, holder=2)
-        writer = MessageWriter(asks, self.layout)
+        requests, replies = (Ring.make(records, self.layout.record_bytes) for _ in range(2))
+        capacity = SharedCapacity(64, 1, stateful=True, process_number=2)
+        writer = MessageWriter(requests, self.layout)
         self.batcher = RemoteBatcher(
             capacity, writer, Reader(replies), self.layout, self.layout, QUEUE, CHUNK
         )
@@ -63,7 +63,7 @@ class Rig:
         self.bell = EventWakeup()
         self.watching = False
         self.batcher.watch_room = self._watch
-        self.reader = Reader(asks)
+        self.reader = Reader(requests)
         self.arrived: dict[tuple[int, int], list[bytes]] = defaultdict(list)
         self.dropped: dict[tuple[int, int], int] = {}
         self.clients: dict[RemoteSession, Client] = {}
@@ -85,7 +85,7 @@ class Rig:
     def _watch(self, on: bool) -> None:
         assert on != self.watching
         self.watching = on
-        self.bell.watch(self.batcher.asks.ring.freed, on)
+        self.bell.watch(self.batcher.requests.ring.freed, on)
 
     def open(self) -> RemoteSession:
         client = Client()
@@ -93,11 +93,11 @@ class Rig:
         self.clients[session] = client
         return session
 
-    def send(self, session: RemoteSession, steps: int, soon: bool) -> None:
+    def send(self, session: RemoteSession, steps: int, after_arrivals: bool) -> None:
         client = self.clients[session]
         payload = np.random.default_rng(len(client.sent)).standard_normal((steps, 3)).astype("<f4").tobytes()
         client.sent.append(payload)
-        later = (lambda callback: self.later.append(callback) or True) if soon else None  # type: ignore[func-returns-value]
+        later = (lambda callback: self.later.append(callback) or True) if after_arrivals else None  # type: ignore[func-returns-value]
         client.may_send = self.batcher.submit(session, Work((payload,), steps, Output.ALL, 0, 1.0), later)
 
     def behind(self) -> None:
@@ -112,16 +112,16 @@ class Rig:
         if records is not None:
             self._take(records)
             self._answer(records)
-            self.batcher.came()
+            self.batcher.deliver_replies()
         if self.watching:
             self.batcher.flush()
 
     def _answer(self, records: np.ndarray) -> None:
         replies = records[head_of(records)["kind"] == STEP].copy()
         fields = np.ndarray(len(replies), FIELDS, replies, strides=(self.layout.record_bytes,))
-        for at, (seat, slot_version) in enumerate(zip(fields["seat"], fields["slot_version"], strict=True)):
-            self.applied[int(seat), int(slot_version)] += 1
-            fields["index"][at] = self.applied[int(seat), int(slot_version)]
+        for at, (entry, slot_version) in enumerate(zip(fields["entry"], fields["slot_version"], strict=True)):
+            self.applied[int(entry), int(slot_version)] += 1
+            fields["index"][at] = self.applied[int(entry), int(slot_version)]
         assert self.replies.room(len(replies)) >= len(replies)
         self.replies.write(replies)
 
@@ -129,7 +129,7 @@ class Rig:
         head, at = head_of(records), 0
         ((begin, end),) = self.layout.places
         while at < len(head):
-            key = int(head["seat"][at]), int(head["slot_version"][at])
+            key = int(head["entry"][at]), int(head["slot_version"][at])
             if head["kind"][at] == OPEN:
                 text, number = text_at(records, at, int(head["steps"][at]))
                 assert text.startswith(b"s")
@@ -164,7 +164,7 @@ def test_messages_arrive_whole_and_in_order_and_none_is_lost(
     rig = Rig(records)
     live: list[RemoteSession] = []
     ended: list[RemoteSession] = []
-    for move, which, steps, soon in moves:
+    for move, which, steps, after_arrivals in moves:
         if move == "o" and len(live) < 4:
             live.append(rig.open())
         elif move == "r":
@@ -174,7 +174,7 @@ def test_messages_arrive_whole_and_in_order_and_none_is_lost(
         elif live:
             session = live[which % len(live)]
             if move == "s" and rig.clients[session].may_send:
-                rig.send(session, steps if steps > 20 else 1, soon)
+                rig.send(session, steps if steps > 20 else 1, after_arrivals)
             elif move == "e":
                 assert rig.batcher.end(session)
                 assert not rig.batcher.end(session)

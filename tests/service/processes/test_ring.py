@@ -1,4 +1,4 @@
-"""Rings between processes: what is written is read once, in order, whatever the sizes; and seats taken by several."""
+"""Rings between processes: what is written is read once, in order, whatever the sizes; and entries taken by several."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_rings_of_two_writers_keep_order_lose_nothing_and_never_overflow(
     written, read = [0, 0], [0, 0]
 
     def drain(at: int) -> None:
-        writers[at].tell()
+        writers[at].publish()
         got = numbers(readers[at].read())
         assert got == list(range(read[at], written[at]))
         read[at] = written[at]
@@ -79,7 +79,7 @@ def test_rings_of_two_writers_keep_order_lose_nothing_and_never_overflow(
             writer.bytes[place : place + WIDTH] = numbered(written[at], 1).tobytes()
             writer.wrote()
             if size % 2:  # or with the next, or with the last
-                writer.tell()
+                writer.publish()
             written[at] += 1
         assert written[at] - read[at] <= capacity
     for at in range(2):
@@ -137,7 +137,7 @@ def test_a_text_takes_as_many_records_as_it_needs() -> None:
     error = SessionExpired("gone: " + "ü" * 100, idle_timeout_s=3, step_index=7)
     records = text_records(layout, FAIL, 5, 9, pack_error(error))
     head = head_of(records)
-    assert (head["seat"] == 5).all()
+    assert (head["entry"] == 5).all()
     assert (head["slot_version"] == 9).all()
     text, count = text_at(records, 0, int(head["steps"][0]))
     assert count == len(records) > 2
@@ -146,27 +146,27 @@ def test_a_text_takes_as_many_records_as_it_needs() -> None:
 
 
 @pytest.mark.parametrize("stateful", [True, False])
-def test_seats_are_one_bound_for_all_processes_and_a_lost_ones_come_back(stateful: bool) -> None:
+def test_entries_are_one_bound_for_all_processes_and_a_lost_ones_come_back(stateful: bool) -> None:
     engine = SharedCapacity(4, 1, stateful=stateful)
     ends = [
-        SharedCapacity(4, 1, stateful=stateful, holder=holder, memory=os.dup(engine.memory))
-        for holder in (2, 3)
+        SharedCapacity(4, 1, stateful=stateful, process_number=process_number, memory=os.dup(engine.memory))
+        for process_number in (2, 3)
     ]
-    taken = [ends[0].take_seat(), ends[0].take_seat(), ends[1].take_seat()]
+    taken = [ends[0].take_entry(), ends[0].take_entry(), ends[1].take_entry()]
     own = engine.take()
-    assert len({seat for seat, _ in taken}) == 3
+    assert len({entry for entry, _ in taken}) == 3
     assert engine.live == 4
     for each in (engine, *ends):
         with pytest.raises(SessionLimit, match="all 4 sessions"):
-            each.take_seat()
+            each.take_entry()
     engine.give_back(*own)
     assert ends[0].reclaim(2) == 2
     assert engine.live == 1
-    (seat, slot_version), _, third = taken
-    again, later = ends[1].take_seat()
-    assert again == seat
+    (entry, slot_version), _, third = taken
+    again, later = ends[1].take_entry()
+    assert again == entry
     assert later == slot_version + 1
-    engine.give_back_seats(np.array([again, third[0]]), np.array([later, third[1]]))
+    engine.give_back_entries(np.array([again, third[0]]), np.array([later, third[1]]))
     assert engine.live == 0
     with pytest.raises(RuntimeError, match="freed twice"):
-        engine.give_back_seats(np.array([third[0]]), np.array([third[1]]))
+        engine.give_back_entries(np.array([third[0]]), np.array([third[1]]))

@@ -19,11 +19,11 @@ from streamcell.service.processes.ring_records import FIELDS, HEADER, STEP, head
 RECORD_BYTES = HEADER.size + 8
 
 
-def records_of(seat: int, steps: int, first_number: int) -> Records:
+def records_of(entry: int, steps: int, first_number: int) -> Records:
     """A message of `steps` timesteps, numbered in the payload."""
     records = np.zeros((steps, RECORD_BYTES), np.uint8)
     fields = np.ndarray(steps, FIELDS, records, strides=(RECORD_BYTES,))
-    fields["kind"], fields["seat"], fields["steps"] = STEP, seat, steps
+    fields["kind"], fields["entry"], fields["steps"] = STEP, entry, steps
     fields["first"][0] = fields["last"][-1] = 1
     records[:, HEADER.size :] = (
         np.arange(first_number, first_number + steps, dtype=np.int64).view(np.uint8).reshape(-1, 8)
@@ -47,11 +47,11 @@ class Rules:
 
 
 def expected(pending: Records, rules: Rules) -> list[tuple[int, int]] | None:
-    """The rules in plain Python: (seat, timesteps) of each row in order."""
+    """The rules in plain Python: (entry, timesteps) of each row in order."""
     waiting: dict[int, list[tuple[bool, int]]] = defaultdict(list)
     for record in head_of(pending):
-        waiting[int(record["seat"])].append((bool(record["last"]), int(record["steps"])))
-    able = [(seat, take) for seat, steps in waiting.items() if (take := chunk(steps, rules))]
+        waiting[int(record["entry"])].append((bool(record["last"]), int(record["steps"])))
+    able = [(entry, take) for entry, steps in waiting.items() if (take := chunk(steps, rules))]
     if not able:
         return None
     lead = able[0][1]
@@ -81,7 +81,7 @@ def chunk(steps: list[tuple[bool, int]], rules: Rules) -> int:
 class Line:
     """A session: its messages' lengths, and records that have not come yet."""
 
-    seat: int
+    entry: int
     lengths: list[int]
     to_come: list[Records]
     numbers: list[int]
@@ -99,16 +99,16 @@ class Play:
         self.lines = {}
         number = 0
         for place, each in enumerate(lengths):
-            seat = 7 * place + 3
+            entry = 7 * place + 3
             records = [np.zeros((0, RECORD_BYTES), np.uint8)]
             for steps in each:
-                records.append(records_of(seat, steps, number))
+                records.append(records_of(entry, steps, number))
                 number += steps
             every = np.concatenate(records)
-            self.lines[seat] = Line(seat, each, list(every[:, None]), numbers(every))
+            self.lines[entry] = Line(entry, each, list(every[:, None]), numbers(every))
 
-    def come(self, seat: int, count: int) -> None:
-        line = self.lines[seat]
+    def come(self, entry: int, count: int) -> None:
+        line = self.lines[entry]
         came, line.to_come = line.to_come[:count], line.to_come[count:]
         self.pending = np.concatenate((self.pending, *came))
 
@@ -126,47 +126,49 @@ class Play:
         assert (chosen is None) == (wanted is None)
         if chosen is None or wanted is None:
             return False
-        at, row, place, seats, counts = chosen
+        at, row, place, entries, counts = chosen
         assert [each.dtype for each in chosen] == [np.int64] * 5
-        assert list(zip(seats.tolist(), counts.tolist(), strict=True)) == wanted
+        assert list(zip(entries.tolist(), counts.tolist(), strict=True)) == wanted
         assert len(at) == len(row) == len(place) == counts.sum()
         assert row.tolist() == [r for r, count in enumerate(counts) for _ in range(count)]
         assert place.tolist() == [p for count in counts for p in range(count)]
-        assert len(seats) * counts.max() < 2 * counts.sum()  # less than half is padding
+        assert len(entries) * counts.max() < 2 * counts.sum()  # less than half is padding
         taken = self.pending[at]
-        assert (head_of(taken)["seat"] == seats[row]).all()
-        for seat, count, end in zip(seats.tolist(), counts.tolist(), np.cumsum(counts).tolist(), strict=True):
-            self.lines[seat].ran += numbers(taken[end - count : end])
-            self.lines[seat].pieces.append(count)
-        self.turns(set(seats.tolist()))
-        self.short_cut(at, seats)
+        assert (head_of(taken)["entry"] == entries[row]).all()
+        for entry, count, end in zip(
+            entries.tolist(), counts.tolist(), np.cumsum(counts).tolist(), strict=True
+        ):
+            self.lines[entry].ran += numbers(taken[end - count : end])
+            self.lines[entry].pieces.append(count)
+        self.turns(set(entries.tolist()))
+        self.short_cut(at, entries)
         before = sorted(numbers(self.pending))
-        self.pending = rest(self.pending, at, seats)
+        self.pending = rest(self.pending, at, entries)
         assert sorted(numbers(taken) + numbers(self.pending)) == before
         return True
 
-    def short_cut(self, at: np.ndarray, seats: np.ndarray) -> None:
+    def short_cut(self, at: np.ndarray, entries: np.ndarray) -> None:
         """Where all is single steps of sessions of their own, what came first is what runs."""
         head = head_of(self.pending)
-        alike = bool((head["steps"] == 1).all()) and len(np.unique(head["seat"])) == len(head)
+        alike = bool((head["steps"] == 1).all()) and len(np.unique(head["entry"])) == len(head)
         assert one_step_each(head, np.zeros(64, np.int64)) == alike
         if alike:
             assert at.tolist() == list(range(min(len(head), self.rules.max_batch)))
-            assert seats.tolist() == head["seat"][: self.rules.max_batch].tolist()
+            assert entries.tolist() == head["entry"][: self.rules.max_batch].tolist()
 
     def turns(self, ran: set[int]) -> None:
         """Who can run waits for one run, at most, of each session that stands before it."""
         waiting: dict[int, list[tuple[bool, int]]] = defaultdict(list)
         for record in head_of(self.pending):
-            waiting[int(record["seat"])].append((bool(record["last"]), int(record["steps"])))
-        for stands, (seat, steps) in enumerate(waiting.items()):
-            line = self.lines[seat]
-            if seat in ran or not chunk(steps, self.rules):
+            waiting[int(record["entry"])].append((bool(record["last"]), int(record["steps"])))
+        for stands, (entry, steps) in enumerate(waiting.items()):
+            line = self.lines[entry]
+            if entry in ran or not chunk(steps, self.rules):
                 line.turns_before = None
                 continue
             line.turns_before = stands if line.turns_before is None else line.turns_before
             line.turns_before -= 1
-            assert line.turns_before >= 0, f"{seat} was passed over"
+            assert line.turns_before >= 0, f"{entry} was passed over"
 
     def check(self) -> None:
         """All has run, in order, whole where it fits."""
@@ -197,13 +199,13 @@ def test_whatever_comes_in_which_pieces_runs_once_in_order_by_the_rules(
     lengths: list[list[int]], rules: Rules, arrivals: list[tuple[int, int, int]]
 ) -> None:
     play = Play(lengths, rules)
-    seats = list(play.lines)
+    entries = list(play.lines)
     for which, count, runs in arrivals:
-        play.come(seats[which % len(seats)], count)
+        play.come(entries[which % len(entries)], count)
         for _ in range(runs):
             play.step()
-    for seat in seats:
-        play.come(seat, 1000)
+    for entry in entries:
+        play.come(entry, 1000)
     while play.step():
         pass
     assert not len(play.pending)
@@ -213,13 +215,13 @@ def test_whatever_comes_in_which_pieces_runs_once_in_order_by_the_rules(
 def run_alone(arrived: list[int], rules: Rules, *lengths: int) -> list[int]:
     """The pieces in which one session's messages run, of which so many records come each time."""
     play = Play([list(lengths)], rules)
-    (seat,) = play.lines
+    (entry,) = play.lines
     for count in arrived:
-        play.come(seat, count)
+        play.come(entry, count)
         while play.step():
             pass
     play.check()
-    return play.lines[seat].pieces
+    return play.lines[entry].pieces
 
 
 def test_a_message_that_fits_waits_until_it_is_all_there() -> None:
@@ -240,8 +242,8 @@ def test_messages_of_a_stateless_model_run_one_by_one() -> None:
 
 def test_long_messages_take_turns_with_what_came_after_them() -> None:
     play = Play([[40], [1], [40], [1]], Rules(4, 4, ragged=True, coalesce=True))
-    for seat in play.lines:
-        play.come(seat, 40)
+    for entry in play.lines:
+        play.come(entry, 40)
     runs = 0
     while play.step():
         runs += 1
@@ -262,17 +264,17 @@ def test_no_line_of_python_runs_a_timestep(
         def run() -> RingBatch:
             chosen = choose(pending, max_batch=half, max_chunk=half, ragged=True, coalesce=True)
             assert chosen is not None
-            at, row, place, seats, counts = chosen
-            assert len(at) == len(rest(pending, at, seats)) == half
+            at, row, place, entries, counts = chosen
+            assert len(at) == len(rest(pending, at, entries)) == half
             taken = pending[at]
-            batch = RingBatch(cast(RingSessions, None), taken, head_of(taken), row, place, seats, counts)
+            batch = RingBatch(cast(RingSessions, None), taken, head_of(taken), row, place, entries, counts)
             assert batch.steps == counts[0]
             return batch.keep(batch.row == 0)
 
         return run
 
     def sessions(count: int) -> Records:
-        return np.concatenate([records_of(seat, 1, seat) for seat in range(count)])
+        return np.concatenate([records_of(entry, 1, entry) for entry in range(count)])
 
     runs = [choosing(sessions(count)) for count in (4, 1024)]
     runs += [choosing(records_of(5, count, 0)) for count in (4, 1024)]

@@ -70,48 +70,48 @@ class Told:
 class Front:
     """A front end, by what it writes and reads."""
 
-    def __init__(self, desk: RingSessions, holder: int) -> None:
-        self.desk, self.holder = desk, holder
-        capacity, model = desk.capacity, desk.model
-        self.seats = SharedCapacity(
+    def __init__(self, ring_sessions: RingSessions, process_number: int) -> None:
+        self.ring_sessions, self.process_number = ring_sessions, process_number
+        capacity, model = ring_sessions.capacity, ring_sessions.model
+        self.entries = SharedCapacity(
             model.max_sessions,
             model.engine.pool.first_slot,
             stateful=bool(model.file.signature.states),
-            holder=holder,
+            process_number=process_number,
             memory=os.dup(capacity.memory),
         )
-        asks, replies = desk.attach(holder)
-        self.writer, self.reader = Writer(asks), Reader(replies)
+        requests, replies = ring_sessions.attach(process_number)
+        self.writer, self.reader = Writer(requests), Reader(replies)
         self.told: dict[int, Told] = defaultdict(Told)
         self.slot_versions: dict[int, int] = {}
 
     def open(self) -> int:
-        """A session's seat."""
-        seat, slot_version = self.seats.take_seat()
-        self.slot_versions[seat] = slot_version
-        self.told[seat] = Told()
-        text = f"{self.holder}-{seat}-{slot_version} test".encode()
-        self.writer.write(text_records(self.desk.inputs, OPEN, seat, slot_version, text))
-        return seat
+        """A session's entry."""
+        entry, slot_version = self.entries.take_entry()
+        self.slot_versions[entry] = slot_version
+        self.told[entry] = Told()
+        text = f"{self.process_number}-{entry}-{slot_version} test".encode()
+        self.writer.write(text_records(self.ring_sessions.inputs, OPEN, entry, slot_version, text))
+        return entry
 
-    def records(self, seat: int, x: np.ndarray, mode: Output = Output.ALL) -> Records:
+    def records(self, entry: int, x: np.ndarray, mode: Output = Output.ALL) -> Records:
         """A message's."""
-        layout, steps = self.desk.inputs, len(x)
+        layout, steps = self.ring_sessions.inputs, len(x)
         records = np.zeros((steps, layout.record_bytes), np.uint8)
         fields = np.ndarray(steps, FIELDS, records, strides=(layout.record_bytes,))
         fields["kind"], fields["mode"], fields["steps"] = STEP, mode.value, steps
-        fields["seat"], fields["slot_version"] = seat, self.slot_versions[seat]
+        fields["entry"], fields["slot_version"] = entry, self.slot_versions[entry]
         fields["first"][0] = fields["last"][-1] = 1
         fields["stamp"], fields["index"] = time.perf_counter(), np.arange(steps)
         ((begin, end),) = layout.places
         records[:, begin:end] = np.ascontiguousarray(x).view(np.uint8).reshape(steps, -1)
         return records
 
-    def send(self, seat: int, x: np.ndarray, mode: Output = Output.ALL) -> None:
-        self.writer.write(self.records(seat, x, mode))
+    def send(self, entry: int, x: np.ndarray, mode: Output = Output.ALL) -> None:
+        self.writer.write(self.records(entry, x, mode))
 
-    def end(self, seat: int) -> None:
-        self.writer.write(text_records(self.desk.inputs, END, seat, self.slot_versions.pop(seat)))
+    def end(self, entry: int) -> None:
+        self.writer.write(text_records(self.ring_sessions.inputs, END, entry, self.slot_versions.pop(entry)))
 
     def read(self) -> None:
         """Take what has come back."""
@@ -119,12 +119,12 @@ class Front:
         if records is None:
             return
         head = head_of(records)
-        ((begin, end),) = self.desk.outputs.places
+        ((begin, end),) = self.ring_sessions.outputs.places
         at = 0
         while at < len(head):
-            seat = int(head["seat"][at])
-            told = self.told[seat]
-            assert head["slot_version"][at] == self.slot_versions[seat]
+            entry = int(head["entry"][at])
+            told = self.told[entry]
+            assert head["slot_version"][at] == self.slot_versions[entry]
             if head["kind"][at] == FAIL:
                 text, count = text_at(records, at, int(head["steps"][at]))
                 told.errors.append(unpack_error(text))
@@ -153,38 +153,38 @@ class Rig:
             open_model(path, path.stem), configured, Device(), wakeup=EventWakeup()
         )
         self.table = SessionTable(idle_timeout_s=0)
-        self.desk = RingSessions(self.model, self.table)
+        self.ring_sessions = RingSessions(self.model, self.table)
         self.rings = RingRunner(self.model.engine, self.model.metrics, allow_non_finite=False)
         if own_thread:
-            self.desk.serve(configured.non_finite == "allow")
+            self.ring_sessions.serve(configured.non_finite == "allow")
         else:
             self.model.runner.stop()
         self.fronts: list[Front] = []
         self.holders = itertools.count(2)
 
     def front(self) -> Front:
-        self.fronts.append(Front(self.desk, next(self.holders)))
+        self.fronts.append(Front(self.ring_sessions, next(self.holders)))
         return self.fronts[-1]
 
     def serve(self) -> list[list[int]]:
         """Run all that has come; each run's rows."""
         runs = []
-        self.desk.gather()
-        while (batch := self.desk.form()) is not None:
+        self.ring_sessions.gather()
+        while (batch := self.ring_sessions.form()) is not None:
             runs.append(batch.counts.tolist())
             self.rings.run(batch)
-            self.desk.gather()
+            self.ring_sessions.gather()
         return runs
 
     def lose(self, *fronts: Front) -> None:
         for front in fronts:
-            self.desk.lose(front.holder)
+            self.ring_sessions.lose(front.process_number)
             self.fronts.remove(front)
-            os.close(front.seats.memory)
-        self.desk.gather()
+            os.close(front.entries.memory)
+        self.ring_sessions.gather()
 
-    def state(self, seat: int) -> tuple[np.ndarray, ...]:
-        return self.model.engine.pool.read(seat + self.model.engine.pool.first_slot)
+    def state(self, entry: int) -> tuple[np.ndarray, ...]:
+        return self.model.engine.pool.read(entry + self.model.engine.pool.first_slot)
 
 
 Rigs = Callable[..., Rig]
@@ -218,7 +218,7 @@ def rigs(all_rigs: Rigs) -> Iterator[Rigs]:
     yield make
     for rig in used:
         rig.lose(*rig.fronts)
-        assert rig.desk.capacity.live == len(rig.table) == 0
+        assert rig.ring_sessions.capacity.live == len(rig.table) == 0
 
 
 @pytest.fixture(scope="module")
@@ -284,13 +284,13 @@ class One:
     """A session, what it sent, and how much of that may be answered."""
 
     front: Front
-    seat: int
+    entry: int
     sent: list[tuple[np.ndarray, Output]] = field(default_factory=list)
     fails: str = ""
 
     @property
     def told(self) -> Told:
-        return self.front.told[self.seat]
+        return self.front.told[self.entry]
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["ragged", "fixed shapes"])
@@ -324,8 +324,8 @@ def test_sessions_of_two_front_ends_are_as_if_alone(
         assert [error.reason for error in one.told.errors] == ([one.fails] if one.fails else [])
         if one.fails != "SESSION_CLOSED":
             assert len(one.told.replies) == len(one.sent)
-        one.front.end(one.seat)
-        rig.desk.gather()
+        one.front.end(one.entry)
+        rig.ring_sessions.gather()
         live.remove(one)
 
     for act, which, steps, mode in plan:
@@ -337,18 +337,18 @@ def test_sessions_of_two_front_ends_are_as_if_alone(
         one = live[which % len(live)]
         x = noise.standard_normal((steps, 3)).astype(np.float32)
         if act == "send":
-            one.front.send(one.seat, x, mode)
+            one.front.send(one.entry, x, mode)
             if not one.fails:
                 one.sent.append((x, mode))
         elif act == "spoil" and not one.fails:
             bad = x[:MAX_CHUNK]
             bad[noise.integers(len(bad)), noise.integers(3)] = [np.nan, np.inf, -np.inf][which % 3]
-            one.front.send(one.seat, bad, mode)
+            one.front.send(one.entry, bad, mode)
             one.fails = "NON_FINITE_INPUT"
         elif act == "fail" and not one.fails:
-            rig.desk.gather()  # it is known
-            name = f"{one.front.holder}-{one.seat}-{one.front.slot_versions[one.seat]}"
-            rig.table.find(name).session.owner.fail(SessionClosed("closed", session_id=name))
+            rig.ring_sessions.gather()  # it is known
+            name = f"{one.front.process_number}-{one.entry}-{one.front.slot_versions[one.entry]}"
+            rig.table.find(name).session.listener.fail(SessionClosed("closed", session_id=name))
             one.fails = "SESSION_CLOSED"
         elif act == "serve":
             rig.serve()
@@ -357,7 +357,7 @@ def test_sessions_of_two_front_ends_are_as_if_alone(
     while live:
         finish(live[0])
     rig.serve()
-    assert rig.desk.capacity.live == 0
+    assert rig.ring_sessions.capacity.live == 0
     assert len(rig.table) == 0
     rig.lose(*fronts)
 
@@ -375,61 +375,61 @@ def test_a_refused_message_changes_no_state_and_those_before_it_are_answered(
     rigs: Rigs, modules: dict[str, torch.nn.Module]
 ) -> None:
     rig = rigs("lstm")
-    front, seat = one_session(rig)
+    front, entry = one_session(rig)
     other = front.open()
     good = normal(1, 3)
     bad = normal(2, 3)
     bad[1, 2] = np.inf
     for each in (good, bad, good):
-        front.send(seat, each)
+        front.send(entry, each)
     front.send(other, good)
     rig.serve()
     front.read()
-    check(front.told[seat], [(good, Output.ALL)], modules["lstm"], stateful=True)
+    check(front.told[entry], [(good, Output.ALL)], modules["lstm"], stateful=True)
     check(front.told[other], [(good, Output.ALL)], modules["lstm"], stateful=True)
-    assert [len(front.told[each].replies) for each in (seat, other)] == [1, 1]
-    for one, two in zip(rig.state(seat), rig.state(other), strict=True):
+    assert [len(front.told[each].replies) for each in (entry, other)] == [1, 1]
+    for one, two in zip(rig.state(entry), rig.state(other), strict=True):
         np.testing.assert_array_equal(one, two)
-    (error,) = front.told[seat].errors
+    (error,) = front.told[entry].errors
     assert str(error) == "input 'x': expected finite values, got inf at step 1, element 2"
     assert not front.told[other].errors
 
 
 def test_what_is_bad_in_a_later_piece_of_a_long_message_is_named_by_its_step(rigs: Rigs) -> None:
     rig = rigs("lstm")
-    front, seat = one_session(rig)
+    front, entry = one_session(rig)
     x = normal(11, 3)
     x[9, 1] = np.nan
-    front.send(seat, x)
+    front.send(entry, x)
     rig.serve()
     front.read()
-    (error,) = front.told[seat].errors
+    (error,) = front.told[entry].errors
     assert error.facts == {"input": "x", "step": "9", "element": "1"}
-    assert rig.desk.applied[seat] == 8
+    assert rig.ring_sessions.applied[entry] == 8
 
 
 def test_a_refused_session_runs_no_more_whatever_it_has_sent(rigs: Rigs) -> None:
     rig = rigs("lstm")
-    front, seat = one_session(rig)
-    front.send(seat, np.full((1, 3), np.nan, np.float32))
+    front, entry = one_session(rig)
+    front.send(entry, np.full((1, 3), np.nan, np.float32))
     for _ in range(6):
-        front.send(seat, normal(3, 3))
+        front.send(entry, normal(3, 3))
     cancelled = rig.model.metrics.cancelled
     assert len(rig.serve()) == 1
-    front.send(seat, normal(1, 3))
+    front.send(entry, normal(1, 3))
     assert rig.serve() == []
     front.read()
-    assert not front.told[seat].replies
-    assert len(front.told[seat].errors) == 1
-    assert rig.desk.applied[seat] == 0
+    assert not front.told[entry].replies
+    assert len(front.told[entry].errors) == 1
+    assert rig.ring_sessions.applied[entry] == 0
     assert rig.model.metrics.cancelled - cancelled >= 6
-    # Its seat is taken until its front end has said that it has ended, and is as new for the next.
-    assert rig.desk.capacity.live == 1
-    front.end(seat)
+    # Its entry is taken until its front end has said that it has ended, and is as new for the next.
+    assert rig.ring_sessions.capacity.live == 1
+    front.end(entry)
     rig.serve()
-    assert rig.desk.capacity.live == 0
+    assert rig.ring_sessions.capacity.live == 0
     again = front.open()
-    assert again == seat
+    assert again == entry
     front.send(again, normal(1, 3))
     rig.serve()
     front.read()
@@ -440,16 +440,16 @@ def test_long_messages_are_cut_and_answered_as_one(rigs: Rigs, modules: dict[str
     rig = rigs("lstm")
     front = rig.front()
     sent = [(normal(10, 3), mode) for mode in Output] + [(normal(2, 3), Output.ALL)]
-    seats = [front.open() for _ in range(2)]
-    for seat in seats:
+    entries = [front.open() for _ in range(2)]
+    for entry in entries:
         for x, mode in sent:
-            front.send(seat, x, mode)
+            front.send(entry, x, mode)
     runs = rig.serve()
     assert max(max(rows) for rows in runs) == MAX_CHUNK
     front.read()
-    for seat in seats:
-        assert len(front.told[seat].replies) == len(sent)
-        check(front.told[seat], sent, modules["lstm"], stateful=True)
+    for entry in entries:
+        assert len(front.told[entry].replies) == len(sent)
+        check(front.told[entry], sent, modules["lstm"], stateful=True)
 
 
 def test_long_messages_take_turns_with_what_came_after_them(rigs: Rigs) -> None:
@@ -465,17 +465,17 @@ def test_a_message_that_comes_in_pieces_is_answered_once(
     rigs: Rigs, modules: dict[str, torch.nn.Module]
 ) -> None:
     rig = rigs("cnn")  # looks at a message as a whole
-    front, seat = one_session(rig)
+    front, entry = one_session(rig)
     x = normal(30, 3)
-    records = front.records(seat, x)
+    records = front.records(entry, x)
     for part in np.split(records, [4, 11, 12]):
         front.read()
-        assert not front.told[seat].replies
+        assert not front.told[entry].replies
         front.writer.write(part)
         rig.serve()
     front.read()
-    assert len(front.told[seat].replies) == 1
-    check(front.told[seat], [(x, Output.ALL)], modules["cnn"], stateful=False)
+    assert len(front.told[entry].replies) == 1
+    check(front.told[entry], [(x, Output.ALL)], modules["cnn"], stateful=False)
 
 
 class Broken(Exception):
@@ -490,9 +490,9 @@ def test_a_run_that_fails_ends_the_sessions_of_its_batch_alone(
     front = rig.front()
     lost, kept = [front.open(), front.open()], front.open()
     x, y = normal(2, 3), normal(1, 3)
-    for seat in lost:
-        front.send(seat, x)
-        front.send(seat, x)
+    for entry in lost:
+        front.send(entry, x)
+        front.send(entry, x)
     front.send(kept, y)
     runs = iter([True, False])
 
@@ -505,10 +505,10 @@ def test_a_run_that_fails_ends_the_sessions_of_its_batch_alone(
     failed = rig.model.metrics.request_figures().failed["BACKEND"]
     assert rig.serve() == [[4, 4], [1]]
     front.read()
-    for seat in lost:
-        (error,) = front.told[seat].errors
-        assert (error.reason, rig.desk.applied[seat]) == ("ENGINE_FAILED", 0)
-        assert not front.told[seat].replies
+    for entry in lost:
+        (error,) = front.told[entry].errors
+        assert (error.reason, rig.ring_sessions.applied[entry]) == ("ENGINE_FAILED", 0)
+        assert not front.told[entry].replies
     check(front.told[kept], [(y, Output.ALL)], modules["lstm"], stateful=True)
     assert len(front.told[kept].replies) == 1
     # The first message of each session is counted by its front end.
@@ -523,18 +523,18 @@ def test_what_the_model_refuses_ends_its_session_alone(
     rig = rigs(path, fixed_shapes=fixed)
     assert rig.model.engine.commits_last
     front = rig.front()
-    seats = [front.open() for _ in range(4)]
-    bad = seats[1]
+    entries = [front.open() for _ in range(4)]
+    bad = entries[1]
     sent: dict[int, list[tuple[np.ndarray, Output]]] = defaultdict(list)
     noise = np.random.default_rng(1)
     for turn, lengths in enumerate([(3, 2, 4, 2), (3, 4, 3, 3), (1, 1, 1, 1), (2, 0, 3, 3)]):
-        for seat, steps in zip(seats, lengths, strict=True):
+        for entry, steps in zip(entries, lengths, strict=True):
             tokens = noise.integers(0, TOKENS, steps)
-            if seat == bad and turn == 1:
+            if entry == bad and turn == 1:
                 tokens[-1] = TOKENS
             if steps:
-                front.send(seat, tokens)
-                sent[seat].append((tokens, Output.ALL))
+                front.send(entry, tokens)
+                sent[entry].append((tokens, Output.ALL))
         rig.serve()
         front.read()
         if turn == 1:
@@ -542,11 +542,11 @@ def test_what_the_model_refuses_ends_its_session_alone(
             assert error.reason == "REFUSED_BY_MODEL"
             assert "out of data bounds" in str(error)
     assert len(front.told[bad].errors) == 1
-    assert rig.desk.applied[bad] == 2
-    for seat in seats:
-        assert len(front.told[seat].replies) == (1 if seat == bad else 4)
-        assert (seat == bad) == bool(front.told[seat].errors)
-        check(front.told[seat], sent[seat], module, stateful=True)
+    assert rig.ring_sessions.applied[bad] == 2
+    for entry in entries:
+        assert len(front.told[entry].replies) == (1 if entry == bad else 4)
+        assert (entry == bad) == bool(front.told[entry].errors)
+        check(front.told[entry], sent[entry], module, stateful=True)
 
 
 def test_a_refused_token_does_not_stay_behind_in_padding(
@@ -580,8 +580,8 @@ def test_an_error_after_the_run_is_not_taken_for_a_run_that_failed(
     """The states have advanced by then: running again would advance them twice."""
     path, _ = seq2seq
     rig = rigs(path)
-    front, seat = one_session(rig)
-    front.send(seat, np.array([1, 2]))
+    front, entry = one_session(rig)
+    front.send(entry, np.array([1, 2]))
     ran = []
     go = rig.model.engine.run
 
@@ -594,13 +594,13 @@ def test_an_error_after_the_run_is_not_taken_for_a_run_that_failed(
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.model.engine, "run", run)
-        patch.setattr(rig.desk, "answer", answer)
+        patch.setattr(rig.ring_sessions, "answer", answer)
         with pytest.raises(Broken):
             rig.serve()
     assert len(ran) == 1
 
 
-def test_a_lost_front_end_gives_its_seats_back_and_the_others_go_on(
+def test_a_lost_front_end_gives_its_entries_back_and_the_others_go_on(
     rigs: Rigs, modules: dict[str, torch.nn.Module]
 ) -> None:
     rig = rigs("lstm")
@@ -608,32 +608,32 @@ def test_a_lost_front_end_gives_its_seats_back_and_the_others_go_on(
     x = normal(2, 3)
     mine = kept.open()
     theirs = [lost.open() for _ in range(MAX_SESSIONS - 1)]
-    for seat in theirs:
-        lost.send(seat, x)
+    for entry in theirs:
+        lost.send(entry, x)
     rig.serve()
     kept.send(mine, x)
-    for seat in theirs:  # some of it has come, some has not, when it dies
-        lost.send(seat, x)
-    rig.desk.gather()
+    for entry in theirs:  # some of it has come, some has not, when it dies
+        lost.send(entry, x)
+    rig.ring_sessions.gather()
     lost.send(theirs[0], x)
-    assert rig.desk.capacity.live == MAX_SESSIONS
+    assert rig.ring_sessions.capacity.live == MAX_SESSIONS
     ended = rig.model.metrics.ended["frontend_lost"]
     rig.lose(lost)
-    assert rig.desk.capacity.live == len(rig.table) == 1
+    assert rig.ring_sessions.capacity.live == len(rig.table) == 1
     assert rig.model.metrics.ended["frontend_lost"] - ended == len(theirs)
-    assert not rig.desk.queued[theirs].any()
+    assert not rig.ring_sessions.queued[theirs].any()
     assert rig.serve() == [[2]]
     kept.read()
     check(kept.told[mine], [(x, Output.ALL)], modules["lstm"], stateful=True)
     again = [kept.open() for _ in range(MAX_SESSIONS - 1)]
     assert set(again) == set(theirs)
-    for seat in again:
-        kept.send(seat, x)
+    for entry in again:
+        kept.send(entry, x)
     rig.serve()
     kept.read()
-    for seat in (mine, *again):
-        assert len(kept.told[seat].replies) == 1
-        check(kept.told[seat], [(x, Output.ALL)], modules["lstm"], stateful=True)
+    for entry in (mine, *again):
+        assert len(kept.told[entry].replies) == 1
+        check(kept.told[entry], [(x, Output.ALL)], modules["lstm"], stateful=True)
 
 
 def test_the_engine_s_own_thread_serves_rings_and_notes_a_lost_front_end(
@@ -642,23 +642,23 @@ def test_the_engine_s_own_thread_serves_rings_and_notes_a_lost_front_end(
     rig = rigs("lstm", own_thread=True)
     fronts = [rig.front(), rig.front()]
     sent = {(front, front.open()): [(normal(3, 3), Output.ALL)] * 5 for front in fronts}
-    for (front, seat), messages in sent.items():
+    for (front, entry), messages in sent.items():
         for x, mode in messages:
-            front.send(seat, x, mode)
+            front.send(entry, x, mode)
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s and any(len(f.told[s].replies) < 5 for f, s in sent):
         for front in fronts:
             front.read()
         time.sleep(0.001)
-    for (front, seat), messages in sent.items():
-        assert len(front.told[seat].replies) == 5
-        check(front.told[seat], messages, modules["lstm"], stateful=True)
+    for (front, entry), messages in sent.items():
+        assert len(front.told[entry].replies) == 5
+        check(front.told[entry], messages, modules["lstm"], stateful=True)
     for front in fronts:
-        rig.desk.lose(front.holder)
+        rig.ring_sessions.lose(front.process_number)
         rig.fronts.remove(front)
-    while time.monotonic() < deadline_s and rig.desk.capacity.live:
+    while time.monotonic() < deadline_s and rig.ring_sessions.capacity.live:
         time.sleep(0.001)
-    assert rig.desk.capacity.live == len(rig.table) == 0
+    assert rig.ring_sessions.capacity.live == len(rig.table) == 0
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -668,11 +668,11 @@ def test_no_line_of_python_runs_a_session(
     """From the ring and back, 256 sessions take the calls that 16 take; no fewer take more."""
     rig = rigs("lstm", max_sessions=256, max_batch=256)
     front = rig.front()
-    seats = [front.open() for _ in range(256)]
+    entries = [front.open() for _ in range(256)]
 
     def round_of(count: int) -> Counter[str]:
-        for seat in seats[:count]:
-            front.send(seat, normal(steps, 3), Output.LAST)
+        for entry in entries[:count]:
+            front.send(entry, normal(steps, 3), Output.LAST)
         calls = counted(rig.serve)
         front.read()
         return calls
@@ -685,20 +685,20 @@ def test_no_line_of_python_runs_a_session(
     assert some == many
     # Up to a dozen values a histogram takes one by one.
     assert not {name: count for name, count in (few - many).items() if "C:" not in name}
-    assert all(len(front.told[seat].replies) >= 2 for seat in seats)
+    assert all(len(front.told[entry].replies) >= 2 for entry in entries)
 
 
 def test_nothing_of_an_earlier_run_is_in_the_buffers_of_a_later_one(rigs: Rigs) -> None:
     """Behind each row's last step there are zeros, whatever ran before."""
     rig = rigs("lstm")
     front = rig.front()
-    seats = [front.open() for _ in range(MAX_BATCH)]
+    entries = [front.open() for _ in range(MAX_BATCH)]
     for number, lengths in enumerate(([4, 4, 4, 4], [2, 3, 4, 2], [4, 3, 2, 3], [1, 2, 1, 2])):
         mark = np.float32(number + 1)
-        for seat, length in zip(seats, lengths, strict=True):
-            front.send(seat, np.full((length, 3), mark, np.float32))
-        rig.desk.gather()
-        batch = rig.desk.form()
+        for entry, length in zip(entries, lengths, strict=True):
+            front.send(entry, np.full((length, 3), mark, np.float32))
+        rig.ring_sessions.gather()
+        batch = rig.ring_sessions.form()
         assert batch is not None
         rows = rig.rings.fill(batch).values[0]
         for row, length in zip(rows, batch.counts.tolist(), strict=False):

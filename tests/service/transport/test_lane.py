@@ -913,7 +913,7 @@ class Batches(Echo):
     def take(self, data: bytes) -> bool:
         self.waiting.append(data)
         if len(self.waiting) == 1:
-            assert self.call.soon(self.answer_all)
+            assert self.call.run_after_arrivals(self.answer_all)
         return True
 
     def answer_all(self) -> None:

@@ -181,20 +181,20 @@ def test_what_fails_once_idle_ends_no_call(
 def test_a_lone_client_that_pipelines_is_read_to_the_end_before_what_was_put_off(
     served: tuple[ServingQueue, int],
 ) -> None:
-    """`Call.soon` goes behind what has arrived on the sockets, so that a run has as many messages as there are."""
+    """`Call.run_after_arrivals` waits for all messages that have arrived on the sockets, so they share a run."""
     order: list[bytes] = []
 
     def note(call: StreamCall, data: bytes) -> None:
         order.append(data)
-        if data == b"book":
-            assert call.soon(lambda: order.append(b"called"))
+        if data == b"defer":
+            assert call.run_after_arrivals(lambda: order.append(b"called"))
 
     talk = Talk(served[1])
     talk.step()
     DoingEcho.doing = note
     before = ARRIVALS.messages
     for number in range(4):
-        talk.sent.put(b"book" if number == 0 else b"%d" % number)
+        talk.sent.put(b"defer" if number == 0 else b"%d" % number)
     for _ in range(4):
         next(talk.answers)
     talk.step(b"last")

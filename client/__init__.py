@@ -96,7 +96,7 @@ class ConnectOptions(TypedDict, total=False):
 
 
 def connect(target: str, **options: Unpack[ConnectOptions]) -> Client:
-    """A blocking client of the server at `target`, such as "localhost:8500"; `Options` says what else it takes.
+    """Make a blocking client of the server at `target`, such as "localhost:8500"; `Options` lists the other arguments.
 
     Nothing is sent yet. Use it in a `with` statement, or `close` it.
     """
@@ -104,8 +104,8 @@ def connect(target: str, **options: Unpack[ConnectOptions]) -> Client:
 
 
 def connect_async(target: str, **options: Unpack[ConnectOptions]) -> AsyncClient:
-    """`connect` for asyncio: an `async with` client, to be made while its event loop runs.
+    """Make an asyncio client, for `async with`. Call it while the event loop runs.
 
-    gRPC supports one event loop a process.
+    gRPC supports one event loop per process.
     """
     return AsyncClient(target, Options(**options))

@@ -1,4 +1,4 @@
-"""How to reach a server: TLS, keepalive, message sizes. The same for both clients."""
+"""Options of a connection: TLS, keepalive, message sizes. Both clients share them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What `connect` takes.
+    """The keyword arguments of `connect`.
 
     Attributes:
-        timeout_s: the longest that any one answer may take: a unary call, a session's opening, a message's reply.
-            `math.inf` for no limit.
+        timeout_s: time limit of each answer: to a unary call, a session's opening, a message. `math.inf` for none.
         tls: False for plain text, True for TLS with the system's roots, a path of a PEM file with the roots to
             trust, or `grpc.ChannelCredentials` (for client certificates).
         metadata: sent with every call, for example ``(("authorization", "Bearer …"),)``.
-        keepalive_s: seconds without data, while a session is open, after which to ping; `math.inf` for none.
+        keepalive_s: seconds without data before a connection with an open session is pinged; `math.inf` for never.
         keepalive_timeout_s: seconds to wait for the answer to a ping before the connection counts as broken.
         wait_for_ready: wait for a server that is not up yet, within `timeout_s`, instead of failing at once.
-        options: further gRPC channel options; these win.
+        options: further gRPC channel options; they override the options above.
     """
 
     timeout_s: float = 30.0
@@ -50,7 +49,7 @@ class Options:
     def arguments(self) -> list[tuple[str, Any]]:
         """gRPC channel arguments."""
         arguments: dict[str, Any] = {
-            # Replies can be larger than requests, and the server bounds them.
+            # No limit here: the server bounds both, and replies can be larger than requests.
             "grpc.max_receive_message_length": -1,
             "grpc.max_send_message_length": -1,
         }
@@ -61,7 +60,7 @@ class Options:
         return list(arguments.items())
 
     def wait_s(self, timeout_s: float | None) -> float:
-        """How long to wait for an answer: `timeout_s`, or this client's limit if it is None; infinite for no limit."""
+        """Seconds to wait for an answer: `timeout_s`, or this client's limit if it is None; infinite for no limit."""
         return self.timeout_s if timeout_s is None else timeout_s
 
     def of_call(self, deadline_s: float, metadata: Metadata = ()) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Typed errors: one class for each kind of failure, each with the server's stable reason.
+"""Typed errors: one class for each kind of failure, with the server's stable reason.
 
-A server error is a gRPC status whose trailing metadata hold a `google.rpc.Status` with a `google.rpc.ErrorInfo`;
-`from_rpc` turns one into an exception. docs/errors.md says what to do about each reason.
+A server error is a gRPC status whose trailing metadata contain a `google.rpc.Status` with a `google.rpc.ErrorInfo`;
+`from_rpc` makes an exception of it. docs/errors.md says what to do about each reason.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _Code = grpc.StatusCode
 
 
 class StreamCellError(Exception):
-    """Base of everything that the client raises on purpose. The text says what was expected and what came.
+    """Base of all errors that the client raises on purpose. The text says what was expected and what was found.
 
     Attributes:
-        reason: the stable reason, such as "WRONG_DTYPE"; the name of the gRPC code if the server gave none.
-        code: the gRPC status code; for an error found before anything was sent, the one the server would use.
-        metadata: the same facts for programs, as text.
+        reason: the stable reason, such as "WRONG_DTYPE"; the name of the gRPC code if the server sent none.
+        code: the gRPC status code; the server's code for this error if the client found it before sending.
+        metadata: the facts of the text, for programs; values are texts.
     """
 
     default_code: ClassVar[grpc.StatusCode] = _Code.UNKNOWN
@@ -43,30 +43,30 @@ class StreamCellError(Exception):
         self.metadata = dict(metadata or {})
 
     def again(self) -> StreamCellError:
-        """An equal error with a traceback of its own, to raise when the ended session is used again."""
+        """An equal error with its own traceback, to raise each time the ended session is used."""
         return type(self)(str(self), reason=self.reason, code=self.code, metadata=self.metadata)
 
 
 class InvalidInput(StreamCellError, ValueError):
-    """This input does not fit the model: dtype, shape, count, values or size. Sending it again will not help."""
+    """The input does not fit the model: dtype, shape, count, values or size. Sending it again fails again."""
 
     default_code = _Code.INVALID_ARGUMENT
 
 
 class ProtocolMisuse(StreamCellError):
-    """Calls in a wrong order: a step before the opening, a second opening, a `receive` without a message sent."""
+    """Calls in the wrong order: a step before the opening, a second opening, a `receive` without a message sent."""
 
     default_code = _Code.FAILED_PRECONDITION
 
 
 class NotFound(StreamCellError, LookupError):
-    """The server has no such thing."""
+    """The server has no model or session of that name."""
 
     default_code = _Code.NOT_FOUND
 
 
 class ModelNotFound(NotFound):
-    """No model of that name, or not in that version."""
+    """No model of that name, or no such version of it."""
 
 
 class SessionNotFound(NotFound):
@@ -74,17 +74,17 @@ class SessionNotFound(NotFound):
 
 
 class LimitReached(StreamCellError):
-    """A bound of the server's; later or smaller may work."""
+    """A bound of the server was reached; a later or smaller request may succeed."""
 
     default_code = _Code.RESOURCE_EXHAUSTED
 
 
 class SessionLimit(LimitReached):
-    """The model has as many live sessions as it may have."""
+    """The model has reached its bound on live sessions."""
 
 
 class MessageTooLarge(LimitReached):
-    """The message has more bytes than one message may have."""
+    """The message exceeds the bound on bytes."""
 
 
 class SessionLost(StreamCellError):
@@ -94,25 +94,25 @@ class SessionLost(StreamCellError):
 
 
 class SessionExpired(SessionLost):
-    """Idle for longer than the server keeps a session."""
+    """The session was idle for longer than the server's limit."""
 
 
 class SessionClosed(SessionLost):
-    """Closed: by this client, or by another through `close_session`."""
+    """The session was closed by this client, or by any client's `close_session`."""
 
 
 class Unavailable(StreamCellError, ConnectionError):
-    """The server cannot be reached, or the connection broke."""
+    """The server cannot be reached, or the connection was lost."""
 
     default_code = _Code.UNAVAILABLE
 
 
 class ServerDraining(Unavailable):
-    """The server is shutting down: open elsewhere, or later."""
+    """The server is shutting down: open the session on another server, or later."""
 
 
 class DeadlineExceeded(StreamCellError, TimeoutError):
-    """No answer in time. Whether the steps were applied is not known, so a session ends with it."""
+    """No answer in time. The session ends, because it is not known whether its steps were applied."""
 
     default_code = _Code.DEADLINE_EXCEEDED
 
@@ -124,17 +124,17 @@ class Cancelled(StreamCellError):
 
 
 class ServerFault(StreamCellError):
-    """The server's own failure, such as a model's run that failed."""
+    """A fault of the server, such as a failed run of the model."""
 
     default_code = _Code.INTERNAL
 
 
 class RowsRefused(StreamCellError):
-    """Some rows of a pool's frame were refused; the others ran, and the pool lives on.
+    """Some rows of a pool's frame were refused; the others ran, and the pool stays open.
 
     Attributes:
-        outputs: the frame's outputs, with zeros in the rows that were refused.
-        errors: why each refused row was refused, by member.
+        outputs: the frame's outputs, with zeros in the refused rows.
+        errors: the error of each refused row, by member.
     """
 
     default_code = _Code.INVALID_ARGUMENT
@@ -149,7 +149,7 @@ class RowsRefused(StreamCellError):
         self.outputs = outputs
 
     def again(self) -> RowsRefused:
-        """An equal error with a traceback of its own."""
+        """An equal error with its own traceback."""
         return RowsRefused(self.errors, self.outputs)
 
 
@@ -168,7 +168,7 @@ _BY_REASON: dict[str, type[StreamCellError]] = {
     "SERVER_DRAINING": ServerDraining,
 }
 
-# For reasons that this client does not know, and for statuses that no StreamCell server wrote.
+# For reasons that this client does not know, and for statuses that no StreamCell server sent.
 _BY_CODE: dict[grpc.StatusCode, type[StreamCellError]] = {
     kind.default_code: kind
     for kind in (
@@ -179,7 +179,7 @@ _BY_CODE: dict[grpc.StatusCode, type[StreamCellError]] = {
 
 
 class Status(Protocol):
-    """How a finished call ended: what `grpc.Call`, its errors and `grpc.aio.AioRpcError` have in common."""
+    """A finished call's status: the common part of `grpc.Call`, its errors and `grpc.aio.AioRpcError`."""
 
     def code(self) -> grpc.StatusCode: ...
     def details(self) -> str | None: ...
@@ -194,12 +194,12 @@ def from_rpc(status: Status) -> StreamCellError:
 def from_status(
     code: grpc.StatusCode, text: str, trailing: Iterable[tuple[str, str | bytes]]
 ) -> StreamCellError:
-    """The exception for an error status: its class by the reason in the rich status, or else by the code."""
+    """The exception for an error status: its class follows from the rich status's reason, or else from the code."""
     info = _error_info(trailing)
     if info is not None:
         return from_reason(code, info.reason, text, info.metadata)
     text = f"{text or 'no details'} ({code.name})"
-    if code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text:  # gRPC's own limit, either side
+    if code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text:  # gRPC's own limit, at either end
         return MessageTooLarge(text, reason="MESSAGE_TOO_LARGE", code=code)
     return _BY_CODE.get(code, StreamCellError)(text, code=code)
 
@@ -207,7 +207,7 @@ def from_status(
 def from_reason(
     code: grpc.StatusCode, reason: str, text: str, metadata: Mapping[str, str]
 ) -> StreamCellError:
-    """The exception for a reason of the server's; by the code if this client does not know it."""
+    """The exception for a server's reason; its class follows from the code if this client does not know the reason."""
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, StreamCellError)
     return kind(text, reason=reason, code=code, metadata=metadata)
 
@@ -223,6 +223,6 @@ def _error_info(trailing: Iterable[tuple[str, str | bytes]]) -> error_details_pb
             for detail in rich.details:
                 if detail.Unpack(info) and info.domain == DOMAIN:
                     return info
-        except DecodeError:  # a proxy's or another library's bytes: the plain status stands
+        except DecodeError:  # a proxy or another library wrote these bytes: use the plain status
             return None
     return None

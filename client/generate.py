@@ -1,7 +1,7 @@
 """Writes the blocking twins of asyncio modules: `python client/generate.py`; `--check` fails if one is out of date.
 
-What both clients do is written once, in `client/aio/`. A twin has the same code without `async` and `await`. In a
-module of `client/aio/`, a line `# blocking: code` is code that only the twin has.
+Code that both clients share is written once, in `client/aio/`. A twin has the same code without `async` and `await`.
+A line `# blocking: code` in a module of `client/aio/` becomes code in the twin only.
 """
 
 from __future__ import annotations

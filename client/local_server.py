@@ -1,4 +1,4 @@
-"""`streamcell serve` in a process of its own, as the demos, the benchmarks and the tests run it."""
+"""Runs `streamcell serve` in another process, for the demos, the benchmarks and the tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _START_S = 60.0
 
 
 class ServerProcessError(RuntimeError):
-    """The server did not come up; the text holds what it said."""
+    """The server did not start; the text contains its output."""
 
 
 class ServerProcess:
@@ -27,9 +27,9 @@ class ServerProcess:
     Attributes:
         process: the child.
         log: its log lines, parsed.
-        said: what it wrote to standard error that is no log line.
-        target: "127.0.0.1:PORT" of its gRPC port, once it is up.
-        metrics_url: of its Prometheus endpoint, once it is up.
+        said: the lines on its standard error that are no log lines.
+        target: "127.0.0.1:PORT" of its gRPC port, once it serves.
+        metrics_url: the URL of its Prometheus page, once it serves.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         module: Sequence[str] = ("streamcell.cli",),
     ) -> None:
-        """Start the server on the models of a folder. It is not up yet: see `wait_until_up`.
+        """Start the server's process; `wait_until_up` waits until it serves.
 
         Args:
-            models: the folder.
-            flags: of `streamcell serve`.
-            environment: variables of the server's process, beside this one's.
-            module: the module to run instead of the command line, and its first arguments.
+            models: the folder of models.
+            flags: flags of `streamcell serve`.
+            environment: environment variables of the server's process, in addition to this process's.
+            module: the module to run instead of the command line, followed by its first arguments.
         """
         command = [sys.executable, "-m", *module, "serve", "--models", str(models)]
         ports = ["--port", "0", "--metrics-port", "0", "--log-format", "json"]
@@ -82,7 +82,7 @@ class ServerProcess:
         """Wait until it serves.
 
         Raises:
-            ServerProcessError: it ended first, or took over a minute.
+            ServerProcessError: it ended, or took more than a minute.
         """
         self._up.wait(_START_S)
         if not self.target:
@@ -97,7 +97,7 @@ class ServerProcess:
         return self.process.pid
 
     def metrics(self) -> str:
-        """What its Prometheus endpoint says now."""
+        """The text of its Prometheus page."""
         with urllib.request.urlopen(self.metrics_url, timeout=10) as answer:
             text: str = answer.read().decode()
         return text
@@ -114,7 +114,7 @@ class ServerProcess:
         )
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM, once: a second one would end it at once."""
+        """Send SIGTERM, only once: a second one would end the server at once."""
         if not self._asked and self.process.poll() is None:
             self._asked = True
             self.process.send_signal(signal.SIGTERM)

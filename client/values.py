@@ -1,4 +1,4 @@
-"""What a client learns about models and sessions, as plain frozen values."""
+"""Frozen values that describe models and sessions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamcell.proto import pb
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input or output: a single session's single timestep, batch and time axes left out."""
+    """One input or output of one timestep of one session, without batch and time axes."""
 
     name: str
     dtype: str
@@ -43,11 +43,11 @@ class GenerationInfo:
     encoding: str
     # Class k is token `offset` + k.
     offset: int
-    # The token that a generation begins with; None: what the last output gives.
+    # The token that a generation begins with; None: it begins with what the last output gives.
     start: int | None
-    # The class that ends one; None: none does.
+    # The class that ends a generation; None: none does.
     stop: int | None
-    # The most steps that can be asked for at once.
+    # The maximum steps of one generation.
     max_steps: int
 
 
@@ -68,13 +68,13 @@ class Model:
     max_sessions: int
     # None if the model cannot generate.
     generation: GenerationInfo | None = None
-    # How the server restricts it, each with the reason; empty if it answers the same however it is batched.
+    # The server's restrictions of the model, each with its reason; empty if batching does not change its outputs.
     restrictions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LiveSession:
-    """A session of any client, as the server sees it."""
+    """A live session of any client."""
 
     id: str
     model: str
@@ -86,20 +86,20 @@ class LiveSession:
     age_s: float
     idle_s: float
     peer: str
-    # 1, or the live members of a pool, which is listed as one; its `step_index` is their sum.
+    # 1; for a pool, which is listed as one session, its live members; its `step_index` is the sum of theirs.
     members: int = 1
 
 
 def tensors(specs: Iterable[pb.TensorSpec]) -> tuple[Tensor, ...]:
-    """Wire specs as values."""
+    """Wire messages as values."""
     return tuple(Tensor(spec.name, spec.dtype, tuple(spec.step_shape), spec.distribution) for spec in specs)
 
 
-def generation(holder: pb.Model | pb.SessionOpened) -> GenerationInfo | None:
+def generation(message: pb.Model | pb.SessionOpened) -> GenerationInfo | None:
     """How a model generates, as a value; None if it does not."""
-    if not holder.HasField("generation"):
+    if not message.HasField("generation"):
         return None
-    spec = holder.generation
+    spec = message.generation
     return GenerationInfo(
         output=spec.output,
         input=spec.input,

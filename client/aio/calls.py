@@ -1,4 +1,4 @@
-"""The calls of the asyncio client that are not a session's."""
+"""The unary calls of the asyncio client."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from streamcell.client import values
 from streamcell.client.errors import InvalidInput
 from streamcell.client.protocol import predict as predictions
-from streamcell.client.protocol.health import ask, is_serving
+from streamcell.client.protocol.health import check_request, is_serving
 from streamcell.client.protocol.signature import OutputMode, SignatureCodec
 from streamcell.proto import pb
 
 
 class AsyncCalls:
-    """One method for each unary call of the server; a client says how to make one."""
+    """One method for each unary call of the server; a subclass implements `_unary`."""
 
     _stub: Any
     _health: Any
@@ -35,12 +35,12 @@ class AsyncCalls:
         output: OutputMode | None = None,
         timeout_s: float | None = None,
     ) -> Any:
-        """Run whole sequences from the initial state; nothing is kept.
+        """Run whole sequences from the initial state; the server keeps no state.
 
         `x[T, *step_shape]` is one sequence and gives `y[T, *step_shape]`; `x[B, T, *step_shape]` is a batch of B
         independent ones and gives `y[B, T, *step_shape]`. In mode "last" T is 1 in the output. For a stateless
-        model every timestep is a row of its own, so `x[N, *step_shape]` is simply N rows. Inputs and outputs are
-        otherwise as for a session.
+        model every timestep is a row of its own, so `x[N, *step_shape]` is N rows. Otherwise inputs and outputs
+        are as for a session.
         """
         key = (model, version)
         codec = known = self._codecs.get(key)
@@ -57,7 +57,7 @@ class AsyncCalls:
             reply = await self._unary(self._stub.Predict, request, timeout_s)
             outputs = predictions.outputs(codec, reply, batched)
         except Exception:
-            self._codecs.pop(key, None)  # as above: look again next time
+            self._codecs.pop(key, None)  # the model may have changed: fetch the signature again next time
             raise
         self._codecs[key] = codec
         return outputs
@@ -72,13 +72,13 @@ class AsyncCalls:
         return [values.model(each) for each in reply.models]
 
     async def model(self, name: str, version: str = "") -> values.Model:
-        """One model, its newest version unless one is named. Raises ModelNotFound."""
+        """One model; its newest version if none is named. Raises ModelNotFound."""
         return values.model(
             (await self._unary(self._stub.GetModel, predictions.get_model(name, version))).model
         )
 
     async def sessions(self, model: str = "") -> AsyncIterator[values.LiveSession]:
-        """The live sessions of all clients, oldest first; only those on `model` if it is given."""
+        """Yield the live sessions of all clients, oldest first; only those on `model` if it is given."""
         token = ""
         while True:
             request = pb.ListSessionsRequest(model=model, page_token=token)
@@ -90,16 +90,16 @@ class AsyncCalls:
                 return
 
     async def close_session(self, session_id: str) -> int:
-        """End any client's session and return the timesteps it had applied. Raises SessionNotFound."""
+        """End any client's session; return the timesteps that it had applied. Raises SessionNotFound."""
         reply = await self._unary(self._stub.CloseSession, pb.CloseSessionRequest(session_id=session_id))
         index: int = reply.step_index
         return index
 
     async def ready(self, model: str = "", *, timeout_s: float | None = None) -> bool:
-        """Whether the server, or one of its models, takes sessions: the standard gRPC health check.
+        """True if the server, or one of its models, takes sessions: the standard gRPC health check.
 
         Raises:
             NotFound: the server knows no such model.
-            Unavailable, DeadlineExceeded: it cannot be asked.
+            Unavailable, DeadlineExceeded: the server does not answer.
         """
-        return is_serving(await self._unary(self._health, ask(model), timeout_s))
+        return is_serving(await self._unary(self._health, check_request(model), timeout_s))

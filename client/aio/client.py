@@ -24,7 +24,7 @@ from .session import AsyncSession
 
 
 class AsyncClient(AsyncCalls):
-    """A connection to one server, on asyncio; `connect_async` makes it. For the tasks of one event loop.
+    """A connection to one server, for the tasks of one event loop; `connect_async` makes it.
 
     gRPC connects when it is first used, reconnects by itself, and sends all sessions over one connection.
     """

@@ -1,4 +1,4 @@
-"""One asyncio gRPC stream, read to its end and ended with the server's own status."""
+"""One asyncio gRPC stream, which is read to its end and reports the server's own status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import grpc
 
 from streamcell.client.errors import StreamCellError, from_status
 
-# What grpc.aio says instead of the server's status if a write meets the end of the call.
+# grpc.aio's text instead of the server's status if the call ends during a write.
 _NO_STATUS = "Internal error from Core"
 _STATUS_S = 1.0
 
@@ -19,11 +19,11 @@ _Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
 
 class AsyncStream:
-    """A call of grpc.aio whose end is found out by reading.
+    """A call of grpc.aio whose end is found by reading.
 
-    If a write meets the end of its call, grpc.aio replaces the server's status by one of its own and stops reading the
-    replies that have arrived. Here such a write does nothing, all replies are read, and the status is noted when it
-    arrives.
+    If the call ends during a write, grpc.aio replaces the server's status by one of its own and does not read the
+    replies that have arrived. Here such a write does nothing, all replies are read, and the server's status is kept
+    when it arrives.
     """
 
     def __init__(self, call: Any) -> None:
@@ -33,7 +33,7 @@ class AsyncStream:
         call.add_done_callback(self._take_down)
 
     async def write(self, message: Any) -> None:
-        """Send a message; nothing if the call has ended, `read` will report it."""
+        """Send a message. Does nothing if the call has ended: `read` reports that."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._call.write(message)
 
@@ -43,7 +43,7 @@ class AsyncStream:
             await self._call.done_writing()
 
     async def read(self) -> Any:
-        """The next reply; None behind the last one, when the call has ended."""
+        """The next reply; None if the call has ended and all replies were read."""
         try:
             return await anext(self._replies)
         except (StopAsyncIteration, grpc.aio.AioRpcError):
@@ -54,7 +54,7 @@ class AsyncStream:
         await self._call.code()
         due_s = asyncio.get_running_loop().time() + _STATUS_S
         while self._status is None and asyncio.get_running_loop().time() < due_s:
-            await asyncio.sleep(0.001)  # the server's status is behind the replies that have just been read
+            await asyncio.sleep(0.001)  # the server's status arrives after the replies that were just read
             self._take_down(self._call)
         code, text, trailing = self._status or (grpc.StatusCode.INTERNAL, _NO_STATUS, ())
         return None if code is grpc.StatusCode.OK else from_status(code, text, trailing)
@@ -71,9 +71,9 @@ class AsyncStream:
 
 
 def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine that has nothing to wait for returns: a call's status, once it has one.
+    """Run a coroutine that does not wait, such as a call's status once it is there, and return its result.
 
-    A task would run too late: by then a failed write may have put another status in its place.
+    A task would run too late: a failed write may have replaced the status by then.
     """
     try:
         coroutine.send(None)

@@ -1,4 +1,4 @@
-"""The sending half of a pipelined asyncio stream, in its own task, so that a slow source does not delay outputs."""
+"""Sends the items of a pipelined asyncio stream in its own task, so that a slow source does not delay outputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from typing import Any
 
 
-class Feed:
+class SendAhead:
     """Sends every item of `items`, at most `window` ahead of `received`."""
 
     def __init__(
@@ -32,21 +32,21 @@ class Feed:
         return False
 
     def received(self) -> None:
-        """The oldest item sent was answered."""
+        """Note that the oldest sent item was answered."""
         self._unanswered -= 1
         self._room.release()
 
     def stop(self) -> None:
-        """Take no further items. A send under way continues: cancelling it would end the session."""
+        """Stop taking items. A send in progress continues: cancelling it would end the session."""
         self._stopping = True
         if not self._sending:
             self._task.cancel()
 
     async def stopped(self) -> None:
-        """Wait until no send is under way."""
+        """Wait until no send is in progress."""
         await asyncio.wait((self._task,))
         if not self._task.cancelled():
-            self._task.exception()  # `sent` has raised it, or the loop was left early
+            self._task.exception()  # marks it as retrieved: `sent` has raised it, or the loop was left early
 
     async def _run(self, items: AsyncIterable[Any] | Iterable[Any]) -> None:
         try:
@@ -64,7 +64,7 @@ class Feed:
                 if self._stopping:
                     return
         finally:
-            self._sent.release()  # after the last item's: there is nothing left to wait for
+            self._sent.release()  # wakes `sent` after the last item
 
 
 async def _each(items: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:

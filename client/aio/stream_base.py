@@ -1,4 +1,4 @@
-"""A conversation over an asyncio gRPC stream: what sessions and pools share."""
+"""The common part of sessions and pools over an asyncio gRPC stream."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from streamcell.client.errors import (
     StreamCellError,
     Unavailable,
 )
-from streamcell.client.protocol.described import Described, Exchanging
+from streamcell.client.protocol.properties import ExchangeT, StreamProperties
 from streamcell.client.protocol.signature import OutputMode
 
 from .grpc_stream import AsyncStream
-from .send_ahead import Feed
+from .send_ahead import SendAhead
 from .time_limit import TimeLimit
 
 _T = TypeVar("_T")
 
 
-class AsyncConversation(Described[Exchanging]):
-    """Sends requests and reads their replies, in order, and ends once.
+class AsyncStreamBase(StreamProperties[ExchangeT]):
+    """Sends requests, reads their replies in order, and ends once.
 
-    One task at a time, except for `cancel`. A task that is cancelled while it awaits a reply ends the conversation:
-    whether its steps were applied is not known.
+    One task at a time, except for `cancel`. A task that is cancelled while it awaits a reply ends the stream: whether
+    its steps were applied is not known.
     """
 
-    def __init__(self, start: Callable[[], Any], exchange: Exchanging, timeout_s: float) -> None:
-        """`start` begins the gRPC call; nothing is sent before `open`."""
+    def __init__(self, start: Callable[[], Any], exchange: ExchangeT, timeout_s: float) -> None:
+        """`start` starts the gRPC call; nothing is sent before `open`."""
         self._start = start
         self._exchange = exchange
         self._limit = TimeLimit(timeout_s, self._stop_call)
         self._call: AsyncStream | None = None
 
     async def open(self) -> Self:
-        """Open the session, as `async with` does; once."""
+        """Open the session; `async with` calls this. Further calls do nothing."""
         if self._call is None and self.alive:
             self._call = AsyncStream(self._start())
             await self._write(self._exchange.opening())
             reply = await self._read()
             try:
-                self._exchange.greet(reply)
+                self._exchange.accept_opening(reply)
             except StreamCellError as error:
-                raise self._over(error) from None
+                raise self._end_with(error) from None
         return self
 
     async def send(self, x: Any, *, output: OutputMode | None = None) -> None:
@@ -57,7 +57,7 @@ class AsyncConversation(Described[Exchanging]):
         raise NotImplementedError
 
     async def receive(self) -> Any:
-        """The outputs of the oldest unanswered message, with a leading axis if that message had one."""
+        """Wait for the outputs of the oldest unanswered message; they have a leading axis if that message had one."""
         self._exchange.expect_pending()
         return await self._answer()
 
@@ -68,25 +68,25 @@ class AsyncConversation(Described[Exchanging]):
         window: int = 16,
         output: OutputMode | None = None,
     ) -> AsyncIterator[Any]:
-        """Send every item, each as for `send`, and yield their outputs in order, each as soon as it is there.
+        """Send every item as `send` does, and yield the outputs in order, as soon as they arrive.
 
-        At most `window` messages are unanswered at a time. Leaving the loop early stops taking items.
+        At most `window` messages are unanswered at a time. If the loop is left early, no further items are taken.
         """
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
         self._exchange.expect_idle()
-        feed = Feed(items, lambda item: self.send(item, output=output), window)
+        ahead = SendAhead(items, lambda item: self.send(item, output=output), window)
         try:
-            while await feed.sent():
+            while await ahead.sent():
                 yield await self.receive()
-                feed.received()
+                ahead.received()
         finally:
-            feed.stop()
+            ahead.stop()
             await self._drain()
-            await feed.stopped()
+            await ahead.stopped()
 
     async def close(self) -> None:
-        """Tell the server that no further message follows, await and drop the replies still due, and end.
+        """Tell the server that no further message follows, await and drop the replies that are due, and end.
 
         Raises:
             StreamCellError: a message sent before was not answered.
@@ -103,7 +103,7 @@ class AsyncConversation(Described[Exchanging]):
             self.cancel()
 
     def cancel(self) -> None:
-        """End at once, unanswered messages included."""
+        """End at once; replies to unanswered messages are lost."""
         self._exchange.end(Cancelled("the session was cancelled"))
         self._limit.close()
         self._stop_call()
@@ -126,14 +126,14 @@ class AsyncConversation(Described[Exchanging]):
                 await self.receive()
 
     async def _answer(self, take: Callable[[Any], Any] | None = None) -> Any:
-        """What the next reply gives: `take` makes it of the reply, the exchange if not given."""
+        """Read the next reply and return its result: `take(reply)` if given, else the exchange's `answer`."""
         reply = await self._read()
         try:
             return (take or self._exchange.answer)(reply)
         except ServerFault as error:
             if error.reason != "MALFORMED_REPLY":
                 raise
-            raise self._over(error) from None
+            raise self._end_with(error) from None
 
     async def _read(self) -> Any:
         call = self._call
@@ -141,7 +141,7 @@ class AsyncConversation(Described[Exchanging]):
         reply = await self._guard(call.read())
         if reply is None:
             error = await self._guard(call.error())
-            raise self._over(
+            raise self._end_with(
                 error or Unavailable("the server ended the stream before it answered", reason="STREAM_ENDED")
             )
         return reply
@@ -151,17 +151,17 @@ class AsyncConversation(Described[Exchanging]):
         await self._guard(self._call.write(request))
 
     async def _guard(self, operation: Awaitable[_T]) -> _T:
-        """Await a step of the call within the time limit."""
+        """Await an operation of the call within the time limit."""
         self._limit.start()
         try:
             return await operation
         except asyncio.CancelledError:
             if self._limit.passed:
                 late = DeadlineExceeded(f"no answer within {self._limit.timeout_s:g} s: the session is over")
-                raise self._over(late) from None
+                raise self._end_with(late) from None
             if self._exchange.error is not None:  # cancel(), from another task
                 raise self._exchange.error.again() from None
-            self._over(Cancelled("the session was cancelled with the task that awaited its reply"))
+            self._end_with(Cancelled("the session was cancelled with the task that awaited its reply"))
             raise
         finally:
             self._limit.stop()
@@ -170,14 +170,14 @@ class AsyncConversation(Described[Exchanging]):
         assert self._call is not None
         self._limit.start()
         try:
-            await self._call.read()  # with an error or not: everything was answered
+            await self._call.read()  # an error does not matter: every message was answered
         except asyncio.CancelledError:
             if not self._limit.passed:
                 raise
         finally:
             self._limit.stop()
 
-    def _over(self, error: StreamCellError) -> StreamCellError:
+    def _end_with(self, error: StreamCellError) -> StreamCellError:
         first = self._exchange.end(error)
         self._limit.close()
         self._stop_call()

@@ -1,4 +1,4 @@
-"""A time limit for an asyncio session's waits: one timer that looks again, not a timer a wait."""
+"""A time limit for an asyncio session's waits, with one timer for all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class TimeLimit:
 
     Attributes:
         timeout_s: the limit; infinite for none.
-        passed: whether it has expired.
+        passed: True once it has expired.
     """
 
     __slots__ = ("_due_s", "_expire", "_timer", "passed", "timeout_s")
@@ -25,7 +25,7 @@ class TimeLimit:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """A wait begins."""
+        """Note that a wait begins."""
         if math.isfinite(self.timeout_s):
             loop = asyncio.get_running_loop()
             self._due_s = loop.time() + self.timeout_s
@@ -33,11 +33,11 @@ class TimeLimit:
                 self._timer = loop.call_at(self._due_s, self._look)
 
     def stop(self) -> None:
-        """The wait is over; the timer is left for the next one."""
+        """Note that the wait is over. The timer stays, for the next wait."""
         self._due_s = math.inf
 
     def close(self) -> None:
-        """No more waits."""
+        """Cancel the timer: no waits follow."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

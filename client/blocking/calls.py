@@ -1,5 +1,5 @@
 # Made from client/aio/calls.py by client/generate.py: change that file.
-"""The calls of the blocking client that are not a session's."""
+"""The unary calls of the blocking client."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from streamcell.client import values
 from streamcell.client.errors import InvalidInput
 from streamcell.client.protocol import predict as predictions
-from streamcell.client.protocol.health import ask, is_serving
+from streamcell.client.protocol.health import check_request, is_serving
 from streamcell.client.protocol.signature import OutputMode, SignatureCodec
 from streamcell.proto import pb
 
 
 class Calls:
-    """One method for each unary call of the server; a client says how to make one."""
+    """One method for each unary call of the server; a subclass implements `_unary`."""
 
     _stub: Any
     _health: Any
@@ -36,12 +36,12 @@ class Calls:
         output: OutputMode | None = None,
         timeout_s: float | None = None,
     ) -> Any:
-        """Run whole sequences from the initial state; nothing is kept.
+        """Run whole sequences from the initial state; the server keeps no state.
 
         `x[T, *step_shape]` is one sequence and gives `y[T, *step_shape]`; `x[B, T, *step_shape]` is a batch of B
         independent ones and gives `y[B, T, *step_shape]`. In mode "last" T is 1 in the output. For a stateless
-        model every timestep is a row of its own, so `x[N, *step_shape]` is simply N rows. Inputs and outputs are
-        otherwise as for a session.
+        model every timestep is a row of its own, so `x[N, *step_shape]` is N rows. Otherwise inputs and outputs
+        are as for a session.
         """
         key = (model, version)
         codec = known = self._codecs.get(key)
@@ -58,7 +58,7 @@ class Calls:
             reply = self._unary(self._stub.Predict, request, timeout_s)
             outputs = predictions.outputs(codec, reply, batched)
         except Exception:
-            self._codecs.pop(key, None)  # as above: look again next time
+            self._codecs.pop(key, None)  # the model may have changed: fetch the signature again next time
             raise
         self._codecs[key] = codec
         return outputs
@@ -73,11 +73,11 @@ class Calls:
         return [values.model(each) for each in reply.models]
 
     def model(self, name: str, version: str = "") -> values.Model:
-        """One model, its newest version unless one is named. Raises ModelNotFound."""
+        """One model; its newest version if none is named. Raises ModelNotFound."""
         return values.model((self._unary(self._stub.GetModel, predictions.get_model(name, version))).model)
 
     def sessions(self, model: str = "") -> Iterator[values.LiveSession]:
-        """The live sessions of all clients, oldest first; only those on `model` if it is given."""
+        """Yield the live sessions of all clients, oldest first; only those on `model` if it is given."""
         token = ""
         while True:
             request = pb.ListSessionsRequest(model=model, page_token=token)
@@ -89,16 +89,16 @@ class Calls:
                 return
 
     def close_session(self, session_id: str) -> int:
-        """End any client's session and return the timesteps it had applied. Raises SessionNotFound."""
+        """End any client's session; return the timesteps that it had applied. Raises SessionNotFound."""
         reply = self._unary(self._stub.CloseSession, pb.CloseSessionRequest(session_id=session_id))
         index: int = reply.step_index
         return index
 
     def ready(self, model: str = "", *, timeout_s: float | None = None) -> bool:
-        """Whether the server, or one of its models, takes sessions: the standard gRPC health check.
+        """True if the server, or one of its models, takes sessions: the standard gRPC health check.
 
         Raises:
             NotFound: the server knows no such model.
-            Unavailable, DeadlineExceeded: it cannot be asked.
+            Unavailable, DeadlineExceeded: the server does not answer.
         """
-        return is_serving(self._unary(self._health, ask(model), timeout_s))
+        return is_serving(self._unary(self._health, check_request(model), timeout_s))

@@ -59,14 +59,14 @@ class Client(Calls):
         lazy: bool = False,
         metadata: Metadata = (),
     ) -> Session:
-        """Open a session on `model`, on its newest version unless one is named. Use it in a `with` statement.
+        """Open a session on `model`; on its newest version if none is named. Use it in a `with` statement.
 
         Args:
-            output: which of a message's output steps replies carry: "all" (the default), "last" or "none".
-            timeout_s: the longest that the opening and any one reply may take; the client's if it is None.
-            lifetime_s: a gRPC deadline for the session as a whole.
-            lazy: do not wait for the server's confirmation; the session's first use does. Opens many quickly.
-            metadata: sent with the call, after the client's.
+            output: the output steps of a message that its reply carries: "all" (the default), "last" or "none".
+            timeout_s: time limit of the opening and of each reply; None: the client's.
+            lifetime_s: gRPC deadline of the whole session.
+            lazy: do not wait for the server's confirmation; the session's first use waits for it. Opens many quickly.
+            metadata: sent with the call, after the client's metadata.
 
         Raises:
             ModelNotFound, SessionLimit, ServerDraining, Unavailable, DeadlineExceeded, …
@@ -88,10 +88,10 @@ class Client(Calls):
         lazy: bool = False,
         metadata: Metadata = (),
     ) -> Pool:
-        """Open `members` sessions that are stepped together: a message for all of them. Use it in a `with` statement.
+        """Open `members` sessions that one message steps together. Use it in a `with` statement.
 
-        For gateways, simulators and fleets: thousands of sequences cost little more than one. The arguments are
-        otherwise those of `session`, and so is what is raised.
+        For gateways, simulators and fleets: thousands of sequences cost little more than one. The other arguments and
+        the errors are those of `session`.
         """
         self._check_open()
         start = self._start(self._stub.StreamFrames, lifetime_s, metadata)

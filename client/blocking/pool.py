@@ -11,21 +11,21 @@ import numpy.typing as npt
 from streamcell.client.protocol.pool import CHUNK, EITHER, STEP, Ints, Members, PoolExchange
 from streamcell.client.protocol.signature import OutputMode
 
-from .stream_base import Conversation
+from .stream_base import StreamBase
 
 
-class Pool(Conversation[PoolExchange]):
+class Pool(StreamBase[PoolExchange]):
     """Many sessions of one model, stepped together by one message.
 
-    Use what `Client.pool` gives in a `with` statement.
+    `Client.pool` makes it, for use in a `with` statement.
 
-    Members go by number, from 0. `step`, `run` and `send` take a row a member: all open ones in ascending order, or
-    those that `members` names, each at most once. Inputs and outputs are otherwise as for a session.
+    Members have numbers, from 0. `step`, `run` and `send` take one row for each member: all open members in ascending
+    order, or those that `members` names, each at most once. Otherwise inputs and outputs are as for a session.
 
-    A row that the server refuses (a NaN, an expired session, …) leaves the other rows alone: RowsRefused is raised
-    with all outputs and an error a refused row, and the pool lives on. In messages that were on their way then, rows
-    of the same member are refused with SEQUENCE_GAP, so that no step is applied behind a gap. Anything else that
-    the server sends ends the pool.
+    If the server refuses a row (a NaN, an expired session, …), the other rows run: RowsRefused is raised with all
+    outputs and the error of each refused row, and the pool stays open. In messages already sent, rows of the same
+    member are refused with SEQUENCE_GAP, so no step is applied after a gap. Any other error from the server ends the
+    pool.
 
     One thread at a time, except for `cancel`. Leaving the `with` block waits for what was sent and closes; leaving
     it with an exception cancels.
@@ -39,11 +39,11 @@ class Pool(Conversation[PoolExchange]):
         reset: Members = (),
         output: OutputMode | None = None,
     ) -> Any:
-        """Run one timestep of each: `x[n, *step_shape]` gives `y[n, *step_shape]`.
+        """Run one timestep of each member: `x[n, *step_shape]` gives `y[n, *step_shape]`.
 
-        Members in `reset` go back to the initial state first; None for all.
+        Members in `reset` return to the initial state first; None resets all.
         """
-        return self._ask(x, members, STEP, output, None, reset)
+        return self._request(x, members, STEP, output, None, reset)
 
     def run(
         self,
@@ -54,11 +54,11 @@ class Pool(Conversation[PoolExchange]):
         reset: Members = (),
         output: OutputMode | None = None,
     ) -> Any:
-        """Run a chunk of each: `x[n, T, *step_shape]` gives `y[n, T, *step_shape]`, or `y[n, 1, …]` in mode "last".
+        """Run a chunk of each member: `x[n, T, *step_shape]` gives `y[n, T, *step_shape]`, `y[n, 1, …]` in mode "last".
 
-        If `lengths` is given, row i has only its first `lengths[i]` timesteps; the outputs beyond are zeros.
+        If `lengths` is given, row i has only its first `lengths[i]` timesteps; outputs beyond them are zeros.
         """
-        return self._ask(x, members, CHUNK, output, lengths, reset)
+        return self._request(x, members, CHUNK, output, lengths, reset)
 
     def send(
         self,
@@ -69,24 +69,24 @@ class Pool(Conversation[PoolExchange]):
         reset: Members = (),
         output: OutputMode | None = None,
     ) -> None:
-        """Send a timestep or a chunk of each without waiting; `receive` gives the outputs."""
+        """Send a timestep or a chunk of each member without waiting; `receive` returns the outputs."""
         self._ensure_open()
         frame = self._exchange.request(x, members, EITHER, output, lengths, reset)
         self._write(frame)
 
     def reset(self, members: Members = None) -> None:
-        """Put members, or all, back to the initial state and to step index 0."""
+        """Reset members, or all if None, to the initial state and to step index 0."""
         self._change(reset=members)
 
     def close_members(self, members: Members) -> None:
-        """End members; their numbers are free for `open_members`."""
+        """End members; `open_members` may reuse their numbers."""
         self._change(close=members)
 
     def open_members(self, count: int = 1) -> Ints:
-        """Open `count` more, all or none, at the initial state: int64[count], the lowest numbers that are free.
+        """Open `count` more members, all or none, at the initial state: int64[count], the lowest free numbers.
 
         Raises:
-            SessionLimit, ServerDraining: none was opened; the pool lives on.
+            SessionLimit, ServerDraining: none was opened; the pool stays open.
         """
         opened: Ints = self._change(count=count)
         return opened
@@ -99,14 +99,14 @@ class Pool(Conversation[PoolExchange]):
 
     @property
     def step_indices(self) -> npt.NDArray[np.int64]:
-        """Timesteps that each has applied since it opened or was reset, by member, as of the last reply received."""
+        """Timesteps applied since each member opened or was reset, by member, as of the last reply received."""
         self._ensure_open()
         return self._exchange.step_indices
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def _ask(
+    def _request(
         self,
         x: Any,
         members: Members,

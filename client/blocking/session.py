@@ -12,18 +12,18 @@ from streamcell.client.protocol.signature import OutputMode
 from streamcell.client.protocol.steps import Steps
 from streamcell.client.values import GenerationInfo
 
-from .stream_base import Conversation
+from .stream_base import StreamBase
 
 
-class Session(Conversation[SessionExchange]):
-    """One live sequence on one model; use what `Client.session` gives in a `with` statement.
+class Session(StreamBase[SessionExchange]):
+    """One live sequence on one model. `Client.session` makes it, for use in a `with` statement.
 
     The server keeps its state between steps. Inputs are numpy arrays of the model's dtype, or of one that numpy casts
     to it safely, or Python numbers in nested lists. A model with several inputs takes a dict by name or a tuple in
     order. Outputs are a numpy array, a dict of arrays by name if the model has several, or None in output mode "none".
 
-    An input that does not fit raises InvalidInput before anything is sent and leaves the session as it was. Any
-    error that the server sends ends the session: its state is gone and every later call raises that error again.
+    An input that does not fit raises InvalidInput before it is sent, and the session is unchanged. Any error from the
+    server ends the session: its state is gone, and every later call raises that error again.
 
     One thread at a time, except for `cancel`. Leaving the `with` block waits for what was sent and closes; leaving
     it with an exception cancels.
@@ -31,16 +31,16 @@ class Session(Conversation[SessionExchange]):
 
     def step(self, x: Any, *, output: OutputMode | None = None) -> Any:
         """Run one timestep: `x[*step_shape]` gives `y[*step_shape]`."""
-        return self._ask(x, STEP, output)
+        return self._request(x, STEP, output)
 
     def run(self, x: Any, *, output: OutputMode | None = None) -> Any:
         """Run a chunk of timesteps: `x[T, *step_shape]` gives `y[T, *step_shape]`, or `y[1, …]` in mode "last"."""
-        return self._ask(x, CHUNK, output)
+        return self._request(x, CHUNK, output)
 
     def send(self, x: Any, *, output: OutputMode | None = None) -> None:
         """Send one timestep `[*step_shape]` or a chunk `[T, *step_shape]` without waiting; `receive` its reply."""
         self._ensure_open()
-        self._settle()
+        self._end_generation()
         request = self._exchange.request(x, EITHER, output)
         self._write(request)
 
@@ -58,28 +58,28 @@ class Session(Conversation[SessionExchange]):
         steps_per_reply: int = 1,
         output: OutputMode | None = None,
     ) -> Steps:
-        """Let the server run up to `steps` steps by itself: each output becomes the next step's input.
+        """Let the server run up to `steps` steps by itself: each output gives the next step's input.
 
-        The first input is `first` (`[*step_shape]`, or a token as an int), else the model's start token, else what the
-        session's last output gives; with `from_output` always the latter. `step_index` counts generated steps like all
-        others. The last output's choice is returned (`Step.chosen`) and not fed, so a further `generate` with
-        `from_output` and the same settings continues as if there had been no break.
+        The first input is `first` (`[*step_shape]`, or a token as an int); if it is None, the model's start token; if
+        there is none, what the session's last output gives. With `from_output` it is always the last of these.
+        `step_index` counts generated steps like all others. The last output's choice is returned (`Step.chosen`) and
+        not fed, so another `generate` with `from_output` and the same arguments continues as if there were no break.
 
         Args:
-            feedback: "value", the output itself (real heads); "argmax", the default of other heads; "sample".
-            temperature, top_k, seed: of samples, and each of them asks for samples. The seed fixes them.
-            stop: a class, or classes, that end it instead of the model's own; () for none.
-            steps_per_reply: more than 1 saves messages if steps need not come at once.
+            feedback: "value", the output itself (default of real heads); "argmax" (default of other heads); "sample".
+            temperature, top_k, seed: how to sample; any of them implies "sample". The seed makes samples repeatable.
+            stop: a class, or classes, that end the generation instead of the model's own; () for none.
+            steps_per_reply: more than 1 saves messages if steps need not arrive one by one.
             output: as for `step`.
 
         Raises:
-            ProtocolMisuse: GENERATION_UNSUPPORTED; the session is as it was.
-            InvalidInput: something does not fit. If the session is still alive it is as it was.
+            ProtocolMisuse: GENERATION_UNSUPPORTED; the session is unchanged.
+            InvalidInput: an argument does not fit. If the session is still alive, it is unchanged.
         """
 
         def start() -> Generation:
             self._ensure_open()
-            self._settle()
+            self._end_generation()
             self._exchange.expect_idle()
             request = self._exchange.generate(
                 steps,
@@ -111,23 +111,23 @@ class Session(Conversation[SessionExchange]):
         stop: int | Iterable[int] | None = None,
         from_output: bool = False,
     ) -> list[Hypothesis]:
-        """Look for the likeliest sequences of up to `steps` classes, the best first.
+        """Search for the most likely sequences of up to `steps` classes; the best comes first.
 
-        The session's own state and step index stay as they are: to continue from a sequence, `run` it. It begins as
-        `generate` does. While it runs it takes `width` of the model's sessions.
+        The session's own state and step index do not change: to continue from a sequence, `run` it. The first input is
+        chosen as in `generate`. A running search counts as `width` sessions of the model.
 
         Args:
-            width: hypotheses that are followed; 1 is the greedy choice.
-            results: how many to give; all if not given.
-            length_power: the score is the log-probability over the length to this power.
+            width: number of hypotheses; 1 is the greedy choice.
+            results: number of hypotheses to return; None: all.
+            length_power: the score is the log-probability divided by the length to this power.
             stop: as for `generate`.
 
         Raises:
-            SessionLimit: the server has no room for that many hypotheses; the session has ended.
-            ProtocolMisuse, InvalidInput: as `generate`.
+            SessionLimit: the server has no room for `width` hypotheses; the session has ended.
+            ProtocolMisuse, InvalidInput: as for `generate`.
         """
         self._ensure_open()
-        self._settle()
+        self._end_generation()
         self._exchange.expect_idle()
         request = self._exchange.beam_search(
             steps,
@@ -149,15 +149,15 @@ class Session(Conversation[SessionExchange]):
     def generation(self) -> GenerationInfo | None:
         """How the model generates; None if it cannot."""
         self._ensure_open()
-        return self._exchange.info()
+        return self._exchange.generation_info()
 
     def close(self) -> None:
-        """Stop a generation that is still running, wait for the replies to what was sent, drop them, and end."""
-        self._settle()
+        """Stop a running generation, wait for all replies that are due, drop them, and end the session."""
+        self._end_generation()
         super().close()
 
-    def _settle(self) -> None:
-        """Stop a generation that was left early, and drop the steps that it still sends."""
+    def _end_generation(self) -> None:
+        """Stop a generation whose loop was left early, and drop its remaining steps."""
         generation = self._exchange.generation
         if generation is not None and self.alive:
             self._stop_generation(generation)
@@ -179,9 +179,9 @@ class Session(Conversation[SessionExchange]):
         """Timesteps applied since the session opened, as of the last reply received."""
         return self._exchange.step_index
 
-    def _ask(self, x: Any, ranks: tuple[int, ...], output: OutputMode | None) -> Any:
+    def _request(self, x: Any, ranks: tuple[int, ...], output: OutputMode | None) -> Any:
         self._ensure_open()
-        self._settle()
+        self._end_generation()
         self._exchange.expect_idle()
         request = self._exchange.request(x, ranks, output)
         self._write(request)

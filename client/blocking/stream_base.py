@@ -1,4 +1,4 @@
-"""A conversation over a blocking gRPC stream: what sessions and pools share."""
+"""The common part of sessions and pools over a blocking gRPC stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamcell.client.errors import (
     Unavailable,
     from_rpc,
 )
-from streamcell.client.protocol.described import Described, Exchanging
+from streamcell.client.protocol.properties import ExchangeT, StreamProperties
 from streamcell.client.protocol.signature import OutputMode
 
 from .watchdog import Watchdog
@@ -30,22 +30,22 @@ from .watchdog import Watchdog
 Requests = Iterator[Any]
 
 
-class Conversation(Described[Exchanging]):
-    """Sends requests and reads their replies, in order, and ends once.
+class StreamBase(StreamProperties[ExchangeT]):
+    """Sends requests, reads their replies in order, and ends once.
 
-    One thread at a time, except for `cancel`. Leaving the `with` block waits for what was sent and closes; leaving
-    it with an exception cancels.
+    One thread at a time, except for `cancel`. Leaving the `with` block waits for all replies and closes; leaving it
+    with an exception cancels.
     """
 
     def __init__(
         self,
         start: Callable[[Requests], Any],
-        exchange: Exchanging,
+        exchange: ExchangeT,
         watchdog: Watchdog,
         timeout_s: float,
         lazy: bool,
     ) -> None:
-        """`start` begins the gRPC call for an iterator of requests. Blocks until open unless `lazy`."""
+        """`start` starts the gRPC call for an iterator of requests. Blocks until open unless `lazy`."""
         self._exchange = exchange
         self._watchdog = watchdog
         self._timeout_s = timeout_s
@@ -65,19 +65,19 @@ class Conversation(Described[Exchanging]):
         raise NotImplementedError
 
     def receive(self) -> Any:
-        """The outputs of the oldest unanswered message, with a leading axis if that message had one."""
+        """Wait for the outputs of the oldest unanswered message; they have a leading axis if that message had one."""
         self._exchange.expect_pending()
         return self._answer()
 
     def stream(
         self, items: Iterable[Any], *, window: int = 16, output: OutputMode | None = None
     ) -> Iterator[Any]:
-        """Send every item, each as for `send`, and yield their outputs in order.
+        """Send every item as `send` does, and yield the outputs in order.
 
-        At most `window` messages are unanswered at a time, so an item's outputs are yielded once `window - 1`
-        further items were taken from `items`, or there are none left. What `items` raises, or an item that does
-        not fit, ends the stream after the outputs of the items before. Use a window of 1 if `items` is live: if the
-        next item may depend on the last output, or may take long to arrive.
+        At most `window` messages are unanswered at a time, so an item's outputs are yielded after `window - 1` further
+        items were taken from `items`, or after its end. An exception of `items`, or an item that does not fit, is
+        raised after the outputs of the items before it. Use a window of 1 if `items` is live: if the next item may
+        depend on the last output, or may take long to arrive.
         """
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
@@ -90,7 +90,7 @@ class Conversation(Described[Exchanging]):
                     self.send(next(source), output=output)
                 except StopIteration:
                     break
-                except Exception as error:  # the source's or the item's own: first what came before it
+                except Exception as error:  # of the source or the item: first yield the outputs before it
                     failure = error
                     break
                 if self._exchange.pending >= window:
@@ -99,11 +99,11 @@ class Conversation(Described[Exchanging]):
                 yield self.receive()
             if failure is not None:
                 raise failure
-        finally:  # left early: the replies on their way are not the next call's
+        finally:  # if the loop was left early: the next call must not read these replies
             self._drain()
 
     def close(self) -> None:
-        """Tell the server that no further message follows, wait for and drop the replies still due, and end.
+        """Tell the server that no further message follows, await and drop the replies that are due, and end.
 
         Raises:
             StreamCellError: a message sent before was not answered.
@@ -120,13 +120,13 @@ class Conversation(Described[Exchanging]):
             self.cancel()
 
     def cancel(self) -> None:
-        """End at once, unanswered messages included. Callable from any thread."""
+        """End at once; replies to unanswered messages are lost. Any thread may call it."""
         self._exchange.end(Cancelled("the session was cancelled"))
         self._release()
         self._call.cancel()
 
     def time_out(self) -> None:
-        """The watchdog's: a reply has taken too long."""
+        """Cancel the call because a reply took too long. The watchdog calls it."""
         self._timed_out = True
         self._call.cancel()
 
@@ -155,16 +155,16 @@ class Conversation(Described[Exchanging]):
                 self.receive()
 
     def _answer(self, take: Callable[[Any], Any] | None = None) -> Any:
-        """What the next reply gives: `take` makes it of the reply, the exchange if not given."""
+        """Read the next reply and return its result: `take(reply)` if given, else the exchange's `answer`."""
         reply = self._read()
         try:
             return (take or self._exchange.answer)(reply)
         except ServerFault as error:
             if error.reason != "MALFORMED_REPLY":
                 raise
-            raise self._over(error) from None
+            raise self._end_with(error) from None
 
-    def _opened_exchange(self) -> Exchanging:
+    def _opened_exchange(self) -> ExchangeT:
         self._ensure_open()
         return self._exchange
 
@@ -175,18 +175,18 @@ class Conversation(Described[Exchanging]):
             raise self._exchange.error.again()
         reply = self._read()
         try:
-            self._exchange.greet(reply)
+            self._exchange.accept_opening(reply)
         except StreamCellError as error:
-            raise self._over(error) from None
+            raise self._end_with(error) from None
 
     def _read(self) -> Any:
         self._watchdog.arm(self, time.monotonic() + self._timeout_s)
         try:
             reply = next(self._call)
         except grpc.RpcError as error:
-            raise self._over(self._translate(error)) from None
+            raise self._end_with(self._translate(error)) from None
         except StopIteration:
-            raise self._over(
+            raise self._end_with(
                 Unavailable("the server ended the stream before it answered", reason="STREAM_ENDED")
             ) from None
         finally:
@@ -198,7 +198,7 @@ class Conversation(Described[Exchanging]):
         try:
             next(self._call, None)
         except grpc.RpcError:
-            pass  # everything was answered: what came after it lost nothing
+            pass  # an error does not matter: every message was answered
         finally:
             self.due_s = math.inf
 
@@ -207,12 +207,12 @@ class Conversation(Described[Exchanging]):
             return DeadlineExceeded(f"no answer within {self._timeout_s:g} s: the session is over")
         return from_rpc(error)
 
-    def _over(self, error: StreamCellError) -> StreamCellError:
+    def _end_with(self, error: StreamCellError) -> StreamCellError:
         first = self._exchange.end(error)
         self._release()
         self._call.cancel()
         return error if first is error else first.again()
 
     def _release(self) -> None:
-        """End gRPC's thread that reads the requests."""
+        """End gRPC's thread that consumes the requests."""
         self._requests.put(None)

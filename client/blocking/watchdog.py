@@ -1,4 +1,4 @@
-"""Time limits for blocking reads: one sleeping thread for each client, and one attribute to set for each read."""
+"""Time limits for blocking reads: one sleeping thread for each client; each read only sets an attribute."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Protocol
 
 
 class Watched(Protocol):
-    """Something that waits. `due_s` is when its wait ends on `time.monotonic`; infinite while it does not wait."""
+    """An object whose wait may time out at `due_s`, by `time.monotonic`; infinite while it does not wait."""
 
     due_s: float
 
     def time_out(self) -> None:
-        """End the wait. Runs on the watchdog's thread."""
+        """End the wait. The watchdog's thread calls it."""
 
 
 class Watchdog:
-    """Times out whatever waits beyond its `due_s`. The thread starts with the first `add`."""
+    """Times out objects that wait beyond their `due_s`. The thread starts with the first `add`."""
 
     def __init__(self) -> None:
         self._watched: weakref.WeakSet[Watched] = weakref.WeakSet()
@@ -29,7 +29,7 @@ class Watchdog:
         self._stopped = False
 
     def add(self, watched: Watched) -> None:
-        """Watch for as long as it lives."""
+        """Watch `watched` until it is garbage-collected."""
         with self._changed:
             self._watched.add(watched)
             if self._thread is None and not self._stopped:
@@ -37,7 +37,7 @@ class Watchdog:
                 self._thread.start()
 
     def arm(self, watched: Watched, due_s: float) -> None:
-        """Let `watched` wait until `due_s`. Cheap unless no earlier wake-up is planned already."""
+        """Let `watched` wait until `due_s`. Cheap if the thread wakes up earlier anyway."""
         watched.due_s = due_s
         if due_s < self._wakes_s:
             with self._changed:

@@ -1,4 +1,4 @@
-"""A generation without its transport: what to ask for, and what its replies mean. Both clients share it."""
+"""Generations, without transport: makes their requests and reads their replies. Both clients share it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Step:
     """One generated step.
 
     Attributes:
-        fed: the input that went in, `[*step_shape]`; None if the server was not asked to tell.
-        output: what came out, as `Session.step` gives it; None if the output mode leaves it out.
-        chosen: what this output gives: a class as an int, or the next input `[*step_shape]`. It is fed by the next
-            step, if there is one. None if `output` itself is fed back and left out.
+        fed: the step's input, `[*step_shape]`; None if the client does not know it.
+        output: the step's output, as `Session.step` returns it; None if the output mode leaves it out.
+        chosen: what this output gives: a class as an int, or the next input `[*step_shape]`. The next step, if any, is
+            fed with it. None if `output` itself is fed back and the output mode leaves it out.
     """
 
     fed: Any
@@ -47,12 +47,12 @@ class Generated:
     """A whole generation.
 
     Attributes:
-        fed: the inputs of its steps, `[steps, *step_shape]`.
-        outputs: of its steps, `[steps, *step_shape]`, a dict of arrays if the model has several outputs; those
-            that the output mode leaves out are not in it.
+        fed: the steps' inputs, `[steps, *step_shape]`.
+        outputs: the steps' outputs, `[steps, *step_shape]`, without those that the output mode leaves out; a dict of
+            arrays if the model has several outputs.
         chosen: what each step's output gives: classes int64[steps], or inputs `[steps, *step_shape]`.
         stop_reason: "steps", "class", "request" or "non_finite".
-        seed: what samples were drawn with.
+        seed: the seed of the samples.
     """
 
     fed: Any
@@ -64,13 +64,13 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """What a beam search found.
+    """A result of a beam search.
 
     Attributes:
-        classes: what the outputs gave, a stop class included.
-        log_probability: of all of them, in nats.
-        score: that over the length to the power that was asked for.
-        stopped: whether it ends with a stop class; otherwise it was cut at the number of steps.
+        classes: the classes, a final stop class included.
+        log_probability: of all classes together, in nats.
+        score: the log-probability divided by the length to the requested power.
+        stopped: True if it ends with a stop class; otherwise it was cut at the number of steps.
     """
 
     classes: tuple[int, ...]
@@ -79,7 +79,7 @@ class Hypothesis:
     stopped: bool
 
 
-def ask(
+def generate_message(
     info: GenerationInfo | None,
     steps: int,
     *,
@@ -92,15 +92,16 @@ def ask(
     steps_per_reply: int,
     beam: pb.BeamSearch | None = None,
 ) -> pb.Generate:
-    """The wire message; a temperature, a top-k or a seed asks for samples.
+    """The wire message of a generation. A temperature, a top-k or a seed implies samples.
 
     Raises:
         ProtocolMisuse: GENERATION_UNSUPPORTED.
-        InvalidInput: BAD_GENERATION; the server checks what is left.
+        InvalidInput: BAD_GENERATION; the server makes the remaining checks.
     """
     if info is None:
         raise ProtocolMisuse(
-            "this model cannot generate: its card does not say how", reason="GENERATION_UNSUPPORTED"
+            "this model cannot generate: its card has no section on generation",
+            reason="GENERATION_UNSUPPORTED",
         )
     if not 1 <= steps <= info.max_steps:
         raise _bad(f"steps: expected 1 to {info.max_steps}, got {steps}")
@@ -124,11 +125,11 @@ def ask(
             steps_per_reply=steps_per_reply,
             beam=beam,
         )
-    except (TypeError, ValueError) as error:  # numbers out of protobuf's range
+    except (TypeError, ValueError) as error:  # a number outside protobuf's range
         raise _bad(str(error)) from None
 
 
-def ask_beam(
+def beam_search_message(
     info: GenerationInfo | None,
     steps: int,
     *,
@@ -138,14 +139,14 @@ def ask_beam(
     stop: int | Iterable[int] | None,
     from_output: bool,
 ) -> pb.Generate:
-    """The wire message for a beam search. Raises as `ask`."""
+    """The wire message of a beam search. Raises like `generate_message`."""
     if info is not None and info.head != "categorical":
         raise _bad(f"a beam search needs a categorical head, this model's is {info.head}")
     if width < 1 or not 0 <= (results or 0) <= width:
         raise _bad(
             f"width, results: expected a width of at least 1 and 0 to `width` results; got {width}, {results}"
         )
-    return ask(
+    return generate_message(
         info,
         steps,
         feedback=None,
@@ -164,20 +165,20 @@ def _bad(text: str) -> InvalidInput:
 
 
 class Generation:
-    """One generation's replies, turned into steps.
+    """Makes steps of one generation's replies.
 
     Attributes:
-        tag: of its request.
-        stop_reason: "" until its last reply is there.
-        seed: what samples are drawn with, once the first reply is there.
-        stopping: whether it was asked to stop.
-        hypotheses: what a beam search found.
+        tag: the request's tag.
+        stop_reason: "" until the last reply has arrived.
+        seed: the seed of the samples, once the first reply has arrived.
+        stopping: True if it was asked to stop.
+        hypotheses: the results of a beam search.
     """
 
     def __init__(
         self, codec: SignatureCodec, info: GenerationInfo, tag: int, first: Any, value: bool
     ) -> None:
-        """`first` is the first input `[*step_shape]`, None if the server makes it; `value`: outputs are fed back."""
+        """`first`: the first input `[*step_shape]`, None if the server makes it; `value`: outputs are fed back."""
         self.tag = tag
         self.stop_reason = ""
         self.seed = 0
@@ -192,19 +193,19 @@ class Generation:
 
     @property
     def finished(self) -> bool:
-        """Whether no reply is to come."""
+        """True if no reply is due."""
         return bool(self.stop_reason)
 
     def next(self) -> Step | None:
-        """The oldest step that was not taken yet; None if there is none."""
+        """Take the oldest step; None if there is none."""
         return self._steps.popleft() if self._steps else None
 
     def drop(self) -> None:
-        """Forget the steps that were not taken."""
+        """Drop the steps that were not taken."""
         self._steps.clear()
 
     def take(self, reply: pb.StreamResponse) -> None:
-        """Turn one reply into steps. Raises ServerFault if it makes no sense."""
+        """Add the steps of one reply. Raises ServerFault if it is malformed."""
         if not reply.HasField("generated"):
             raise ServerFault("a reply to a generation lacks the field `generated`", reason="MALFORMED_REPLY")
         generated = reply.generated
@@ -214,9 +215,9 @@ class Generation:
             self._fed = self.encode(first)
         chosen = self._decode(generated.chosen, generated.steps) if generated.chosen else None
         outputs = self._codec.decode(reply.outputs, (reply.steps,))
-        untold = generated.steps - reply.steps
+        left_out = generated.steps - reply.steps  # outputs, by the output mode
         for index in range(generated.steps):
-            output = None if outputs is None or index < untold else _at(outputs, index - untold)
+            output = None if outputs is None or index < left_out else _at(outputs, index - left_out)
             choice = None if chosen is None else chosen[index]
             if self._value:
                 choice = None if output is None else self._fed_back(output)
@@ -231,7 +232,7 @@ class Generation:
             self.stop_reason = name.removeprefix("STOP_REASON_").lower()
 
     def _decode(self, data: bytes, steps: int) -> Any:
-        """Classes int64[steps], or inputs [steps, *step_shape]."""
+        """Decode choices: classes int64[steps], or inputs [steps, *step_shape]."""
         if self._info.head != "categorical":
             return self._input.decode(data, (steps,))
         if len(data) != 4 * steps:
@@ -241,7 +242,7 @@ class Generation:
         return np.frombuffer(data, "<u4").astype(np.int64)
 
     def encode(self, chosen: Any) -> Any:
-        """The input `[*step_shape]` that a class, or what is an input already, becomes."""
+        """The input `[*step_shape]` for a choice: a class, or an input, which is returned as it is."""
         if self._info.head != "categorical":
             return chosen
         return encode_token(self._info, self._input, int(chosen) + self._info.offset)
@@ -252,7 +253,7 @@ class Generation:
             return np.asarray(value).astype(self._input.dtype)
 
     def whole(self, steps: list[Step]) -> Generated:
-        """`steps`, all of them, as arrays."""
+        """All `steps` as arrays."""
         outputs = [step.output for step in steps if step.output is not None]
         joined: Any = None
         if outputs and isinstance(outputs[0], dict):

@@ -11,7 +11,7 @@ _SERVING = b"\x08\x01"  # field 1, an enum: SERVING
 _LONGEST = 127  # a length of one byte
 
 
-def ask(service: str) -> bytes:
+def check_request(service: str) -> bytes:
     """A serialised `HealthCheckRequest` for `service`; empty for the server as a whole."""
     name = service.encode()
     if len(name) > _LONGEST:
@@ -22,5 +22,5 @@ def ask(service: str) -> bytes:
 
 
 def is_serving(reply: bytes) -> bool:
-    """Whether a serialised `HealthCheckResponse` says SERVING."""
+    """True if a serialised `HealthCheckResponse` says SERVING."""
     return reply == _SERVING

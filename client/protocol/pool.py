@@ -1,4 +1,4 @@
-"""A pool's conversation without its transport: frames from arrays, and arrays from their replies."""
+"""A pool's exchange, without transport: makes frames of arrays, and arrays of the replies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .signature import output_mode
 STEP, CHUNK, EITHER = (1,), (2,), (1, 2)
 
 Ints: TypeAlias = npt.NDArray[np.int64]
-# Members by number: None for all that are open.
+# Numbers of members; None for all open members.
 Members: TypeAlias = Sequence[int] | npt.NDArray[Any] | None
 
 _AXES = ((), ("members",), ("members", "steps"))
@@ -28,12 +28,12 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A frame that is not answered yet.
+    """A frame without its reply.
 
     Attributes:
         rows: the member of each row.
-        single: whether the rows are single timesteps.
-        mask: bool[rows, steps], true for each step that the outputs have; None if all rows have the same length.
+        single: True if the rows are single timesteps.
+        mask: bool[rows, steps], true for each step that has outputs; None if all rows have the same length.
     """
 
     rows: Ints
@@ -42,12 +42,12 @@ class Sent:
 
 
 class PoolExchange(Exchange[Sent]):
-    """A pool's. A member's number is its handle on the wire: the server gives out the lowest that is free.
+    """A pool's exchange. A member's number is its handle on the wire: the server assigns the lowest free number.
 
     Attributes:
-        members: int64 numbers of the open members, ascending.
-        step_indices: int64 by member: timesteps applied since it opened or was reset, as of the last reply; 0 for
-            one that is closed.
+        members: int64[open members], their numbers, ascending.
+        step_indices: int64, by member: timesteps applied since it opened or was reset, as of the last reply; 0 for a
+            closed member.
     """
 
     def __init__(self, model: str, version: str, count: int, output: str | None) -> None:
@@ -66,9 +66,9 @@ class PoolExchange(Exchange[Sent]):
         """The first frame."""
         return pb.FrameRequest(open=self._open, open_sessions=self._count)
 
-    def greet(self, reply: pb.FrameResponse) -> None:
+    def accept_opening(self, reply: pb.FrameResponse) -> None:
         """Take the reply to the first frame."""
-        super().greet(reply)
+        super().accept_opening(reply)
         self._pending.append(Sent(self.members))
         self.answer(reply)
 
@@ -81,7 +81,7 @@ class PoolExchange(Exchange[Sent]):
         lengths: Any = None,
         reset: Members = (),
     ) -> pb.FrameRequest:
-        """The frame that carries `x`. An InvalidInput raised here leaves the pool as it was."""
+        """The frame that carries `x`. If this raises InvalidInput, the pool is unchanged."""
         rows = self.members if members is None else self.numbers(members)
         payloads, leading = self._ready().encode(x, ranks, _AXES)
         if leading[0] != len(rows):
@@ -142,8 +142,8 @@ class PoolExchange(Exchange[Sent]):
         """The outputs of the oldest unanswered frame, or the members that it opened.
 
         Raises:
-            RowsRefused: some of its rows did not run.
-            StreamCellError: what else it asked for was refused.
+            RowsRefused: some of its rows were refused.
+            StreamCellError: another part of the frame was refused.
         """
         if self._codec is None or not self._pending:
             raise ServerFault("the server sent a reply that belongs to no message", reason="MALFORMED_REPLY")
@@ -205,7 +205,7 @@ def _packed(numbers: Ints) -> bytes:
 
 
 def _lengths(lengths: Any, leading: tuple[int, ...]) -> tuple[bytes, npt.NDArray[np.bool_]]:
-    """Lengths as the wire has them, and which steps of the padded rows they mean."""
+    """Lengths in wire format, and bool[rows, steps], true for each step within its row's length."""
     array = np.asarray(lengths)
     if array.dtype.kind not in "iu" or array.shape != leading[:1] or len(leading) != 2:
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""`Predict` without its transport: both clients share it."""
+"""`Predict`, without transport. Both clients share it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _SEQUENCE_OR_BATCH = (1, 2)
 
 
 def get_model(model: str, version: str) -> pb.GetModelRequest:
-    """Asks for a model's signature."""
+    """The request for a model's signature."""
     return pb.GetModelRequest(model=model, version=version)
 
 
 def request(
     codec: SignatureCodec, model: str, version: str, x: Any, output: str | None
 ) -> tuple[pb.PredictRequest, bool]:
-    """The request for `x`, and whether `x` has a batch axis."""
+    """The request for `x`, and True if `x` has a batch axis."""
     payloads, leading = codec.encode(x, _SEQUENCE_OR_BATCH)
     batched = len(leading) == 2
     message = pb.PredictRequest(

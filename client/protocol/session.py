@@ -1,4 +1,4 @@
-"""One stream's conversation without its transport: what to send, and what a reply means. Both clients share it."""
+"""One stream's exchange of messages, without transport: makes requests and reads replies. Both clients share it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from google.protobuf.message import Message
 
 from streamcell.client.errors import InvalidInput, ProtocolMisuse, ServerFault, SessionClosed, StreamCellError
 from streamcell.client.values import GenerationInfo, Tensor, tensors
-from streamcell.client.values import generation as generation_info
+from streamcell.client.values import generation as generation_of
 from streamcell.proto import pb
 
-from .generation import Generation, ask, ask_beam, encode_token
+from .generation import Generation, beam_search_message, encode_token, generate_message
 from .signature import SignatureCodec, output_mode
 
 STEP, CHUNK, EITHER = (0,), (1,), (0, 1)
@@ -21,13 +21,13 @@ _Pending = TypeVar("_Pending")
 
 
 class Exchange(Generic[_Pending]):
-    """What all conversations have in common; `_Pending` is what is noted of a message until it is answered.
+    """The common part of sessions' and pools' exchanges; `_Pending` is what is kept of a message until its reply.
 
     Not thread-safe.
 
     Attributes:
-        opened: what the server said at the opening.
-        error: why the conversation is over; None while it is not.
+        opened: the server's reply to the opening.
+        error: why the exchange has ended; None while it continues.
     """
 
     def __init__(self) -> None:
@@ -40,8 +40,8 @@ class Exchange(Generic[_Pending]):
         """The first message."""
         raise NotImplementedError
 
-    def greet(self, reply: Any) -> None:
-        """Take the reply to the first message.
+    def accept_opening(self, reply: Any) -> None:
+        """Handle the reply to the first message.
 
         Raises:
             ServerFault: MALFORMED_REPLY or UNKNOWN_DTYPE.
@@ -61,28 +61,28 @@ class Exchange(Generic[_Pending]):
 
     @property
     def is_open(self) -> bool:
-        """Whether the server has confirmed the opening."""
+        """True once the server has confirmed the opening."""
         return self._codec is not None
 
     @property
     def pending(self) -> int:
-        """Messages sent and not answered yet."""
+        """The number of unanswered messages."""
         return len(self._pending)
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """What one step takes."""
+        """The inputs of one step."""
         return tensors(self.opened.inputs)
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """What one step gives."""
+        """The outputs of one step."""
         return tensors(self.opened.outputs)
 
     def expect_idle(self) -> None:
-        """Check that no reply is due: the next call would take it for its own.
+        """Check that no reply is due, which the next call would take for its own.
 
         Raises:
             ProtocolMisuse: REPLIES_PENDING.
-            StreamCellError: the conversation is over.
+            StreamCellError: the exchange has ended.
         """
         if self.error is not None:
             raise self.error.again()
@@ -97,7 +97,7 @@ class Exchange(Generic[_Pending]):
 
         Raises:
             ProtocolMisuse: NO_REPLY_PENDING.
-            StreamCellError: the conversation is over.
+            StreamCellError: the exchange has ended.
         """
         if self.error is not None:
             raise self.error.again()
@@ -106,7 +106,7 @@ class Exchange(Generic[_Pending]):
                                  reason="NO_REPLY_PENDING")  # fmt: skip
 
     def end(self, error: StreamCellError | None = None) -> StreamCellError:
-        """Note that the conversation is over; the first error is kept and returned."""
+        """End the exchange; the first error is kept and returned."""
         if self.error is None:
             self.error = error or SessionClosed("the session is closed", reason="SESSION_CLOSED")
         return self.error
@@ -116,7 +116,7 @@ class Exchange(Generic[_Pending]):
 
         Raises:
             ProtocolMisuse: NOT_OPEN.
-            StreamCellError: the conversation is over.
+            StreamCellError: the exchange has ended.
         """
         if self.error is not None:
             raise self.error.again()
@@ -135,11 +135,11 @@ class Exchange(Generic[_Pending]):
 
 
 class SessionExchange(Exchange["bool | Generation"]):
-    """A session's; noted of a message is whether it is a single timestep, or the generation that it asked for.
+    """A session's exchange. Kept of a message is True for a single timestep, False for a chunk, or its generation.
 
     Attributes:
         step_index: timesteps applied since the session opened, as of the last reply.
-        generation: the latest, until it has ended.
+        generation: the latest generation, until it has ended.
     """
 
     def __init__(self, model: str, version: str, output: str | None) -> None:
@@ -157,7 +157,7 @@ class SessionExchange(Exchange["bool | Generation"]):
         """The message that carries `x`.
 
         Raises:
-            InvalidInput: x does not fit; the session is as it was.
+            InvalidInput: x does not fit; the session is unchanged.
             StreamCellError: the session is not open.
         """
         payloads, leading = self._ready().encode(x, ranks)
@@ -168,7 +168,7 @@ class SessionExchange(Exchange["bool | Generation"]):
         return pb.StreamRequest(inputs=payloads, steps=steps, output_mode=mode)
 
     def answer(self, reply: pb.StreamResponse) -> Any:
-        """The outputs of the oldest unanswered message: no leading axis if it was a single timestep."""
+        """The outputs of the oldest unanswered message; without leading axis if it was a single timestep."""
         if self._codec is None or not self._pending:
             raise ServerFault("the server sent a reply that belongs to no message", reason="MALFORMED_REPLY")
         if isinstance(self._pending[0], Generation):
@@ -180,25 +180,25 @@ class SessionExchange(Exchange["bool | Generation"]):
         self.step_index = reply.step_index
         return self._codec.decode(reply.outputs, () if single else (reply.steps,))
 
-    def info(self) -> GenerationInfo | None:
+    def generation_info(self) -> GenerationInfo | None:
         """How the model generates; None if it does not."""
-        return generation_info(self.opened)
+        return generation_of(self.opened)
 
     def generate(self, steps: int, first: Any, output: str | None, **asked: Any) -> pb.StreamRequest:
-        """The message that asks for a generation; `asked` as for `generation.ask`.
+        """The message that requests a generation; `asked` as for `generation.generate_message`.
 
-        An InvalidInput or ProtocolMisuse raised here leaves the session as it was.
+        If this raises InvalidInput or ProtocolMisuse, the session is unchanged.
         """
         self._ready()
-        return self._generating(ask(self.info(), steps, **asked), first, output)
+        return self._generating(generate_message(self.generation_info(), steps, **asked), first, output)
 
     def beam_search(self, steps: int, first: Any, **asked: Any) -> pb.StreamRequest:
-        """The message that asks for a beam search; `asked` as for `generation.ask_beam`. Raises as `generate`."""
+        """The message that requests a beam search; `asked` as for `beam_search_message`. Raises like `generate`."""
         self._ready()
-        return self._generating(ask_beam(self.info(), steps, **asked), first, None)
+        return self._generating(beam_search_message(self.generation_info(), steps, **asked), first, None)
 
     def _generating(self, wanted: pb.Generate, first: Any, output: str | None) -> pb.StreamRequest:
-        codec, info = self._ready(), self.info()
+        codec, info = self._ready(), self.generation_info()
         assert info is not None
         payloads: list[bytes] = []
         if first is not None:
@@ -223,7 +223,7 @@ class SessionExchange(Exchange["bool | Generation"]):
         return pb.StreamRequest(stop_generation=generation.tag)
 
     def generated(self, reply: pb.StreamResponse, generation: Generation) -> None:
-        """Give a reply to the generation that awaits it.
+        """Give a reply to its generation.
 
         Raises:
             ServerFault: MALFORMED_REPLY.

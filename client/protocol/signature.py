@@ -1,4 +1,4 @@
-"""A model's inputs or outputs together: one array for one tensor; several by name or in order."""
+"""All inputs or all outputs of a model: an array if there is one tensor; several by name or in order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def output_mode(name: str | None) -> pb.OutputMode:
 
 
 class SignatureCodec:
-    """Encodes what a step takes and decodes what it gives."""
+    """Encodes the inputs of steps and decodes their outputs."""
 
     __slots__ = ("_inputs", "_outputs")
 
@@ -50,14 +50,14 @@ class SignatureCodec:
 
     @property
     def the_input(self) -> TensorCodec:
-        """The one input of a model that has one."""
+        """The input of a model with exactly one."""
         (codec,) = self._inputs
         return codec
 
     def encode(
         self, x: Any, ranks: tuple[int, ...], axes: Axes = SEQUENCES
     ) -> tuple[list[bytes], tuple[int, ...]]:
-        """One payload an input, and the leading shape that they share.
+        """One payload for each input, and their common leading shape.
 
         Raises:
             InvalidInput: WRONG_INPUT_COUNT, WRONG_DTYPE, WRONG_SHAPE or NO_STEPS.
@@ -104,7 +104,7 @@ class SignatureCodec:
         )
 
     def decode(self, payloads: Sequence[bytes], leading: tuple[int, ...]) -> Any:
-        """The output's array, a dict of arrays by name if there are several, None if the reply has none.
+        """The output's array; a dict of arrays by name if there are several; None if the reply has none.
 
         Raises:
             ServerFault: MALFORMED_REPLY.

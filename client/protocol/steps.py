@@ -1,4 +1,4 @@
-"""Iterators over the steps of a generation, blocking and asyncio."""
+"""Iterators over the steps of a generation, blocking and for asyncio."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Protocol
 from .generation import Generated, Generation, Step
 
 
-class _Told:
-    """What both iterators report."""
+class _GenerationProperties:
+    """The properties of both iterators."""
 
     _generation: Generation | None
 
     @property
     def stop_reason(self) -> str:
-        """Why it ended: "steps", "class", "request" or "non_finite"; "" while it runs."""
+        """Why the generation ended: "steps", "class", "request" or "non_finite"; "" while it runs."""
         return "" if self._generation is None else self._generation.stop_reason
 
     @property
     def seed(self) -> int:
-        """What samples are drawn with, once the first step is there; 0 if nothing is sampled."""
+        """The seed of the samples, once the first step has arrived; 0 if nothing is sampled."""
         return 0 if self._generation is None else self._generation.seed
 
 
@@ -29,17 +29,17 @@ class _Source(Protocol):
     def _stop_generation(self, generation: Generation) -> None: ...
 
 
-class Steps(_Told, Iterator[Step]):
-    """The steps of a generation as they come.
+class Steps(_GenerationProperties, Iterator[Step]):
+    """The steps of a generation, as they arrive.
 
-    Leaving the loop early leaves the generation running until `stop`, `close`, or the session's next call, which
-    stops it. What was applied until then is applied: `Session.step_index` counts it.
+    If the loop is left early, the generation runs until `stop`, `close` or the session's next call stops it. The steps
+    until then are applied, and `Session.step_index` counts them.
     """
 
     _generation: Generation
 
     def __init__(self, source: Any, start: Callable[[], Generation]) -> None:
-        """`start` sends the request, at once."""
+        """`start` sends the request; it is called at once."""
         self._generation = start()
         self._source: _Source = source
 
@@ -54,7 +54,7 @@ class Steps(_Told, Iterator[Step]):
         return step
 
     def stop(self) -> None:
-        """Ask the server to stop; the steps that it has applied by then are still to come."""
+        """Ask the server to stop; the steps applied until it stops still arrive."""
         self._source._stop_generation(self._generation)
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Steps(_Told, Iterator[Step]):
         self._generation.drop()
 
     def all(self) -> Generated:
-        """Every step that was not taken yet, as arrays; waits for the end."""
+        """Wait for the end; return all steps that were not taken yet, as arrays."""
         return self._generation.whole(list(self))
 
 
@@ -74,8 +74,8 @@ class _AsyncSource(Protocol):
     async def _stop_generation(self, generation: Generation) -> None: ...
 
 
-class AsyncSteps(_Told, AsyncIterator[Step]):
-    """As `Steps`, for `async for`. Nothing is sent before the first step is awaited."""
+class AsyncSteps(_GenerationProperties, AsyncIterator[Step]):
+    """Like `Steps`, for `async for`. Nothing is sent before the first step is awaited."""
 
     def __init__(self, source: Any, start: Callable[[], Awaitable[Generation]]) -> None:
         self._generation = None
@@ -95,7 +95,7 @@ class AsyncSteps(_Told, AsyncIterator[Step]):
         return step
 
     async def stop(self) -> None:
-        """Ask the server to stop; the steps that it has applied by then are still to come."""
+        """Ask the server to stop; the steps applied until it stops still arrive."""
         if self._generation is not None:
             await self._source._stop_generation(self._generation)
 
@@ -109,7 +109,7 @@ class AsyncSteps(_Told, AsyncIterator[Step]):
         self._generation.drop()
 
     async def all(self) -> Generated:
-        """Every step that was not taken yet, as arrays; waits for the end."""
+        """Wait for the end; return all steps that were not taken yet, as arrays."""
         steps = [step async for step in self]
         assert self._generation is not None
         return self._generation.whole(steps)

@@ -1,4 +1,4 @@
-"""One tensor between numpy and the wire: safe dtypes only, and always the shape that was asked for."""
+"""Converts one tensor between numpy and the wire: only safe casts, and exact shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from streamcell.client.errors import InvalidInput, ServerFault
 
 Array: TypeAlias = npt.NDArray[Any]
-# By number of leading axes their names, for error texts.
+# Names of the leading axes, by their number, for error texts.
 Axes: TypeAlias = Sequence[tuple[str, ...]]
 SEQUENCES: Axes = ((), ("steps",), ("batch", "steps"))
 
@@ -46,7 +46,7 @@ class TensorCodec:
         """`value` as little-endian bytes in C order, and its leading shape.
 
         `value` is an array of this dtype or of one that numpy casts to it safely, or Python numbers in (nested)
-        lists or tuples. `ranks` are the numbers of leading axes that are welcome, `axes` their names by number.
+        lists or tuples. `ranks`: the allowed numbers of leading axes; `axes`: the axes' names by number.
 
         Raises:
             InvalidInput: WRONG_DTYPE or WRONG_SHAPE.
@@ -124,7 +124,7 @@ class TensorCodec:
 
 
 def _holds_arrays(value: Any) -> bool:
-    """Whether nested lists hold numpy values anywhere: those have a dtype to respect."""
+    """True if nested lists contain numpy values, whose dtypes must be respected."""
     if isinstance(value, (list, tuple)):
         return any(_holds_arrays(item) for item in value)
     return hasattr(value, "dtype")

@@ -16,10 +16,10 @@ _SLICE = 64
 
 
 class FirstMessages:
-    """The calls of one lane that owe a message, those that have owed it longest first. Thread-safe.
+    """The calls of one lane that must send a message, the oldest first. Thread-safe.
 
-    Time is counted by the passes of whoever calls `tick`, not by a clock: while the process is stopped or gets no
-    CPU nothing is counted, so a message that has come in that time is read before its call is ended.
+    Calls of `tick` count the time, not a clock: no time passes while the process is stopped or gets no CPU, so a
+    message that arrives meanwhile is read before its call is ended.
     """
 
     def __init__(self) -> None:
@@ -29,15 +29,15 @@ class FirstMessages:
         self._watched: dict[Hashable, tuple[float, End]] = {}
 
     def watch(self, call: Hashable, end: End) -> None:
-        """From now on `call` owes a message; `end` ends it with a status if none comes in time."""
+        """Wait for a message of `call`; `end` ends it with a status if none arrives in time."""
         self._watched[call] = (self._now_s, end)
 
     def unwatch(self, call: Hashable) -> None:
-        """A message of `call` has come, or the call is over."""
+        """Stop waiting: a message of `call` has arrived, or the call is over."""
         self._watched.pop(call, None)
 
     def tick(self, passed_s: float) -> int:
-        """Let `passed_s` pass, end the calls that are late, and say how many calls were looked at."""
+        """Let `passed_s` pass and end the late calls; returns the number of calls looked at."""
         self._now_s += passed_s
         looked_at = 0
         while self.after_s:

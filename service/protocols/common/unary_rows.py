@@ -22,7 +22,7 @@ class UnaryCaller(Protocol):
 
 
 class RequestRows(ABC):
-    """The listener of one request's rows. The engine thread calls it with answers and failures, grpcio's if cancelled."""
+    """The listener of one request's rows. The engine thread delivers outputs and errors, grpcio's a cancellation."""
 
     __slots__ = ("_model", "_outputs", "_sessions", "_states", "_waiting")
 

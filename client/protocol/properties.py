@@ -1,4 +1,4 @@
-"""What a conversation tells of itself, blocking or not."""
+"""The properties of sessions and pools in both clients."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from streamcell.client.values import Tensor
 
 from .session import Exchange
 
-Exchanging = TypeVar("Exchanging", bound=Exchange[Any])
+ExchangeT = TypeVar("ExchangeT", bound=Exchange[Any])
 
 
-class Described(Generic[Exchanging]):
-    """The properties that sessions and pools of both clients have; a client's class sets `_exchange`."""
+class StreamProperties(Generic[ExchangeT]):
+    """Properties of sessions and pools; a subclass sets `_exchange`."""
 
-    _exchange: Exchanging
+    _exchange: ExchangeT
 
-    def _opened_exchange(self) -> Exchanging:
-        """The exchange; a client that opens late waits here for the server's first reply."""
+    def _opened_exchange(self) -> ExchangeT:
+        """The exchange. A client that opens lazily waits here for the server's first reply."""
         return self._exchange
 
     @property
     def alive(self) -> bool:
-        """Whether the session is not known to be over."""
+        """False once the session is known to have ended."""
         return self._exchange.error is None
 
     @property
     def pending(self) -> int:
-        """Messages sent and not received yet."""
+        """The number of messages sent whose replies were not received yet."""
         return self._exchange.pending
 
     @property
     def id(self) -> str:
-        """The name of the session in the client's `sessions` and `close_session`."""
+        """The session's id, as in the client's `sessions` and `close_session`."""
         return self._opened_exchange().opened.session_id
 
     @property
@@ -42,22 +42,22 @@ class Described(Generic[Exchanging]):
 
     @property
     def version(self) -> str:
-        """The version that the session stays on."""
+        """The model's version, which a session never changes."""
         return self._opened_exchange().opened.version
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What one step takes."""
+        """The inputs of one step."""
         return self._opened_exchange().inputs()
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """What one step gives."""
+        """The outputs of one step."""
         return self._opened_exchange().outputs()
 
     @property
     def max_steps(self) -> int:
-        """The most timesteps that one message may carry."""
+        """Maximum timesteps in one message."""
         return self._opened_exchange().opened.max_steps_per_message
 
     @property

@@ -27,7 +27,6 @@ from streamcell.service.settings import Settings
 
 from .models import (
     CASES,
-    CONSTANTS,
     EIGHT_ROWS,
     HEALTHY,
     MEAN,

@@ -120,7 +120,10 @@ class StreamCall:
             elif handler is not None:
                 size = len(message)
                 ahead = reading.arrived(size)
-                self._connection.taken += size + FRAMING_BYTES
+                connection = self._connection
+                connection.taken += size + FRAMING_BYTES
+                if connection.taken > connection.look_at:
+                    connection.pause()
                 ARRIVALS.messages += 1
         if handler is None:
             return

@@ -51,7 +51,10 @@ class TcpFigures:
     """Finds connections by their peers."""
 
     def of(self, peers: Container[str]) -> dict[str, tuple[int, int]]:
-        """By peer, of those that are connected: bytes that were received and read, bytes that were sent."""
+        """By peer, of those that are connected: bytes that were received and read, and bytes that were acknowledged.
+
+        The first may be too many by what comes or is read while the kernel is asked; the second never gets less.
+        """
         try:
             numbers = [int(name) for name in os.listdir(_FDS)]
         except OSError:
@@ -78,12 +81,13 @@ def _figures(fd: int, peers: Container[str]) -> tuple[str, int, int] | None:
         peer = peer_name(address)
         if peer not in peers:
             return None
+        # First what is unread: what comes meanwhile may count as read now, and does by the next time.
+        unread = array.array("i", [0])
+        fcntl.ioctl(fd, termios.FIONREAD, unread)
         info = seen.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         if len(info) < _INFO_BYTES:
             return None
         acked, received = struct.unpack_from("QQ", info, _ACKED_AT)
-        unread = array.array("i", [0])
-        fcntl.ioctl(fd, termios.FIONREAD, unread)
     except OSError:
         return None
     finally:

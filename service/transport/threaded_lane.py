@@ -112,6 +112,7 @@ class StreamCall:
                     self._unanswered.append(len(message))
                 self._connection.take(len(message) + FRAMING_BYTES)
                 room = handler.on_message(message)
+                del message  # the next may be long in coming
                 with self._changed:
                     self._paused = not room and not self._resumed
                     self._changed.wait_for(self._may_read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import grpc
 import structlog
@@ -149,12 +150,9 @@ def start_reader(name: str, read: Callable[..., None], *args: object) -> None:
 
 def until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
     """The requests; grpcio ends those of a cancelled call with an error."""
-    while True:
-        try:
-            request = next(requests)
-        except (StopIteration, grpc.RpcError):
-            return
-        yield request
+    with suppress(StopIteration, grpc.RpcError):
+        while True:
+            yield next(requests)  # no name keeps it until the next one
 
 
 def set_status(context: grpc.ServicerContext, status: Status) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.conformance
 
 MIB = 1024 * 1024
 BOUND, CONNECTION = 96 * MIB, 48 * MIB
-# What a process takes beside: a tenth of a second at full speed, and what malloc keeps.
+# What a process takes beside: messages on their way, copies of them, and what malloc keeps.
 SLACK = 160 * MIB
 STREAM = "/streamcell.v1.StreamCell/Stream"
 WIDE = 32

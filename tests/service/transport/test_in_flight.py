@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import grpc
 import pytest
@@ -52,9 +52,12 @@ class Machine:
     def __init__(self) -> None:
         self.received: dict[str, int] = {}
         self.memory = 100 * MIB
+        self.meanwhile: Callable[[], None] = lambda: None  # what happens just after the kernel was asked
 
     def figures(self, peers: Container[str]) -> dict[str, tuple[int, int]]:
-        return {peer: (received, 0) for peer, received in self.received.items() if peer in peers}
+        figures = {peer: (received, 0) for peer, received in self.received.items() if peer in peers}
+        self.meanwhile()
+        return figures
 
 
 @pytest.fixture
@@ -194,3 +197,88 @@ def test_what_malloc_gives_back_does_not_put_off_the_end_of_messages_that_are_ne
         machine.memory += 3 * MIB
         in_flight.look()
     assert errors
+
+
+def test_messages_that_are_read_while_the_kernel_is_asked_do_not_count_as_half_received(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight, peer="a") for _ in range(24)]
+    machine.received["a"] = 0
+    in_flight.look()
+    machine.memory += 1000 * MIB
+
+    def read() -> None:
+        machine.received["a"] += 60 * MIB
+        calls[0].connection.taken += 60 * MIB
+        machine.meanwhile = lambda: None
+
+    for _ in range(4):
+        machine.meanwhile = read
+        for _ in range(4):
+            in_flight.look()
+            assert calls[0].connection.half_bytes < 2 * MIB
+    assert not errors
+
+
+def test_a_connection_is_not_read_once_it_has_brought_what_it_had_room_for(
+    in_flight: InFlight, machine: Machine
+) -> None:
+    call = Call(in_flight)
+    in_flight.look()
+    while not call.connection.stopped:
+        call.unanswered += MIB
+        call.connection.take(MIB)
+        assert call.unanswered <= BOUND + MIB
+    in_flight.look()
+    assert call.connection.stopped
+    call.unanswered = 0
+    in_flight.look()
+    assert not call.connection.stopped
+
+
+def test_many_connections_together_bring_no_more_than_the_server_has_room_for(in_flight: InFlight) -> None:
+    calls = [Call(in_flight, peer=f"unix:{at}") for at in range(20)]
+    in_flight.look()
+    for call in calls:
+        while not call.connection.stopped:
+            call.unanswered += MIB // 4
+            call.connection.take(MIB // 4)
+    assert sum(call.unanswered for call in calls) <= 2 * BOUND + 20 * MIB // 4
+
+
+def test_large_messages_on_their_way_are_not_cut_while_others_become_whole(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight, peer="a") for _ in range(24)]
+    machine.received["a"] = 0
+    in_flight.look()
+    machine.memory += 1000 * MIB
+    machine.received["a"] += 50 * MIB
+    for at in range(20):
+        machine.received["a"] += 24 * MIB
+        calls[at].connection.take(24 * MIB)
+        in_flight.look()
+    assert not errors
+    machine.received["a"] += (
+        100 * MIB
+    )  # more than their client can have on their way while it completes messages
+    calls[0].connection.take(24 * MIB)
+    in_flight.look()
+    assert errors
+
+
+def test_figures_that_are_not_of_one_moment_do_not_make_a_connection_another(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    calls = [Call(in_flight, peer="a") for _ in range(24)]
+    machine.received["a"] = 0
+    in_flight.look()
+    machine.memory += 1000 * MIB
+    for less in (0, MIB, 0):
+        machine.received["a"] += 350 * MIB
+        calls[0].connection.take(350 * MIB)
+        in_flight.look()
+        machine.received["a"] -= less
+        in_flight.look()
+        assert calls[0].connection.half_bytes < 2 * MIB
+    assert not errors

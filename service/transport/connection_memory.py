@@ -1,0 +1,233 @@
+"""One connection's part of what clients have in memory; see `in_flight.py`."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import grpc
+
+from streamcell.service.errors import MemoryInFlight, ServiceError, as_status
+
+PATIENCE_LOOKS = 50  # that a client may take, over its bound, to read one reply or to complete one message
+_CALL_BYTES = 2048  # of a call's headers
+_FLOOR_BYTES = 64 * 1024  # of a connection's that are nothing half received: its beginning, TLS's too
+_READING_BYTES = 4096  # sent since the last look: more than pings, so the client reads replies
+_REASON = MemoryInFlight.reason.lower()
+
+
+class Held(Protocol):
+    """A call, as this module knows it."""
+
+    peer: str
+
+    @property
+    def half_open(self) -> bool:
+        """Whether a message may be on its way."""
+
+    @property
+    def messages(self) -> int:
+        """How many have come."""
+
+    @property
+    def sent(self) -> int:
+        """Replies that have gone."""
+
+    def held(self) -> tuple[int, int]:
+        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+
+    def read_again(self) -> None:
+        """The connection may be read again."""
+
+    def cut(
+        self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, str | bytes], ...], reason: str
+    ) -> None:
+        """End the call, with a status that its client gets if it reads."""
+
+    def drop(self) -> None:
+        """End it whatever its client does, after `cut`."""
+
+
+class Seen(NamedTuple):
+    """How far a call was at the last look."""
+
+    messages: int
+    sent: int
+    held_bytes: int
+    looks: int  # in a row at which replies were unsent, and none had gone since the one before
+
+
+class Limits(NamedTuple):
+    """What may be in the core at most."""
+
+    window_bytes: int  # of a call that is not being read
+    ahead_bytes: int  # of all such calls of a connection
+    message_bytes: int  # of one message
+    process_bytes: int | None  # of everything: by how much the process has grown; None if that is not known
+
+
+class Connection:
+    """One client's connection and its live calls."""
+
+    __slots__ = (
+        "_acked_before", "_in_core", "_lock", "_received_before", "_relieved", "_room_before", "_taken_before",
+        "_taken_then", "_wake", "calls", "cut", "half_bytes", "held_bytes", "look_at", "looks_stuck", "peer", "seen",
+        "stopped", "stuck_bytes", "taken", "whole_bytes",
+    )  # fmt: skip
+
+    def __init__(self, peer: str, room: float = math.inf, wake: Callable[[], None] = lambda: None) -> None:
+        """`room`: bytes that it may take before the first look; `wake`: has the watch look now."""
+        self.peer = peer
+        self.look_at = room  # so many bytes `taken`, and it is not read before the next look
+        self._wake = wake
+        self.calls: set[Held] = set()
+        self.cut: set[Held] = set()  # that have been told to end, and should be gone at the next look
+        self.taken = 0  # bytes that its calls were given, with what their framing may have cost
+        self.stopped = False  # its calls are not read
+        self.held_bytes = 0
+        self.half_bytes = 0  # received and not with a call, at the last look
+        self.stuck_bytes = 0  # of these, of messages that are half received
+        self.whole_bytes = 0  # of messages that became whole between the last two looks
+        self.looks_stuck = 0  # in a row at which no message had become whole since the one before
+        self.seen: dict[Held, Seen] = {}
+        self._taken_before = self._received_before = self._acked_before = 0
+        self._taken_then = 0  # just before the kernel's figures were read
+        self._in_core = 0  # by those figures: `half_bytes` and what has been taken since
+        self._room_before = 0
+        self._relieved = False
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        """Add to `taken`, where several threads do."""
+        with self._lock:
+            self.taken += size
+        if self.taken > self.look_at:
+            self.pause()
+
+    def pause(self) -> None:
+        """It has taken what it had room for: read it no more before the next look, and have that now."""
+        self.stopped = True
+        self._wake()
+
+    def leave(self, call: Held) -> None:
+        """A call is over. It knows its connection, so it is forgotten here: a cycle would wait for the collector."""
+        self.calls.discard(call)
+        self.seen.pop(call, None)
+        self.cut.discard(call)
+
+    @property
+    def bytes(self) -> int:
+        """What it has in memory."""
+        return self.held_bytes + self.half_bytes
+
+    def note_taken(self) -> None:
+        """The kernel's figures will be read: what is taken from now on may or may not be in them."""
+        self._taken_then = self.taken
+
+    def look(self, figures: tuple[int, int] | None, limits: Limits, *, patient: bool) -> None:
+        """Sum up its calls.
+
+        Args:
+            figures: what TCP has received of it and what its client has acknowledged, None if that is not known.
+            limits: what may be in the core.
+            patient: as long as the client reads anything at all, none of its calls counts as unread.
+        """
+        calls = list(self.calls)
+        for call in self.cut & self.calls:
+            call.drop()
+        self.cut.clear()
+        taken, self._taken_before = self._taken_then - self._taken_before, self._taken_then
+        reads = figures is not None and figures[1] - self._acked_before > _READING_BYTES and patient
+        if figures is not None:
+            half_open = sum(call.half_open for call in calls)
+            windows = limits.window_bytes * (len(calls) - half_open)
+            # Calls that had not begun at this look have by the next.
+            room = windows + (limits.window_bytes + limits.message_bytes) * half_open
+            most = max(room, self._room_before)
+            if limits.process_bytes is not None:
+                most = min(most, limits.process_bytes)
+            self._room_before = room
+            self._count_half(calls, *figures, taken, most)
+            # A call that is not being read may have its window full, and that is as it should be.
+            ahead = min(limits.ahead_bytes, windows)
+            self.stuck_bytes = max(0, self.half_bytes - ahead)
+        self.whole_bytes = taken
+        self.looks_stuck = 0 if taken else self.looks_stuck + 1
+        seen = {}
+        for call in calls:
+            unanswered, unsent = call.held()
+            before, sent = self.seen.get(call), call.sent
+            unread = before is not None and before.sent == sent and unsent and not reads
+            looks = before.looks + 1 if before is not None and unread else 0
+            seen[call] = Seen(call.messages, sent, unanswered + unsent, looks)
+        self.seen = {call: each for call, each in seen.items() if call in self.calls}
+        self.held_bytes = sum(each.held_bytes for each in seen.values())
+
+    def _count_half(self, calls: list[Held], received: int, acked: int, taken: int, most: int) -> None:
+        since = self.taken - self._taken_then
+        if acked < self._acked_before:  # another connection from the same port
+            self._received_before = self._acked_before = self._in_core = taken = 0
+        allowed = 0 if self._received_before else _FLOOR_BYTES
+        # Windows are opened as replies are read, and headers are no messages.
+        allowed += (acked - self._acked_before) // 64 + _CALL_BYTES * sum(
+            call not in self.seen for call in calls
+        )
+        came = received - self._received_before - taken - taken // 64 - allowed
+        self._in_core = max(0, self._in_core + came) if calls and not self._relieved else 0
+        self.half_bytes = min(max(0, self._in_core - since), most)
+        self._in_core = min(self._in_core, most + since)
+        self._relieved = False
+        self._received_before, self._acked_before = received, acked
+
+    def correct(self, excess: int) -> None:
+        """So many bytes fewer are half received than was thought."""
+        self.half_bytes -= excess
+        self._in_core = max(0, self._in_core - excess)
+        self.stuck_bytes = max(0, self.stuck_bytes - excess)
+
+    def stop(self) -> None:
+        """Read it no more."""
+        self.stopped = True
+
+    def go_on(self) -> None:
+        """Read it again."""
+        self.stopped = False
+        for call in list(self.calls):
+            call.read_again()
+
+    def half_received(self, before: dict[Held, Seen]) -> set[Held]:
+        """The calls whose messages are not whole, by all that can be told; `before`: the look before the last."""
+        half = [call for call in self.calls if call.half_open]
+        # First those that never had a whole message, then those that had none since then.
+        return (
+            {call for call in half if not call.messages}
+            or {call for call in half if call in before and before[call].messages == call.messages}
+            or set(half or self.calls)
+        )
+
+    def unread(self, bound: int) -> set[Held]:
+        """Calls whose replies are not read, so many that it is under `bound` without them; none for a trifle."""
+        stalled = {
+            call: each.held_bytes for call, each in list(self.seen.items()) if each.looks >= PATIENCE_LOOKS
+        }
+        if sum(stalled.values()) <= bound // 4:
+            return set()
+        found, total = set(), self.held_bytes
+        for call in sorted(stalled, key=lambda each: -stalled[each]):
+            if total <= 3 * bound // 4:
+                break
+            found.add(call)
+            total -= stalled[call]
+        return found
+
+    def end(self, calls: set[Held], error: ServiceError, *, half: bool) -> None:
+        """End calls, `half`: for what is half received."""
+        if half:  # what was on its way to them still comes, and is dropped
+            self.half_bytes = self.stuck_bytes = 0
+            self._relieved = True
+        status = as_status(error)
+        for call in calls:
+            call.cut(*status, _REASON)
+        self.cut = calls

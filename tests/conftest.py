@@ -23,6 +23,9 @@ from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model
 from streamcell.models import build
 
+# On models of this size PyTorch's threads wait for each other more than they compute.
+torch.set_num_threads(1)
+
 INPUT, HIDDEN, OUTPUT, LAYERS = 3, 16, 2, 2
 
 CONFIGS = {

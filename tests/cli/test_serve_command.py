@@ -77,7 +77,6 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.conformance
 def test_tls(start_server: Any, models_dir: Path, tmp_path: Path, program: Callable[[str], str]) -> None:
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(

@@ -149,7 +149,6 @@ def test_a_step_that_meets_the_end_of_its_session_is_told_why(served: ServerProc
     asyncio.run(main())
 
 
-@pytest.mark.conformance
 def test_answers_before_an_error_are_received_though_messages_go_on_being_sent(served: ServerProcess) -> None:
     x = sequence(120)
     x[60] = np.nan

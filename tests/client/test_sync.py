@@ -56,7 +56,6 @@ def truth(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> np.ndarray[Any, A
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.conformance
 def test_steps_chunks_and_streams_give_what_pytorch_gives(
     client: Client, modules: Modules, kind: str
 ) -> None:
@@ -113,7 +112,6 @@ def test_models_are_listed_with_their_cards(client: Client) -> None:
     assert caught.value.reason == "VERSION_NOT_FOUND"
 
 
-@pytest.mark.conformance
 def test_live_sessions_are_listed_and_can_be_closed_by_others(client: Client) -> None:
     with client.session("gru") as session:
         session.run(sequence(3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,134 +9,43 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import MethodDescriptor
-from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from streamcell.client import SessionClosed, SessionNotFound, connect
-from streamcell.proto import pb
 from streamcell.proto.inference import oip
-from streamcell.service.transport.answering import SMALL_BYTES
 from streamcell.service.transport.first_messages import FirstMessages
+from tests.support import every_method
+from tests.support.every_method import METHODS, WAIT_S, begin, ended, path
 
-pytestmark = pytest.mark.conformance
-
-WAIT_S = 30.0
-FILES = (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
-METHODS: list[MethodDescriptor] = [
-    method for file in FILES for service in file.services_by_name.values() for method in service.methods
-]
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
 
 
-MESSAGE_BYTES, INFER_BYTES = 2 * SMALL_BYTES, 4 * SMALL_BYTES
-# All other methods take SMALL_BYTES.
-LIMITS = {
-    "Stream": MESSAGE_BYTES, "StreamFrames": MESSAGE_BYTES, "Predict": MESSAGE_BYTES,
-    "RepositoryModelLoad": MESSAGE_BYTES, "RepositoryModelUnload": MESSAGE_BYTES,
-    "ModelInfer": INFER_BYTES, "ModelStreamInfer": INFER_BYTES,
-}  # fmt: skip
-
-
-def path(method: MethodDescriptor) -> str:
-    return f"/{method.containing_service.full_name}/{method.name}"
-
-
-@pytest.fixture(scope="module", params=["fast", "threaded"])
-def quick(request: pytest.FixtureRequest, start_server: Any, models_dir: Path) -> Any:
+@pytest.fixture(scope="module")
+def quick(start_server: Any, models_dir: Path) -> Any:
     """A server whose calls have two seconds for their first message, and whose limits are no core's."""
-    return start_server(
-        models_dir, "--lane", request.param, "--first-message-s", "2", "--max-message-bytes", str(MESSAGE_BYTES),
-        "--max-infer-bytes", str(INFER_BYTES),
-    )  # fmt: skip
+    return start_server(models_dir, *every_method.FLAGS)
 
 
 @pytest.fixture
 def connected(quick: Any) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(quick.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with every_method.apart(quick.target) as channel:
         yield channel
 
 
-def begin(channel: grpc.Channel, where: str, *messages: bytes, half_close: bool = False) -> Any:
-    """A call that sends `messages` and then, unless it half-closes, nothing more."""
-    feed: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    for message in messages:
-        feed.put(message)
-    if half_close:
-        feed.put(None)
-    call: Any = channel.stream_stream(where)
-    return call(iter(feed.get, None), timeout=WAIT_S)
+@pytest.mark.conformance
+def test_bytes_that_are_no_message_are_told_as_such(connected: grpc.Channel) -> None:
+    for method in METHODS:
+        every_method.tells_of_bytes_that_are_no_message(connected, method)
 
 
-def ended(call: Any) -> tuple[grpc.StatusCode, str]:
-    """A call's status code and typed reason."""
-    with pytest.raises(grpc.RpcError):
-        list(call)
-    trailing = dict(call.trailing_metadata() or ())
-    assert "grpc-status-details-bin" in trailing, (call.code(), call.details())
-    info = error_details_pb2.ErrorInfo()
-    status_pb2.Status.FromString(trailing["grpc-status-details-bin"]).details[0].Unpack(info)
-    return call.code(), info.reason
+@pytest.mark.conformance
+def test_each_method_has_its_own_limit_on_a_message(connected: grpc.Channel) -> None:
+    for method in METHODS:
+        every_method.has_its_own_limit(connected, method)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=path)
-def test_bytes_that_are_no_message_are_told_as_such(
-    connected: grpc.Channel, method: MethodDescriptor
-) -> None:
-    call = begin(connected, path(method), b"\xff\xff\xff", half_close=True)
-    if method.name == "ModelStreamInfer":  # errors are answers there
-        (answer,) = map(oip.ModelStreamInferResponse.FromString, call)
-        assert "INVALID_ARGUMENT MALFORMED_MESSAGE" in answer.error_message
-    else:
-        assert ended(call) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
-
-
-@pytest.mark.parametrize("method", METHODS, ids=path)
-def test_each_method_has_its_own_limit_on_a_message(
-    connected: grpc.Channel, method: MethodDescriptor
-) -> None:
-    limit = LIMITS.get(method.name, SMALL_BYTES)
-    infers = limit == INFER_BYTES
-    named = oip.ModelInferRequest(model_name="lstm").SerializeToString() if infers else b""
-    # With a field that nobody knows, whose tag and length take 8 bytes: as long as may be, and one byte longer.
-    for size in (limit, limit + 1):
-        data = named + unknown_field(size - 8 - len(named))
-        assert len(data) == size
-        call = begin(connected, path(method), data, half_close=True)
-        if size > limit and method.name == "ModelStreamInfer":  # errors are answers there
-            (answer,) = map(oip.ModelStreamInferResponse.FromString, call)
-            assert "MESSAGE_TOO_LARGE" in answer.error_message
-        elif size > limit:
-            assert ended(call) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
-        elif method.name == "Watch":
-            assert next(call)
-            call.cancel()
-        else:
-            assert outcome(call) != "MESSAGE_TOO_LARGE"
-
-
-def unknown_field(size: int) -> bytes:
-    """Field 100,000 with `size` bytes; its tag has three bytes, its length is written with five."""
-    length = [size >> 7 * at & 127 | 128 for at in range(4)] + [size >> 28]
-    return bytes(
-        (100_000 << 3 & 127 | 2 | 128, 100_000 >> 4 & 127 | 128, 100_000 >> 11, *length, *bytes(size))
-    )
-
-
-def outcome(call: Any) -> str:
-    """How a call ended: its typed reason, or OK."""
-    try:
-        list(call)
-    except grpc.RpcError as error:
-        trailing = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
-        info = error_details_pb2.ErrorInfo()
-        status_pb2.Status.FromString(trailing["grpc-status-details-bin"]).details[0].Unpack(info)
-        return info.reason
-    return "OK"
-
-
+@pytest.mark.conformance
 def test_a_call_that_sends_nothing_is_ended_whatever_it_is(
     quick: Any, connected: grpc.Channel, eventually: Callable[[Callable[[], bool]], bool]
 ) -> None:
@@ -146,17 +54,13 @@ def test_a_call_that_sends_nothing_is_ended_whatever_it_is(
         return count
 
     before = late()
-    calls = [begin(connected, path(method)) for method in METHODS]
-    for call in calls:
-        assert ended(call) == (grpc.StatusCode.DEADLINE_EXCEEDED, "NO_MESSAGE")
+    every_method.all_are_ended_if_they_send_nothing(connected)
     assert eventually(lambda: late() == before + len(METHODS))
 
 
 def test_calls_that_send_nothing_hold_nobody_up(served: Any) -> None:
     with ExitStack() as stack:
-        idle = stack.enter_context(
-            grpc.insecure_channel(served.target, [("grpc.use_local_subchannel_pool", 1)])
-        )
+        idle = stack.enter_context(every_method.apart(served.target))
         calls = [begin(idle, path(method)) for method in METHODS for _ in range(5)]
         with connect(served.target) as client:
             assert client.models()
@@ -173,7 +77,7 @@ def pb_oip() -> str:
 
 
 def test_reflection_is_bounded(served: Any) -> None:
-    with grpc.insecure_channel(served.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with every_method.apart(served.target) as channel:
         calls = []
         for _ in range(16):
             call = begin(channel, REFLECTION, LIST_SERVICES)
@@ -206,6 +110,7 @@ def test_reflection_can_be_switched_off(start_server: Any, models_dir: Path) -> 
         assert call.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.conformance
 def test_a_session_that_was_closed_is_gone_at_once(served: Any) -> None:
     """With front ends too, of which one has yet to hear that its session has ended."""
     with connect(served.target) as client:

@@ -20,8 +20,6 @@ import torch
 
 from streamcell.proto import pb, rpc
 
-pytestmark = pytest.mark.conformance
-
 PATIENCE_S = 30
 STEP = np.ones((1, 3), np.float32).tobytes()
 
@@ -87,6 +85,7 @@ threading.Event().wait()
 
 
 @pytest.mark.usefixtures("no_leak")
+@pytest.mark.conformance
 def test_a_client_killed_in_mid_stream_gives_its_slots_back(served: Any, eventually: Any) -> None:
     before = served.metric("streamcell_sessions_ended_total", reason="cancelled")
     client = subprocess.Popen(
@@ -168,6 +167,7 @@ def test_a_cancelled_predict_leaves_nothing_behind(served: Any) -> None:
 
 
 @pytest.mark.usefixtures("no_leak")
+@pytest.mark.conformance
 def test_a_client_that_does_not_read_is_not_read_either(
     served: Any, modules: dict[str, torch.nn.Module]
 ) -> None:
@@ -199,6 +199,7 @@ def test_a_client_that_does_not_read_is_not_read_either(
     assert replies == rows
 
 
+@pytest.mark.conformance
 def test_sessions_over_the_limit_are_refused_and_idle_ones_expire(small: Any, eventually: Any) -> None:
     with grpc.insecure_channel(small.target) as channel:
         stub = rpc.StreamCellStub(channel)

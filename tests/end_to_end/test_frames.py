@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from streamcell.proto import pb, rpc
 from streamcell.service.sessions.session import Output
 
+CONFORMANCE = pytest.mark.conformance
 SESSIONS, BATCH, CHUNK, STEPS = 12, 4, 4, 16
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 MODES = {pb.OUTPUT_MODE_ALL: Output.ALL, pb.OUTPUT_MODE_LAST: Output.LAST, pb.OUTPUT_MODE_NONE: Output.NONE}
@@ -45,14 +46,11 @@ def reasons(reply: pb.FrameResponse) -> dict[tuple[str, int], str]:
     return {(pb.FramePart.Name(each.part)[11:].lower(), each.index): each.reason for each in reply.errors}
 
 
-@pytest.fixture(scope="module", params=["fast", "threaded"])
-def server(request: pytest.FixtureRequest, start_server: Any, models_dir: Path) -> Any:
+@pytest.fixture(scope="module")
+def server(start_server: Any, models_dir: Path) -> Any:
     sizes = {"--max-sessions": SESSIONS, "--max-batch": BATCH, "--max-chunk": CHUNK}
     flags = [str(each) for pair in sizes.items() for each in pair]
-    return start_server(
-        models_dir, "--lane", request.param, *flags, "--max-steps-per-message", str(STEPS),
-        "--queue-messages", "3",
-    )  # fmt: skip
+    return start_server(models_dir, *flags, "--max-steps-per-message", str(STEPS), "--queue-messages", "3")
 
 
 @pytest.fixture(scope="module")
@@ -203,30 +201,35 @@ FRAMES = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("kind", ["lstm", "mlp"])
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    print_blob=True,
-)
-@given(
-    plan=st.lists(FRAMES, min_size=1, max_size=12),
-    first=st.integers(0, SESSIONS),
-    pipelines=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-@pytest.mark.conformance
 def test_every_row_is_as_if_its_session_were_alone(
+    stub: Any, server: Any, modules: dict[str, torch.nn.Module], kind: str
+) -> None:
+    """Random subsets, opens, closes, resets and bad rows, all sent ahead of the first reply."""
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+    @given(
+        plan=st.lists(FRAMES, min_size=1, max_size=12),
+        first=st.integers(0, SESSIONS),
+        pipelines=st.booleans(),
+        seed=st.integers(0, 2**31),
+    )
+    def answered_as_alone(plan: list[dict[str, Any]], first: int, pipelines: bool, seed: int) -> None:
+        random_frames_are_answered(stub, modules[kind], kind, plan, first, pipelines, seed)
+
+    answered_as_alone()
+    assert server.metric("streamcell_slots_used") == server.metric("streamcell_sessions") == 0
+
+
+def random_frames_are_answered(
     stub: Any,
-    server: Any,
-    modules: dict[str, torch.nn.Module],
+    module: torch.nn.Module,
     kind: str,
     plan: list[dict[str, Any]],
     first: int,
     pipelines: bool,
     seed: int,
 ) -> None:
-    """Random subsets, opens, closes, resets and bad rows, all sent ahead of the first reply."""
+    """Send the frames of a plan in one stream and compare each reply with the oracle's."""
     random = np.random.default_rng(seed)
     asked = [Asked(opens=first)]
     for drawn in plan:
@@ -244,7 +247,7 @@ def test_every_row_is_as_if_its_session_were_alone(
     requests[0].open.model = kind
     replies = list(stub.StreamFrames(iter(requests)))
     assert len(replies) == len(requests)
-    oracle = Oracle(modules[kind])
+    oracle = Oracle(module)
     for tag, (each, reply) in enumerate(zip(asked, replies, strict=True)):
         wanted = oracle.answer(each)
         assert reasons(reply) == wanted["errors"], tag
@@ -253,7 +256,6 @@ def test_every_row_is_as_if_its_session_were_alone(
         got = np.frombuffer(b"".join(reply.outputs), "<f4").reshape(-1, 2)
         np.testing.assert_allclose(got, wanted["outputs"], **TOLERANCE)
         assert reply.tag == tag
-    assert server.metric("streamcell_slots_used") == server.metric("streamcell_sessions") == 0
 
 
 @pytest.mark.conformance
@@ -370,8 +372,14 @@ def test_a_refusal_says_what_was_wrong(stub: Any) -> None:
     assert not error.session_ended
 
 
-@pytest.mark.parametrize("how", ["cancel", "half-close", "disconnect"])
-@pytest.mark.conformance
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("cancel", marks=CONFORMANCE),
+        pytest.param("half-close", marks=CONFORMANCE),
+        "disconnect",
+    ],
+)
 def test_every_end_of_the_stream_frees_its_sessions(server: Any, how: str, eventually: Any) -> None:
     # Ends are counted after the client has heard of them: those of the tests before, too.
     opened = server.metric("streamcell_sessions_opened_total")

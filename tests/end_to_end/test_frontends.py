@@ -1,6 +1,6 @@
 """Several processes as one server: sessions spread over front ends, and what happens when a process is killed.
 
-That a server with front ends does everything that one process does is held by all tests of servers, which run on both.
+That a server with front ends does what one process does is held by the tests that are marked `conformance`.
 """
 
 from __future__ import annotations

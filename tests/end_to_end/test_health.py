@@ -18,8 +18,6 @@ from streamcell.service.transport.health import SERVICE, Health, Watch
 from streamcell.service.transport.read_pacing import PAUSE_REPLIES
 from streamcell.service.transport.threaded_lane import ThreadedLane
 
-pytestmark = pytest.mark.conformance
-
 WAIT_S = 30.0
 Status = health_pb2.HealthCheckResponse
 SERVING, NOT_SERVING, UNKNOWN = Status.SERVING, Status.NOT_SERVING, Status.SERVICE_UNKNOWN
@@ -219,6 +217,7 @@ def test_a_watch_takes_one_good_message() -> None:
     assert not health._watches
 
 
+@pytest.mark.conformance
 def test_watches_opened_and_cancelled_stop_nothing(served: Any) -> None:
     """Many at once, on few connections: where sending waits under a lock, the server freezes for good."""
 

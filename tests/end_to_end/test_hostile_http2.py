@@ -17,8 +17,6 @@ from streamcell.benchmarks.load.raw_http2 import RawConnection
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 
-pytestmark = pytest.mark.conformance
-
 MIB = 1024 * 1024
 STREAM = "/streamcell.v1.StreamCell/Stream"
 PREDICT = pb.PredictRequest(model="lstm", inputs=[bytes(12)])
@@ -75,6 +73,7 @@ def test_a_connection_is_told_how_many_streams_it_may_have(
         assert connection.streams_allowed == 20_000  # twice --max-sessions
 
 
+@pytest.mark.conformance
 def test_connections_are_bounded_and_come_back(
     bounded: ServerProcess, frontends: int, eventually: Eventually
 ) -> None:

@@ -24,8 +24,6 @@ from onnx import parser
 from streamcell.client import Client, StreamCellError, connect
 from streamcell.proto.inference import oip, rpc
 
-pytestmark = pytest.mark.conformance
-
 # Its table has eight rows, so that its run fails for a number above seven.
 FRAGILE = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -119,6 +117,7 @@ def load(target: str, model: str, times: int = 1) -> None:
                 assert model == "broken"
 
 
+@pytest.mark.conformance
 def test_a_pipe_that_nobody_reads_stops_nothing(start: Start, fragile: Path) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

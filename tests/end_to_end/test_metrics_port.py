@@ -22,8 +22,6 @@ from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
 
-pytestmark = pytest.mark.conformance
-
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm"))
 IDLE = 200
 
@@ -153,6 +151,7 @@ def test_a_slow_head_ends_the_connection(served: Any) -> None:
         assert connection.recv(1) == b""
 
 
+@pytest.mark.conformance
 def test_no_client_can_make_the_page_grow(start_server: Any, models_dir: Path) -> None:
     server = start_server(models_dir, "--model-control", "explicit", "--load-model", "*")
     sizes = []

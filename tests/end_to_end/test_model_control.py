@@ -154,7 +154,6 @@ def test_nothing_is_loaded_but_what_is_named(start: Start, made: dict[str, Model
     assert start().client.models() == []
 
 
-@pytest.mark.conformance
 def test_a_model_that_is_loaded_serves_at_once(start: Start, made: dict[str, Model]) -> None:
     served = start()
     assert reason(lambda: served.client.session("lstm")) == "MODEL_NOT_FOUND"

@@ -38,7 +38,6 @@ def folder(program: Callable[[str], str]) -> Path:
     return BUILD
 
 
-@pytest.mark.conformance
 def test_node_streams_over_both_protocols_by_reflection_alone(
     folder: Path, served: Any, modules: dict[str, torch.nn.Module], program: Callable[[str], str]
 ) -> None:

@@ -14,8 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from streamcell.proto import pb, rpc
 
-pytestmark = pytest.mark.conformance
-
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm"))
 STEP = pb.StreamRequest(inputs=[bytes(12)])
 
@@ -36,6 +34,7 @@ def draining(server: Any) -> None:
     pytest.fail("the server did not begin to drain")
 
 
+@pytest.mark.conformance
 def test_a_live_stream_finishes_within_the_grace_and_new_ones_are_refused(
     start_server: Any, models_dir: Path
 ) -> None:
@@ -64,6 +63,7 @@ def test_a_live_stream_finishes_within_the_grace_and_new_ones_are_refused(
     assert server.process.wait(30) == 0
 
 
+@pytest.mark.conformance
 def test_a_stream_that_outlives_the_grace_gets_a_typed_end(start_server: Any, models_dir: Path) -> None:
     server = start_server(models_dir, "--grace-s", "0.2")
     release = threading.Event()

@@ -17,8 +17,6 @@ import pytest
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 
-pytestmark = pytest.mark.conformance
-
 Serve = Callable[..., ServerProcess]
 Eventually = Callable[[Callable[[], bool]], bool]
 STREAMCELL = Path(sys.executable).with_name("streamcell")
@@ -44,7 +42,9 @@ def certificate(folder: Path, name: str, *more: str) -> tuple[Path, Path]:
     return cert, key
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.conformance), signal.SIGINT]
+)
 def test_a_second_signal_ends_the_server_at_once(
     start_server: Serve, models_dir: Path, number: signal.Signals, eventually: Eventually
 ) -> None:
@@ -106,6 +106,7 @@ def test_the_deadline_of_one_process_is_kept_though_nobody_reads_what_it_says() 
     process.stderr.close()
 
 
+@pytest.mark.conformance
 def test_sighup_reloads_the_certificate_for_new_connections(
     start_server: Serve, models_dir: Path, tmp_path: Path, eventually: Eventually
 ) -> None:
@@ -175,6 +176,7 @@ def test_a_wrong_key_is_one_line_that_names_the_file(
     assert says in line
 
 
+@pytest.mark.conformance
 def test_too_few_descriptors_are_one_line_that_says_how_many(models_dir: Path, frontends: int) -> None:
     done = subprocess.run(
         [

@@ -80,7 +80,6 @@ def stands(server: Any, wanted: float, name: str, **labels: str) -> Callable[[],
     return lambda: metric(server, name, **labels) == wanted
 
 
-@pytest.mark.conformance
 def test_requests_are_counted_not_their_rows_and_inferences_are(worked: Any, eventually: Any) -> None:
     for model, requests, inferences in (
         ("lstm", SESSIONS * STEPS, SESSIONS * STEPS),

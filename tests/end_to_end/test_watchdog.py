@@ -25,8 +25,6 @@ from streamcell.service.transport.fast_lane import FastLane
 from streamcell.service.transport.threaded_lane import ThreadedLane
 from streamcell.service.watchdog import EXIT_CODE, Watchdog, stacks
 
-pytestmark = pytest.mark.conformance
-
 WAIT_S = 60.0
 STEP = np.ones(3, np.float32)
 Eventually = Callable[[Callable[[], bool]], bool]
@@ -122,6 +120,7 @@ def in_background(call: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+@pytest.mark.conformance
 def test_an_engine_that_hangs_turns_readiness_off_until_it_goes_on(
     start: Start, eventually: Eventually
 ) -> None:
@@ -150,6 +149,7 @@ def test_an_engine_that_hangs_turns_readiness_off_until_it_goes_on(
         step(client)
 
 
+@pytest.mark.conformance
 def test_a_serving_thread_that_hangs_is_told_of(start: Start, eventually: Eventually, frontends: int) -> None:
     hanging = start()
     kind = "frontend" if frontends else "serving"
@@ -170,6 +170,7 @@ def test_a_serving_thread_that_hangs_is_told_of(start: Start, eventually: Eventu
         assert check(channel) == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.conformance
 def test_a_process_that_hangs_ends_if_told_to_for_its_supervisor_to_start_it_again(
     start: Start, eventually: Eventually, frontends: int
 ) -> None:

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from streamcell.proto import pb, rpc
 
+CONFORMANCE = pytest.mark.conformance
 Steps = np.ndarray
 
 
@@ -63,8 +64,9 @@ def error_of(call: Callable[[], Any]) -> tuple[grpc.StatusCode, error_details_pb
     return error.code(), info, error.details()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep"])
-@pytest.mark.conformance
+@pytest.mark.parametrize(
+    "kind", [pytest.param("lstm", marks=CONFORMANCE), "gru", "rnn", "mlp", "cnn", "tcn", "deep"]
+)
 def test_a_stream_gives_pytorchs_outputs_step_by_step_and_in_chunks(
     stub: Any, modules: dict[str, torch.nn.Module], kind: str
 ) -> None:
@@ -81,7 +83,6 @@ def test_a_stream_gives_pytorchs_outputs_step_by_step_and_in_chunks(
     np.testing.assert_allclose(y, expected(modules[kind], x[None])[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.conformance
 def test_the_opening_message_may_carry_steps(stub: Any, modules: dict[str, torch.nn.Module]) -> None:
     x = noise(2, 3)
     request = open_()
@@ -93,7 +94,6 @@ def test_the_opening_message_may_carry_steps(stub: Any, modules: dict[str, torch
     np.testing.assert_allclose(y, expected(modules["lstm"], x[None])[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.conformance
 def test_a_message_longer_than_a_chunk_is_answered_whole(
     stub: Any, modules: dict[str, torch.nn.Module]
 ) -> None:
@@ -185,7 +185,6 @@ STREAM_MISTAKES: dict[str, tuple[list[pb.StreamRequest], str, str, str]] = {
 
 
 @pytest.mark.parametrize("mistake", STREAM_MISTAKES)
-@pytest.mark.conformance
 def test_each_mistake_on_a_stream_has_its_own_error_and_ends_only_that_session(
     stub: Any, served: Any, modules: dict[str, torch.nn.Module], mistake: str
 ) -> None:
@@ -217,7 +216,6 @@ def test_messages_before_a_bad_one_are_answered(stub: Any, modules: dict[str, to
     assert [reply.step_index for reply in replies] == [0, 2, 4]
 
 
-@pytest.mark.conformance
 def test_garbage_bytes_are_a_malformed_message(channel: grpc.Channel) -> None:
     raw = channel.stream_stream("/streamcell.v1.StreamCell/Stream")
     code, info, _ = error_of(lambda: list(raw(iter([b"\xff\xff\xff\xff"]))))

@@ -40,7 +40,9 @@ class Truth:
 
     def __init__(self, path: Path) -> None:
         self._signature = open_model(path, path.stem).signature
-        self._session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1  # more of them would wait for each other, busily
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.reset()
 
     def reset(self) -> None:

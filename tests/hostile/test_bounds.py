@@ -26,8 +26,6 @@ from streamcell.service.protocols.oip.tensors import RequestShape
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.table import SessionTable
 
-pytestmark = pytest.mark.conformance
-
 LONG = "é" * 2**19  # a megabyte
 OURS, THEIRS = "/streamcell.v1.StreamCell/", "/inference.GRPCInferenceService/"
 MOST_METADATA = 8192  # what gRPC's clients take
@@ -134,6 +132,7 @@ def test_a_megabyte_of_text_is_answered_with_a_small_typed_error(server: Any, at
     assert len(answer) < MOST_METADATA
 
 
+@pytest.mark.conformance
 def test_memory_does_not_grow_with_what_clients_send(server: Any) -> None:
     """Requests that are accepted and that are refused, each with a text that no other has."""
     processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]

@@ -15,8 +15,6 @@ from streamcell.proto.inference import oip, rpc
 from .attack import Attacker
 from .honest import CLIENTS, ECHO, echo_model
 
-pytestmark = pytest.mark.conformance
-
 COUNT = 1200  # broken messages, over two attackers
 
 
@@ -33,6 +31,7 @@ def server(start_server: Any, hostile_models: Path) -> Any:
     return start_server(hostile_models, "--max-chunk", "16", "--max-sessions", "64")
 
 
+@pytest.mark.conformance
 def test_broken_messages_harm_nobody_else(server: Any, hostile_models: Path) -> None:
     honest = [kind(server.target, hostile_models, seed) for seed, kind in enumerate(CLIENTS)]
     attackers = [Attacker(server.target, seed, COUNT // 2) for seed in (11, 12)]

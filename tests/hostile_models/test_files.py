@@ -24,8 +24,6 @@ from streamcell.service.load_errors import MOST_TEXT, ModelLoadError, Repository
 from streamcell.service.repository.model_file import discover
 from streamcell.service.settings import Settings
 
-pytestmark = pytest.mark.conformance
-
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n'
 STATE = '[[states]]\ninput = "h"\noutput = "h_next"\n'
 ADD = "(float[n, 3] x, float[n, 3] h) => (float[n, 3] y, float[n, 3] h_next) { y = Add(x, h) h_next = Identity(y) }"

@@ -24,8 +24,6 @@ from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
 
-pytestmark = pytest.mark.conformance
-
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h"\noutput = "h_next"\n'
 
 

@@ -18,8 +18,6 @@ from streamcell.service.lifecycle.loaded_model import LoadedModel, load
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
 
-pytestmark = pytest.mark.conformance
-
 SIDECAR = """
 layout = "batch"
 inputs = ["x"]
@@ -32,20 +30,19 @@ BAD = 1000.0
 LIMIT_S = "1"
 
 
-@pytest.fixture(scope="module", params=["fast", "threaded"])
-def server(
-    request: pytest.FixtureRequest, start_server: Any, endless: Any, save: Any, tmp_path_factory: Any
-) -> Any:
+@pytest.fixture(scope="module")
+def server(start_server: Any, endless: Any, save: Any, tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("endless")
     save(endless(), folder / "endless.onnx", SIDECAR)
     save(endless(), folder / "other.onnx", SIDECAR)
-    return start_server(folder, "--run-timeout-s", LIMIT_S, "--lane", request.param)
+    return start_server(folder, "--run-timeout-s", LIMIT_S)
 
 
 def ones(*shape: int, value: float = 1.0) -> np.ndarray:
     return np.full(shape, value, np.float32)
 
 
+@pytest.mark.conformance
 def test_a_session_whose_run_does_not_end_is_told_so(server: Any) -> None:
     """The engine's thread is free again for others of the model; sessions that had no step in the run keep theirs."""
     with connect(server.target) as client, client.session("endless") as good:

@@ -14,11 +14,8 @@ from streamcell.client import connect
 from streamcell.client.errors import InvalidInput, RowsRefused
 from streamcell.proto import pb, rpc
 
-pytestmark = pytest.mark.conformance
-
 TOKENS, CHUNK = 10, 4
 TABLE = np.random.default_rng(5).standard_normal((TOKENS, 3)).astype(np.float32)
-BAD = [-1, TOKENS, -(2**63), 2**63 - 1]
 SIDECAR = """
 layout = "batch_time"
 inputs = ["x"]
@@ -29,10 +26,8 @@ output = "h_next"
 """
 
 
-@pytest.fixture(scope="module", params=["fast", "threaded"])
-def server(
-    request: pytest.FixtureRequest, start_server: Any, model_of: Any, save: Any, tmp_path_factory: Any
-) -> Any:
+@pytest.fixture(scope="module")
+def server(start_server: Any, model_of: Any, save: Any, tmp_path_factory: Any) -> Any:
     """Serves h' = h + the sum of the table's rows, y = those rows: a wrapped index would show in both."""
     folder = tmp_path_factory.mktemp("tokens")
     model = model_of(
@@ -41,7 +36,7 @@ def server(
         table=TABLE, one=np.array([1]),
     )  # fmt: skip
     save(model, folder / "rows.onnx", SIDECAR)
-    return start_server(folder, "--lane", request.param, "--max-chunk", str(CHUNK))
+    return start_server(folder, "--max-chunk", str(CHUNK))
 
 
 def reason_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
@@ -56,7 +51,9 @@ def count_runs(server: Any) -> float:
     return float(server.metric("streamcell_batch_rows_count"))
 
 
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize(
+    "bad", [pytest.param(-1, marks=pytest.mark.conformance), TOKENS, -(2**63), 2**63 - 1]
+)
 def test_a_session_is_refused_by_name_value_and_range(server: Any, bad: int) -> None:
     with connect(server.target) as client, client.session("rows") as good:
         with client.session("rows") as session:

@@ -1,4 +1,4 @@
-"""Small models with every kind of head, served on both lanes, and the loops in PyTorch that they are held against."""
+"""Small models with every kind of head, served, and the loops in PyTorch that they are held against."""
 
 from __future__ import annotations
 
@@ -50,15 +50,6 @@ def categorical(**more: Any) -> Generation:
     return Generation(output="y", input="x", head="categorical", **more)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """PyTorch's threads wait for each other more than they compute, on models of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def makers() -> dict[str, nn.Module]:
     """The models by name, in evaluation mode."""
@@ -104,12 +95,10 @@ def folder(makers: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-@pytest.fixture(scope="session", params=["fast", "threaded"])
-def server(
-    request: pytest.FixtureRequest, folder: Path, start_server: Callable[..., ServerProcess]
-) -> ServerProcess:
-    """A server on each lane."""
-    return start_server(folder, "--lane", request.param, "--max-generate-steps", "5000")
+@pytest.fixture(scope="session")
+def server(folder: Path, start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """A server of every model."""
+    return start_server(folder, "--max-generate-steps", "5000")
 
 
 @pytest.fixture

@@ -32,13 +32,10 @@ LONG = 2**16  # timesteps that take far longer than a hasty client waits
 ENDLESS = pb.StreamRequest(generate=pb.Generate(steps=2**30))
 
 
-FAST = pytest.mark.parametrize("patient", ["fast"], indirect=True)
-
-
-@pytest.fixture(scope="module", params=["fast", "threaded"])
-def patient(request: pytest.FixtureRequest, folder: Path, start_server: Serve) -> ServerProcess:
+@pytest.fixture(scope="module")
+def patient(folder: Path, start_server: Serve) -> ServerProcess:
     """A server that generates without an end, with a short idle time-out."""
-    flags = ("--max-generate-steps", str(2**30), "--idle-timeout-s", "0.7", "--lane", request.param)
+    flags = ("--max-generate-steps", str(2**30), "--idle-timeout-s", "0.7")
     flags += ("--max-steps-per-message", str(LONG))
     return start_server(folder, *flags)
 
@@ -118,8 +115,6 @@ def test_a_client_that_reads_late_gets_every_step(patient: ServerProcess) -> Non
         assert generated(patient) == start + indices[-1] - 1
 
 
-@FAST
-@pytest.mark.conformance
 def test_a_generation_is_not_idle_and_the_time_runs_from_its_end(patient: ServerProcess) -> None:
     with connect(patient.target) as client, client.session("spell") as session:
         began_s = time.monotonic()

@@ -90,7 +90,6 @@ def test_a_seed_that_the_server_draws_can_be_used_again(client: Client) -> None:
     assert one.chosen.tolist() != another.chosen.tolist()
 
 
-@pytest.mark.conformance
 def test_a_sequence_is_the_same_in_whatever_company(server: ServerProcess, client: Client) -> None:
     """Sixty generations at once, of different lengths and settings, beside clients' own steps, against each alone."""
 

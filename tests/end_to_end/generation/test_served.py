@@ -45,8 +45,7 @@ def test_a_chorale_goes_on_by_its_likeliest_keys(client: Client, loop: Start, pe
         np.testing.assert_allclose(session.step(x), model.step(x), atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["waves", "noise"])
-@pytest.mark.conformance
+@pytest.mark.parametrize("name", ["waves", pytest.param("noise", marks=pytest.mark.conformance)])
 def test_values_are_fed_back_as_they_are(client: Client, loop: Start, name: str) -> None:
     """PyTorch is given what the server fed: in a loop left to itself, rounding grows and nothing bounds it."""
     x = np.array([0.5, -1.0, 0.25], np.float32)
@@ -206,7 +205,6 @@ def test_a_generation_that_is_left_or_stopped_applies_no_more_steps(client: Clie
         next(session.generate(5000))  # and closing does not wait for it
 
 
-@pytest.mark.conformance
 def test_messages_behind_a_generation_run_after_it(raw: Raw, loop: Start) -> None:
     model, x = loop("chords"), chords(1)[0]
     requests = [

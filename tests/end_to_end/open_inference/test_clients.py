@@ -111,7 +111,6 @@ def test_the_asyncio_client_sees_errors_between_answers(served: Any) -> None:
     assert bad[1].message().startswith("[request id: bad] [sequence: 77] INVALID_ARGUMENT WRONG_SHAPE: ")
 
 
-@pytest.mark.conformance
 def test_a_caller_like_perf_analyzer_finds_what_it_needs(
     served: Any, open_talk: Any, eventually: Any
 ) -> None:

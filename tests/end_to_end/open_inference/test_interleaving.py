@@ -64,8 +64,7 @@ def _request(rng: np.random.Generator, number: int, sequence: int) -> tuple[Any,
     return message, kind, x, start, end
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.conformance
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.conformance), 1, 2])
 def test_random_requests_are_answered_as_each_sequence_alone_would_be(
     served: Any, modules: Any, seed: int, expected: Callable[[str, Steps], Steps]
 ) -> None:

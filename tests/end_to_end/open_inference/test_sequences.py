@@ -226,7 +226,6 @@ def _input(x: Steps) -> Any:
     return given
 
 
-@pytest.mark.conformance
 def test_one_id_over_several_streams_at_once_loses_no_step(served: Any, triton: Any) -> None:
     sequence, peer = next(ids), stub(served.target)
     triton.infer("lstm", [_input(noise(1, 3))], sequence_id=sequence, sequence_start=True)
@@ -454,29 +453,6 @@ def test_a_server_that_shuts_down_does_not_wait_for_sequences_that_nobody_holds(
     began_s = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - began_s < 15
-
-
-def test_the_lane_of_threads_behaves_alike(start_server: Any, models_dir: Any, expected: Expected) -> None:
-    server = start_server(models_dir, "--lane", "threaded")
-    x, peer = noise(16, 8, 3), stub(server.target)
-    requests = [
-        request(
-            x[s, t : t + 1], name=f"{s}/{t}", sequence_id=s + 1, sequence_start=t == 0, sequence_end=t == 7
-        )
-        for t in range(8)
-        for s in range(16)
-    ]
-    requests.insert(40, request(x[0, :1], name="bad", sequence_id=99))
-    replies = list(peer.ModelStreamInfer(iter(requests)))
-    assert [reply.infer_response.id for reply in replies] == [each.id for each in requests]
-    assert "must specify the START flag" in replies.pop(40).error_message
-    y = np.stack([np.frombuffer(reply.infer_response.raw_output_contents[0], "<f4") for reply in replies])
-    close(y.reshape(8, 16, 2).swapaxes(0, 1), expected("lstm", x))
-    asked = (("triton_grpc_error", "true"),)
-    with pytest.raises(grpc.RpcError, match="must specify the START flag"):
-        list(peer.ModelStreamInfer(iter([request(x[0, :1], sequence_id=99)]), metadata=asked))
-    whole = peer.ModelInfer(request(x[0]))
-    close(np.frombuffer(whole.raw_output_contents[0], "<f4").reshape(8, 2), expected("lstm", x[:1])[0])
 
 
 def test_a_server_that_shuts_down_lets_sequences_end_and_then_ends_the_stream(

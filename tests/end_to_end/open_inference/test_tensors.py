@@ -102,7 +102,6 @@ def test_every_dtype_travels_raw_and_typed(echo: Any, dtype: str) -> None:
         np.testing.assert_array_equal(y, x)
 
 
-@pytest.mark.conformance
 def test_inputs_go_by_name_and_outputs_come_as_asked_for(echo: Any) -> None:
     a, b = np.ones((4, 2), np.float32), np.arange(4)
     for order in ((("a", a), ("b", b)), (("b", b), ("a", a))):

@@ -1,0 +1,1 @@
+"""What several folders of tests stand on: checks that hold for every call, every lane and every protocol."""

@@ -16,10 +16,12 @@ TORCH_INDEX ?=
 demo: $(VENV)/installed
 	$(BIN)/streamcell demo $(DEMO)
 
-# ARGS goes to pytest: make test ARGS="-k session", ARGS="-m 'not slow'".
+# ARGS goes to pytest: make test ARGS="-k session", ARGS="-m 'not slow'". JOBS is the number of processes that run tests:
+# more than two cores need, for many tests wait.
+JOBS ?= 4
 test: $(VENV)/installed
 	@.ci/programs prometheus promtool openssl node
-	PATH="$(CURDIR)/build/node/links:$$PATH" $(BIN)/pytest $(ARGS)
+	PATH="$(CURDIR)/build/node/links:$$PATH" $(BIN)/pytest -n $(JOBS) $(ARGS)
 
 # Broken messages at real servers beside honest clients, and the parsers under coverage-guided fuzzing, for FUZZ_S seconds
 # in all (600 if not given). FUZZ_SEED repeats a round. Where there is no atheris, that is said and the parsers are left out.

@@ -10,7 +10,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ import torch
 from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model
 from streamcell.models import build
+from tests.support.parallel import made_once, turn
 
 # On models of this size PyTorch's threads wait for each other more than they compute.
 torch.set_num_threads(1)
@@ -81,12 +83,18 @@ def modules() -> dict[str, torch.nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def models_dir(modules: dict[str, torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models_dir(
+    modules: dict[str, torch.nn.Module],
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
+) -> Path:
     """A folder with every module exported."""
-    folder = tmp_path_factory.mktemp("models")
-    for name, module in modules.items():
-        export_model(module, folder / f"{name}.onnx", name=name)
-    return folder
+
+    def make(folder: Path) -> None:
+        for name, module in modules.items():
+            export_model(module, folder / f"{name}.onnx", name=name)
+
+    return made_once(tmp_path_factory, pytestconfig, "models", make)
 
 
 Serve = Callable[..., ServerProcess]
@@ -99,9 +107,8 @@ def frontends(request: pytest.FixtureRequest) -> int:
     return count
 
 
-@pytest.fixture(scope="session")
-def start_server(frontends: int) -> Iterator[Serve]:
-    """Starts a server on a folder of models, with flags and environment; all are stopped at the end."""
+@contextmanager
+def _starting(frontends: int) -> Iterator[Serve]:
     started: list[ServerProcess] = []
 
     def start(models: Path, *flags: str, **environment: str) -> ServerProcess:
@@ -116,10 +123,24 @@ def start_server(frontends: int) -> Iterator[Serve]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def start_server(frontends: int) -> Iterator[Serve]:
+    """Starts a server on a folder of models, with flags and environment; all are stopped after the module."""
+    with _starting(frontends) as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
-def served(start_server: Serve, models_dir: Path) -> ServerProcess:
+def start_shared_server(frontends: int) -> Iterator[Serve]:
+    """The same for servers that several modules share."""
+    with _starting(frontends) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def served(start_shared_server: Serve, models_dir: Path) -> ServerProcess:
     """One server with every kind of model, shared by the tests that leave it as it was."""
-    return start_server(models_dir)
+    return start_shared_server(models_dir)
 
 
 Interleaved = Callable[..., dict[str, np.ndarray[Any, Any]]]
@@ -260,18 +281,51 @@ def _in_ci() -> bool:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With front ends only the conformance set runs. Training demos and studies come last, each group in its order."""
+    """With front ends only the conformance set runs, after the others. Training demos and studies come last.
+
+    Within these three groups a module's tests stay together, for they share servers.
+    """
     twice = [item for item in items if _with_front_ends(item) and not item.get_closest_marker("conformance")]
     if twice:
         config.hook.pytest_deselected(items=twice)
         left_out = set(twice)
         items[:] = [item for item in items if item not in left_out]
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    modules = {item.path: number for number, item in reversed([*enumerate(items)])}
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("slow") is not None, _with_front_ends(item), modules[item.path],
+        )
+    )  # fmt: skip
 
 
 def _with_front_ends(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
     return call is not None and bool(call.params.get("frontends"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deals out, in their order, the tests of a module that stand together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        scopes: dict[str, str] | None = None
+
+        def _split_scope(self, nodeid: str) -> str:
+            if self.scopes is None:
+                groups = enumerate(groupby(self.collection, lambda each: each.partition("::")[0]))
+                self.scopes = {each: f"{at} {module}" for at, (module, tests) in groups for each in tests}
+            return self.scopes[nodeid]
+
+    config.option.loadscopereorder = False
+    return ByModule(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """A test that is marked `alone` runs while the run's other processes run none. Its timeout begins then."""
+    with turn(item.config, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

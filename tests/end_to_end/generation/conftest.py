@@ -20,6 +20,7 @@ from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model, export_module
 from streamcell.models import GRU, LSTM, MLP, RNN
 from streamcell.proto import pb, rpc
+from tests.support.parallel import made_once
 
 KEYS, CLASSES, SYMBOLS, GO = 12, 9, 7, 11
 END = 0
@@ -72,9 +73,14 @@ def makers() -> dict[str, nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def folder(makers: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    makers: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Path:
     """Every model, exported."""
-    folder = tmp_path_factory.mktemp("generating")
+    return made_once(tmp_path_factory, pytestconfig, "generating", lambda folder: export_all(makers, folder))
+
+
+def export_all(makers: dict[str, nn.Module], folder: Path) -> None:
     generations: dict[str, Any] = {
         "words": categorical(stop=CLASSES - 1),
         "waves": Generation(output="y", input="x", head="real"),
@@ -92,13 +98,12 @@ def folder(makers: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactor
             )
         else:
             export_model(model, folder / f"{name}.onnx", generation=generations.get(name, "auto"))
-    return folder
 
 
 @pytest.fixture(scope="session")
-def server(folder: Path, start_server: Callable[..., ServerProcess]) -> ServerProcess:
+def server(folder: Path, start_shared_server: Callable[..., ServerProcess]) -> ServerProcess:
     """A server of every model."""
-    return start_server(folder, "--max-generate-steps", "5000")
+    return start_shared_server(folder, "--max-generate-steps", "5000")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_run
 from streamcell.models.data import registry
 from streamcell.models.data.g2p import Dictionary, load_dictionary
+from tests.support.parallel import made_once
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +31,12 @@ def few(dictionary: Dictionary) -> Dictionary:
 
 
 @pytest.fixture(scope="session")
-def trained(few: Dictionary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(few: Dictionary, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A run on a few hundred short words, long enough to have learned some."""
-    out = tmp_path_factory.mktemp("g2p") / "run"
+    return made_once(tmp_path_factory, pytestconfig, "g2p", lambda folder: train(few, folder / "run")) / "run"
+
+
+def train(few: Dictionary, out: Path) -> None:
     arguments = ["train", "g2p", "--out", str(out), "--hidden", "48"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "load_dictionary", lambda stress: few)
@@ -40,7 +44,6 @@ def trained(few: Dictionary, tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = CliRunner().invoke(app, [*arguments, *settings])
     assert done.exit_code == 0, done.output
     assert "test phoneme error rate" in done.output
-    return out
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +55,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def client(exported: Path, start_server: Callable[..., ServerProcess]) -> Iterator[Client]:
+def client(exported: Path, start_shared_server: Callable[..., ServerProcess]) -> Iterator[Client]:
     """A client of a server of that folder."""
-    with connect(start_server(exported).target) as client:
+    with connect(start_shared_server(exported).target) as client:
         yield client

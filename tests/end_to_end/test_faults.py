@@ -101,6 +101,7 @@ def test_a_client_killed_in_mid_stream_gives_its_slots_back(served: Any, eventua
     assert eventually(lambda: served.metric(ended, reason="cancelled") == before + 8)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("no_leak")
 def test_a_thousand_sessions_opened_and_dropped_leave_memory_flat(served: Any, eventually: Any) -> None:
     def memory() -> int:

@@ -35,6 +35,7 @@ def bounded(start_server: Serve, models_dir: Path) -> ServerProcess:
     return start_server(models_dir, "--max-connections", "8", "--max-concurrent-streams", "100")
 
 
+@pytest.mark.alone
 def test_rapid_reset_stays_bounded_in_memory(start_server: Serve, models_dir: Path) -> None:
     server = start_server(models_dir)
     with grpc.insecure_channel(server.target) as channel:

@@ -20,7 +20,7 @@ from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.proto import pb, rpc
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.alone
 
 MIB = 1024 * 1024
 BOUND, CONNECTION = 96 * MIB, 48 * MIB
@@ -43,7 +43,7 @@ def models(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["fast", "threaded"])
+@pytest.fixture(scope="module", params=[pytest.param("fast", marks=pytest.mark.conformance), "threaded"])
 def server(request: pytest.FixtureRequest, start_server: Serve, models: Path) -> ServerProcess:
     return start_server(
         models, "--lane", request.param, "--max-in-flight-bytes", str(BOUND), "--max-connection-bytes",

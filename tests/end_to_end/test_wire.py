@@ -145,66 +145,6 @@ def test_predict_answers_whole_sequences_from_the_initial_state(
 NAN = np.full((1, 3), np.nan, np.float32)
 GOOD = np.ones((1, 3), np.float32)
 
-STREAM_MISTAKES: dict[str, tuple[list[pb.StreamRequest], str, str, str]] = {
-    "unknown model": ([open_("nope")], "NOT_FOUND", "MODEL_NOT_FOUND", "this server has: cnn, deep, gru, lstm"),
-    "unknown version": ([open_(version="9")], "NOT_FOUND", "VERSION_NOT_FOUND", "it has: 1"),
-    "wrong dtype": ([open_(dtypes=["float64"])], "INVALID_ARGUMENT", "WRONG_DTYPE", "expected float32, got float64"),
-    "wrong number of dtypes": (
-        [open_(dtypes=["float32", "float32"])], "INVALID_ARGUMENT", "WRONG_INPUT_COUNT", "expected 1 dtypes",
-    ),
-    "step before open": ([chunk(GOOD)], "FAILED_PRECONDITION", "NOT_OPEN", "must carry `open`"),
-    "second open": ([open_(), open_()], "FAILED_PRECONDITION", "ALREADY_OPEN", "only the first message"),
-    "wrong byte count": (
-        [open_(), pb.StreamRequest(inputs=[b"1234567"])],
-        "INVALID_ARGUMENT", "WRONG_BYTE_COUNT", "float32[steps, 3] takes a multiple of 12 bytes, got 7",
-    ),
-    "bytes and steps disagree": (
-        [open_(), chunk(GOOD, steps=2)], "INVALID_ARGUMENT", "WRONG_BYTE_COUNT", "[2, 3] takes 24 bytes, got 12",
-    ),
-    "too many inputs": (
-        [open_(), pb.StreamRequest(inputs=[b"", b""])], "INVALID_ARGUMENT", "WRONG_INPUT_COUNT", "expected 1 inputs",
-    ),
-    "no step": ([open_(), pb.StreamRequest(inputs=[b""])], "INVALID_ARGUMENT", "NO_STEPS", "at least one timestep"),
-    "an empty message": ([open_(), pb.StreamRequest()], "INVALID_ARGUMENT", "WRONG_INPUT_COUNT", "got 0"),
-    "not a number": (
-        [open_(), chunk(NAN)], "INVALID_ARGUMENT", "NON_FINITE_INPUT", "expected finite values, got nan at step 0",
-    ),
-    "not a number late in a long message": (
-        [open_(), chunk(np.concatenate([np.repeat(GOOD, 500, 0), NAN]))],
-        "INVALID_ARGUMENT", "NON_FINITE_INPUT", "got nan at step 500, element 0",
-    ),
-    "too many steps": (
-        [open_(), chunk(np.ones((4097, 3)))],
-        "INVALID_ARGUMENT", "TOO_MANY_STEPS", "4096 timesteps, this one carries 4097",
-    ),
-    "too large": (
-        [open_(), pb.StreamRequest(inputs=[bytes(4 * 1024 * 1024 + 1)])],
-        "RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", "4194304 bytes",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("mistake", STREAM_MISTAKES)
-def test_each_mistake_on_a_stream_has_its_own_error_and_ends_only_that_session(
-    stub: Any, served: Any, modules: dict[str, torch.nn.Module], mistake: str
-) -> None:
-    requests, code, reason, text = STREAM_MISTAKES[mistake]
-    before = served.metric("streamcell_errors_total", code=code, reason=reason)
-    x = noise(6, 3)
-
-    def bystander() -> Iterator[pb.StreamRequest]:
-        yield open_()
-        yield chunk(x[:3])
-        got, info, details = error_of(lambda: list(stub.Stream(iter(requests))))
-        assert (got.name, info.reason) == (code, reason)
-        assert text in details
-        yield chunk(x[3:])
-
-    replies = list(stub.Stream(bystander()))[1:]
-    y = np.concatenate([np.frombuffer(reply.outputs[0], "<f4").reshape(3, 2) for reply in replies])
-    np.testing.assert_allclose(y, expected(modules["lstm"], x[None])[0], rtol=1e-5, atol=1e-5)
-    assert served.metric("streamcell_errors_total", code=code, reason=reason) == before + 1
-
 
 @pytest.mark.conformance
 def test_messages_before_a_bad_one_are_answered(stub: Any, modules: dict[str, torch.nn.Module]) -> None:
@@ -214,42 +154,6 @@ def test_messages_before_a_bad_one_are_answered(stub: Any, modules: dict[str, to
     _, info, _ = error_of(lambda: replies.extend(iter(call)))
     assert info.reason == "NON_FINITE_INPUT"
     assert [reply.step_index for reply in replies] == [0, 2, 4]
-
-
-def test_garbage_bytes_are_a_malformed_message(channel: grpc.Channel) -> None:
-    raw = channel.stream_stream("/streamcell.v1.StreamCell/Stream")
-    code, info, _ = error_of(lambda: list(raw(iter([b"\xff\xff\xff\xff"]))))
-    assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
-    unary = channel.unary_unary("/streamcell.v1.StreamCell/Predict")
-    code, info, _ = error_of(lambda: unary(b"\xff\xff\xff\xff"))
-    assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
-
-
-PREDICT_MISTAKES: dict[str, tuple[pb.PredictRequest, str]] = {
-    "unknown model": (pb.PredictRequest(model="nope"), "MODEL_NOT_FOUND"),
-    "wrong bytes": (pb.PredictRequest(model="mlp", inputs=[b"12345"]), "WRONG_BYTE_COUNT"),
-    "rows do not divide": (pb.PredictRequest(model="mlp", inputs=[bytes(60)], batch=2), "WRONG_BYTE_COUNT"),
-    "not a number": (pb.PredictRequest(model="mlp", inputs=[NAN.tobytes()]), "NON_FINITE_INPUT"),
-    "one bad row of many": (
-        pb.PredictRequest(model="lstm", inputs=[np.concatenate([GOOD, NAN, GOOD, NAN]).tobytes()], batch=4),
-        "NON_FINITE_INPUT",
-    ),
-    "no input": (pb.PredictRequest(model="mlp"), "WRONG_INPUT_COUNT"),
-    "wrong dtype": (
-        pb.PredictRequest(model="mlp", inputs=[GOOD.tobytes()], dtypes=["int8"]),
-        "WRONG_DTYPE",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", PREDICT_MISTAKES)
-def test_each_mistake_in_predict_has_its_own_error(stub: Any, served: Any, mistake: str) -> None:
-    request, reason = PREDICT_MISTAKES[mistake]
-    before = served.metric("streamcell_errors_total", reason=reason)
-    _, info, _ = error_of(lambda: stub.Predict(request))
-    assert info.reason == reason
-    assert served.metric("streamcell_errors_total", reason=reason) == before + 1
-    assert served.metric("streamcell_slots_used") == 0
 
 
 def test_models_are_listed_with_signature_states_and_card(stub: Any) -> None:

@@ -42,13 +42,24 @@ for name in ("torch", "streamcell.client.local_server", "streamcell.export", "st
 
 def run_tests(folder: Path, tests: str = TESTS, **environment: str) -> tuple[int, str]:
     """Exit code and output of pytest under this project's settings, where no program is on the path."""
-    for path in (ROOT / "pyproject.toml", ROOT / "tests" / "conftest.py"):
-        shutil.copy(path, folder)
+    shutil.copytree(ROOT / "tests" / "support", folder / "tests" / "support")
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy(ROOT / name, folder / name)
     (folder / "stand_ins.py").write_text(STAND_INS)
-    (folder / "test_some.py").write_text(tests)
+    (folder / "tests" / "test_some.py").write_text(tests)
     inherited = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_ADDOPTS")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-p", "stand_ins", "-p", "no:cacheprovider", "test_some.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-v",
+            "-p",
+            "stand_ins",
+            "-p",
+            "no:cacheprovider",
+            "tests/test_some.py",
+        ],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -67,7 +78,7 @@ def test_what_lacks_a_program_is_skipped_and_the_last_lines_say_how_to_get_it(tm
     assert "CI=1" in ci
     assert "2 passed, 3 skipped, 1 xfailed" in count
     # A training demo runs last; the others stay in their order.
-    order = re.findall(r"^test_some.py::(\w+) ", said, re.MULTILINE)
+    order = re.findall(r"^tests/test_some.py::(\w+) ", said, re.MULTILINE)
     assert order == ["test_alerts", "test_tls", "test_tls_again", "test_known", "test_short", "test_long"]
 
 

@@ -53,7 +53,9 @@ def make_frame(request: pb.FrameRequest, model: Model, limits: Limits, default: 
         if request.inputs or request.lengths:
             raise MalformedMessage("the frame carries inputs or lengths, but no handles")
     elif lengths is None and len(request.inputs) == len(signature.inputs):
-        steps = steps or len(request.inputs[0]) // (signature.inputs[0].step_bytes * len(handles))
+        given = len(request.inputs[0])
+        # Bytes for less than a timestep a row are a wrong number of bytes, not no timestep.
+        steps = steps or max(given // (signature.inputs[0].step_bytes * len(handles)), min(given, 1))
         if not steps and not request.lengths:
             raise NoSteps("each row needs at least one timestep")
     frame = Frame(

@@ -130,7 +130,8 @@ def run_ticks(
             ticks = {f"torch.nn.{kind.upper()}": _torch_tick(device, kind, size, count)}
             engines, failed = _engines(open_model(path, path.stem), device, count)
             ticks |= {way: _tick(engine, count) for way, engine in engines.items()}
-            taken = interleaved_us(ticks, seconds)
+            taken, failed = _taken(ticks, seconds, failed)
+            ticks.clear()  # they hold sessions, which must end before their engines' streams do
             for engine in engines.values():
                 engine.close()
             best = min((way for way in taken if way in engines), key=taken.__getitem__, default=None)
@@ -138,6 +139,23 @@ def run_ticks(
                 "kind": kind, "layers": LAYERS, "hidden": size, "rows": count, "us": taken, "failed": failed,
                 "best": best, "steps_per_s": count / taken[best] * 1e6 if best else None,
             }  # fmt: skip
+
+
+def _taken(
+    ticks: dict[str, Callable[[], None]], seconds: float, failed: dict[str, str]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The time of each in turn, without those that fail, and why they did."""
+    failed = dict(failed)
+    for way in list(ticks):
+        try:
+            ticks[way]()
+        except Exception as error:  # whatever it is, the other ways are worth measuring
+            failed[way] = f"{type(error).__name__}: {error}"
+            del ticks[way]
+    try:
+        return (interleaved_us(ticks, seconds) if ticks else {}), failed
+    except Exception as error:  # as above
+        return {}, {**failed, "timing": f"{type(error).__name__}: {error}"}
 
 
 def _engines(file: ModelFile, device: Device, rows: int) -> tuple[dict[str, Engine], dict[str, str]]:
@@ -183,6 +201,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--hidden", nargs="+", type=int, default=[128, 256, 1024])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 64, 1024])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each line of the table")
+    parser.add_argument(
+        "--only", choices=["parity", "ticks"], help="after an error of the card its process cannot go on"
+    )
     parser.add_argument("--runs", type=int, default=60, help="batches of each comparison")
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT") or "."), help="folder of gpu.json"
@@ -220,13 +241,15 @@ def main(arguments: list[str] | None = None) -> int:
     path = asked.out / "gpu.json"
     report: dict[str, Any] = {**about(device), "parity": [], "ticks": [], "target": []}
     with tempfile.TemporaryDirectory() as folder:
-        for line in run_parity(Path(folder), device, runs=asked.runs):
+        for line in run_parity(Path(folder), device, runs=asked.runs) if asked.only != "ticks" else ():
             report["parity"].append(line)
             path.write_text(
                 json.dumps(report, indent=1) + "\n"
             )  # each time: what comes next may end the process
             found = line.get("failed") or f"{line['error']:.1e} {'ok' if line['met'] else 'MISSED'}"
             print(f"parity  {line['kind']:<18} {line['way']:<23} {found}", flush=True)
+        if asked.only == "parity":
+            asked.kinds = []
         for tick in run_ticks(Path(folder), device, asked.kinds, asked.hidden, asked.rows, asked.seconds):
             report["ticks"].append(tick)
             report["target"] += _against_target(tick)

@@ -7,6 +7,7 @@ copies and runs queue on one stream, so that a run waits once, at its end.
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,32 +71,26 @@ class HostCopies:
 class CudaCopies:
     """Pinned host memory and copies on a stream of their own, for one card."""
 
-    def __init__(self, library: Any, index: int) -> None:
-        """`library`: the CUDA runtime as ctypes loaded it; `index`: the card.
+    def __init__(self, library: Any, index: int, queueing: Any = None) -> None:
+        """Make the stream.
+
+        Args:
+            library: the CUDA runtime as ctypes loaded it.
+            index: the card.
+            queueing: the same, loaded so that a call keeps the GIL: for calls that only queue work. A call that gives
+                the GIL away for a microsecond may wait milliseconds to get it back from busy Python threads.
 
         Raises:
             CudaError: there is no such card.
         """
         self._library = library
         self._index = index
-        pointer, size = ctypes.c_void_p, ctypes.c_size_t
-        for name, arguments in {
-            "cudaSetDevice": (ctypes.c_int,),
-            "cudaStreamCreateWithFlags": (ctypes.POINTER(pointer), ctypes.c_uint),
-            "cudaStreamSynchronize": (pointer,),
-            "cudaStreamDestroy": (pointer,),
-            "cudaHostAlloc": (ctypes.POINTER(pointer), size, ctypes.c_uint),
-            "cudaFreeHost": (pointer,),
-            "cudaMemcpyAsync": (pointer, pointer, size, ctypes.c_int, pointer),
-        }.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, ctypes.c_int
-        library.cudaGetErrorString.argtypes, library.cudaGetErrorString.restype = (
-            (ctypes.c_int,),
-            ctypes.c_char_p,
-        )
+        queueing = queueing or library
+        pointer = ctypes.c_void_p
+        for each in (library, queueing):
+            _declare(each)
         self._buffers: list[int] = []
-        self._copy = library.cudaMemcpyAsync
+        self._copy = queueing.cudaMemcpyAsync
         self._synchronize = library.cudaStreamSynchronize
         made = pointer()
         self._check("cudaSetDevice", library.cudaSetDevice(index))
@@ -106,9 +101,7 @@ class CudaCopies:
         self.stream: int = made.value or 0
 
     def _check(self, name: str, code: int) -> None:
-        if code:
-            text = self._library.cudaGetErrorString(code)
-            raise CudaError(f"{name} failed: {text.decode() if text else code}")
+        _check(self._library, name, code)
 
     def buffer(self, size: int) -> Bytes:
         """See `Copies`. The memory is pinned."""
@@ -138,13 +131,64 @@ class CudaCopies:
             self._check("cudaStreamSynchronize", code)
 
     def close(self) -> None:
-        """See `Copies`."""
-        if self.stream:
-            self.wait()
-            while self._buffers:
-                self._check("cudaFreeHost", self._library.cudaFreeHost(self._buffers.pop()))
-            self._check("cudaStreamDestroy", self._library.cudaStreamDestroy(self.stream))
-            self.stream = 0
+        """See `Copies`. All is given back though some of it fails; then the first error is raised."""
+        if not self.stream:
+            return
+        stream, self.stream = self.stream, 0
+        free, library = self._buffers, self._library
+        self._buffers = []
+        calls = [
+            ("cudaStreamSynchronize", partial(self._synchronize, stream)),
+            *(("cudaFreeHost", partial(library.cudaFreeHost, buffer)) for buffer in free),
+            ("cudaStreamDestroy", partial(library.cudaStreamDestroy, stream)),
+        ]
+        errors = []
+        for name, call in calls:
+            try:
+                self._check(name, call())
+            except CudaError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+def _declare(library: Any) -> None:
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for name, arguments in {
+        "cudaGetDeviceCount": (ctypes.POINTER(ctypes.c_int),),
+        "cudaSetDevice": (ctypes.c_int,),
+        "cudaStreamCreateWithFlags": (ctypes.POINTER(pointer), ctypes.c_uint),
+        "cudaStreamSynchronize": (pointer,),
+        "cudaStreamDestroy": (pointer,),
+        "cudaHostAlloc": (ctypes.POINTER(pointer), size, ctypes.c_uint),
+        "cudaFreeHost": (pointer,),
+        "cudaMemcpyAsync": (pointer, pointer, size, ctypes.c_int, pointer),
+        "cudaGetLastError": (),
+    }.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, ctypes.c_int
+    library.cudaGetErrorString.argtypes = (ctypes.c_int,)
+    library.cudaGetErrorString.restype = ctypes.c_char_p
+
+
+def _check(library: Any, name: str, code: int) -> None:
+    if code:
+        # ONNX Runtime asks for the thread's last error after each kernel, and would take this one for its own.
+        library.cudaGetLastError()
+        text = library.cudaGetErrorString(code)
+        raise CudaError(f"{name} failed: {text.decode() if text else code}")
+
+
+def cards(library: Any) -> int:
+    """How many CUDA devices the machine has.
+
+    Raises:
+        CudaError: the CUDA runtime finds no driver, or none that it can work with.
+    """
+    _declare(library)
+    count = ctypes.c_int()
+    _check(library, "cudaGetDeviceCount", library.cudaGetDeviceCount(ctypes.byref(count)))
+    return count.value
 
 
 def cuda_copies(index: int) -> CudaCopies:
@@ -153,15 +197,23 @@ def cuda_copies(index: int) -> CudaCopies:
     Raises:
         CudaError: the CUDA runtime cannot be loaded, or has no such card.
     """
+    library, queueing = cuda_runtime()
+    return CudaCopies(library, index, queueing)
+
+
+def cuda_runtime() -> tuple[Any, Any]:
+    """The CUDA runtime, loaded so that calls give the GIL away, and so that they keep it.
+
+    Raises:
+        CudaError: it cannot be loaded.
+    """
     # The version that this ONNX Runtime was built with, where it says so: its own libraries link to that one.
     built = str(getattr(ort, "cuda_version", "") or "").partition(".")[0]
     names = [f"libcudart.so.{major}" for major in dict.fromkeys(filter(None, (built, "13", "12")))]
     problems = []
     for name in names:
         try:
-            library = ctypes.CDLL(name)
+            return ctypes.CDLL(name), ctypes.PyDLL(name)
         except OSError as error:
             problems.append(str(error))
-        else:
-            return CudaCopies(library, index)
     raise CudaError(f"the CUDA runtime cannot be loaded: {'; '.join(problems)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import structlog
 
 from streamcell.service.load_errors import DeviceError
 
-from .cuda_copies import Copies, CudaError, HostCopies, cuda_copies
+from .cuda_copies import Copies, CudaError, HostCopies, cards, cuda_copies, cuda_runtime
 from .time_limit import TimeLimit
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -76,9 +77,9 @@ class Device:
         return self.kind == "cpu" or tuple(map(int, ort.__version__.split(".")[:2])) >= GRAPHS_SINCE
 
     def check(self) -> None:
-        """Raise DeviceError unless this ONNX Runtime build has a provider for the device."""
-        if self.kind == "cuda" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
+        """Raise DeviceError unless this ONNX Runtime build has a provider for the device, and the machine has it."""
+        if self.kind == "cuda":
+            _preload()
         available = ort.get_available_providers()
         if _PROVIDERS[self.kind] not in available:
             raise DeviceError(
@@ -86,6 +87,17 @@ class Device:
                 f"{', '.join(available)}. Install streamcell[gpu] in place of streamcell[serve], on a machine "
                 "with an NVIDIA driver, CUDA and cuDNN."
             )
+        if self.kind == "cuda":
+            # The providers are those that were compiled in, whether or not there is a card.
+            try:
+                found = cards(cuda_runtime()[0])
+            except CudaError as error:
+                raise DeviceError(f"device {self}: {error}") from error
+            if self.index >= found:
+                raise DeviceError(
+                    f"device {self}: this machine has {found} CUDA devices"
+                    + (f", cuda:0 to cuda:{found - 1}" if found else "")
+                )
 
     def session(
         self,
@@ -175,6 +187,13 @@ class Device:
         if self.kind == "cpu":
             return ort.OrtValue.ortvalue_from_numpy(array.copy() if self.apart else array)
         return ort.OrtValue.ortvalue_from_numpy(array, self.kind, self.index)
+
+
+@cache
+def _preload() -> None:
+    """Load the CUDA libraries of Python packages, once a process."""
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
 
 
 def operators_elsewhere(session: ort.InferenceSession, provider: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from streamcell.service.errors import RunTimeout
 from streamcell.service.graph.pooled import Pooled
 from streamcell.service.load_errors import DeviceError
 
+from .card_lock import alone
 from .cuda_copies import CudaError
 from .options import Cell, EngineOptions
 from .pool import StatePool
@@ -39,6 +41,10 @@ def fixed_sizes(most: int) -> tuple[int, ...]:
         sizes.append(size)
         size *= 2
     return (*sizes, most)
+
+
+def _closed() -> None:
+    raise RuntimeError("the engine is closed")
 
 
 class Engine:
@@ -78,12 +84,13 @@ class Engine:
         self.fixed_shapes = (not device.on_host) if fixed is None else fixed
         self._batch_sizes = (self.fixed_batch,) if self.fixed_batch else fixed_sizes(self.max_batch)
         self._chunk_sizes = fixed_sizes(self.max_chunk) if signature.lengths else None
-        self.pool = StatePool(
-            pooled.pools,
-            slots=options.max_sessions if signature.states else 0,
-            scratch=self.max_batch,
-            device=device,
-        )
+        with alone(device):
+            self.pool = StatePool(
+                pooled.pools,
+                slots=options.max_sessions if signature.states else 0,
+                scratch=self.max_batch,
+                device=device,
+            )
         self.limit = limit or TimeLimit()
         # One an input; what stands behind them in `Staged.values` are outputs.
         self._resting = [resting(tensor) for tensor in signature.inputs]
@@ -103,8 +110,9 @@ class Engine:
         self._make_programs: Callable[..., Programs] | None = make
 
     def _build(self, make: Callable[..., Programs]) -> None:
-        self._staging = staging(self.signature, self.device, self.max_batch, self.max_chunk)
-        self._programs = make(staging=self._staging, graphs=self._graphs)
+        with alone(self.device):
+            self._staging = staging(self.signature, self.device, self.max_batch, self.max_chunk)
+            self._programs = make(staging=self._staging, graphs=self._graphs)
 
     def _measured_sizes(self) -> tuple[int, ...]:
         """Where shapes are fixed all batch sizes, else 1, 8, 64, … and the largest."""
@@ -141,11 +149,24 @@ class Engine:
         if staged is None:
             staged = self._staged[rows, steps] = self._staging.buffers(rows, steps)
             staged.go = self._programs.pick(rows, steps).runner(staged)
+            if not self.device.on_host:
+                self._first_alone(staged)
             if len(self._staged) > _BINDINGS_KEPT:
                 # Where there are others, those of single steps stay: they may be captured.
                 longer = (shape for shape in self._staged if shape[1] != 1)
                 del self._staged[next(longer, next(iter(self._staged)))]
         return staged
+
+    def _first_alone(self, staged: Staged) -> None:
+        """Have the first run on `staged`, which may allocate, wait for other models' captures."""
+        go = staged.go
+
+        def first() -> None:
+            with alone(self.device):
+                go()
+            staged.go = go
+
+        staged.go = first
 
     def pad(self, staged: Staged, used: int) -> None:
         """Make the rows from `used` on harmless: each reads the initial state and writes a scratch row of its own."""
@@ -202,13 +223,22 @@ class Engine:
             if self.limit.ended or not self._graphs or self._graphs_forced or self._make_programs is None:
                 raise
             _log.warning("CUDA graphs are off: the model ran into an error with them", error=str(error))
-            # A capture that failed leaves its stream unusable.
-            with suppress(CudaError):
-                self.close()
-            self._graphs = False
-            self._build(self._make_programs)
-            self._warm_up()
+            again: Callable[..., Programs] | None = self._make_programs
+        else:
+            again = None
+        # Not above: there the error's traceback still holds the sessions, which must end before their stream does.
+        if again is not None:
+            self._without_graphs(again)
         self._make_programs = None
+
+    def _without_graphs(self, make: Callable[..., Programs]) -> None:
+        """Build all again: a capture that failed leaves its stream unusable."""
+        gc.collect()
+        with suppress(CudaError):
+            self.close()
+        self._graphs = False
+        self._build(make)
+        self._warm_up()
 
     def _warm_up(self) -> None:
         chunks = self._chunk_sizes if self.fixed_shapes and self._chunk_sizes else (1,)
@@ -230,9 +260,13 @@ class Engine:
         """
         if self.device.on_host:
             return
-        self._staged.clear()
-        self._programs.close()
-        self._staging.close()
+        with alone(self.device):
+            # Whoever holds a buffer holds its session, too: that must end before the stream that it runs on.
+            for staged in self._staged.values():
+                staged.go = _closed
+            self._staged.clear()
+            self._programs.close()
+            self._staging.close()
 
     def _scratch(self, rows: int) -> Staged:
         staged = self._staging.buffers(rows, 1)

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from streamcell.service.graph.pooled import PoolTensor
 
+from .card_lock import alone
 from .device import Device
 from .rows import INITIAL_ROW
 
@@ -49,4 +50,5 @@ class StatePool:
 
     def read(self, row: int) -> tuple[np.ndarray[Any, Any], ...]:
         """A copy of one row of every state tensor, for inspection. On a card this copies the whole pool."""
-        return tuple(value.numpy()[row].copy() for value in self._values)
+        with alone(self._device):
+            return tuple(value.numpy()[row].copy() for value in self._values)

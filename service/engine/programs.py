@@ -14,6 +14,7 @@ from streamcell.service.graph.pooled import Pooled
 from streamcell.service.graph.single_step import single_step
 from streamcell.service.load_errors import DeviceError
 
+from .card_lock import alone
 from .options import EngineOptions
 from .pool import StatePool
 from .staging import CardStaging, Staged, Staging
@@ -209,6 +210,9 @@ class Programs:
             if self._measured and self._single is not None:
                 programs = [self._operators, self._single]
             runs = [program.runner(staged, capture=program.graphs) for program in programs]
+            with alone(self._options.device):  # the first runs capture
+                for run in runs:
+                    run()
             best = faster(runs)
             staged.go = runs[best]
             if programs[best] is self._operators:
@@ -233,7 +237,9 @@ class Programs:
         wrong = []
         for rows in captured:
             plain = self.pick(rows, 1).runner(settled[rows])
-            if not replays_as_it_runs(settled[rows], plain, self._pool.scratch_rows):
+            with alone(self._options.device):
+                right = replays_as_it_runs(settled[rows], plain, self._pool.scratch_rows)
+            if not right:
                 wrong.append(rows)
                 settled[rows].go = plain
         if wrong and self._forced:

@@ -77,7 +77,8 @@ def _shape(signature: Signature, tensor: Tensor, rows: int, steps: int) -> tuple
 
 def _is_host(memory: str) -> bool:
     """Whether ONNX Runtime's name of a memory stands for the host's."""
-    return memory.lower().startswith("cpu") or "pinned" in memory.lower()
+    name = memory.lower()
+    return name.startswith("cpu") or "pinned" in name or "host" in name
 
 
 def _view(array: Array) -> memoryview:

@@ -30,14 +30,13 @@ def serve(*flags: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_cuda_that_cannot_be_had_is_refused_and_says_why(models_dir: Path) -> None:
-    assert "CUDAExecutionProvider" not in ort.get_available_providers(), (
-        "this test is for a machine without CUDA"
-    )
-    done = serve("--models", models_dir, "--device", "cuda:0", "--port", "0", "--metrics-port", "0")
+    # No machine has so many; a build for CUDA names its provider with or without a card.
+    done = serve("--models", models_dir, "--device", "cuda:99", "--port", "0", "--metrics-port", "0")
     assert done.returncode == 1
-    assert "device cuda:0: this ONNX Runtime" in done.stderr
-    assert "has no CUDAExecutionProvider" in done.stderr
-    assert "streamcell[gpu]" in done.stderr
+    assert "device cuda:99: " in done.stderr
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        assert "has no CUDAExecutionProvider" in done.stderr
+        assert "streamcell[gpu]" in done.stderr
     assert "Traceback" not in done.stderr
 
 

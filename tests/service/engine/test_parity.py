@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 import pytest
 import torch
 
@@ -14,9 +13,19 @@ from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Cell
+from streamcell.service.load_errors import DeviceError
 from streamcell.service.repository.model_file import ModelFile, open_model
 
-OTHER = Device("cuda") if "CUDAExecutionProvider" in ort.get_available_providers() else Device(apart=True)
+
+def other() -> Device:
+    try:
+        Device("cuda").check()
+    except DeviceError:
+        return Device(apart=True)
+    return Device("cuda")
+
+
+OTHER = other()
 RECURRENT: dict[str, Any] = {"input_size": 3, "hidden_size": 24, "output_size": 2, "num_layers": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "lstm": {"kind": "lstm", **RECURRENT},

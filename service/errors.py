@@ -17,8 +17,10 @@ DOMAIN = "streamcell"
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _SHOWN = 120  # characters of a client's text that an error quotes
-# What stands before the message of a condition that ONNX Runtime's source enforces.
-_SOURCE = re.compile(r"^\S+:\d+ .*? was false\. *")
+# What stands before ONNX Runtime's message: its codes, and a place in its source with the condition that it enforces.
+_CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE = re.compile(r"^\S+:\d+ (?:.*? was false\. *|\S+ .*?\) (?=[A-Z\[]))?")
+_NODE = re.compile(r"while running (\S+) node\. Name:'([^']*)' Status Message: ")
 # Bytes of an error's whole text. It is sent twice, once with up to three bytes for each, and gRPC's clients take 8 KiB
 # of metadata before they fail the call.
 _TEXT_BYTES = 1024
@@ -39,8 +41,14 @@ def shown(value: str) -> str:
 
 def run_error_text(error: Exception) -> str:
     """ONNX Runtime's message of a failed run in one line, without path, line and condition of its source."""
-    text = " ".join(str(error).rpartition("Status Message: ")[2].split())
+    text = _CODES.sub("", " ".join(str(error).rpartition("Status Message: ")[2].split()))
     return _SOURCE.sub("", text) or text
+
+
+def node_error_text(error: Exception) -> str:
+    """The same with the node that failed before it, if ONNX Runtime names one."""
+    node = _NODE.search(str(error))
+    return run_error_text(error) if node is None else f"{node[1]} {shown(node[2])}: {run_error_text(error)}"
 
 
 def _bounded(text: str) -> str:

@@ -42,7 +42,7 @@ def load_failure(error: Exception, path: Path) -> ModelLoadError:
         return ModelLoadError("it is nested too deeply", path)
     if isinstance(error, MemoryError):
         return ModelLoadError(f"too little memory to load it: {error}", path)
-    return ModelLoadError(f"{type(error).__name__}: {error}", path)
+    return ModelLoadError(f"{type(error).__name__}: {error}; --log-level debug tells where", path)
 
 
 def _clipped(text: str) -> str:
@@ -125,10 +125,14 @@ class RepositoryError(ModelLoadError):
         errors: one error a file, in the order of their paths.
     """
 
-    def __init__(self, models_dir: Path, errors: Sequence[ModelLoadError]) -> None:
+    def __init__(
+        self, models_dir: Path, errors: Iterable[ModelLoadError], notes: Sequence[ModelLoadError] = ()
+    ) -> None:
+        """`notes`: what is no error and may be why there are some."""
+        errors = sorted(errors, key=lambda error: str(error.path))
         count = f"{len(errors)} model{'s' if len(errors) != 1 else ''} cannot be served"
         super().__init__(count, models_dir)
-        self.args = ("\n".join([str(self), *(f"- {error}" for error in errors)]),)
+        self.args = ("\n".join([str(self), *(f"- {error}" for error in (*errors, *notes))]),)
         self.errors = tuple(errors)
 
     def at(self, path: Path) -> ModelLoadError:

@@ -61,7 +61,7 @@ class ModelHost:
 
         Args:
             settings: the server's.
-            served: called when a model becomes available or unavailable.
+            served: called when a model becomes available or unavailable, once the host has been started.
             wakeup: makes what a model's engine thread sleeps on, if front ends share the models.
             all_read: waits until all data in the sockets is in the sessions' queues; False if that takes too long.
 
@@ -70,18 +70,25 @@ class ModelHost:
             DeviceError: the device is not available.
         """
         self.settings = settings
+        self._started = False
+        self._served = served
         device = Device.parse(settings.device, tf32=settings.tf32)
         device.check()
         self.metrics = ServerMetrics()
         self.lost_lines = LostLines()
         self.memory_figures = MemoryFigures()
-        self.models = Models(load_all(at_start(settings), settings, device, wakeup))
+        self.models: Models[LoadedModel] = Models(())
+        if settings.model_control != "poll":
+            found = at_start(settings)
+            self.models = Models(load_all(found.files, settings, device, wakeup, found.errors, found.notes))
         self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
         self.context: CallContext[LoadedModel] = CallContext(
             self.models, self.sessions, self.metrics, Limits.of(settings)
         )
-        changes = ModelChanges(settings, device, self.models, self.sessions, self.metrics, served)
+        changes = ModelChanges(settings, device, self.models, self.sessions, self.metrics, self._report)
         self._control = ModelLifecycle(settings, self.sessions, changes)
+        if settings.model_control == "poll":  # one broken file does not hold up the others
+            self._control.load_folder()
         infer = Infer(self.context, settings.max_infer_bytes, settings.queue_messages)
         self._oip = OipService(infer, device, self.metrics)
         self._thread = ControlThread()
@@ -127,9 +134,14 @@ class ModelHost:
 
     def start(self) -> None:
         """Start housekeeping and model control."""
+        self._started = True
         self._housekeeper.start()
         self.metrics.readiness.serve(True)
         self._control.start()
+
+    def _report(self, name: str, served: bool) -> None:
+        if self._started:
+            self._served(name, served)
 
     def _keep_house(self) -> None:
         attention = Attention(_HOUSEKEEPING_S)

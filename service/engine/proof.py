@@ -15,7 +15,7 @@ import numpy as np
 from structlog.typing import FilteringBoundLogger
 
 from streamcell.card import Signature, Tensor
-from streamcell.service.errors import RunTimeout, cut, run_error_text, shown
+from streamcell.service.errors import RunTimeout, cut, node_error_text, run_error_text, shown
 
 from .engine import Engine
 from .rows import INITIAL_ROW
@@ -208,7 +208,7 @@ class _Proof:
         try:
             staged.go()
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise FailsAloneError(cut(run_error_text(error))) from error
+            raise FailsAloneError(node_error_text(error)) from error
 
     def _reference(self, x: list[Array], parts: Sequence[int]) -> list[Array]:
         """The outputs of each row alone. A model may refuse random numbers, as a table does that they index."""

@@ -13,7 +13,7 @@ from streamcell.service.errors import ModelInUse, ModelLoadFailed, ModelNotFound
 from streamcell.service.gc_tuning import refreeze_heap
 from streamcell.service.load_errors import ModelLoadError, load_failure
 from streamcell.service.metrics.server_metrics import ServerMetrics
-from streamcell.service.repository.locate import Located, Stamp, sidecar_path, stamp
+from streamcell.service.repository.locate import Located, Stamp, sidecar_path, stamp, stray_sidecars
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.repository.selection import by_name, chosen
 from streamcell.service.sessions.table import SessionTable
@@ -70,23 +70,42 @@ class ModelChanges:
     def sync_with_folder(self, name: str, located: list[Located]) -> None:
         """Load, swap or unload versions of `name` until they match its files.
 
+        If a file cannot be served and clients ask for loads, nothing changes. If the folder is polled, what can be
+        loaded is served, and nothing is unloaded.
+
         Raises:
-            ModelLoadFailed: a file cannot be served; nothing has changed.
+            ModelLoadFailed: one or more files cannot be served.
         """
         now = self.models.versions(name)
         files = chosen(located, latest_only=self._settings.latest_only)
         seen = stamp_of(located)
         self.loading = name
         try:
-            new = load_changed(files, now, self._known(name), self._settings, self._device)
-        except ModelLoadFailed as error:
-            self.failed[name] = (seen, str(error))
-            self._metrics.load_failed(name)
-            _log.error("model not loaded", model=name, reason=str(error), served=list(now))
-            raise
+            new, errors = load_changed(files, now, self._known(name), self._settings, self._device)
         finally:
             self.loading = None
         self.failed.pop(name, None)
+        if errors:
+            if self._settings.model_control == "explicit":
+                release_new(new, now)
+                new = list(now.values())
+            else:
+                new = with_kept(new, now)
+        self._serve_versions(name, new)
+        if errors:
+            raise self._failed(name, seen, errors)
+
+    def _failed(self, name: str, seen: Stamp, errors: list[ModelLoadError]) -> ModelLoadFailed:
+        """Note that files of `name` cannot be served; the error to raise."""
+        reason = str(errors[0]) if len(errors) == 1 else "\n".join(["", *(f"- {each}" for each in errors)])
+        failed = ModelLoadFailed(f"model {name!r} was not loaded: {reason}", model=name)
+        self.failed[name] = (seen, str(failed))
+        self._metrics.load_failed(name)
+        _log.error("model not loaded", model=name, reason=reason, served=list(self.models.versions(name)))
+        return failed
+
+    def _serve_versions(self, name: str, new: list[LoadedModel]) -> None:
+        now = self.models.versions(name)
         if new == list(now.values()):
             return
         for model in new:
@@ -200,8 +219,8 @@ def load_changed(
     known: Mapping[str, LoadedModel],
     settings: Settings,
     device: Device,
-) -> list[LoadedModel]:
-    """The versions of one model to serve, in the order of `located`.
+) -> tuple[list[LoadedModel], list[ModelLoadError]]:
+    """The versions of one model that can be served, in the order of `located`, and why the others cannot.
 
     Args:
         located: its files.
@@ -209,43 +228,57 @@ def load_changed(
         known: the versions that still report metrics, served or not; a reloaded version keeps its metrics.
         settings: the server's.
         device: where it runs.
-
-    Raises:
-        ModelLoadFailed: a file cannot be served; the versions loaded so far have been released.
     """
-    new: list[LoadedModel] = []
     taken: list[LoadedModel] = []
-    try:
-        for each in located:
-            have = now.get(each.version)
+    errors: list[ModelLoadError] = []
+    for each in located:
+        have = now.get(each.version)
+        try:
             if any(model.file.version == each.version for model in taken):
                 raise ModelLoadError(f"model {each.name!r} version {each.version} exists twice", each.path)
             if have is not None and have.file.path == each.path and not have.file.changed:
                 taken.append(have)
-                continue
-            old = known.get(each.version)
-            file = open_model(
-                each.path, each.name, each.version, None if settings.follow_links else settings.models
-            )
-            new.append(load(file, settings, device, old.metrics if old is not None else None))
-            taken.append(new[-1])
-            if file.changed:
-                raise ModelLoadError("it was replaced while it was being read", each.path)
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        for model in new:
+            else:
+                taken.append(_load_new(each, known.get(each.version), settings, device))
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            errors.append(load_failure(error, each.path))
+    return taken, errors
+
+
+def _load_new(each: Located, old: LoadedModel | None, settings: Settings, device: Device) -> LoadedModel:
+    """Load a file; `old` is the version that it replaces."""
+    file = open_model(each.path, each.name, each.version, None if settings.follow_links else settings.models)
+    model = load(file, settings, device, old.metrics if old is not None else None)
+    if file.changed:
+        model.release()
+        raise ModelLoadError("it was replaced while it was being read", each.path)
+    return model
+
+
+def release_new(new: Iterable[LoadedModel], now: Mapping[str, LoadedModel]) -> None:
+    """Release those of `new` that are not served `now`."""
+    for model in new:
+        if model is not now.get(model.file.version):
             model.release()
-        name = located[0].name
-        raise ModelLoadFailed(f"model {name!r} was not loaded: {error}", model=name) from error
-    return taken
+
+
+def with_kept(new: Iterable[LoadedModel], now: Mapping[str, LoadedModel]) -> list[LoadedModel]:
+    """What is served `now`, with the versions of `new` added or replaced, in numerical order."""
+    versions = {**now, **{model.file.version: model for model in new}}
+    return [versions[version] for version in sorted(versions, key=int)]
 
 
 class ModelPoll:
     """Compares a folder with what is served, each time it is called. For the model control thread."""
 
     def __init__(
-        self, locate: Callable[[], tuple[list[Located], list[ModelLoadError]]], changes: ModelChanges
+        self,
+        models_dir: Path,
+        locate: Callable[[], tuple[list[Located], list[ModelLoadError]]],
+        changes: ModelChanges,
     ) -> None:
         """`locate` says what is in the folder."""
+        self._models_dir = models_dir
         self._locate = locate
         self._changes = changes
         self._missing: set[str] = set()
@@ -255,6 +288,7 @@ class ModelPoll:
         """Load and unload until what is served matches the folder, as far as possible."""
         try:
             located, errors = self._locate()
+            errors += stray_sidecars(self._models_dir, located)
         except ModelLoadError as error:
             self._complain((str(error),))
             return

@@ -21,7 +21,7 @@ from streamcell.service.errors import (
 )
 from streamcell.service.gc_tuning import refreeze_heap
 from streamcell.service.load_errors import ModelLoadError
-from streamcell.service.repository.locate import Located, locate
+from streamcell.service.repository.locate import Located, concerning, locate
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.settings import Settings
 
@@ -92,10 +92,19 @@ class ModelLifecycle:
         self._settings = settings
         self._sessions = sessions
         self._changes = changes
-        self._poll = ModelPoll(self._locate, changes)
+        self._poll = ModelPoll(settings.models, self._locate, changes)
         self._pending: set[Future[None]] = set()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="model-control", daemon=True)
+
+    def load_folder(self) -> None:
+        """Load what the folder has, as polling does. Before `start`.
+
+        Raises:
+            ModelLoadError: there is no folder that can be read.
+        """
+        self._locate()
+        self._poll.look()
 
     # From any thread
 
@@ -218,13 +227,12 @@ class ModelLifecycle:
             located, errors = self._locate()
         except ModelLoadError as error:
             raise ModelLoadFailed(str(error), model=name) from error
-        for misplaced in errors:
-            if misplaced.path is not None and self._settings.models / name in misplaced.path.parents:
-                raise ModelLoadFailed(str(misplaced), model=name)
-        mine = [each for each in located if each.name == name]
-        if not mine:
+        if mine := concerning(self._settings.models, name, errors):
+            raise ModelLoadFailed("\n".join(map(str, mine)), model=name)
+        files = [each for each in located if each.name == name]
+        if not files:
             raise ModelNotFound(f"no model named {shown(name)} in the folder of models", model=name)
-        self._changes.sync_with_folder(name, mine)
+        self._changes.sync_with_folder(name, files)
         self._settle(done)
 
 

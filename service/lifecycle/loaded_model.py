@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -29,6 +29,7 @@ from streamcell.service.sessions.session import Session
 from streamcell.service.sessions.shared_capacity import SharedCapacity
 from streamcell.service.settings import Settings
 
+from .explained import description_remedy, first_runs, making_sessions
 from .load_thread import within
 from .proved import proved_engine
 
@@ -75,16 +76,29 @@ class LoadedModel:
 
 
 def load_all(
-    files: Iterable[ModelFile], settings: Settings, device: Device, wakeup: Callable[[], Wakeup | None]
+    files: Iterable[ModelFile],
+    settings: Settings,
+    device: Device,
+    wakeup: Callable[[], Wakeup | None],
+    errors: Iterable[ModelLoadError] = (),
+    notes: Sequence[ModelLoadError] = (),
 ) -> list[LoadedModel]:
-    """Load `files`. `wakeup` makes what each one's engine thread sleeps on, if front ends share the models.
+    """Load `files`.
+
+    Args:
+        files: the models.
+        settings: the server's.
+        device: where they run.
+        wakeup: makes what each one's engine thread sleeps on, if front ends share the models.
+        errors: of files that could not be opened; they are in the report.
+        notes: of what may be why there are errors.
 
     Raises:
-        RepositoryError: one or more cannot be loaded; the report names all of them.
+        RepositoryError: one or more files cannot be opened or loaded; the report names all of them.
         DeviceError: the device is not available.
     """
     loaded: list[LoadedModel] = []
-    errors: list[ModelLoadError] = []
+    errors = list(errors)
     for file in files:
         try:
             loaded.append(load(file, settings, device, wakeup=wakeup()))
@@ -93,7 +107,9 @@ def load_all(
     if errors:
         for model in loaded:
             model.release()
-        raise RepositoryError(settings.models, errors)
+        raise RepositoryError(settings.models, errors, notes)
+    for note in notes:
+        _log.warning("folder of models", reason=str(note))
     return loaded
 
 
@@ -164,7 +180,10 @@ def _load(
         return Engine(pooled, signature, options, limit=limit)
 
     log = _log.bind(model=file.name, version=file.version)
-    engine, restrictions = proved_engine(make, options, graph.graph, settings, log)
+    with making_sessions(file, graph):
+        engine, restrictions = proved_engine(
+            make, options, graph.graph, settings, log, description_remedy(file)
+        )
     if unbatched := sorted(file.description.new_axes):
         restrictions["rows"] = f"one session a run: {cut(', '.join(unbatched))} without a batch axis"
     if metrics is None:
@@ -207,7 +226,8 @@ def _load(
     )
     frames = FrameRounds(engine.max_batch)
     runner.add(frames, FrameRound, FrameRunner(engine, batcher, metrics, ragged=ragged).run)
-    runner.start()
+    with first_runs(file):
+        runner.start()
     for kind, text in restrictions.items():
         log.warning("model restricted", kind=kind, restriction=text)
     if file.description.doubts:

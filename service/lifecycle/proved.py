@@ -25,6 +25,7 @@ def proved_engine(
     graph: onnx.GraphProto,
     settings: Settings,
     log: FilteringBoundLogger,
+    remedy: str,
 ) -> tuple[Engine, dict[str, str]]:
     """An engine that gives each session its own answers, and by kind ("rows", "steps") what it is restricted to.
 
@@ -34,6 +35,7 @@ def proved_engine(
         graph: as it is in the file, to name causes.
         settings: whether and for how long to prove.
         log: bound to the model.
+        remedy: what to do if no run of it succeeds.
 
     Raises:
         ModelLoadError: no way of running the model gives right answers; it names output, values and cause.
@@ -51,7 +53,7 @@ def proved_engine(
         found = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s, log=log)
     except FailsAloneError as error:
         raise ModelLoadError(
-            _told(f"with one session and one timestep it fails: {error}", fixes_rows(graph))
+            _told(f"with one session and one timestep it fails: {error}; {remedy}", fixes_rows(graph))
         ) from error
     if not found:
         return engine, {}

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from streamcell.service.load_errors import ModelLoadError
 
-from .sidecar import read_sidecar, stage_files
+from .sidecar import did_you_mean, read_sidecar, stage_files
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -30,12 +30,14 @@ class Located:
         name: the sidecar's if that gives one.
         version: a positive integer as text.
         stages: the files that a pipeline names, there or not.
+        renamed: whether the sidecar gives another name than the file's or the folder's.
     """
 
     path: Path
     name: str
     version: str
     stages: tuple[Path, ...] = ()
+    renamed: bool = False
 
 
 def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Located], list[ModelLoadError]]:
@@ -57,7 +59,8 @@ def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Locate
         path = each.path
         try:
             check_file(path, root)
-            found.append(replace(each, name=check_name(_renamed(path, each.name, root), path)))
+            name = check_name(_renamed(path, each.name, root), path)
+            found.append(replace(each, name=name, renamed=name != each.name))
         except ModelLoadError as error:
             errors.append(error.at(path))
     return found, errors
@@ -122,6 +125,31 @@ def stamp(paths: Iterable[Path]) -> Stamp:
         else:
             stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
     return tuple(stamps)
+
+
+def concerning(models_dir: Path, name: str, errors: Iterable[ModelLoadError]) -> list[ModelLoadError]:
+    """Those of `errors` that name a file where the model `name` would be."""
+    places = (models_dir / name, models_dir / f"{name}.onnx")
+    return [
+        error
+        for error in errors
+        if error.path is not None and any(place in (error.path, *error.path.parents) for place in places)
+    ]
+
+
+def stray_sidecars(models_dir: Path, located: Iterable[Located]) -> list[ModelLoadError]:
+    """The TOML files that stand beside no model; such a name is mostly a slip."""
+    taken = {path for each in located for path in (each.path, sidecar_path(each.path))}
+    folders = {models_dir, *(path.parent for path in taken), *(path.parent.parent for path in taken)}
+    notes = []
+    for folder in sorted(folder for folder in folders if folder.is_relative_to(models_dir)):
+        near = {path.name for path in taken if path.parent == folder and path.suffix == ".toml"}
+        for path in _visible(folder):
+            beside = path.with_suffix(".onnx")
+            if path.suffix == ".toml" and path not in taken and not os.path.lexists(beside):
+                expected = f"it stands beside no model: expected {beside.name}, or [[stages]] in it"
+                notes.append(ModelLoadError(f"{expected}{did_you_mean(path.name, near)}", path))
+    return notes
 
 
 def _renamed(path: Path, name: str, root: Path | None) -> str:

@@ -91,6 +91,21 @@ class ModelFile:
         return self.description.build(model)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What there is in a folder of models.
+
+    Attributes:
+        files: every file that can be opened, by name, a model's versions in numerical order (the newest is the last).
+        errors: one for each file that cannot be served.
+        notes: what is no error and may be why there are some.
+    """
+
+    files: list[ModelFile]
+    errors: list[ModelLoadError]
+    notes: list[ModelLoadError]
+
+
 def discover(models_dir: Path, *, follow_links: bool = False) -> list[ModelFile]:
     """Every model in `models_dir`, by name, a model's versions in numerical order (the newest is the last).
 
@@ -101,35 +116,35 @@ def discover(models_dir: Path, *, follow_links: bool = False) -> list[ModelFile]
         RepositoryError: one or more files cannot be served; the report names all of them.
     """
     located, errors = locate(models_dir, follow_links=follow_links)
-    return open_all(models_dir, located, errors, follow_links=follow_links)
+    found = open_all(located, errors, root=None if follow_links else models_dir)
+    if found.errors:
+        raise RepositoryError(models_dir, found.errors)
+    return found.files
 
 
 def open_all(
-    models_dir: Path,
     located: Iterable[Located],
     errors: Iterable[ModelLoadError] = (),
+    notes: Iterable[ModelLoadError] = (),
     *,
-    follow_links: bool = False,
-) -> list[ModelFile]:
-    """Open `located`; in the order and with the errors of `discover`, `errors` among them."""
-    found: list[ModelFile] = []
+    root: Path | None,
+) -> Found:
+    """Open `located`. Their errors come after `errors`. If there is a `root`, no link may lead out of that folder."""
+    files: list[ModelFile] = []
     errors = list(errors)
-    root = None if follow_links else models_dir
     for each in located:
         try:
-            found.append(open_model(each.path, each.name, each.version, root))
+            files.append(open_model(each.path, each.name, each.version, root))
         except ModelLoadError as error:
             errors.append(error)
     owners: dict[tuple[str, str], Path] = {}
-    for file in found:
+    for file in files:
         first = owners.setdefault((file.name, file.version), file.path)
         if first != file.path:
             errors.append(
                 ModelLoadError(f"model {file.name!r} version {file.version} is {first} already", file.path)
             )
-    if errors:
-        raise RepositoryError(models_dir, sorted(errors, key=lambda e: str(e.path)))
-    return sorted(found, key=lambda f: (f.name, int(f.version)))
+    return Found(sorted(files, key=lambda f: (f.name, int(f.version))), errors, list(notes))
 
 
 def open_model(path: Path, name: str, version: str = "1", root: Path | None = None) -> ModelFile:

@@ -39,7 +39,10 @@ def read_onnx(path: Path, *, weights: bool) -> onnx.ModelProto:
     except OSError as error:
         raise ModelLoadError(f"cannot be read: {error.strerror or error}", path) from error
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelLoadError(f"its external data cannot be read: {error}", path) from error
+        raise ModelLoadError(
+            f"its external data cannot be read: {error}; put the files of its weights where it names them",
+            path,
+        ) from error
     if not model.HasField("graph") or not model.graph.output:
         raise ModelLoadError("not an ONNX file: it holds no graph with outputs", path)
     if weights and any(t.data_location == onnx.TensorProto.EXTERNAL for t in all_tensors(model)):

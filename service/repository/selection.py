@@ -4,46 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from streamcell.service.load_errors import ModelLoadError, RepositoryError
+from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.settings import Settings
 
-from .locate import Located, locate
-from .model_file import ModelFile, open_all
+from .locate import Located, concerning, locate, stray_sidecars
+from .model_file import Found, open_all
+from .sidecar import did_you_mean
 
 
-def at_start(settings: Settings) -> list[ModelFile]:
-    """What the server starts with.
+def at_start(settings: Settings) -> Found:
+    """What the server starts with, unless it polls.
 
     Raises:
-        ModelLoadError: there is no folder; or, without model control, no model; or one that is named is not there.
-        RepositoryError: one or more files cannot be served; the report names all of them.
+        ModelLoadError: there is no folder; or, without model control, no model.
     """
     located, errors = locate(settings.models, follow_links=settings.follow_links)
+    notes = stray_sidecars(settings.models, located)
     if settings.model_control == "explicit" and "*" not in settings.load_model:
-        missing = set(settings.load_model) - {each.name for each in located}
+        names = {each.name for each in located}
         located = [each for each in located if each.name in settings.load_model]
-        errors = [
-            ModelLoadError(f"load_model: no such model in {settings.models}: {name!r}")
-            for name in sorted(missing)
+        errors = [each for name in settings.load_model for each in concerning(settings.models, name, errors)]
+        named = {each.path.relative_to(settings.models).parts[0] for each in errors if each.path is not None}
+        errors += [
+            ModelLoadError(
+                f"load_model: no such model in {settings.models}: {name!r}{did_you_mean(name, names)}"
+            )
+            for name in sorted(set(settings.load_model) - names)
+            if not named & {name, f"{name}.onnx"}
         ]
-        if errors:
-            raise RepositoryError(settings.models, errors)
-    files = open_all(
-        settings.models,
+    found = open_all(
         chosen(located, latest_only=settings.latest_only),
         errors,
-        follow_links=settings.follow_links,
+        notes,
+        root=None if settings.follow_links else settings.models,
     )
-    if not files and settings.model_control == "none":
+    if not (found.files or found.errors) and settings.model_control == "none":
         raise ModelLoadError(
             f"no model in {settings.models}: expected NAME.onnx, NAME/<version>/model.onnx or a pipeline's NAME.toml"
         )
-    return files
+    return found
 
 
 def chosen(located: Iterable[Located], *, latest_only: bool) -> list[Located]:
     """Those to serve, by name, versions in numerical order."""
-    ordered = sorted(located, key=lambda each: (each.name, int(each.version)))
+    # Where a sidecar's name is one that another file has by its own, that one comes first.
+    ordered = sorted(located, key=lambda each: (each.name, int(each.version), each.renamed))
     if not latest_only:
         return ordered
     newest = {each.name: int(each.version) for each in ordered}

@@ -276,8 +276,8 @@ def _meant(place: tuple[int | str, ...]) -> str:
     """What an unknown key may be meant for, as the end of an error's text."""
     table, name = (str(place[0]) if len(place) > 1 else ""), str(place[-1])
     own = _keys(_TABLES.get(table, Sidecar))
-    if near := nearest(name, own):
-        return f"; did you mean {near!r}?"
+    if near := did_you_mean(name, own):
+        return near
     others: dict[str, type[BaseModel]] = {"the top of the file": Sidecar}
     others |= {f"a table of {key!r}": part for key, part in _TABLES.items()}
     for where, part in others.items():
@@ -296,6 +296,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     plain = {_plain(each): each for each in known}
     near = difflib.get_close_matches(_plain(name), plain, 1)
     return plain[near[0]] if near else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The `nearest` of `known` as the end of an error's text; empty if there is none."""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def _plain(name: str) -> str:

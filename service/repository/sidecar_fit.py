@@ -15,7 +15,7 @@ from streamcell.service.errors import shown
 from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step, unfed
 from streamcell.service.load_errors import Problems, SidecarError
 
-from .sidecar import Sidecar, SidecarState, SidecarTensor, explain, nearest
+from .sidecar import Sidecar, SidecarState, SidecarTensor, did_you_mean, explain, nearest
 
 
 def resolve(
@@ -90,10 +90,8 @@ class _Fit:
         if name in ports:
             return ports[name]
         self._unknown = True
-        near = nearest(name, ports)
-        self._guesses.update(filter(None, [near]))
-        hint = f"; did you mean {near!r}?" if near else ""
-        self._problems.add(f"{key}: the graph has no such name{hint}")
+        self._guesses.update(filter(None, [nearest(name, ports)]))
+        self._problems.add(f"{key}: the graph has no such name{did_you_mean(name, ports)}")
         return None
 
     def _tensors(

@@ -38,10 +38,17 @@ class Live(Generic[M_co]):
 
 
 class SessionTable:
-    """Opens and ends sessions, and keeps them by id in the order they were opened. Thread-safe."""
+    """Opens and ends sessions, and keeps them by id in the order they were opened. Thread-safe.
+
+    Attributes:
+        idle_timeout_s: how long a session may be idle, in seconds.
+        catch_up: waits until every session of which a client knows is in the table. Front ends open sessions themselves
+            and tell this process of them.
+    """
 
     def __init__(self, *, idle_timeout_s: float) -> None:
         self.idle_timeout_s = idle_timeout_s
+        self.catch_up: Callable[[], object] = lambda: None
         self._live: dict[str, Live[Model]] = {}
         self._opened = 0
         self._order: OpeningOrder[Live[Model]] = OpeningOrder()
@@ -181,15 +188,24 @@ class SessionTable:
         Raises:
             SessionNotFound: it has ended, or never was.
         """
-        with self._lock:
-            live = self._live.get(session_id)
-            if live is None:
-                raise _not_found(session_id)
-            self._forget(live)
+        live = self._take(session_id)
+        if live is None:
+            self.catch_up()
+            live = self._take(session_id)
+        if live is None:
+            raise _not_found(session_id)
         live.session.listener.fail(
             SessionClosed("the session was closed through CloseSession", session_id=session_id)
         )
         return live.session.step_index
+
+    def _take(self, session_id: str) -> Live[Model] | None:
+        """Take a session off the list; None if it is not there."""
+        with self._lock:
+            live = self._live.get(session_id)
+            if live is not None:
+                self._forget(live)
+            return live
 
     def expire_idle(self, attention: Attention, all_read: Callable[[], bool] = lambda: True) -> None:
         """End every session that had no message and no work for the idle time-out.

@@ -46,6 +46,7 @@ from .tunnel_lane import TunnelLane
 _log = structlog.get_logger(__name__)
 
 _READ_S = 10.0
+_CATCH_UP_S = 1.0  # that a call for a session which nobody knows may wait for the rings
 
 
 class EngineProcess(ChildProcess):
@@ -97,6 +98,7 @@ class EngineProcess(ChildProcess):
             sessions = RingSessions(model, host.sessions)
             self._ring_sessions[model.file.name, model.file.version] = sessions
             sessions.serve(settings.non_finite == "allow")
+        host.sessions.catch_up = lambda: self._rings_read(_CATCH_UP_S)
         for service, handlers in host.services(self._lane).items():
             self._methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
         host.report_to(self._registry)
@@ -117,7 +119,14 @@ class EngineProcess(ChildProcess):
         for link in links:
             link.ask()
         until_s = time.monotonic() + _READ_S
-        return all(link.all_read(max(0.0, until_s - time.monotonic())) for link in links) and all(
+        return all(
+            link.all_read(max(0.0, until_s - time.monotonic())) for link in links
+        ) and self._rings_read(until_s - time.monotonic())
+
+    def _rings_read(self, patience_s: float) -> bool:
+        """Wait until the engine threads have read what the rings hold now; False if that takes too long."""
+        until_s = time.monotonic() + patience_s
+        return all(
             sessions.all_read(max(0.0, until_s - time.monotonic()))
             for sessions in self._ring_sessions.values()
         )

@@ -88,7 +88,7 @@ class RingSessions:
         self._scratch = np.zeros(entries, np.int64)
         self._stuck = False  # no pending record can run before more arrive
         self._lost: deque[int] = deque()
-        self._asked: threading.Event | None = None  # set once the rings have been read
+        self._asked: deque[threading.Event] = deque()  # each is set once the rings have been read
         self._lock = threading.Lock()
 
     def serve(self, allow_non_finite: bool) -> None:
@@ -146,7 +146,8 @@ class RingSessions:
 
     def all_read(self, patience_s: float) -> bool:
         """Wait until the engine thread has read what the rings hold now; False if that takes too long."""
-        asked = self._asked = threading.Event()
+        asked = threading.Event()
+        self._asked.append(asked)
         self._wake()
         return asked.wait(patience_s)
 
@@ -154,7 +155,7 @@ class RingSessions:
 
     def gather(self) -> None:
         """Read all rings, unless many pending records can run already."""
-        asked, read = self._asked, True
+        asked, read = len(self._asked), True
         while self._lost:
             self._drop_frontend(self._lost.popleft())
         for rings in list(self._rings.values()):
@@ -168,10 +169,9 @@ class RingSessions:
                 if records is not None:
                     self._take_in(rings, records)
                     self._stuck = False
-        if asked is not None and read:
-            asked.set()
-            if self._asked is asked:
-                self._asked = None
+        if asked and read:
+            for _ in range(asked):
+                self._asked.popleft().set()
 
     def _take_in(self, rings: _Rings, records: Records) -> None:
         head = head_of(records)

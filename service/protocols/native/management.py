@@ -59,6 +59,7 @@ class Management:
         after = _place(request.page_token)
         size = min(request.page_size or _PAGE_SIZE, _PAGE_SIZE)
         response = pb.ListSessionsResponse()
+        self._context.sessions.catch_up()
         while True:
             count = min(_SLICE, size - len(response.sessions))
             live, after, more = self._context.sessions.page(request.model, after, count)

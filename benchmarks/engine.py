@@ -22,9 +22,9 @@ import onnxruntime as ort
 from streamcell.card import Signature
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Cell, Engine, EngineOptions
-from streamcell.service.graph.pooled import pool_states
 from streamcell.service.repository.model_file import ModelFile, open_model
 
+from . import parity
 from .specimens import export
 
 _SESSIONS = 10_000
@@ -46,7 +46,7 @@ class Ways:
         self.device = device
         self.engines = {
             cell: Engine(
-                pool_states(file.load(), file.signature, file.constants, scatter=device.scatter),
+                parity.pooled(file, device),
                 file.signature,
                 EngineOptions(
                     device=device,

@@ -13,7 +13,7 @@ import numpy as np
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Cell, Engine, EngineOptions, Staged
 from streamcell.service.engine.rows import INITIAL_ROW
-from streamcell.service.graph.pooled import pool_states
+from streamcell.service.graph.pooled import Pooled, pool_states
 from streamcell.service.repository.model_file import ModelFile
 
 
@@ -33,6 +33,13 @@ class Parity:
     state_error: float
 
 
+def pooled(file: ModelFile, device: Device) -> Pooled:
+    """The model in its pool, as the server builds it for `device`."""
+    return pool_states(
+        file.load(), file.signature, file.constants, scatter=device.scatter, few_kernels=device.few_kernels
+    )
+
+
 def engine(
     file: ModelFile,
     device: Device,
@@ -45,7 +52,7 @@ def engine(
 ) -> Engine:
     """An engine for `file`, warmed up on this thread, which must be the one that runs it."""
     made = Engine(
-        pool_states(file.load(), file.signature, file.constants, scatter=device.scatter),
+        pooled(file, device),
         file.signature,
         EngineOptions(
             device=device,

@@ -68,8 +68,13 @@ class Device:
 
     @property
     def scatter(self) -> Literal["nd", "elements"]:
-        """How to write rows to the pool: the faster way on the CPU, the one safe in CUDA graphs elsewhere."""
-        return "nd" if self.on_host else "elements"
+        """How to write rows to the pool: the faster way where CUDA graphs replay it rightly."""
+        return "nd" if self.replays_safely else "elements"
+
+    @property
+    def few_kernels(self) -> bool:
+        """Whether a node more costs more than the copies that it saves, as on a card."""
+        return not self.on_host
 
     @property
     def replays_safely(self) -> bool:

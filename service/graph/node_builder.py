@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from onnx import helper, numpy_helper
 
 from .edit import value_names
 
-# The opsets from which Squeeze and Unsqueeze take their axes as an input, and Split is told how many parts it makes.
+# The opsets from which Squeeze, Unsqueeze and Split take axes and sizes as an input, and from which Split is told how
+# many parts it makes.
 _AXES_INPUT, _SPLIT_COUNTS = 13, 18
 
 
@@ -95,12 +96,19 @@ class NodeBuilder:
             return self.add(op, value, into=into, axes=[axis])
         return self.add(op, value, self.constant([axis]), into=into)
 
-    def split(self, value: str, parts: int, axis: int) -> list[str]:
-        """`parts` equal parts of `value` along `axis`."""
-        names = [self.name(f"{self._prefix}.part") for _ in range(parts)]
-        counts: dict[str, Any] = {"num_outputs": parts} if self._opset >= _SPLIT_COUNTS else {}
+    def split(self, value: str, parts: int | Sequence[int], axis: int) -> list[str]:
+        """Parts of `value` along `axis`: so many equal ones, or one of each size."""
+        if isinstance(parts, int):
+            names = [self.name(f"{self._prefix}.part") for _ in range(parts)]
+            counts: dict[str, Any] = {"num_outputs": parts} if self._opset >= _SPLIT_COUNTS else {}
+            inputs = [value]
+        else:
+            names = [self.name(f"{self._prefix}.part") for _ in parts]
+            as_input = self._opset >= _AXES_INPUT
+            counts = {} if as_input else {"split": list(parts)}
+            inputs = [value, self.constant(parts)] if as_input else [value]
         name = f"streamcell/Split/{names[0]}"
-        self.nodes.append(helper.make_node("Split", [value], names, name=name, axis=axis, **counts))
+        self.nodes.append(helper.make_node("Split", inputs, names, name=name, axis=axis, **counts))
         return names
 
     def gemm(self, x: str, weight: str, bias: str = "") -> str:

@@ -26,7 +26,13 @@ WRITE_SLOTS = "streamcell.write_slots"
 
 
 def pool_state(
-    head: NodeBuilder, tail: NodeBuilder, state: State, scatter: Scatter, gate: str | None = None
+    head: NodeBuilder,
+    tail: NodeBuilder,
+    state: State,
+    scatter: Scatter,
+    gate: str | None = None,
+    *,
+    few_kernels: bool = False,
 ) -> tuple[str, str]:
     """Replace one state input and output of the graph; the names of the pool's input and output.
 
@@ -57,7 +63,7 @@ def pool_state(
         else:
             later = range(axis + 1, len(shape) + 1)
             # Fewer kernels on a card; on the CPU a Reshape more costs what a Transpose less saves.
-            layered = axis == 1 and scatter == "elements"
+            layered = axis == 1 and few_kernels
             if not layered or not stack(tail, state.output, new, shape):
                 tail.add("Transpose", state.output, into=new, perm=[axis, *range(axis), *later])
             if not layered or not unstack(head, rows, state.input, shape):

@@ -103,6 +103,7 @@ def pool_states(
     constants: Mapping[str, npt.NDArray[Any]] | None = None,
     *,
     scatter: Scatter = "nd",
+    few_kernels: bool = False,
     commit_last: bool = False,
 ) -> Pooled:
     """A copy of `model` whose states live in pools.
@@ -113,8 +114,10 @@ def pool_states(
         model: with its weights; left as it is.
         signature: what its inputs, outputs and states are.
         constants: values for graph inputs that are the same in every run.
-        scatter: "nd" writes rows with ScatterND, the fastest on CPU; "elements" with ScatterElements, which
-            CUDA graphs replay more safely.
+        scatter: "nd" writes rows with ScatterND, the fastest; "elements" with ScatterElements, which old versions
+            of ONNX Runtime replay more safely in CUDA graphs.
+        few_kernels: cut and join the layers of a state by Split and Concat in place of a Transpose, if that is all
+            the graph does with it: fewer kernels on a card, slower on the CPU.
         commit_last: write rows only once everything else has run, so that a run that fails leaves every state as
             it was. ONNX Runtime chooses its own order otherwise.
 
@@ -137,7 +140,9 @@ def pool_states(
         gate = commit_gate(
             tail, [*(t.name for t in signature.outputs), *(s.output for s in signature.states)]
         )
-    names = [pool_state(head, tail, state, scatter, gate) for state in signature.states]
+    names = [
+        pool_state(head, tail, state, scatter, gate, few_kernels=few_kernels) for state in signature.states
+    ]
     pools = tuple(
         PoolTensor(pool, pool_next, np.dtype(state.dtype), tuple(state.shape), value, state.input)
         for state, value, (pool, pool_next) in zip(signature.states, initial, names, strict=True)

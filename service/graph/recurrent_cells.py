@@ -75,22 +75,27 @@ def _bias(write: NodeBuilder, cell: Cell) -> str:
     return write.add("Add", of_w, of_r) if of_w else ""
 
 
+def _gates(write: NodeBuilder, cell: Cell, x: str, h: str) -> str:
+    """x·Wᵀ + h·Rᵀ + biases, as one product of [x, h] with [W, R]: on a card each node is a kernel or two."""
+    both = write.add("Concat", *_weights(write, cell), axis=1)
+    return write.gemm(write.add("Concat", x, h, axis=1), both, _bias(write, cell))
+
+
 def _lstm(write: NodeBuilder, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
     f, g, after = cell.activations
-    W, R = _weights(write, cell)
-    gates = write.gemm(h, R, write.gemm(x, W, _bias(write, cell)))
-    i, o, forget, candidate = write.split(gates, 4, 1)
-    peep_i, peep_o, peep_f = write.split(write.reshape(cell.P, -1), 3, 0) if cell.P else ("", "", "")
-
-    def gate(value: str, peephole: str, state: str) -> str:
-        if peephole:
-            value = write.add("Add", value, write.add("Mul", peephole, state))
-        return write.add(f, value)
-
-    kept = write.add("Mul", gate(forget, peep_f, c), c)
-    new_c = write.add("Add", kept, write.add("Mul", gate(i, peep_i, c), write.add(g, candidate)))
-    new_h = write.add("Mul", gate(o, peep_o, new_c), write.add(after, new_c))
-    return new_h, new_c
+    gates = _gates(write, cell, x, h)
+    if cell.P:
+        i, o, forget, candidate = write.split(gates, 4, 1)
+        peep_i, peep_o, peep_f = write.split(write.reshape(cell.P, -1), 3, 0)
+        i = write.add(f, write.add("Add", i, write.add("Mul", peep_i, c)))
+        forget = write.add(f, write.add("Add", forget, write.add("Mul", peep_f, c)))
+    else:  # the three gates lie together
+        gates, candidate = write.split(gates, (3 * cell.hidden, cell.hidden), 1)
+        i, o, forget = write.split(write.add(f, gates), 3, 1)
+    new_c = write.add("Add", write.add("Mul", forget, c), write.add("Mul", i, write.add(g, candidate)))
+    if cell.P:
+        o = write.add(f, write.add("Add", o, write.add("Mul", peep_o, new_c)))
+    return write.add("Mul", o, write.add(after, new_c)), new_c
 
 
 def _gru(write: NodeBuilder, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
@@ -113,8 +118,7 @@ def _gru(write: NodeBuilder, cell: Cell, x: str, h: str, c: str) -> tuple[str, .
 
 
 def _rnn(write: NodeBuilder, cell: Cell, x: str, h: str, c: str) -> tuple[str, ...]:
-    W, R = _weights(write, cell)
-    return (write.add(cell.activations[0], write.gemm(h, R, write.gemm(x, W, _bias(write, cell)))),)
+    return (write.add(cell.activations[0], _gates(write, cell, x, h)),)
 
 
 _STEPS: dict[str, Callable[[NodeBuilder, Cell, str, str, str], tuple[str, ...]]] = {

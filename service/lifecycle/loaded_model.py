@@ -174,7 +174,14 @@ def _load(
         state_on_host=device.kind == "cpu",
     )
     graph = file.load()
-    pooled = pool_states(graph, signature, file.constants, scatter=device.scatter, commit_last=indexed)
+    pooled = pool_states(
+        graph,
+        signature,
+        file.constants,
+        scatter=device.scatter,
+        few_kernels=device.few_kernels,
+        commit_last=indexed,
+    )
 
     def make(options: EngineOptions) -> Engine:
         return Engine(pooled, signature, options, limit=limit)

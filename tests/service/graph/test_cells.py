@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,24 @@ def test_what_cannot_be_written_out_is_left_alone(case: str) -> None:
     op, more = LEFT_ALONE[case]
     made, signature = model(op, **more)
     assert single_step(pool_states(made, signature), "lengths") is None
+
+
+def test_a_layer_costs_a_card_one_product_and_one_activation_of_all_gates() -> None:
+    made, signature = model("LSTM", layers=2)
+    written_out = single_step(pool_states(made, signature, few_kernels=True), "lengths")
+    assert written_out is not None
+    options = ort.SessionOptions()
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = f"{folder}/optimised.onnx"
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        ort.InferenceSession(written_out.model.SerializeToString(), options)
+        run_there = Counter(node.op_type for node in onnx.load(f"{folder}/optimised.onnx").graph.node)
+    a_layer = {"Gemm": 1, "Sigmoid": 1, "Tanh": 2, "Mul": 3, "Split": 2}
+    assert {op: run_there[op] for op in a_layer} == {op: 2 * count for op, count in a_layer.items()}
+    assert run_there["Concat"] <= 2 + len(signature.states), (
+        "weights are joined once, when the graph is loaded"
+    )
+    assert not run_there["ScatterElements"]
 
 
 def test_one_operator_that_stays_does_not_keep_the_others() -> None:

@@ -131,7 +131,8 @@ def check_pooled(
     rng = np.random.default_rng(0)
     rows, guard = 8, 7
     before = model.SerializeToString()
-    pooled = pool_states(model, described, constants, scatter=scatter)  # type: ignore[arg-type]
+    few = scatter == "elements"
+    pooled = pool_states(model, described, constants, scatter=scatter, few_kernels=few)  # type: ignore[arg-type]
     assert model.SerializeToString() == before
     in_pool = InPool(pooled, described, rows, level, folder / "optimised.onnx")
     check_gathers_come_first(folder / "optimised.onnx", pooled)

@@ -74,6 +74,8 @@ def _restriction(found: Difference, graph: onnx.GraphProto, engine: Engine) -> s
     signature = engine.signature
     if found.kind == "rows":
         causes = mixes_rows(graph, 1 if signature.layout == "time_batch" else 0)
+        if found.ragged:
+            causes = [f"its states advance past {signature.lengths!r}"]
         if fixed := _fixed_output(found, graph, signature):
             raise ModelLoadError(
                 f"{fixed}: runs with several sessions fail; leave it out of the outputs, or say `max_batch = 1` in the "

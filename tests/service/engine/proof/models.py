@@ -92,6 +92,13 @@ TURNED = (
     f"before = Unsqueeze(s, one)  sums = CumSum(xb, one)  total = Add(sums, before)  {_LAST}  y = Identity(total)"
 )
 
+# The timesteps before, the first being the state, in one scale for the whole chunk.
+LATE_QUANTISED = (
+    "before = Unsqueeze(s, one)  seen = Concat<axis = 1>(before, x)  late = Slice(seen, zero, last, one)  "
+    "end = Slice(seen, last, all, one)  s_out = Squeeze(end, one)  q, scale, point = DynamicQuantizeLinear(late)  "
+    "y = DequantizeLinear(q, scale, point)"
+)
+
 
 def recurrent(op: str, direction: str, *states: str) -> tuple[onnx.ModelProto, str]:
     """LSTM, GRU or RNN of 4 units, time first, whose `states` [directions, batch, 4] go in and out; its sidecar."""
@@ -154,39 +161,43 @@ class Case:
 
     Attributes:
         make: it and its sidecar.
-        kind: "rows": it is right with one session a run; "steps": with one timestep a run.
+        kinds: "rows": it is right with one session a run; "steps": with one timestep a run.
         cause: a pattern of the likely cause that is told.
         chunks: the timesteps that a run of it may take, by the default of the server's settings.
         full: whether only the full proof finds it.
     """
 
     make: Callable[[], tuple[onnx.ModelProto, str]]
-    kind: str
+    kinds: frozenset[str]
     cause: str = ""
     chunks: int = 1
     full: bool = False
 
 
+ROWS, STEPS = frozenset({"rows"}), frozenset({"steps"})
 CASES = {
-    "mean": Case(lambda: stepped(MEAN), "rows", "ReduceMean 'm' reduces over the batch"),
-    "fourth": Case(lambda: stepped(FOURTH), "rows", "ReduceSum 'sum' reduces over the batch", full=True),
-    "reshape": Case(lambda: stepped(RESHAPE), "rows", "Reshape 'f' has a fixed first size of 1"),
-    "fixed_rows": Case(lambda: stepped(FIXED_ROWS), "rows", "Reshape 'y' has a fixed first size of 1"),
-    "fixed_state": Case(lambda: stepped(FIXED_STATE), "rows", "Reshape 's_out' has a fixed first size of 1"),
-    "quantised": Case(lambda: stepped(QUANTISED), "rows", "DynamicQuantizeLinear 'q' sees all rows"),
-    "bidirectional": Case(
-        lambda: recurrent("LSTM", "bidirectional", "h", "c"), "steps", "LSTM 'rnn' is bidirectional"
+    "mean": Case(lambda: stepped(MEAN), ROWS, "ReduceMean 'm' reduces over the batch"),
+    "fourth": Case(lambda: stepped(FOURTH), ROWS, "ReduceSum 'sum' reduces over the batch", full=True),
+    "reshape": Case(lambda: stepped(RESHAPE), ROWS, "Reshape 'f' has a fixed first size of 1"),
+    "fixed_rows": Case(lambda: stepped(FIXED_ROWS), ROWS, "Reshape 'y' has a fixed first size of 1"),
+    "fixed_state": Case(lambda: stepped(FIXED_STATE), ROWS, "Reshape 's_out' has a fixed first size of 1"),
+    "quantised": Case(lambda: stepped(QUANTISED), ROWS, "DynamicQuantizeLinear 'q' sees all rows"),
+    "late_quantised": Case(
+        lambda: chunked(LATE_QUANTISED), ROWS | STEPS, "DynamicQuantizeLinear 'q' sees all timesteps"
     ),
-    "reverse": Case(lambda: recurrent("LSTM", "reverse", "h", "c"), "steps", "LSTM 'rnn' runs in reverse"),
-    "reverse_gru": Case(lambda: recurrent("GRU", "reverse", "h"), "steps", "GRU 'rnn' runs in reverse"),
-    "convolution": Case(lambda: (convolution(), CHUNK), "steps", "Conv 'yt' pads with zeros"),
-    "ahead": Case(lambda: (ahead(1), CHUNK), "steps"),
-    "far_ahead": Case(lambda: (ahead(5), CHUNK), "steps"),
-    "farther_ahead": Case(lambda: (ahead(12), CHUNK), "steps", full=True),
-    "first": Case(lambda: chunked(FIRST), "steps"),
-    "anew": Case(lambda: chunked(ANEW), "steps"),
-    "turned": Case(lambda: chunked(TURNED), "rows", chunks=64),
-    "ragged": Case(ragged, "rows", chunks=64),
+    "bidirectional": Case(
+        lambda: recurrent("LSTM", "bidirectional", "h", "c"), STEPS, "LSTM 'rnn' is bidirectional"
+    ),
+    "reverse": Case(lambda: recurrent("LSTM", "reverse", "h", "c"), STEPS, "LSTM 'rnn' runs in reverse"),
+    "reverse_gru": Case(lambda: recurrent("GRU", "reverse", "h"), STEPS, "GRU 'rnn' runs in reverse"),
+    "convolution": Case(lambda: (convolution(), CHUNK), STEPS, "Conv 'yt' pads with zeros"),
+    "ahead": Case(lambda: (ahead(1), CHUNK), STEPS),
+    "far_ahead": Case(lambda: (ahead(5), CHUNK), STEPS),
+    "farther_ahead": Case(lambda: (ahead(12), CHUNK), STEPS, full=True),
+    "first": Case(lambda: chunked(FIRST), STEPS),
+    "anew": Case(lambda: chunked(ANEW), STEPS),
+    "turned": Case(lambda: chunked(TURNED), ROWS, chunks=64),
+    "ragged": Case(ragged, ROWS, "its states advance past 'lengths'|several timesteps", chunks=64),
 }
 HEALTHY = {
     "plain": lambda: stepped(PLAIN),

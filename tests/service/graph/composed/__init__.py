@@ -1,0 +1,1 @@
+"""Models that nobody wrote: graphs composed at random."""

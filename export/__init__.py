@@ -2,7 +2,8 @@
 
 import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
 
-from .errors import ExportError, ProofError, SpecError
+from .errors import ExportError, ProofError, SpecError, UserCodeError
+from .examples import InputSpec, example_tensor, examples_from, forward_takes
 from .export_model import export_model
 from .export_module import export_module
 from .export_run import export_run
@@ -15,11 +16,16 @@ __all__ = [
     "TOLERANCES",
     "ExportError",
     "ExportOptions",
+    "InputSpec",
     "ProofError",
     "SpecError",
+    "UserCodeError",
+    "example_tensor",
+    "examples_from",
     "export_model",
     "export_module",
     "export_run",
+    "forward_takes",
     "is_spec",
     "load_module",
 ]

@@ -13,3 +13,11 @@ class ProofError(ExportError):
 
 class SpecError(ExportError):
     """`path/to/file.py:factory` does not name something that gives a module."""
+
+
+class Misfit(ExportError):
+    """A module cannot be called in the way that was tried; another way may do."""
+
+
+class UserCodeError(Misfit):
+    """The user's own code raised an exception; the text has it and the last line of that code."""

@@ -23,10 +23,10 @@ METRIC = "max|a-b| / max(1, max|b|)"
 # fp16 and int8 are roundings of the weights; what they cost depends on the model, so these are bounds of sanity.
 TOLERANCES: dict[str, float] = {"fp32": 1e-5, "fp16": 1e-2, "int8": 2e-1}
 
-# x [batch, time, ...], states → y [batch, time, ...], states after. The PyTorch side, in numpy.
-Reference = Callable[[Array, Sequence[Array]], tuple[Array, tuple[Array, ...]]]
-# (batch, time) → an x; batch → initial states.
-DrawInput = Callable[[int, int], Array]
+# Inputs [batch, time, ...], states → outputs [batch, time, ...], states after. The PyTorch side, in numpy.
+Reference = Callable[[Sequence[Array], Sequence[Array]], tuple[tuple[Array, ...], tuple[Array, ...]]]
+# (batch, time) → inputs; batch → initial states.
+DrawInput = Callable[[int, int], tuple[Array, ...]]
 Initial = Callable[[int], tuple[Array, ...]]
 
 
@@ -71,7 +71,7 @@ class Prover:
     Attributes:
         runner: the graph. With layout "batch" every run is one timestep.
         reference: the module on whole sequences.
-        draw: random x in the reference's layout.
+        draw: random inputs in the reference's layout.
         initial: the states before the first step.
         batches: numbers of rows to try.
         time: timesteps of a sequence.
@@ -90,10 +90,10 @@ class Prover:
     def signature(self) -> Signature:
         return self.runner.signature
 
-    def example(self) -> Array:
-        """An x in the graph's own layout, of the largest batch."""
-        x = self.draw(self.batches[-1], self.time)
-        return x if self.signature.has_time else x[:, 0]
+    def example(self) -> tuple[Array, ...]:
+        """Inputs in the graph's own layout, of the largest batch."""
+        inputs = self.draw(self.batches[-1], self.time)
+        return inputs if self.signature.has_time else tuple(x[:, 0] for x in inputs)
 
     def prove(self, tolerance: float) -> dict[str, Any]:
         """Run every check that the signature allows.
@@ -107,16 +107,17 @@ class Prover:
         errors = Errors()
         rng = np.random.default_rng(self.seed)
         for batch in self.batches:
-            x = self.draw(batch, self.time)
+            inputs = self.draw(batch, self.time)
             first = self.initial(batch)
-            y, last = self.reference(x, first)
+            wanted = self.reference(inputs, first)
             if self.signature.has_time:
-                self._check(errors, "sequence", x, first, y, last, [self.time])
-                self._check(errors, "chunks", x, first, y, last, _chunks(rng, self.time))
+                self._check(errors, "sequence", inputs, first, wanted, [self.time])
+                self._check(errors, "chunks", inputs, first, wanted, _chunks(rng, self.time))
                 # From where a sequence ends: states that are not the initial ones.
                 again = self.draw(batch, self.time)
-                self._check(errors, "sequence", again, last, *self.reference(again, last), [self.time])
-            self._check(errors, "steps", x, first, y, last, [1] * self.time)
+                last = wanted[1]
+                self._check(errors, "sequence", again, last, self.reference(again, last), [self.time])
+            self._check(errors, "steps", inputs, first, wanted, [1] * self.time)
             if self.signature.lengths is not None:
                 self._ragged(errors, rng, batch)
         over = {name: value for name, value in errors.worst.items() if not value <= tolerance}
@@ -138,37 +139,38 @@ class Prover:
         self,
         errors: Errors,
         name: str,
-        x: Array,
+        inputs: Sequence[Array],
         states: Sequence[Array],
-        y: Array,
-        last: Sequence[Array],
+        wanted: tuple[tuple[Array, ...], tuple[Array, ...]],
         chunks: Sequence[int],
     ) -> None:
-        """The errors of x in pieces of these sizes, each begun with the last states of the piece before."""
+        """The errors of inputs in pieces of these sizes, each begun with the last states of the piece before."""
         start = 0
         pieces = []
         for length in chunks:
-            piece = x[:, start : start + length]
+            piece = [x[:, start : start + length] for x in inputs]
             start += length
             if self.signature.has_time:
                 part, states = self.runner(piece, states)
             else:
-                part, states = self.runner(piece[:, 0], states)
-                part = part[:, None]
+                part, states = self.runner([x[:, 0] for x in piece], states)
+                part = tuple(y[:, None] for y in part)
             pieces.append(part)
-        errors.compare(name, np.concatenate(pieces, axis=1), y)
+        outputs, last = wanted
+        joined = [np.concatenate(each, axis=1) for each in zip(*pieces, strict=True)]
+        errors.compare_all(name, joined, outputs)
         errors.compare_all(f"{name} states", states, last)
 
     def _ragged(self, errors: Errors, rng: np.random.Generator, batch: int) -> None:
         """Rows of different lengths in one run, against each row alone; garbage stands beyond the lengths."""
-        x = self.draw(batch, self.time)
+        inputs = self.draw(batch, self.time)
         lengths = rng.integers(1, self.time + 1, batch)
         lengths[0] = self.time
         lengths[batch - 1] = 1 if batch > 1 else self.time
-        given, after = self.runner(x, self.initial(batch), lengths)
+        given, after = self.runner(inputs, self.initial(batch), lengths)
         for row, length in enumerate(lengths):
-            y, last = self.reference(x[row : row + 1, :length], self.initial(1))
-            errors.compare("ragged", given[row : row + 1, :length], y)
+            outputs, last = self.reference([x[row : row + 1, :length] for x in inputs], self.initial(1))
+            errors.compare_all("ragged", [y[row : row + 1, :length] for y in given], outputs)
             for state, a, b in zip(self.signature.states, after, last, strict=True):
                 errors.compare("ragged states", a.take([row], axis=state.batch_axis), b)
 

@@ -129,5 +129,5 @@ def publish(
         versions=settings.versions,
         created=now(),
     )
-    save(graph, card, settings.path, x=proof.example(), states=proof.initial(proof.batches[-1]))
+    save(graph, card, settings.path, inputs=proof.example(), states=proof.initial(proof.batches[-1]))
     return card

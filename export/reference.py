@@ -35,24 +35,27 @@ class ModelReference:
         self.time = min(max(TIME, sees + 3), LONGEST)
 
     @torch.no_grad()
-    def __call__(self, x: Array, states: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
+    def __call__(
+        self, inputs: Sequence[Array], states: Sequence[Array]
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """x float32[batch, time, input] and the states before → y and the states after."""
+        (x,) = inputs
         y, *after = self._model(as_tensor(x), *map(as_tensor, states))
-        return as_array(y), tuple(map(as_array, after))
+        return (as_array(y),), tuple(map(as_array, after))
 
-    def draw(self, batch: int, time: int) -> Array:
-        """float32[batch, time, input], normal; in raw units if the model standardises its input.
+    def draw(self, batch: int, time: int) -> tuple[Array, ...]:
+        """x float32[batch, time, input], normal; in raw units if the model standardises its input.
 
         For tokens int64[batch, time]: every other row as in use, source tokens and then target tokens, the rest of
         any mix.
         """
         if isinstance(self._model, Seq2Seq):
-            return _tokens(self._rng, batch, time, self._model.source_size, self._model.input_size)
+            return (_tokens(self._rng, batch, time, self._model.source_size, self._model.input_size),)
         x = self._rng.standard_normal((batch, time, self._model.input_size))
         if self._scaling is not None:
             scale = np.where(self._scaling.scale == 0, 1.0, self._scaling.scale)
             x = (x - self._scaling.shift) / scale
-        return x.astype(np.float32)
+        return (x.astype(np.float32),)
 
     def initial(self, batch: int) -> tuple[Array, ...]:
         """The states before the first step."""

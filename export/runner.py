@@ -30,7 +30,7 @@ class Runner:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised as well
         try:
             self._session = ort.InferenceSession(model, options, providers=[PROVIDER])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -42,30 +42,31 @@ class Runner:
         ]
 
     def __call__(
-        self, x: Array, states: Sequence[Array], lengths: Array | None = None
-    ) -> tuple[Array, tuple[Array, ...]]:
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """One run.
 
         Args:
-            x: in the signature's layout.
+            inputs: in the signature's order and layout.
             states: in the signature's order, each with its batch axis.
-            lengths: int[batch]; None for all of x in every row; ignored by a graph that does not take them.
+            lengths: int[batch]; None for all timesteps in every row; ignored by a graph that does not take them.
 
         Returns:
-            y and the states after it.
+            The outputs and the states after them.
 
         Raises:
             ExportError: ONNX Runtime refuses the run.
         """
         signature = self.signature
-        feed = {signature.inputs[0].name: x}
+        feed = dict(zip((tensor.name for tensor in signature.inputs), inputs, strict=True))
         feed.update(zip((state.input for state in signature.states), states, strict=True))
         if signature.lengths is not None:
             if lengths is None:
-                lengths = np.full(x.shape[0], x.shape[1])
+                lengths = np.full(*inputs[0].shape[:2])
             feed[signature.lengths] = lengths.astype(np.int32)
         try:
-            y, *after = self._session.run(self._outputs, feed)
+            results = self._session.run(self._outputs, feed)
         except Exception as error:  # as above
             raise ExportError(f"ONNX Runtime {ort.__version__} does not run the graph: {error}") from error
-        return y, tuple(after)
+        count = len(signature.outputs)
+        return tuple(results[:count]), tuple(results[count:])

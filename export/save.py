@@ -18,10 +18,12 @@ from .runner import Runner
 from .tensors import Array
 
 
-def save(model: onnx.ModelProto, card: ModelCard, path: Path, *, x: Array, states: Sequence[Array]) -> None:
+def save(
+    model: onnx.ModelProto, card: ModelCard, path: Path, *, inputs: Sequence[Array], states: Sequence[Array]
+) -> None:
     """Write `model` with `card` in it to `path`, by way of a file next to it that is renamed once it is right.
 
-    The file is read back before that: graph and card must be what was meant, and a run on x and `states` must
+    The file is read back before that: graph and card must be what was meant, and a run on `inputs` and `states` must
     give to the bit what the model in memory gives.
 
     Raises:
@@ -29,7 +31,7 @@ def save(model: onnx.ModelProto, card: ModelCard, path: Path, *, x: Array, state
     """
     write_card(model, card)
     model = check(model)
-    wanted = Runner(model.SerializeToString(), card.signature)(x, states)
+    wanted = Runner(model.SerializeToString(), card.signature)(inputs, states)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -41,7 +43,7 @@ def save(model: onnx.ModelProto, card: ModelCard, path: Path, *, x: Array, state
             file.write(model.SerializeToString(deterministic=True))
             file.flush()
             os.fsync(file.fileno())
-        _verify(temporary, model, card, x, states, wanted)
+        _verify(temporary, model, card, inputs, states, wanted)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
@@ -54,16 +56,16 @@ def _verify(
     file: Path,
     model: onnx.ModelProto,
     card: ModelCard,
-    x: Array,
+    inputs: Sequence[Array],
     states: Sequence[Array],
-    wanted: tuple[Array, tuple[Array, ...]],
+    wanted: tuple[tuple[Array, ...], tuple[Array, ...]],
 ) -> None:
     data = file.read_bytes()
     loaded = onnx.load_model_from_string(data)
     if loaded != model or read_card(loaded) != card:
         raise ExportError(f"{file.name} read back is not the model that was written")
-    y, after = Runner(data, card.signature)(x, states)
-    for given, meant in zip((y, *after), (wanted[0], *wanted[1]), strict=True):
+    outputs, after = Runner(data, card.signature)(inputs, states)
+    for given, meant in zip((*outputs, *after), (*wanted[0], *wanted[1]), strict=True):
         if not np.array_equal(given, meant):
             raise ExportError(f"{file.name} read back does not compute what the model in memory computes")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from .errors import SpecError
+from .user_errors import told, user_code
 
 
 def is_spec(text: str) -> bool:
@@ -25,6 +26,7 @@ def load_module(spec: str) -> nn.Module:
 
     Raises:
         SpecError: no such file or name, or what it gives is no `torch.nn.Module`.
+        UserCodeError: the file or the factory raised an exception.
     """
     if not is_spec(spec):
         raise SpecError(f"expected FILE.py:FACTORY; got {spec!r}")
@@ -40,11 +42,15 @@ def load_module(spec: str) -> nn.Module:
     sys.modules[found.name] = namespace
     sys.path.insert(0, str(file.parent))
     try:
-        found.loader.exec_module(namespace)
+        with user_code(f"{text} does not run"):
+            found.loader.exec_module(namespace)
         factory = getattr(namespace, name, None)
         if not callable(factory):
             raise SpecError(f"{text} has no function or class {name}")
-        module = factory()
+        with user_code(f"{name}() fails"):
+            module = factory()
+    except SystemExit as error:
+        raise SpecError(f"{text} ends the program: {told(error)}") from error
     finally:
         sys.path.remove(str(file.parent))
     if not isinstance(module, nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,26 +14,47 @@ from streamcell.card import DTYPES, State
 from streamcell.card.signature import Dtype
 
 from .errors import ExportError
+from .nested import Nest
 from .tensors import Array, as_array
 
-# batch → the states of that many sessions before their first step.
-InitialState = Callable[[int], Sequence[torch.Tensor]]
+# batch → the states of that many sessions before their first step: a tensor, or tensors in tuples, dicts, dataclasses.
+InitialState = Callable[[int], Any]
 # Two batch sizes that tell the batch axis from an axis that happens to be as long.
 SMALL, LARGE = 2, 3
 
 
-def initial_state_of(module: nn.Module, given: InitialState | None) -> InitialState:
-    """The function that makes initial states: `given`, or the module's own, or "no states" if it has none.
+def initial_state_of(module: nn.Module, given: InitialState | None) -> InitialState | None:
+    """The function that makes initial states: `given`, or the module's own; None if it has none.
+
+    A module's own is its method `initial_state`, `init_hidden` or `init_state` that takes the batch size.
 
     Raises:
         ExportError: the module's `initial_state` is not a function.
     """
-    found = given if given is not None else getattr(module, "initial_state", None)
-    if found is None:
-        return lambda batch: ()
-    if not callable(found):
+    found = given
+    for name in ("initial_state", "init_hidden", "init_state"):
+        found = getattr(module, name, None) if found is None else found
+        if found is not None and name != "initial_state" and not _takes_batch(found):
+            found = None
+    if found is not None and not callable(found):
         raise ExportError("initial_state must be a function: batch → the states, as a tuple of tensors")
-    return cast(InitialState, found)
+    return found
+
+
+def _takes_batch(function: Any) -> bool:
+    if not callable(function):
+        return False
+    needed = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(needed) == 1
+
+
+def flat(value: Any) -> list[torch.Tensor]:
+    """All tensors of a nested value, in order."""
+    return Nest.of(value).take(value)
 
 
 def detect_states(initial_state: InitialState, names: Sequence[str] | None) -> tuple[State, ...]:
@@ -47,7 +69,7 @@ def detect_states(initial_state: InitialState, names: Sequence[str] | None) -> t
     Raises:
         ExportError: the initial states do not say clearly which axis is the batch, or are not constant.
     """
-    small, large, again = (_call(initial_state, batch) for batch in (SMALL, LARGE, LARGE))
+    small, large, again = (flat(initial_state(batch)) for batch in (SMALL, LARGE, LARGE))
     if len(small) != len(large):
         raise ExportError("initial_state returns a different number of states for another batch size")
     if names is None:
@@ -55,18 +77,6 @@ def detect_states(initial_state: InitialState, names: Sequence[str] | None) -> t
     if len(names) != len(small):
         raise ExportError(f"{len(names)} names ({', '.join(names)}) for {len(small)} states")
     return tuple(_describe(name, *tensors) for name, *tensors in zip(names, small, large, again, strict=True))
-
-
-def _call(initial_state: InitialState, batch: int) -> Sequence[torch.Tensor]:
-    states = initial_state(batch)
-    if isinstance(states, torch.Tensor):
-        raise ExportError(
-            "initial_state must return a tuple of tensors; got one tensor: write `return (state,)`"
-        )
-    for state in states:
-        if not isinstance(state, torch.Tensor):
-            raise ExportError(f"initial_state must return tensors; got a {type(state).__name__}")
-    return states
 
 
 def _describe(name: str, small: torch.Tensor, large: torch.Tensor, again: torch.Tensor) -> State:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import onnx
@@ -14,38 +15,38 @@ from torch import nn
 
 from streamcell.card import Signature
 
+from .calling import Calling
 from .errors import ExportError
 from .graph import IR_VERSION, OPSET, check
 from .names import BATCH, TIME
-from .user_module import call
+from .purity import unchanged
+from .user_errors import told
 
 
-class Step(nn.Module):
-    """One timestep of a module that takes a time axis: x [batch, *step] → y [batch, *out]."""
+class Flat(nn.Module):
+    """A module as a function of tensors: inputs and states → outputs and states, one timestep or many.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        has_time: whether inputs and outputs are [batch, time, ...]; False: [batch, ...].
+    """
+
+    def __init__(self, calling: Calling, *, has_time: bool) -> None:
         super().__init__()
-        self.module = module
+        self.module = calling.module
+        self._calling = calling
+        self._has_time = has_time
+        self._inputs = sum(len(slot.nest) for slot in calling.inputs)
 
-    def forward(self, x: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        y, *after = call(self.module, x.unsqueeze(1), states)
-        return (y.squeeze(1), *after)
-
-
-class Plain(nn.Module):
-    """A module as it is, its results always as a tuple."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return call(self.module, x, states)
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs, states = tensors[: self._inputs], tensors[self._inputs :]
+        run = self._calling if self._has_time else self._calling.step
+        outputs, after = run(inputs, states)
+        return (*outputs, *after)
 
 
 def torch_graph(
-    wrapped: Step | Plain,
-    x: torch.Tensor,
+    calling: Calling,
+    inputs: Sequence[torch.Tensor],
     states: Sequence[torch.Tensor],
     signature: Signature,
     *,
@@ -55,30 +56,32 @@ def torch_graph(
     """Export with a dynamic batch axis (and time axis, if the layout has one).
 
     Args:
-        x: an example in the signature's layout, of a batch that `states` share.
+        inputs: an example in the signature's layout, of a batch that `states` share.
 
     Raises:
         ExportError: PyTorch cannot export the module, or not with a dynamic batch.
     """
     dynamic = torch.export.Dim.DYNAMIC
-    x_axes = {0: dynamic, 1: dynamic} if signature.has_time else {0: dynamic}
-    state_axes = tuple({state.batch_axis: dynamic} for state in signature.states)
-    shapes: tuple[Any, ...] = (x_axes, state_axes) if state_axes else (x_axes,)
-    with _quiet():
+    axes = {0: dynamic, 1: dynamic} if signature.has_time else {0: dynamic}
+    shapes = (*(axes for _ in inputs), *({state.batch_axis: dynamic} for state in signature.states))
+    wrapped = Flat(calling, has_time=signature.has_time)
+    with _quiet(), unchanged(calling.module):
         try:
             program = torch.onnx.export(
                 wrapped,
-                (x, *states),
+                (*inputs, *states),
                 dynamo=True,
                 opset_version=OPSET,
                 verbose=False,
-                input_names=[signature.inputs[0].name, *(s.input for s in signature.states)],
-                output_names=[signature.outputs[0].name, *(s.output for s in signature.states)],
-                dynamic_shapes=shapes,
+                input_names=[*(t.name for t in signature.inputs), *(s.input for s in signature.states)],
+                output_names=[*(t.name for t in signature.outputs), *(s.output for s in signature.states)],
+                dynamic_shapes=(shapes,),
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip()
             what = "with a dynamic time axis" if signature.has_time else "as a step function"
+            reason = told(error.__cause__ or error).partition("\n\n")[0]
+            if "data-dependent" in reason:
+                reason += "\nWhat a step computes may not depend on values: write torch.where for `if`, and no .item()"
             raise ExportError(f"PyTorch cannot export {name} {what}: {reason}") from error
     if program is None:
         raise ExportError(f"PyTorch's exporter returned no graph for {name}")
@@ -140,13 +143,19 @@ def _make_dynamic(name: str, dim: Any, axis: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports missing torchvision operators and its own deprecations; neither is the user's."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter reports missing torchvision operators, its own deprecations, and whole graphs when it fails; the
+    error says what of it is the user's."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,132 +1,165 @@
-"""A user's module as the proof and the exporter need it: inputs drawn, inputs and outputs checked."""
+"""A user's module as the proof and the exporter need it: inputs drawn, whole sequences run, its own claims checked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
+from .causes import causes
 from .errors import ExportError, ProofError
+from .finding import Found
 from .proof import error
-from .states import InitialState, dtype_name
+from .purity import unchanged
 from .tensors import Array, as_array, as_tensor
+from .user_errors import user_code
+
+Arrays = tuple[Array, ...]
+_RULE = "Every timestep may depend on the past only through the states, and on no other row"
 
 
-class UserModule:
-    """`module(x, *state) → (y, *state)`, with inputs drawn from an example.
+class Impure(ProofError):
+    """The module does not compute every timestep from the past alone, through the states.
 
-    Args:
-        module: in eval mode, on the CPU.
-        example_x: [batch, time, *step], or [batch, *step] with `time_axis` False. Random inputs are made of
-            its timesteps, so that they are of the kind the module expects (indices, positive values).
-        initial_state: batch → states.
-        time_axis: whether the module takes x with a time axis; False: it computes one timestep.
-
-    Raises:
-        ExportError: the example has no timestep.
+    Attributes:
+        what: "time" if steps differ from the whole, "rows" if a row depends on its neighbours, "repeat" if the same
+            call differs.
+        causes: the layers that are to blame, with what to write.
     """
 
     def __init__(
-        self, module: nn.Module, example_x: torch.Tensor, initial_state: InitialState, *, time_axis: bool
+        self, what: Literal["time", "rows", "repeat"], text: str, causes: Sequence[str] | None = None
     ) -> None:
-        leading = 2 if time_axis else 1
-        if example_x.dim() < leading or example_x.numel() == 0:
-            wanted = "[batch, time, ...]" if time_axis else "[batch, ...]"
-            raise ExportError(f"example_x must be {wanted} and not empty; got {list(example_x.shape)}")
-        self.module = module
-        self.time_axis = time_axis
-        self.x_dtype = dtype_name(example_x, "example_x")
-        self.step_shape = tuple(example_x.shape[leading:])
-        self._steps = as_array(example_x).reshape(-1, *self.step_shape)
-        self._initial_state = initial_state
+        self.what, self.causes = what, list(causes or ())
+        if causes is not None:
+            text += "\n" + "\n".join(causes) if causes else f" {_RULE}"
+        super().__init__(text)
+
+
+class UserModule:
+    """A module that has been found out, on arrays: inputs [batch, time, *step] → outputs [batch, time, *out]."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
         self._rng = np.random.default_rng(0)
+        self._by_step = found.calling.order == "step" or any(found.calling.last)
 
-    def draw(self, batch: int, time: int) -> Array:
-        """[batch, time, *step]: timesteps of the example in random order."""
-        x: Array = self._steps[self._rng.integers(0, len(self._steps), (batch, time))]
-        return x
+    @property
+    def name(self) -> str:
+        """The module's class."""
+        return type(self.found.calling.module).__name__
 
-    def initial(self, batch: int) -> tuple[Array, ...]:
+    def draw(self, batch: int, time: int) -> Arrays:
+        """Of each input [batch, time, *step]: timesteps of the example in random order."""
+        return self.found.examples.draw(self._rng, batch, time)
+
+    def initial(self, batch: int) -> Arrays:
         """The states before the first step."""
-        return tuple(map(as_array, self._initial_state(batch)))
+        return tuple(map(as_array, self.found.initial(batch)))
+
+    def __call__(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[Arrays, Arrays]:
+        """Inputs [batch, time, *step] and the states before → outputs [batch, time, ...] and the states after.
+
+        A module of one timestep, or with outputs for the last timestep only, runs step by step.
+        """
+        if not self._by_step:
+            return self._run(inputs, states)
+        pieces = []
+        for step in range(inputs[0].shape[1]):
+            outputs, states = self._run([x[:, step : step + 1] for x in inputs], states)
+            pieces.append(outputs)
+        return tuple(np.concatenate(each, axis=1) for each in zip(*pieces, strict=True)), tuple(states)
 
     @torch.no_grad()
-    def __call__(self, x: Array, states: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
-        """x [batch, time, *step] and the states before → y [batch, time, ...] and the states after."""
-        now = tuple(map(as_tensor, states))
-        if self.time_axis:
-            y, *after = call(self.module, as_tensor(x), now)
-            return as_array(y), tuple(map(as_array, after))
-        outputs = []
-        for step in as_tensor(x).unbind(1):
-            y, *now_list = call(self.module, step, now)
-            now = tuple(now_list)
-            outputs.append(y)
-        return as_array(torch.stack(outputs, dim=1)), tuple(map(as_array, now))
+    def _run(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[Arrays, Arrays]:
+        """One call; outputs for the last timestep only are [batch, 1, ...]."""
+        calling = self.found.calling
+        shapes = ", ".join(str(list(each.shape)) for each in (*inputs, *states))
+        with user_code(f"{self.name} does not run on {shapes}"), unchanged(calling.module):
+            outputs, after = calling(list(map(as_tensor, inputs)), list(map(as_tensor, states)))
+            return tuple(map(as_array, outputs)), tuple(map(as_array, after))
 
-    def check(self, tolerance: float, time: int = 5) -> torch.Tensor:
+    def check(self, tolerance: float, time: int = 5) -> tuple[torch.Tensor, ...]:
         """Hold the module against what it is supposed to be, in PyTorch alone.
 
         Returns:
-            One timestep of y, [batch, *out].
+            One timestep of each output, [batch, *out].
 
         Raises:
-            ExportError: outputs do not fit inputs in number, shape or dtype.
-            ProofError: the whole sequence gives something else than its steps one by one.
+            ExportError: outputs differ in shape at one timestep or one row.
+            Impure: the whole sequence gives something else than its steps one by one, a row something else than
+                among others, or the same call something else twice.
         """
         batch = 2
-        x, states = self.draw(batch, time), self.initial(batch)
-        try:
-            y, last = self(x, states)
-        except (TypeError, RuntimeError, IndexError) as problem:
-            shapes = ", ".join(str(list(value.shape)) for value in (x, *states))
-            raise ExportError(
-                f"{type(self.module).__name__} does not run on x and its {len(states)} states "
-                f"({shapes}): {problem}"
-            ) from problem
-        if y.shape[:2] != (batch, time):
-            raise ExportError(f"y must be [batch, time, ...] = [{batch}, {time}, ...]; got {list(y.shape)}")
-        for index, (before, after) in enumerate(zip(states, last, strict=True)):
-            if before.shape != after.shape or before.dtype != after.dtype:
-                raise ExportError(
-                    f"state {index} goes in as {before.dtype} {list(before.shape)} "
-                    f"and comes out as {after.dtype} {list(after.shape)}"
-                )
-        pieces = []
-        for step in range(time):
-            piece, states = self(x[:, step : step + 1], states)
-            pieces.append(piece)
-        worst = max(
-            error(a, b) for a, b in zip((np.concatenate(pieces, axis=1), *states), (y, *last), strict=True)
-        )
-        if not worst <= tolerance:
-            raise ProofError(
-                f"in PyTorch itself, {type(self.module).__name__} gives other outputs step by step than for "
-                f"the whole sequence: error {worst:.3g}, tolerance {tolerance:g}. Every timestep may depend "
-                "on the past only through the states"
+        inputs, first = self.draw(batch, time), self.initial(batch)
+        whole, end = self._whole(inputs, first)
+        again, _ = self._whole(inputs, first)
+        if (worst := _worst(whole, again)) > tolerance:
+            raise Impure(
+                "repeat",
+                f"{self.name} gives other outputs each time for the same inputs: error {worst:.3g}. Does it draw "
+                "random numbers, as F.dropout without training=self.training does?",
             )
-        return as_tensor(y[:, 0])
+        steps, states = [], first
+        for step in range(time):
+            outputs, states = self._run([x[:, step : step + 1] for x in inputs], states)
+            self._same_axes("timestep", outputs, [y[:, :1] for y in whole])
+            steps.append(outputs)
+        joined = [
+            each[-1] if last else np.concatenate(each, axis=1)
+            for each, last in zip(zip(*steps, strict=True), self.found.calling.last, strict=True)
+        ]
+        self._hold("time", (*joined, *states), (*whole, *end), tolerance)
+        for row in range(batch):
+            outputs, after = self._whole([x[row : row + 1] for x in inputs], self._row(first, row))
+            alike = [y[row : row + 1] for y in whole]
+            self._same_axes("row", outputs, alike)
+            self._hold("rows", (*outputs, *after), (*alike, *self._row(end, row)), tolerance)
+        return tuple(as_tensor(y[:, 0]) for y in whole)
 
+    def _whole(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[Arrays, Arrays]:
+        """The sequence in one call, if the module takes a time axis."""
+        return self(inputs, states) if self.found.calling.order == "step" else self._run(inputs, states)
 
-def call(module: nn.Module, x: torch.Tensor, states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """`module(x, *states)` as a tuple; a stateless module may give y by itself.
+    def _row(self, states: Sequence[Array], row: int) -> list[Array]:
+        return [
+            s.take([row], axis=each.batch_axis) for s, each in zip(states, self.found.states, strict=True)
+        ]
 
-    Raises:
-        ExportError: it does not take these arguments, or gives another number of states than it took.
-    """
-    result: Any = module(x, *states)
-    if isinstance(result, torch.Tensor):
-        result = (result,)
-    if not isinstance(result, (tuple, list)) or not all(isinstance(r, torch.Tensor) for r in result):
-        raise ExportError(
-            f"forward must return (y, *state), all of them tensors; got {type(result).__name__}"
+    def _same_axes(self, what: str, given: Sequence[Array], wanted: Sequence[Array]) -> None:
+        """
+        Raises:
+            ExportError: outputs of one timestep or row lack axes that those of many have.
+        """
+        for name, y, alike in zip(self.found.outputs, given, wanted, strict=True):
+            if y.shape != alike.shape:
+                raise ExportError(
+                    f"{name} of one {what} should be {list(alike.shape)} as in a chunk and is {list(y.shape)}; "
+                    "does a squeeze() without an axis drop one?"
+                )
+
+    def _hold(
+        self, what: Literal["time", "rows"], given: Sequence[Array], wanted: Sequence[Array], tolerance: float
+    ) -> None:
+        worst = _worst(given, wanted)
+        if worst <= tolerance:
+            return
+        differs = {
+            "time": "other outputs step by step than for the whole sequence",
+            "rows": "a row other outputs alone than beside others",
+        }[what]
+        found = self.found
+        raise Impure(
+            what,
+            f"in PyTorch itself, {self.name} gives {differs}: error {worst:.3g}, tolerance {tolerance:g}.",
+            causes(found.calling, found.examples, found.initial),
         )
-    if len(result) != 1 + len(states):
-        raise ExportError(
-            f"forward took {len(states)} states and returned {len(result) - 1} after y; "
-            "a module with states needs an initial_state(batch) that gives all of them"
-        )
-    return tuple(result)
+
+
+def _worst(given: Sequence[Array], wanted: Sequence[Array]) -> float:
+    pairs = list(zip(given, wanted, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
+    return max((error(a, b) for a, b in pairs), default=0.0)

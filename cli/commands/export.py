@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from streamcell.card import ModelCard
     from streamcell.export import ExportOptions
 
@@ -27,20 +29,36 @@ def command(
     lengths: Annotated[
         bool, typer.Option(help="Add the input `lengths`: rows of different lengths can share a run.")
     ] = True,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME:DTYPE[SIZES]",
+            help="FILE.py only, once for each input: the parameter of forward, dtype and sizes of one timestep, as "
+            "x:float32[3] or tokens:int64. NAME.KEY: a key of a dict or a field of a dataclass. =0..9 behind it: the "
+            "lowest and the highest value.",
+        ),
+    ] = None,
     input_shape: Annotated[
-        str | None, typer.Option(help="FILE.py only: shape of one timestep of x, as 32 or 3,64.")
+        str | None,
+        typer.Option(
+            help="FILE.py only: short for one float32 input of this shape a timestep, as 32 or 3,64."
+        ),
     ] = None,
     time_axis: Annotated[
-        bool, typer.Option(help="FILE.py only: whether forward takes x with a time axis.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="FILE.py only: whether forward takes a time axis.  [found by trying]", show_default=False
+        ),
+    ] = None,
     layout: Annotated[
         str, typer.Option(help="FILE.py only: batch (one timestep a run) or batch_time.")
     ] = "batch",
 ) -> None:
     """Write a model as ONNX, proved against PyTorch; over tolerance nothing is written.
 
-    The factory of FILE.py:FACTORY is a function without arguments, or the class, of a module that follows
-    forward(x, *state) -> (y, *state) and has initial_state(batch).
+    The factory of FILE.py:FACTORY is a function without arguments, or the class, of a torch module. How it is
+    called, its states and its outputs are found by calling it.
     """
     from streamcell.export import ExportError, ExportOptions, SpecError, export_run, is_spec
 
@@ -52,13 +70,14 @@ def command(
                 out,
                 options,
                 lengths=lengths,
+                inputs=inputs or [],
                 input_shape=input_shape,
                 time_axis=time_axis,
                 layout=layout,
             )
-        elif input_shape is not None or not time_axis or layout != "batch":
+        elif inputs or input_shape is not None or time_axis is not None or layout != "batch":
             raise SpecError(
-                "--input-shape, --no-time-axis and --layout can only be given for FILE.py:FACTORY"
+                "--input, --input-shape, --time-axis and --layout can only be given for FILE.py:FACTORY"
             )
         else:
             card = export_run(source, out, lengths=lengths, **options)
@@ -74,33 +93,45 @@ def _export_spec(
     options: ExportOptions,
     *,
     lengths: bool,
+    inputs: list[str],
     input_shape: str | None,
-    time_axis: bool,
+    time_axis: bool | None,
     layout: str,
 ) -> ModelCard:
-    import torch
-
     from streamcell.export import SpecError, export_model, export_module, load_module
     from streamcell.models import SequenceModel
 
     module = load_module(source)
     if isinstance(module, SequenceModel):
         return export_model(module, out, lengths=lengths, **options)
-    if input_shape is None:
-        raise SpecError("a module of your own needs --input-shape, for example --input-shape 32")
-    step = _shape(input_shape)
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn((4, 16, *step) if time_axis else (64, *step), generator=generator)
     if layout not in ("batch", "batch_time"):
         raise SpecError(f"--layout must be batch or batch_time; got {layout!r}")
     return export_module(
         module,
         out,
-        example_x=example,
+        example_x=_example(module, inputs, input_shape, leading=1 if time_axis is False else 2),
         time_axis=time_axis,
         layout="batch" if layout == "batch" else "batch_time",
         **options,
     )
+
+
+def _example(module: nn.Module, inputs: list[str], input_shape: str | None, leading: int) -> Any:
+    """Random examples, [4, 64, *step], or [256, *step] with `leading` 1."""
+    from streamcell.export import InputSpec, SpecError, example_tensor, examples_from, forward_takes
+
+    if inputs and input_shape is not None:
+        raise SpecError("give --input or --input-shape, not both")
+    if input_shape is not None:
+        return example_tensor(InputSpec(("x",), "float32", _shape(input_shape)), leading)
+    if not inputs:
+        takes = forward_takes(module)
+        first = takes[0] if takes else "x"
+        raise SpecError(
+            f"say what goes in, with the sizes of one timestep: {type(module).__name__}.forward takes "
+            f"{', '.join(takes)}, so for example --input {first}:float32[32], or --input {first}:int64 for tokens"
+        )
+    return examples_from(module, [InputSpec.parse(text) for text in inputs], leading)
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -121,7 +152,10 @@ def _report(card: ModelCard, out: Path) -> None:
     from rich.table import Table
 
     signature = card.signature
-    x, y = signature.inputs[0], signature.outputs[0]
+    given, made = (
+        ", ".join(f"{t.name} {t.dtype}{list(t.step_shape)}" for t in tensors)
+        for tensors in (signature.inputs, signature.outputs)
+    )
     states = ", ".join(f"{s.input} {s.dtype}{list(s.shape)}" for s in signature.states) or "none"
     table = Table(title=f"{card.name}: {card.kind}, {card.precision}", title_justify="left")
     table.add_column("ONNX Runtime against PyTorch")
@@ -134,9 +168,10 @@ def _report(card: ModelCard, out: Path) -> None:
     console.print(table)
     console.print(f"error: {card.proof['metric']}", markup=False, highlight=False)
     console.print(
-        f"x {x.dtype}{list(x.step_shape)} → y {y.dtype}{list(y.step_shape)}, states: {states}",
+        f"{given} → {made}, states: {states}",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"wrote {out} ({out.stat().st_size:,} bytes)", markup=False, highlight=False, soft_wrap=True

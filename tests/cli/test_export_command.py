@@ -48,6 +48,42 @@ def nothing():
     return 3
 
 
+def broken():
+    return Echo(3)
+
+
+def leave():
+    raise SystemExit("not today")
+
+
+class Forgetful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+class Raises(Echo):
+    def forward(self, x, h):
+        return x.no_such_method(), h
+
+
+class Mixed(nn.Module):
+    """Tokens and a dict of features in, two outputs, a nested state."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+        self.rnn = nn.LSTM(4 + 3 + 1, 8, batch_first=True)
+
+    def forward(self, tokens, features, hidden=None):
+        x = torch.cat([self.table(tokens), features["audio"], features["gain"].unsqueeze(-1).sqrt()], -1)
+        y, hidden = self.rnn(x, hidden)
+        return {"logits": y, "loudness": y.mean(-1)}, hidden
+
+
 NOT_CALLABLE = 1
 '''
 
@@ -55,6 +91,8 @@ NOT_CALLABLE = 1
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     (tmp_path / "helper.py").write_text("HIDDEN = 6\n")
+    (tmp_path / "bad.py").write_text("x = 1\ndef f(:\n")
+    (tmp_path / "lacking.py").write_text("import no_such_package\n")
     file = tmp_path / "mine.py"
     file.write_text(SOURCE)
     return file
@@ -116,6 +154,22 @@ def test_a_users_module_is_exported(source: Path, tmp_path: Path) -> None:
     assert card.signature.outputs[0].step_shape == (6,)
 
 
+def test_tokens_dicts_and_bounds_from_the_shell(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mixed.onnx"
+    inputs = ["tokens:int64", "features.audio:float32[3]", "features.gain:float32=0.5..2"]
+    done = run(f"{source}:Mixed", "--out", out, *(part for each in inputs for part in ("--input", each)))
+    assert done.exit_code == 0, done.output
+    signature = card_of(out).signature
+    assert [(t.name, t.dtype, t.step_shape) for t in signature.inputs] == [
+        ("tokens", "int64", ()),
+        ("features_audio", "float32", (3,)),
+        ("features_gain", "float32", ()),
+    ]
+    assert [(t.name, t.step_shape) for t in signature.outputs] == [("logits", (8,)), ("loudness", ())]
+    assert [(s.input, s.shape) for s in signature.states] == [("hidden0", (1, 8)), ("hidden1", (1, 8))]
+    assert "features_gain float32[] → logits float32[8], loudness float32[], states: hidden0" in done.output
+
+
 def test_a_factory_may_give_one_of_our_own_models(source: Path, tmp_path: Path) -> None:
     done = run(f"{source}:ours", "--out", tmp_path / "m.onnx", "--no-lengths")
     assert done.exit_code == 0, done.output
@@ -126,7 +180,29 @@ def test_a_factory_may_give_one_of_our_own_models(source: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["mine.py:Echo"], "needs --input-shape"),
+        (
+            ["mine.py:Echo"],
+            "Echo.forward takes x, h, so for example --input x:float32[32], or --input x:int64",
+        ),
+        (["mine.py:Echo", "--input", "x"], "--input must be NAME:DTYPE[SIZES]"),
+        (["mine.py:Echo", "--input", "x:float31[4]"], "float31 is no dtype; use float32,"),
+        (["mine.py:Echo", "--input", "x:float32[0]"], "each size must be at least 1"),
+        (["mine.py:Echo", "--input", "x:float32[4"], "--input must be NAME:DTYPE[SIZES]"),
+        (["mine.py:Echo", "--input", "z:float32[4]"], "Echo.forward has no parameter 'z'; it takes x, h"),
+        (["mine.py:Echo", "--input", "x:float32[4]", "--input", "x:int64"], "--input x is given twice"),
+        (["mine.py:Echo", "--input", "x:int64", "--input", "x.y:int64"], "x is an input itself"),
+        (["mine.py:Echo", "--input", "x:float32[4]", "--input-shape", "4"], "not both"),
+        (["mine.py:broken", "--input-shape", "4"], "broken() fails: "),
+        (["mine.py:broken", "--input-shape", "4"], "in broken, 'return Echo(3)': TypeError: "),
+        (["mine.py:leave", "--input-shape", "4"], "ends the program: "),
+        (
+            ["mine.py:Raises", "--input-shape", "4"],
+            "in forward, 'return x.no_such_method(), h': AttributeError: ",
+        ),
+        (["mine.py:Forgetful", "--input-shape", "4"], "LSTM 'rnn' keeps no state between calls: take (h, c)"),
+        (["bad.py:Echo", "--input-shape", "4"], "bad.py does not run: "),
+        (["bad.py:Echo", "--input-shape", "4"], "bad.py:2, 'def f(:': SyntaxError: "),
+        (["lacking.py:Echo", "--input-shape", "4"], "'import no_such_package': ModuleNotFoundError: "),
         (["mine.py:Echo", "--input-shape", "4x"], "must be sizes such as 32 or 3,64; got '4x'"),
         (["mine.py:Echo", "--input-shape", "0"], "each size must be at least 1"),
         (["mine.py:Echo", "--input-shape", "7"], "does not run on x"),
@@ -148,6 +224,7 @@ def test_what_cannot_be_exported_is_a_line_on_stderr_and_no_file(
     assert done.exit_code == 1
     assert done.stderr.startswith("streamcell export: ")
     assert text in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 

@@ -129,7 +129,7 @@ def stream(path: Path, x: np.ndarray, states: tuple[Tensor, ...]) -> tuple[np.nd
     ("module", "names", "shapes", "axes"),
     [
         (Cell, ("h",), ((8,),), (0,)),
-        (CausalConv, ("state",), ((5, 3),), (0,)),
+        (CausalConv, ("past",), ((5, 3),), (0,)),
         (Stacked, ("h", "c"), ((2, 8), (2, 8)), (1, 1)),
     ],
 )
@@ -170,7 +170,7 @@ def test_initial_values_dtypes_and_integer_inputs(tmp_path: Path) -> None:
 def test_a_module_of_one_timestep_whose_output_is_its_state(tmp_path: Path) -> None:
     card = export(StepOnly(), tmp_path / "m.onnx", example_x=X[:, 0], time_axis=False)
     assert card.signature.outputs[0].step_shape == (8,)
-    assert [state.output for state in card.signature.states] == ["state_next"]
+    assert [state.output for state in card.signature.states] == ["h_next"]
 
 
 def test_a_stateless_module_and_a_scalar_output_shape(tmp_path: Path) -> None:
@@ -239,7 +239,10 @@ class Wrong(Cell):
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        ({"states": lambda b: torch.zeros(b, 8)}, "must return a tuple of tensors; got one tensor"),
+        (
+            {"states": lambda b: object()},
+            "got a object; expected tensors, or tuples, lists, dicts and dataclasses",
+        ),
         ({"states": lambda b: (torch.zeros(4, 8),)}, "no axis changes with the batch size"),
         ({"states": lambda b: (torch.zeros(b, b),)}, "no axis changes with the batch size"),
         ({"states": lambda b: (torch.zeros(2 * b, 8),)}, "no axis changes with the batch size"),
@@ -249,10 +252,10 @@ class Wrong(Cell):
         ({"states": lambda b: (torch.zeros(b, 8, dtype=torch.bfloat16),)}, "is bfloat16; supported are"),
         ({"states": lambda b: (torch.zeros(b, 8), torch.zeros(b, 8))}, r"1 names \(h\) for 2 states"),
         ({"states": lambda b: (torch.zeros(b, 7),)}, "does not run on x and its 1 states"),
-        ({"result": lambda y, h: {"y": y}}, "must return"),
+        ({"result": lambda y, h: {"y": y}}, "took 1 states and returned 0"),
         ({"result": lambda y, h: (y,)}, "took 1 states and returned 0"),
         ({"result": lambda y, h: (y, h[:, :4])}, "and comes out as"),
-        ({"result": lambda y, h: (y[:, -1], h)}, r"y must be \[batch, time"),
+        ({"result": lambda y, h: (y[0], h)}, r"y must be \[batch, time"),
     ],
 )
 def test_what_breaks_the_convention_is_named(wrong: dict[str, Any], text: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`make bench`: everything measured, held against the goals and written down."""
+"""`make bench`: measures everything, compares it with the goals and writes the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPLIT = ("ping-pong 1", "ping-pong 64", "ping-pong 256", "ping-pong 1024", "pip
 
 
 def run(asked: argparse.Namespace, console: Console) -> Report:
-    """Measure what was asked for."""
+    """Measure with the options `asked`."""
     rounds, seconds = (1, 0.4) if asked.quick else (asked.rounds, asked.seconds)
     hardware = machine.hardware()
     todo = [case for case in cases() if asked.only in case.name]
@@ -77,7 +77,7 @@ def _at_rest(models: Path, quick: bool, say: Any) -> dict[str, Any]:
 def _profiles(
     generator: Generator, target: Target, todo: list[Case], found: Found
 ) -> dict[str, list[tuple[str, float]]]:
-    """Of the cases whose goals are missed."""
+    """Profiles of the cases whose goals are missed."""
     by_name = {case.name: case for case in todo}
     names = dict.fromkeys(goal.case for goal in missed(found) if goal.case in by_name)
     return {
@@ -103,17 +103,17 @@ def show(report: Report, console: Console) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m streamcell.benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one short round, to test the benchmark itself")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each load in each round")
-    parser.add_argument("--only", default="", metavar="TEXT", help="the cases whose names hold this")
-    parser.add_argument("--peer", action="append", default=[], choices=sorted(PEERS), help="measure it too")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each load in each round")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose names contain this")
     parser.add_argument(
-        "--no-rest", dest="rest", action="store_false", help="without 10,000 sessions at rest"
+        "--peer", action="append", default=[], choices=sorted(PEERS), help="also measure this server"
     )
     parser.add_argument(
-        "--no-engine", dest="engine", action="store_false", help="without the engine's own table"
+        "--no-rest", dest="rest", action="store_false", help="skip the 10,000 sessions at rest"
     )
+    parser.add_argument("--no-engine", dest="engine", action="store_false", help="skip the engine's table")
     parser.add_argument("--json", type=Path, default=_ROOT / "benchmarks/results/latest.json")
     parser.add_argument("--page", type=Path, default=_ROOT / "docs/benchmarks.md")
     parser.add_argument("--dry", action="store_true", help="print only, write nothing")
@@ -125,7 +125,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, write. The exit code is 0 whatever the figures say."""
+    """Measure, print, write. The exit code is 0 even if goals are missed."""
     asked = parse(sys.argv[1:])
     console = Console(width=max(110, Console().width))
     report = run(asked, console)

@@ -1,4 +1,4 @@
-"""What costs even when nothing happens: starting, waiting, and ten thousand open sessions."""
+"""Costs without load: starting, waiting, and ten thousand open sessions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACTIVE = 64
 
 
 def ready_s(models: Path, *, starts: int = 3) -> float:
-    """Median time from the start of the server's process to its being ready, in seconds."""
+    """Median time from the start of the server's process until it is ready, in seconds."""
     taken = []
     for _ in range(starts):
         began_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is measured on the wire: the cases of `make bench`, and the servers that take them."""
+"""The cases of `make bench` that are measured on the wire, and the servers that take them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ALL = (OURS, AIO, LANE, ENGINE)
 
 @dataclass(frozen=True)
 class Target:
-    """Something that takes loads.
+    """A target of loads.
 
     Attributes:
         name: what results call it.
@@ -36,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table: what differs from a `Load`'s defaults, and the targets it runs on, if they are there.
+    """One line of the table: differences from a `Load`'s defaults, and the targets that it runs on, if they run.
 
     `open_to_peers`: other servers with sessions run it too, for it has one step a message and waits for each answer.
     """
@@ -48,7 +48,7 @@ class Case:
 
 
 def cases(sessions: Iterable[int] = (1, 8, 64, 256, 1024)) -> list[Case]:
-    """What `make bench` measures on the wire."""
+    """The cases of `make bench` on the wire."""
     found = [Case(f"ping-pong {n}", {"sessions": n}, (*_ALL, OIP), open_to_peers=True) for n in sessions]
     found += [Case(f"pipelined {n}", {"sessions": n, "outstanding": 16}) for n in (1, 8, 64)]
     found += [Case(f"chunks {n}", {"sessions": n, "steps": 16}) for n in (1, 64)]
@@ -56,7 +56,7 @@ def cases(sessions: Iterable[int] = (1, 8, 64, 256, 1024)) -> list[Case]:
     found += [
         Case("open-loop 64", {"sessions": 64, "rate": 2000.0}, (OURS, AIO, LANE, OIP), open_to_peers=True)
     ]
-    # Connections are what the kernel deals out over front ends.
+    # The kernel distributes connections, not streams, over front ends.
     found += [
         Case(f"spread {n}", {"sessions": n, "connections": 8}, (OURS, FRONTENDS)) for n in (64, 256, 1024)
     ]
@@ -75,6 +75,6 @@ def load_for(case: Case, target: Target, **more: Any) -> Load:
 
 
 def targets_of(case: Case, targets: Mapping[str, Target], peers: Iterable[str] = ()) -> list[Target]:
-    """Those of `targets` that `case` runs on, in the case's order, peers last."""
+    """The targets that `case` runs on, in the case's order, peers last."""
     names = (*case.targets, *(peers if case.open_to_peers else ()))
     return [targets[name] for name in names if name in targets]

@@ -31,7 +31,7 @@ _SESSIONS = 10_000
 
 
 class Ways:
-    """One model every way, at any batch and number of steps."""
+    """One model in every way, for any batch size and number of steps."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Ways:
         return run
 
     def by_hand(self, rows: int, steps: int) -> Callable[[], None]:
-        """`session.run` on arrays, each run given the states that the one before returned."""
+        """`session.run` on arrays; each run gets the states that the previous one returned."""
         signature = self.signature
         around = (rows, steps) if signature.has_time else (rows,)
         feed = {t.name: np.zeros((*around, *t.step_shape), t.dtype) for t in signature.inputs}

@@ -1,4 +1,4 @@
-"""What a card gives: parity with the CPU for every kind of model, then the time of a tick, against `torch.nn.LSTM`.
+"""Measures a card: parity with the CPU for every kind of model, then the time of a tick, beside `torch.nn.LSTM`.
 
 `python -m streamcell.benchmarks.gpu --out DIR` writes DIR/gpu.json; without `--out`, to the folder that $OUT names, or
 here. A tick is one timestep of B sessions: inputs in the host's memory, states on the card, outputs back in the host's
@@ -73,7 +73,7 @@ def run_parity(folder: Path, device: Device, *, runs: int = 60) -> Iterator[dict
             try:
                 other = parity.engine(file, device, cell=cell, cuda_graphs=graphs and not device.on_host)
                 found = parity.compare(parity.engine(file, Device(), cell="operator"), other, runs=runs)
-            except Exception as error:  # whatever it is, the other lines are worth having
+            except Exception as error:  # any error: the other lines are still useful
                 yield {**line, "failed": f"{type(error).__name__}: {error}", "met": False}
                 continue
             other.close()
@@ -149,7 +149,7 @@ def _taken(
     for way in list(ticks):
         try:
             ticks[way]()
-        except Exception as error:  # whatever it is, the other ways are worth measuring
+        except Exception as error:  # any error: the other ways are still worth measuring
             failed[way] = f"{type(error).__name__}: {error}"
             del ticks[way]
     try:
@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
             report["parity"].append(line)
             path.write_text(
                 json.dumps(report, indent=1) + "\n"
-            )  # each time: what comes next may end the process
+            )  # after each line: the next one may end the process
             found = line.get("failed") or f"{line['error']:.1e} {'ok' if line['met'] else 'MISSED'}"
             print(f"parity  {line['kind']:<18} {line['way']:<23} {found}", flush=True)
         if asked.only == "parity":

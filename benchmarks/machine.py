@@ -1,4 +1,4 @@
-"""What the figures were measured on and with."""
+"""Describes the machine and the versions that the figures were measured with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _field(path: str, name: str) -> str:
 
 
 def hardware() -> dict[str, str]:
-    """Processor, cores, memory, whether virtual, and the load that others put on it just now."""
+    """Processor, cores, memory, whether it is virtual, and its present load average."""
     memory = _field("/proc/meminfo", "MemTotal").split()
     flags = _field("/proc/cpuinfo", "flags").split()
     return {
@@ -33,7 +33,7 @@ def hardware() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of the kernel, Python and the packages that matter."""
+    """Versions of the kernel, Python and the relevant packages."""
     found = {"Linux": platform.release(), "Python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Loads on servers, interleaved: every case runs on each server in turn, round after round, and medians count.
+"""Puts loads on servers, interleaved: every case runs on each server in turn, in several rounds; the median counts.
 
 `python -m streamcell.benchmarks.on_the_wire --target HOST:PORT --model NAME` drives a running server.
 """
@@ -28,7 +28,7 @@ def measure(
     say: Callable[[str], None] = lambda text: None,
     **more: Any,
 ) -> Results:
-    """Run every case on its targets, `rounds` times over, the order reversed every other time.
+    """Run every case on its targets in `rounds` rounds; every other round has the reverse order.
 
     Args:
         generator: runs the loads.
@@ -36,7 +36,7 @@ def measure(
         targets: by name; a case leaves out those that are not here.
         peers: names of targets that are other servers.
         rounds: how often.
-        say: told each figure as it comes.
+        say: called with each figure when it is measured.
         more: what every load has, such as `measure_s`.
 
     Raises:

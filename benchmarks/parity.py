@@ -1,4 +1,4 @@
-"""Two devices held against each other: every kind of model, in random batches with varying lengths.
+"""Compares two devices: every kind of model, in random batches with varying lengths.
 
 Outputs and states of sessions that come and go in random company must agree, step for step.
 """
@@ -19,7 +19,7 @@ from streamcell.service.repository.model_file import ModelFile
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
         runs: batches that ran on both devices.
@@ -86,7 +86,7 @@ def compare(a: Engine, b: Engine, *, sessions: int = 40, runs: int = 60, seed: i
         most = 1 if number % 3 == 0 or not signature.has_time else int(rng.integers(1, a.max_chunk + 1))
         lengths = rng.integers(1, most + 1, len(rows)) if signature.lengths else np.full(len(rows), most)
         feeds = [_draw(rng, (len(rows), most, *t.step_shape), t.dtype) for t in signature.inputs]
-        fresh[rows] |= rng.random(len(rows)) < 0.1  # a session's slot has got a new owner
+        fresh[rows] |= rng.random(len(rows)) < 0.1  # another session took the slot
         given = [_run(engine, rows, fresh, lengths, feeds) for engine in (a, b)]
         fresh[rows] = False
         steps_run += int(lengths.sum())
@@ -100,7 +100,7 @@ def compare(a: Engine, b: Engine, *, sessions: int = 40, runs: int = 60, seed: i
 
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
-    """Normal numbers; of integers 0 and 1, which are tokens of any table."""
+    """Normal numbers; for integer dtypes 0 and 1, which are tokens of any table."""
     return rng.integers(0, 2, shape) if "int" in dtype else rng.standard_normal(shape)
 
 

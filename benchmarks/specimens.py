@@ -1,4 +1,4 @@
-"""The models that are measured: freshly initialised, exported and proved by `streamcell.export`."""
+"""The models to measure: freshly initialised, exported and proved by `streamcell.export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do several processes pay? `python -m streamcell.benchmarks.spread` compares three ways to use the cores.
+"""Are several processes faster? `python -m streamcell.benchmarks.spread` compares three ways to use the cores.
 
 - one process: the default;
 - N front ends: `--frontends N`, processes that answer calls before the one that runs the models;
@@ -39,12 +39,12 @@ ONE = "one process"
 SESSIONS = (64, 256, 1024)
 FIGURES = ("steps_per_s", "p50_ms", "p99_ms", "server_cpu_us_per_step")
 _CONNECTIONS_A_CORE = 8
-_ROOM = ("--max-sessions", "5000")  # for all sessions: the kernel may deal them to one server
+_ROOM = ("--max-sessions", "5000")  # for all sessions: the kernel may give all of them to one server
 
 
 @contextmanager
 def servers(models: Path, counts: Sequence[int]) -> Iterator[list[Target]]:
-    """One process, and for each N of `counts` N front ends and N servers; all of them are up."""
+    """Start one process, and for each N of `counts` N front ends and N servers; yield all of them when they serve."""
     with ExitStack() as stack:
 
         def start(*flags: str, **how: Any) -> ServerProcess:
@@ -118,7 +118,7 @@ def lines(results: Results) -> list[dict[str, Any]]:
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
-    """The lines as a table; a figure's ratio to one process stands behind it."""
+    """The lines as a table, in which each figure is followed by its ratio to one process."""
     head = ("sessions", "server", "steps/s", "p50 ms", "p99 ms", "CPU µs a step", "mean batch")
     rows = []
     for line in found:
@@ -158,7 +158,7 @@ def parse(arguments: Sequence[str], cores: int) -> argparse.Namespace:
 
 
 def run(asked: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure what was asked for; the report as JSON values."""
+    """Measure with the options `asked`; returns the report as JSON values."""
     hardware = machine.hardware()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         specimens.export(Path(folder), "lstm")

@@ -63,7 +63,7 @@ class _HasMetadata(Protocol):
 
 
 def read_card(model: _HasMetadata) -> ModelCard | None:
-    """The card in `model` (an `onnx.ModelProto`), or None where it has none.
+    """The card in `model` (an `onnx.ModelProto`), or None if it has none.
 
     Raises:
         CardError: the card is there but is not valid JSON or lacks what a card must say.

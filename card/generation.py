@@ -17,7 +17,7 @@ _ENCODINGS: dict[str, tuple[Encoding, ...]] = {
     "bernoulli": ("value",),
     "categorical": ("one_hot", "index"),
 }
-# What an output's `distribution`, where it has one, must say.
+# The `distribution` that an output must have, if it has one.
 _DISTRIBUTIONS = {"real": "real", "bernoulli": "bernoulli_logits", "categorical": "categorical_logits"}
 
 
@@ -76,7 +76,7 @@ def check_generation(signature: Signature, generation: Generation) -> None:
 
     Raises:
         ValueError: the model has no such input or output or takes more than one input, or shapes, dtypes or the
-            output's distribution do not fit; the text says what was expected and what came.
+            output's distribution do not fit; the text says what was expected and what was found.
     """
     given = _find(signature.inputs, generation.input, "input")
     output = _find(signature.outputs, generation.output, "output")
@@ -141,7 +141,7 @@ def _check_classes(given: Tensor, output: Tensor, generation: Generation) -> Non
 
 
 def _tokens(given: Tensor, generation: Generation) -> int:
-    """How many tokens the input can tell apart."""
+    """The number of different tokens of the input."""
     if generation.encoding == "one_hot":
         if len(given.step_shape) != 1:
             raise ValueError(

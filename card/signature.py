@@ -82,7 +82,7 @@ class State(_Strict):
     dtype: Dtype
     # One session's shape, batch axis left out: (2, 128) for two layers of 128.
     shape: tuple[Dimension, ...] = ()
-    # Where the batch axis stands in the graph's tensor: 1 for (layers, batch, hidden).
+    # Index of the batch axis in the graph's tensor: 1 for (layers, batch, hidden).
     batch_axis: Annotated[int, Field(ge=0)] = 0
     # The value before the first step: one number for every element, or all of them in C order.
     initial: float | tuple[float, ...] = 0.0

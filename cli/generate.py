@@ -1,6 +1,6 @@
 """Writes the flags of `streamcell serve` from `Settings`: `python cli/generate.py`; `--check` fails if they differ.
 
-Descriptions, defaults and bounds stand in `service/settings.py` only. The flags are written to a file because
+Descriptions, defaults and bounds are in `service/settings.py` only. The flags are written to a file so that
 `streamcell --help` works without the packages that the settings need.
 """
 
@@ -63,7 +63,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """What a flag that is not given stands for, in words; empty for a setting without a default."""
+    """A flag's default in words; empty for a setting without a default."""
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "unset" in extra:
         return str(extra["unset"])

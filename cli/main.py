@@ -46,7 +46,7 @@ for _name in COMMANDS:
     app.command(_name, rich_help_panel=None)(_module.command)
 
 
-# What a command may find missing → the extra that brings it.
+# Modules that a command may lack → the extra that installs them.
 _EXTRAS = {
     "onnx": "serve", "onnxruntime": "serve", "pydantic": "serve", "pydantic_settings": "serve",
     "prometheus_client": "serve", "structlog": "serve", "grpc_health": "serve", "grpc_reflection": "serve",

@@ -1,4 +1,4 @@
-"""What can go wrong with a model or a data set, as types a caller can tell apart."""
+"""Errors of models and data sets, as one type for each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page: what was measured, in sentences that take their numbers, and their words, from it."""
+"""Makes the page: sentences whose numbers and words follow from the measurements."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FRESH = {"GRU": "GRU", "LSTM": "LSTM, forget bias 1"}
 _HEAD = """\
 # Gradients through time and through depth
 
-Written by `make study`, which measures everything on this page anew, with the layers and models of `streamcell.models`, and
-puts the numbers into the text. Seeds are fixed: on the same machine and the same PyTorch the figures come out the same.
+`make study` writes this page: it measures everything again with the layers and models of `streamcell.models` and puts the
+numbers into the text. Seeds are fixed: the same machine and PyTorch give the same figures.
 """
 
 _SOURCES = """\
@@ -45,7 +45,7 @@ _SOURCES = """\
 def page(
     settings: Settings, followed: Sequence[Followed], runs: Sequence[Run], deep: Sequence[Deep], made: str
 ) -> str:
-    """The whole page as Markdown. `made` says on what it was measured."""
+    """The whole page as Markdown. `made` describes the versions and machine of the measurement."""
     parts = [
         _HEAD,
         _time(settings, followed),
@@ -69,12 +69,12 @@ def _time(settings: Settings, followed: Sequence[Followed]) -> str:
     said = []
     if vanishing:
         said.append(
-            f"Over {longest - 1} steps the gradient shrinks to less than a thousandth in {listed(vanishing)}: what happened that long "
-            "ago has next to no say in how the weights change."
+            f"Over {longest - 1} steps the gradient shrinks to less than a thousandth in {listed(vanishing)}: inputs that "
+            "long ago have almost no influence on how the weights change."
         )
     if growing:
         said.append(
-            f"The gradient grows over a thousandfold in {listed(growing)}: a step along it would be a leap."
+            f"The gradient grows over a thousandfold in {listed(growing)}: an update along it would be far too large."
         )
     if steady:
         said.append(f"The gradient stays within a factor of a thousand in {listed(steady)}.")
@@ -84,28 +84,28 @@ def _time(settings: Settings, followed: Sequence[Followed]) -> str:
     if len(biased) > 1:
         order = ", ".join(f"{number(ends[name, longest])} with {name.split(', ')[1]}" for name in biased)
         said.append(
-            f"The LSTM's figures differ by nothing but the bias with which its forget gate begins ({order}); the gate multiplies "
-            "the cell's state, and so its gradient, at every step."
+            f"The LSTM's figures differ only in the initial bias of its forget gate ({order}); the gate multiplies the cell's "
+            "state, and so its gradient, at every step."
         )
     return f"""\
 ## Back through time
 
 A loss at the last of T timesteps reaches a state k steps back through a product of k Jacobians. Hochreiter (1991) and
 Bengio et al. (1994) showed that such a product shrinks or grows exponentially in k in a plain recurrent network; Pascanu et al. (2013)
-say when it does which. The LSTM (Hochreiter & Schmidhuber 1997; forget gate of Gers et al. 2000) carries its cell along a path that is a
+say when each happens. The LSTM (Hochreiter & Schmidhuber 1997; forget gate of Gers et al. 2000) carries its cell along a path that is a
 sum, weighted by the forget gate.
 
-One layer of {settings.time_units} units as it begins, before any training, on {settings.time_rows} sequences of normal numbers,
-{seeds(settings.time_seeds)}. The loss is a random projection of the last output. The table says how large
-the gradient with respect to the *first* state (all of it: h and c) is, in units of that with respect to the last.
-Recurrent weights begin orthogonal where nothing else is said; "uniform ±1/√H" is how torch's own modules begin.
+One untrained layer of {settings.time_units} units, on {settings.time_rows} sequences of normal numbers,
+{seeds(settings.time_seeds)}. The loss is a random projection of the last output. The table shows the norm of the gradient
+with respect to the *first* state (all of it: h and c), divided by that with respect to the last. Recurrent weights are
+initialised orthogonal unless stated otherwise; "uniform ±1/√H" is the initialisation of torch's own modules.
 
 {table(["layer", *(f"T = {length}" for length in lengths)], rows)}
 
 ![Gradient norms against steps back](gradients/{TIME_PNG})
 
 {prose(said)}
-These are fresh weights: training moves them, and a gate that has learned to stay open forgets less.
+These are untrained weights: training changes them, and a gate that has learned to stay open forgets less.
 """
 
 
@@ -132,20 +132,20 @@ def _adding(settings: Settings, runs: Sequence[Run], followed: Sequence[Followed
     ]
     if little:
         said.append(
-            "What a fresh layer lets through does not decide whether it can be learned: the first table has, for as many "
-            f"steps, {'; '.join(little)}."
+            "A small gradient through an untrained layer does not prevent learning: for the same number of steps, the first "
+            f"table has {'; '.join(little)}."
         )
     said += list(_clipping(runs))
     lost = sum(not math.isfinite(run.norms[-1]) for run in runs)
     said.append(
-        f"Runs that ended with a gradient that was not finite, which no bound mends: {lost} of {len(runs)}."
+        f"Runs that ended with a gradient that was not finite, which clipping cannot prevent: {lost} of {len(runs)}."
     )
     return f"""\
 ## The adding problem
 
 Two channels: numbers from [0, 1) and marks, of which two are set, one in each half of the sequence. After the last timestep the
-network is to say the sum of the two marked numbers (Hochreiter & Schmidhuber 1997). Always saying 1 has a mean square error of
-{CHANCE:.3f}; a run counts as learned where the error on {settings.adding_test} fresh sequences is below {LEARNED}.
+network must output the sum of the two marked numbers (Hochreiter & Schmidhuber 1997). A constant output of 1 has a mean square
+error of {CHANCE:.3f}; a run counts as learned if the error on {settings.adding_test} fresh sequences is below {LEARNED}.
 
 One layer of {settings.adding_units} units, {settings.adding_rows} fresh sequences an update, {settings.adding_updates}
 updates of Adam (fewer once the training error is below {DONE}), {seeds(settings.adding_seeds)}; learning rates {_rates()}. "Clipped": the gradient's global norm is bounded by

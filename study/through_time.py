@@ -31,7 +31,7 @@ def _lstm(forget_bias: float) -> Callable[[int], LSTMLayer]:
     return make
 
 
-# Freshly initialised: orthogonal recurrent weights where nothing else is said.
+# Untrained layers; recurrent weights are orthogonal unless stated otherwise.
 LAYERS: dict[str, Callable[[int], RecurrentLayer]] = {
     "RNN (tanh), uniform ±1/√H": lambda units: RNNLayer(INPUTS, units, recurrent_init="uniform"),
     "RNN (tanh)": lambda units: RNNLayer(INPUTS, units),

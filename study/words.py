@@ -26,7 +26,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def number(value: float) -> str:
-    """Two digits; a power of ten where that is shorter."""
+    """Two digits; a power of ten if that is shorter."""
     if not math.isfinite(value):
         return "not finite"
     if value == 0 or 1e-3 <= abs(value) < 1e4:

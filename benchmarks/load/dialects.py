@@ -1,4 +1,4 @@
-"""What the load generator says to each kind of server: serialized messages, and how the replies are checked."""
+"""The load generator's messages for each kind of server, and the checks of the replies."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ECHO_STREAM, ECHO_UNARY = "/benchmark.Echo/Stream", "/benchmark.Echo/Unary"
 
 
 class WrongReply(RuntimeError):
-    """A server answered something that it should not have."""
+    """A server's answer is wrong."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """One session's side of a conversation.
+    """Messages and checks of one session.
 
     Attributes:
         method: the gRPC method.

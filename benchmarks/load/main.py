@@ -22,7 +22,7 @@ def run_load(load: Load) -> dict[str, Any]:
 
     Raises:
         LoadError: a call failed, or answers are missing.
-        WrongReply: a session's last answer shows that steps were lost, or is not what it should be.
+        WrongReply: a session's last answer is wrong, or shows that steps were lost.
     """
     if load.dialect == "frames":
         from .frames import run_frames
@@ -74,7 +74,7 @@ def _stream(
 
 
 def _schedule(load: Load, run: Run, streams: list[Any]) -> None:
-    """Send to the streams in turn, evenly in time; what is late is sent at once and counts from when it was due."""
+    """Send to the streams in turn at even intervals; a late message is sent at once and counts from when it was due."""
     intended_s = time.perf_counter()
     at = 0
     while run.going:
@@ -87,7 +87,7 @@ def _schedule(load: Load, run: Run, streams: list[Any]) -> None:
 
 
 def _finish(run: Run, streams: list[Any], speech: Dialect, load: Load) -> None:
-    """Let every message be answered, end the sessions and hold the last answers against what was sent."""
+    """Wait until every message is answered, end the sessions and check the last answers."""
     _wait(lambda: all(stream.replies == stream.sent for stream in streams), run, "the last answers")
     for number, stream in enumerate(streams):
         speech.check(stream.last, stream.replies, load.steps)
@@ -107,7 +107,7 @@ def _wait(done: Any, run: Run, what: str) -> None:
 
 def main() -> None:
     """Read loads as JSON lines from standard input until it ends; answer each with its result or its error."""
-    tune_gc()  # a pause here would count as the server's
+    tune_gc()  # a collector's pause here would count as the server's
     while line := sys.stdin.readline():
         given = json.loads(line)
         for name in ("pids", "input_shape"):

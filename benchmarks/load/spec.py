@@ -1,4 +1,4 @@
-"""What a load is, and the window in which it is measured."""
+"""Describes a load and the window in which it is measured."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .usage import cpu_s, rss_bytes
 
 
 class LoadError(RuntimeError):
-    """The load could not be run as it was meant; the text says what the server did."""
+    """The load could not be run as specified; the text says what the server did."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to do to a server.
+    """One load on a server.
 
     Attributes:
         target: "HOST:PORT".
@@ -92,7 +92,7 @@ class Window:
         self._load = load
 
     def begin(self) -> None:
-        """From here on."""
+        """Start the window."""
         self._cpu_s, self._own_s, self._began_s = (
             cpu_s(self._load.pids),
             time.process_time(),

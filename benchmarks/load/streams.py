@@ -1,8 +1,7 @@
-"""Streams and calls driven on grpcio's core, so that a message costs its sender a quarter of what `grpc.aio` takes.
+"""Streams and calls on grpcio's core, which cost the sender a quarter of `grpc.aio`'s CPU per message.
 
-A load generator that costs more than the server measures itself. Like `service/transport/fast_stream.py` this
-reaches below
-grpcio's public surface, within the same bounds on its version.
+A load generator that costs more than the server measures itself. Like `service/transport/fast_stream.py` this uses
+grpcio's private interface, within the same bounds on its version.
 """
 
 from __future__ import annotations
@@ -188,7 +187,7 @@ class Pipelined(Stream):
 
 
 class Scheduled(Stream):
-    """Sends when told to, whatever the answers do; latency counts from the time that was intended."""
+    """Sends on schedule without waiting for answers; latency counts from the scheduled time."""
 
     def _on_first(self, event: Any) -> None:
         if self._answered(event.batch_operations[-1].message()):

@@ -1,4 +1,4 @@
-"""What a process has used, from the kernel: CPU time and memory of a process and its children (Linux)."""
+"""CPU time and memory of a process and its children, from the kernel (Linux)."""
 
 from __future__ import annotations
 

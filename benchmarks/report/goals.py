@@ -1,4 +1,4 @@
-"""What the server is meant to reach, each goal a figure of the run against a bound."""
+"""The server's goals; each compares a figure of the run with a bound."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CPU = "server_cpu_us_per_step"
 
 @dataclass(frozen=True)
 class Found:
-    """What the goals are read from: the loads' results, and `at_rest.measure`'s figures with `ready_s`, if measured."""
+    """The figures that goals use: the loads' results, and those of `at_rest.measure` with `ready_s`, if measured."""
 
     results: Results
     idle: Mapping[str, Any]
@@ -28,9 +28,9 @@ class Goal:
     Attributes:
         what: in words.
         figure: from what was found to the figure; None if it was not measured.
-        bound: what it must not exceed, or, if `at_least`, not fall short of.
+        bound: the maximum, or the minimum if `at_least`.
         unit: behind the figure.
-        case: the case whose profile tells why it is missed, if any.
+        case: the case whose profile shows why the goal is missed, if any.
     """
 
     what: str

@@ -1,4 +1,4 @@
-"""What `make bench` leaves: latest.json for machines, docs/benchmarks.md and a table on the terminal for people.
+"""The results of `make bench`: latest.json for machines, docs/benchmarks.md and a table on the terminal for people.
 
 Both are written from figures alone: no sentence says how they came out.
 """
@@ -20,7 +20,7 @@ FIGURES = (
     "steps_per_s", "p50_ms", "p99_ms", "p999_ms", "server_cpu_us_per_step", "server_cores", "server_rss_mib",
     "client_cpu_us_per_step", "mean_batch",
 )  # fmt: skip
-# What is put over what: a ratio's name → (figure, the target below the line).
+# The ratios: name → (figure, the target in the denominator).
 RATIOS = {
     "cpu_over_aio_echo": ("server_cpu_us_per_step", AIO),
     "cpu_over_lane_echo": ("server_cpu_us_per_step", LANE),
@@ -33,7 +33,7 @@ RATIOS = {
 
 @dataclass(frozen=True)
 class Report:
-    """All that a run found.
+    """All results of a run of `make bench`.
 
     Attributes:
         command: what measured it.
@@ -93,7 +93,7 @@ def missed(found: Found) -> list[Goal]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report as latest.json has it."""
+    """The report as JSON values, for latest.json."""
     return {
         "command": report.command,
         "date": report.date,

@@ -1,4 +1,4 @@
-"""Yardstick servers that send back what they get: `python -m streamcell.benchmarks.targets.echo aio|lane`.
+"""Yardstick servers that echo messages: `python -m streamcell.benchmarks.targets.echo aio|lane`.
 
 `aio` is what a plain Python gRPC server costs with no model in it; `lane` is this project's transport alone.
 The port is the first line of standard output.

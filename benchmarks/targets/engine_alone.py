@@ -1,4 +1,4 @@
-"""The engine alone as something that takes loads: as many rows a run as the load has sessions, in a loop."""
+"""The engine alone as a target of loads: runs with as many rows as the load has sessions, in a loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_S = 0.4  # its figures spread little
 
 
 class Alone:
-    """The models of a folder, run without a server in this process: the ceiling of what their server can reach."""
+    """Runs the models of a folder in this process without a server: the upper bound for their server."""
 
     def __init__(self, models: Path) -> None:
         self._models = models

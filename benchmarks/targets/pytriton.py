@@ -37,7 +37,7 @@ _STARTS_S, _STOPS_S = 60.0, 10.0
 
 
 class PeerError(RuntimeError):
-    """The peer cannot be installed or does not start; the text is what it said."""
+    """The peer cannot be installed or does not start; the text is its output."""
 
 
 def environment(cache: Path | None = None) -> Path:

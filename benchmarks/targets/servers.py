@@ -21,7 +21,7 @@ from .processes import EchoServer
 
 
 def ours(server: ServerProcess, name: str = OURS) -> Target:
-    """A server of this project, and its batches by its own metrics."""
+    """A server of this project; its metrics give the mean batch."""
 
     def batches() -> tuple[float, float]:
         return server.metric("streamcell_batch_rows_sum"), server.metric("streamcell_batch_rows_count")

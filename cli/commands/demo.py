@@ -1,4 +1,4 @@
-"""`streamcell demo`: the whole path, from data to a live server and what it answers, for each shape of model."""
+"""`streamcell demo`: the whole path from data to a live server's outputs, for each shape of model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def command(
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Train for so long, by the clock.  [a fixed number of epochs, the same each time]",
+            help="Train for this many minutes.  [a fixed number of epochs, the same each time]",
             show_default=False,
         ),
     ] = None,
@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Train a model on real data, export it, serve it, stream through it and show the results.
 
-    Without a name: an LSTM on Bach's chorales, measured with 64 sessions. What is there already (parsed data, the
-    trained model, the export) is used again.
+    Without a name: an LSTM on Bach's chorales, measured with 64 sessions. Existing parsed data, trained models and
+    exports are reused.
     """
     console = Console()
     if list_:

@@ -53,7 +53,7 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
 
 
 def _end_with_loads(settings: ServerSettings) -> None:
-    """End the process where a load that was given up still goes on: the interpreter would wait for it."""
+    """End the process if a load that was given up still runs: the interpreter would wait for it."""
     if settings.frontends:  # models are loaded in another process
         return
     from streamcell.service.lifecycle.load_thread import abandoned

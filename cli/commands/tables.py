@@ -18,7 +18,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 
 
 class TableError(Exception):
-    """A file or an option is wrong, and the user can put it right; the text names the place."""
+    """A file or an option is wrong in a way that the user can correct; the text names the place."""
 
 
 def read_file(name: str, inputs: tuple[Tensor, ...], chunk: int) -> Iterator[dict[str, Any]]:
@@ -57,7 +57,7 @@ def _npy(name: str, inputs: tuple[Tensor, ...], chunk: int) -> Iterator[dict[str
 def read_csv(
     lines: Iterable[str], name: str, inputs: tuple[Tensor, ...], chunk: int
 ) -> Iterator[dict[str, Any]]:
-    """Timesteps of CSV lines, as `read_file` gives them; `name` is what errors call the lines."""
+    """Timesteps of CSV lines, as `read_file` returns them; errors use `name` for the lines."""
     import numpy as np
 
     numbers = [
@@ -67,7 +67,7 @@ def read_csv(
     dtype = object if len({tensor.dtype for tensor in inputs}) > 1 else inputs[0].dtype
     while batch := list(islice(rows, chunk)):
         try:
-            with np.errstate(over="ignore"):  # becomes infinite, which the server's policy judges
+            with np.errstate(over="ignore"):  # becomes infinite, which the server accepts or rejects
                 yield _by_input(np.array(batch, dtype), inputs, cast=True)
         except OverflowError as error:
             raise TableError(f"{name}: {error}") from None
@@ -167,5 +167,5 @@ def _named(output: Any, specs: tuple[Tensor, ...]) -> dict[str, Any]:
 
 
 def _columns(tensor: Tensor) -> list[str]:
-    """`y` for a scalar a step, else `y_0`, `y_1`, …, in C order."""
+    """`y` for a scalar per step, else `y_0`, `y_1`, …, in C order."""
     return [f"{tensor.name}_{i}" for i in range(_width(tensor))] if tensor.step_shape else [tensor.name]

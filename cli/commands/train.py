@@ -50,7 +50,7 @@ def command(
     target: Annotated[str, typer.Option(help="CSV columns to forecast, separated by commas.  [all]")] = "",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training part.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Train for so long instead, annealing over it; not reproducible.")
+        float | None, typer.Option(help="Train for this many minutes instead of --epochs; not reproducible.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
     window: Annotated[int | None, typer.Option(help="Timesteps of truncated back-propagation.")] = None,

@@ -1,4 +1,4 @@
-"""What a demo is: a name, one of the five shapes of recurrent models, and a function that shows it.
+"""Defines a demo: a name, one of the five shapes of recurrent models, and a function that shows it.
 
 To add one: a module `cli/demos/NAME.py` that imports only typer, rich and the standard library at module level
 and defines `DEMO = Demo(...)`, and a line for it in `cli/demos/registry.py`.
@@ -21,16 +21,15 @@ SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says to every demo; each uses what has a meaning for it.
+    """Options of the command line for all demos; each demo uses those that apply to it.
 
     Attributes:
         console: shows the demo's progress.
         data_folder: where parsed data sets are cached.
-        minutes: train for so long, by the clock; None: for the demo's number of epochs, which gives the same
-            weights each time.
-        sessions: how many sessions to hold open at a time.
+        minutes: train for this time; None: for the demo's number of epochs, which gives the same weights each time.
+        sessions: sessions open at a time.
         passes: how often the test part is streamed, if that is measured.
-        retrain: train again if a finished run is there.
+        retrain: train again if there is a finished run.
     """
 
     console: Console
@@ -41,7 +40,7 @@ class Options:
     retrain: bool = False
 
     def training(self, epochs: int | None = None) -> dict[str, Any]:
-        """How long to train, as settings of a run: `epochs`, or the preset's own; `minutes` go before both."""
+        """How long to train, as settings of a run: `minutes` if given, else `epochs`, else the preset's."""
         if self.minutes is not None:
             return {"minutes": self.minutes}
         return {} if epochs is None else {"epochs": epochs}
@@ -49,13 +48,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Report:
-    """What a demo found.
+    """The results of a demo.
 
     Attributes:
-        title: of the table that is printed.
-        rows: what the table says, as (what, value).
+        title: title of the printed table.
+        rows: rows of the table, as (name, value).
         figures: the same as JSON values, for `report.json`.
-        files: what the demo left, by what it is.
+        files: the files that the demo wrote, by description.
     """
 
     title: str
@@ -77,14 +76,14 @@ class Demo:
     """One demo.
 
     Attributes:
-        name: what the command line calls it.
+        name: its name on the command line.
         shape: which of the five shapes it shows.
         summary: one line about data and task.
         run: (folder, options) → report. It trains on the demo's data, exports, starts a server in a process of
-            its own, streams, and saves its report and what it drew in `folder`, which is there. What a finished
-            run left there is used again. It may raise what the packages raise (`ModelError`, `ExportError`,
-            `ServerProcessError`, `StreamCellError`): the command prints that and ends with exit code 1.
-        default_folder: where the demo's files go if nothing else is said; None: runs/demo-NAME.
+            its own, streams, and saves its report and pictures in `folder`, which exists. It reuses the files of a
+            finished run there. It may raise `ModelError`, `ExportError`, `ServerProcessError` and `StreamCellError`:
+            the command prints the error and ends with exit code 1.
+        default_folder: the folder of the demo's files if none is given; None: runs/demo-NAME.
     """
 
     name: str
@@ -95,5 +94,5 @@ class Demo:
 
     @property
     def folder(self) -> Path:
-        """Where the demo's files go if nothing else is said."""
+        """The folder of the demo's files if none is given."""
         return self.default_folder or Path(f"runs/demo-{self.name}")

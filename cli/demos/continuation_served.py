@@ -1,4 +1,4 @@
-"""Chorales continued by a live server: a session a piece, its first bars in, what comes next out."""
+"""Continues chorales on a live server: each piece's first bars go into its own session, which generates the rest."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-# Quarter notes of a piece that the model is given, and those that it adds: four bars and sixteen.
+# Quarter notes of a piece that the model gets, and those that it adds: four bars and sixteen.
 PROMPT, STEPS = 16, 64
-# Keys are drawn one by one: what is less likely than not must have its chance, or chords thin out.
+# Keys are sampled one by one. Otherwise keys with a probability below one half never sound, and chords thin out.
 TEMPERATURE = 1.0
 
 
@@ -39,7 +39,7 @@ class Continued:
 
 
 def continue_served(trained: Trained, prompts: Sequence[Floats]) -> tuple[list[Continued], dict[str, Any]]:
-    """Serve the model and have every prompt [PROMPT, 88] continued, all at once; what came, and figures.
+    """Serve the model and continue all prompts [PROMPT, 88] at once; returns the pieces and figures.
 
     Raises:
         ServerProcessError: the server did not come up.
@@ -69,7 +69,7 @@ async def _one(client: AsyncClient, name: str, prompt: Floats, seed: int) -> Con
 
 
 def _compared(target: str, name: str, prompt: Floats, *, steps: int = 1000) -> dict[str, Any]:
-    """Microseconds a step of one session: fed by the server, and fed by the client, a round trip a step."""
+    """Microseconds per step of one session: fed by the server, and fed by the client with a round trip per step."""
     from streamcell.client import connect
 
     figures: dict[str, Any] = {"compared_steps": steps}

@@ -1,4 +1,4 @@
-"""The demos there are, by shape. Each lives in a module of its own and imports what it needs when it runs."""
+"""All demos, by shape. Each has its own module and imports its needs when it runs."""
 
 from __future__ import annotations
 

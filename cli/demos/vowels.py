@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(folder: Path, options: Options) -> Report:
-    """Train an LSTM to tell nine speakers apart, export it, serve it, stream 370 utterances it has not heard."""
+    """Train an LSTM to classify nine speakers, export it, serve it, stream 370 unseen utterances."""
     import numpy as np
 
     from streamcell.cli.demos.shared.prepare import prepare

@@ -1,4 +1,4 @@
-"""Decoding in PyTorch: the most likely symbol at each step, and beam search. What the server does is held to it."""
+"""Decoding in PyTorch: the most likely symbol at each step, and beam search. The reference for the server's tests."""
 
 from __future__ import annotations
 

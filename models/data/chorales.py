@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Chorales:
-    """The pieces, in the order of their names, and what was left out.
+    """The pieces, in the order of their names, and those left out.
 
     Attributes:
         names: of each piece, the file's stem in the corpus.
@@ -108,7 +108,7 @@ def _next_step(roll: Roll) -> Series:
 
 
 def collect(parsed: Sequence[Parsed]) -> Chorales:
-    """The chorales among parsed files. What is left out, and why, is in the report.
+    """The chorales among parsed files. The report names the files left out, with reasons.
 
     Raises:
         DataError: nothing is left.

@@ -19,7 +19,7 @@ EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class Parsed:
-    """What came of one file: a roll, or the reason why it is not in the data set.
+    """The result of parsing one file: a roll, or the reason why it is not in the data set.
 
     Attributes:
         name: the file's stem, "bwv10.7".
@@ -42,7 +42,7 @@ def parse_score(path: str) -> Parsed:
         if voices is None:
             return Parsed(name, skipped="not in four voices")
         roll = piano_roll([sounding(voice) for voice in voices])
-    except Exception as error:  # music21 raises whatever its readers meet; it is reported by name
+    except Exception as error:  # music21's readers raise errors of any type: report it with its type's name
         return Parsed(name, failed=f"{type(error).__name__}: {error}")
     return Parsed(name, roll) if len(roll) > 1 else Parsed(name, skipped="fewer than two timesteps")
 

@@ -26,7 +26,7 @@ def load_digits() -> SequenceData:
     """The images in the file's order: the first 60 % for training, 10 % for validation, the last 30 % for the test.
 
     Raises:
-        DataError: scikit-learn is not installed, or its file is not what it was.
+        DataError: scikit-learn is not installed, or its file has changed.
     """
     file = packaged_file(PACKAGE, "sklearn/datasets/data/digits.csv.gz", wanted_by="the digits")
     pixels, digits = read_digits(file)

@@ -1,4 +1,4 @@
-"""The data set `harmony`: on which degree of the key does the chord of each quarter stand, in Bach's chorales?
+"""The data set `harmony`: the degree of the key on which the chord of each quarter stands, in Bach's chorales.
 
 x is the piano roll that `chorales` has, y the degree I to VII at the same quarter. The key is nowhere in x: the same
 chord is I in one piece and IV in another, so a model has to remember what it has heard.

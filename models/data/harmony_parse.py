@@ -12,7 +12,7 @@ from .chorales_parse import quarters, read_score
 
 @dataclass(frozen=True)
 class Analysed:
-    """What came of one file.
+    """The result of parsing one file.
 
     Attributes:
         name: the file's stem.
@@ -36,7 +36,7 @@ def analyse_score(path: str) -> Analysed:
             return Analysed(name, failed="not in four voices")
         key = score.analyze("key")
         return Analysed(name, str(key), tuple(degrees(voices, key)))
-    except Exception as error:  # music21 raises whatever its readers meet; it is reported by name
+    except Exception as error:  # music21's readers raise errors of any type: report it with its type's name
         return Analysed(name, failed=f"{type(error).__name__}: {error}")
 
 

@@ -17,7 +17,7 @@ from .splits import SPLITS
 
 
 def load_jsb(path: Path) -> SequenceData:
-    """Read pieces as lists of timesteps, each the list of sounding MIDI pitches; −1 in it stands for a rest.
+    """Read pieces as lists of timesteps, each the list of sounding MIDI pitches; −1 in it means a rest.
 
     Unlike `load_chorales`, the file is taken as it is: silent timesteps stay and nothing is de-duplicated.
 

@@ -1,4 +1,4 @@
-"""Data files inside installed PyPI packages. They are read from where they are; the package is not imported."""
+"""Data files inside installed PyPI packages. They are read in place; the package is not imported."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def room(roll: Roll) -> tuple[int, int]:
 
 
 def versions(rolls: Sequence[Roll], *, gram: int = 8, share: float = 0.25) -> list[int | None]:
-    """Which rolls are another version of an earlier one, in whatever key.
+    """Which rolls are another version of an earlier one, in any key.
 
     Two rolls are versions of one piece if more than `share` of the shorter one's runs of `gram` timesteps are
     in both, counted with every run transposed to the same lowest note.

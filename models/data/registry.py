@@ -1,4 +1,4 @@
-"""The data sets by name, and what each can be told."""
+"""The data sets by name, with their options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DataOptions:
         targets: CSV columns to forecast; () for all.
         stress: whether phonemes carry their stress.
         reverse: whether a word's letters go in last letter first.
-        on_parsed: is told how many files are parsed.
+        on_parsed: called with the number of parsed files.
     """
 
     data: Path | None = None

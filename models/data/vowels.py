@@ -28,7 +28,7 @@ def load_vowels() -> SequenceData:
     """270 utterances for training and validation, 370 for the test, as the authors divided them.
 
     Raises:
-        DataError: sktime is not installed, or its files are not what they were.
+        DataError: sktime is not installed, or its files have changed.
     """
     train, test = (
         read_utterances(
@@ -44,7 +44,7 @@ def load_vowels() -> SequenceData:
 
 
 def vowels_data(train: list[Utterance], test: list[Utterance]) -> SequenceData:
-    """Split the training part, each speaker's utterances in their order, and standardise by what is left of it."""
+    """Split the training part, each speaker's utterances in their order, and standardise by the remaining ones."""
     seen = [0] * SPEAKERS
     fit: list[Utterance] = []
     valid: list[Utterance] = []

@@ -1,4 +1,4 @@
-"""A causal convolution over time that can be stopped and gone on with: what it must remember is a state."""
+"""A causal convolution over time that can be interrupted and continued: its memory is an explicit state."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def run(
     if lengths is None:
         y, *after = padded(x, tuple(state.unsqueeze(0) for state in states))
         return y, tuple(state.squeeze(0) for state in after)
-    # A packed sequence cannot hold an empty row: let it take a step, then drop what came of it.
+    # A packed sequence cannot hold an empty row: run one step of it, then drop the result.
     idle = lengths == 0
     sequence = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
     order, back = sequence.sorted_indices, sequence.unsorted_indices

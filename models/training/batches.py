@@ -25,7 +25,7 @@ class Batch:
 
     Attributes:
         x: float32[batch, time, input_size], zero beyond a row's length; or tokens int64[batch, time].
-        y: float32[batch, time, output_size], likewise; or classes int64[batch, time], −1 where there is no target.
+        y: float32[batch, time, output_size], likewise; or classes int64[batch, time], −1 if there is no target.
         lengths: int64[batch], descending, all at least 1.
     """
 
@@ -60,7 +60,7 @@ def collate(series: Sequence[Series]) -> Batch:
     )
     for row, one in enumerate(ordered):
         if not x.is_floating_point():
-            # A token that may stand there: an encoder–decoder's row does not go back to the encoder.
+            # A valid token: an encoder–decoder's row does not return to the encoder.
             x[row, len(one) :] = int(one.x[-1])
         if not y.is_floating_point():
             y[row, len(one) :] = -1
@@ -87,7 +87,7 @@ def shuffled(
 ) -> list[Batch]:
     """One epoch of the training part.
 
-    A continuous series is cut into up to `batch_size` rows of one length, from a start drawn anew each time.
+    A continuous series is cut into up to `batch_size` rows of one length, from a start drawn again each time.
     Pieces are shuffled, and moved by up to `semitones` if the data can be transposed.
     """
     if data.continuous:

@@ -38,7 +38,7 @@ class TrainConfig:
         weight_decay: AdamW's, on weight matrices only.
         clip_norm: bound on the global norm of the gradient.
         patience: epochs without a better validation loss after which to stop; 0: never.
-        transpose: transpose each piece by up to this many semitones, drawn anew in every epoch; piano data only.
+        transpose: transpose each piece by up to this many semitones, drawn again in every epoch; piano data only.
         stress: whether phonemes carry their stress; g2p only.
         reverse: whether a word's letters go in last letter first; g2p only.
         seed: of weights, shuffling, transposition and dropout.

@@ -1,4 +1,4 @@
-"""What a model says of words, and its phoneme and word error rates as the literature counts them."""
+"""A model's pronunciations of words, and its phoneme and word error rates as the literature counts them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = 40
 
 @dataclass(frozen=True)
 class Errors:
-    """What a set of words came to.
+    """The error counts of a set of words.
 
     Attributes:
         words: that were pronounced.
@@ -49,7 +49,7 @@ class Errors:
 def count_errors(
     pairs: Iterable[tuple[Sequence[Hashable], Sequence[Sequence[Hashable]]]],
 ) -> Errors:
-    """Count over (what was said, the word's references).
+    """Count the errors over pairs of (a pronunciation, the word's references).
 
     Of several references the nearest counts, that is the one with the fewest edits for its length.
 
@@ -83,7 +83,7 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def pronounce(model: Seq2Seq, symbols: Symbols, words: Sequence[str]) -> list[Pronunciation]:
-    """What the model says of words, the most likely phoneme at each step.
+    """The model's pronunciations of words, with the most likely phoneme at each step.
 
     Raises:
         DataError: a word has a character that the table has not.

@@ -129,7 +129,7 @@ def model(
     layers: int | None = None,
     dropout: float | None = None,
 ) -> dict[str, Any]:
-    """Settings of a model of any kind; what is not given is the preset's.
+    """Settings of a model of any kind; settings that are not given are the preset's.
 
     Raises:
         ConfigError: there is no such data set.

@@ -22,7 +22,7 @@ class Report:
 
 
 class Progress(Protocol):
-    """Is told how a run goes."""
+    """Receives reports of a run's progress."""
 
     def parsed(self, done: int, total: int) -> None:
         """`done` of `total` scores are parsed."""

@@ -27,13 +27,13 @@ from .run_folder import Progressed, Row
 from .setup import load_data, make_model
 from .trainer import Trainer
 
-# Settings that a resumed run may change: they say where and how long, not what.
+# Settings that a resumed run may change: where and how long it trains, not what.
 MAY_DIFFER = frozenset({"out", "device", "data_folder"})
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run gave.
+    """The result of a finished run.
 
     Attributes:
         folder: the run folder.
@@ -66,7 +66,7 @@ def train(
     through) or a kill costs at most the epoch it fell in. torch's random state and threads are left as they were.
 
     Args:
-        progress: is told of every epoch.
+        progress: gets a report of every epoch.
         resume: continue the interrupted run in `config.out`.
         overwrite: replace the run in `config.out`.
 
@@ -74,7 +74,7 @@ def train(
         ConfigError: the configuration is not sound.
         DataError: the data cannot be read.
         RunError: the folder holds a run and neither flag is set; or there is nothing to resume; or it was
-            begun with other settings.
+            started with other settings.
         DivergedError: the gradient is not finite any more.
     """
     config.check()

@@ -27,7 +27,7 @@ class DivergedError(ModelError):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass gave: mean loss per timestep, mean norm of the gradient before clipping, last rate."""
+    """The result of one pass: mean loss per timestep, mean norm of the gradient before clipping, last rate."""
 
     train_loss: float
     grad_norm: float

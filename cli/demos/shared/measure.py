@@ -1,4 +1,4 @@
-"""The chorales demo's second half: a live server, held-out pieces through concurrent sessions, what that cost."""
+"""The chorales demo's second half: streams held-out pieces to a live server in concurrent sessions and measures it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Measured:
-    """What came back.
+    """The served outputs and the measurements.
 
     Attributes:
         logits: float32[time, 88] of each held-out piece, as served, one step a message.
@@ -82,7 +82,7 @@ async def _measure(server: ServerProcess, trained: Trained, sessions: int, passe
     pieces = trained.test
     streamed = _Streamed([None] * len(pieces))
     async with connect_async(server.target) as client:
-        # The client's and the server's first use is not what is measured.
+        # Warm up: the first use of client and server is not measured.
         await _player(client, trained.name, iter([0]), pieces, _Streamed([None]))
         before = counters(server)
         began_s = time.perf_counter()

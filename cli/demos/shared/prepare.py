@@ -23,7 +23,7 @@ class Trained:
         path: the exported file.
         loss_plot: the PNG that training drew.
         module: the same model in PyTorch, in eval mode.
-        data: what it was trained on.
+        data: the data that it was trained on.
         loss: PyTorch's loss on the test part, per timestep.
     """
 
@@ -46,7 +46,7 @@ def prepare(config: TrainConfig, name: str, *, retrain: bool, console: Console) 
 
     Raises:
         ModelError: the data cannot be read or training fails.
-        ExportError: the exported graph does not give PyTorch's outputs.
+        ExportError: the exported graph's outputs differ from PyTorch's.
     """
     from streamcell.export import export_run
     from streamcell.models import RichProgress, evaluate, load_data, load_run, train
@@ -72,7 +72,7 @@ def prepare(config: TrainConfig, name: str, *, retrain: bool, console: Console) 
 
 
 def finished(out: Path) -> bool:
-    """Whether `out` holds a run that trained to its end."""
+    """True if `out` contains a finished training run."""
     from streamcell.models import RunError, load_run
 
     try:

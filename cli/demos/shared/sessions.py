@@ -1,4 +1,4 @@
-"""What the demos share on a live server: many sequences through some sessions at a time, and what that took."""
+"""Streams many sequences through a number of sessions at a time, and measures it. The demos share it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from streamcell.client import AsyncClient, AsyncSession
 
 Floats = NDArray[np.float32]
-# A sequence [time, *step] through a session of its own → what came back.
+# Streams a sequence [time, *step] through its own session and returns the outputs.
 Through = Callable[["AsyncSession", Floats], Awaitable[Floats]]
 
 
 def counters(server: ServerProcess) -> dict[str, float]:
-    """What the server has counted until now."""
+    """The server's counters, now."""
     return {
         "rows": server.metric("streamcell_batch_rows_sum"),
         "runs": server.metric("streamcell_batch_rows_count"),
@@ -33,10 +33,10 @@ def counters(server: ServerProcess) -> dict[str, float]:
 def stream(
     server: ServerProcess, model: str, sequences: Sequence[Floats], sessions: int, through: Through
 ) -> tuple[list[Floats], dict[str, Any]]:
-    """Each sequence through a session of its own, `sessions` of them at a time.
+    """Stream each sequence through its own session, `sessions` of them at a time.
 
     Returns:
-        What `through` gave for each, and figures for a report.
+        The result of `through` for each sequence, and figures for a report.
 
     Raises:
         StreamCellError: a session failed.

@@ -12,8 +12,8 @@ import numpy as np
 
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Cell, Engine, EngineOptions, Staged
-from streamcell.service.engine.rows import INITIAL_ROW
 from streamcell.service.graph.pooled import Pooled, pool_states
+from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.repository.model_file import ModelFile
 
 

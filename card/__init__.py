@@ -6,7 +6,7 @@ This package is the one contract between training and serving. It imports pydant
 from . import telemetry
 from .card import FORMAT, METADATA_KEY, CardError, ModelCard, read_card, write_card
 from .generation import Generation, check_generation
-from .signature import DTYPES, Layout, Signature, State, Tensor
+from .signature import DTYPES, Layout, OpenInput, Signature, State, Tensor
 
 __all__ = [
     "DTYPES",
@@ -16,6 +16,7 @@ __all__ = [
     "Generation",
     "Layout",
     "ModelCard",
+    "OpenInput",
     "Signature",
     "State",
     "Tensor",

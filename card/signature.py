@@ -74,6 +74,17 @@ class Tensor(_Strict):
         return math.prod(self.step_shape) * DTYPES[self.dtype]
 
 
+class OpenInput(Tensor):
+    """A value of a session's own, given once when it opens; `step_shape` is the value's shape.
+
+    It is the first value of the state whose input has its name.
+    """
+
+    # What a session has that is given none, one number for every element or all of them in C order; None: it must be
+    # given one.
+    default: float | tuple[float, ...] | None = None
+
+
 class State(_Strict):
     """A tensor carried from step to step: the graph's input `input` takes what its output `output` gave."""
 
@@ -113,6 +124,8 @@ class Signature(_Strict):
     outputs: Annotated[tuple[Tensor, ...], Field(min_length=1)]
     states: tuple[State, ...] = ()
     layout: Layout = "batch_time"
+    # What each session is given when it opens.
+    open_inputs: tuple[OpenInput, ...] = ()
     # The int32[batch] input that gives each row's true number of timesteps, where the graph has one.
     lengths: str | None = None
     # The most rows a run may have, where the graph fixes it (a graph exported with batch 1); None: any.
@@ -139,4 +152,8 @@ class Signature(_Strict):
         for names in (taken, [t.name for t in self.outputs], [s.output for s in self.states]):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"named more than once: {', '.join(twice)}")
+        states = {state.input: (state.dtype, state.shape, state.batch_axis) for state in self.states}
+        for value in self.open_inputs:
+            if states.get(value.name) != (value.dtype, value.step_shape, 0):
+                raise ValueError(f"open input {value.name!r} is not the first value of a state")
         return self

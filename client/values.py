@@ -19,6 +19,8 @@ class Tensor:
     step_shape: tuple[int, ...]
     # "bernoulli_logits", "categorical_logits", "real", or "" if the model does not say.
     distribution: str = ""
+    # Of an open input: whether it may be left out.
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Model:
     generation: GenerationInfo | None = None
     # The server's restrictions of the model, each with its reason; empty if batching does not change its outputs.
     restrictions: tuple[str, ...] = ()
+    # What a session is given when it opens; `step_shape` is the value's shape.
+    open_inputs: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,10 @@ class LiveSession:
 
 def tensors(specs: Iterable[pb.TensorSpec]) -> tuple[Tensor, ...]:
     """Wire messages as values."""
-    return tuple(Tensor(spec.name, spec.dtype, tuple(spec.step_shape), spec.distribution) for spec in specs)
+    return tuple(
+        Tensor(spec.name, spec.dtype, tuple(spec.step_shape), spec.distribution, spec.optional)
+        for spec in specs
+    )
 
 
 def generation(message: pb.Model | pb.SessionOpened) -> GenerationInfo | None:
@@ -128,6 +135,7 @@ def model(message: pb.Model) -> Model:
         max_sessions=message.max_sessions,
         generation=generation(message),
         restrictions=tuple(message.restrictions),
+        open_inputs=tensors(message.open_inputs),
     )
 
 

@@ -128,6 +128,18 @@ class SequenceNotStarted(InvalidArgument):
     reason = "SEQUENCE_NOT_STARTED"
 
 
+class MissingOpenInput(InvalidArgument):
+    """A session of this model is given a value when it opens, and none came."""
+
+    reason = "OPEN_INPUT_MISSING"
+
+
+class UnknownOpenInput(InvalidArgument):
+    """A value for an input that this model's sessions are not given when they open."""
+
+    reason = "OPEN_INPUT_UNKNOWN"
+
+
 class NonFiniteInput(InvalidArgument):
     reason = "NON_FINITE_INPUT"
 

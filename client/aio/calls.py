@@ -9,6 +9,7 @@ from streamcell.client import values
 from streamcell.client.errors import InvalidInput
 from streamcell.client.protocol import predict as predictions
 from streamcell.client.protocol.health import check_request, is_serving
+from streamcell.client.protocol.opening import OpenInputs
 from streamcell.client.protocol.signature import OutputMode, SignatureCodec
 from streamcell.proto import pb
 
@@ -33,6 +34,7 @@ class AsyncCalls:
         *,
         version: str = "",
         output: OutputMode | None = None,
+        open_inputs: OpenInputs = None,
         timeout_s: float | None = None,
     ) -> Any:
         """Run whole sequences from the initial state; the server keeps no state.
@@ -40,7 +42,7 @@ class AsyncCalls:
         `x[T, *step_shape]` is one sequence and gives `y[T, *step_shape]`; `x[B, T, *step_shape]` is a batch of B
         independent ones and gives `y[B, T, *step_shape]`. In mode "last" T is 1 in the output. For a stateless
         model every timestep is a row of its own, so `x[N, *step_shape]` is N rows. Otherwise inputs and outputs
-        are as for a session.
+        are as for a session. `open_inputs` are a session's `inputs`, of a batch `[B, *shape]` each.
         """
         key = (model, version)
         codec = known = self._codecs.get(key)
@@ -48,12 +50,12 @@ class AsyncCalls:
             if codec is None:
                 codec = await self._signature(key, timeout_s)
             try:
-                request, batched = predictions.request(codec, model, version, x, output)
+                request, batched = predictions.request(codec, model, version, x, output, open_inputs)
             except InvalidInput:
                 if known is None:
                     raise
                 codec = await self._signature(key, timeout_s)  # the model may have changed
-                request, batched = predictions.request(codec, model, version, x, output)
+                request, batched = predictions.request(codec, model, version, x, output, open_inputs)
             reply = await self._unary(self._stub.Predict, request, timeout_s)
             outputs = predictions.outputs(codec, reply, batched)
         except Exception:

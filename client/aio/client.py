@@ -13,6 +13,7 @@ import grpc
 from streamcell.client.channel import Metadata, Options
 from streamcell.client.errors import ProtocolMisuse, from_rpc
 from streamcell.client.protocol.health import CHECK
+from streamcell.client.protocol.opening import OpenInputs
 from streamcell.client.protocol.pool import PoolExchange
 from streamcell.client.protocol.session import SessionExchange
 from streamcell.client.protocol.signature import OutputMode
@@ -49,6 +50,7 @@ class AsyncClient(AsyncCalls):
         version: str = "",
         *,
         output: OutputMode | None = None,
+        inputs: OpenInputs = None,
         timeout_s: float | None = None,
         lifetime_s: float = math.inf,
         metadata: Metadata = (),
@@ -56,7 +58,8 @@ class AsyncClient(AsyncCalls):
         """A session on `model`, opened by `async with` or by its `open`; see `Client.session`."""
         self._check_open()
         start = self._start(self._stub.Stream, lifetime_s, metadata)
-        return AsyncSession(start, SessionExchange(model, version, output), self._options.wait_s(timeout_s))
+        exchange = SessionExchange(model, version, output, inputs)
+        return AsyncSession(start, exchange, self._options.wait_s(timeout_s))
 
     def pool(
         self,
@@ -65,6 +68,7 @@ class AsyncClient(AsyncCalls):
         version: str = "",
         *,
         output: OutputMode | None = None,
+        inputs: OpenInputs = None,
         timeout_s: float | None = None,
         lifetime_s: float = math.inf,
         metadata: Metadata = (),
@@ -72,9 +76,8 @@ class AsyncClient(AsyncCalls):
         """A pool of sessions on `model`, opened by `async with` or by its `open`; see `Client.pool`."""
         self._check_open()
         start = self._start(self._stub.StreamFrames, lifetime_s, metadata)
-        return AsyncPool(
-            start, PoolExchange(model, version, members, output), self._options.wait_s(timeout_s)
-        )
+        exchange = PoolExchange(model, version, members, output, inputs)
+        return AsyncPool(start, exchange, self._options.wait_s(timeout_s))
 
     def _start(self, method: Any, lifetime_s: float, metadata: Metadata) -> Callable[[], Any]:
         return partial(method, **self._options.of_call(lifetime_s, metadata))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamcell.client.protocol.opening import OpenInputs
 from streamcell.client.protocol.pool import CHUNK, EITHER, STEP, Ints, Members, PoolExchange
 from streamcell.client.protocol.signature import OutputMode
 
@@ -81,13 +82,15 @@ class AsyncPool(AsyncStreamBase[PoolExchange]):
         """End members; `open_members` may reuse their numbers."""
         await self._change(close=members)
 
-    async def open_members(self, count: int = 1) -> Ints:
+    async def open_members(self, count: int = 1, *, inputs: OpenInputs = None) -> Ints:
         """Open `count` more members, all or none, at the initial state: int64[count], the lowest free numbers.
 
+        `inputs` are what they are given, `[count, *shape]` each, as for `Client.pool`.
+
         Raises:
-            SessionLimit, ServerDraining: none was opened; the pool stays open.
+            SessionLimit, ServerDraining, InvalidInput: none was opened; the pool stays open.
         """
-        opened: Ints = await self._change(count=count)
+        opened: Ints = await self._change(count=count, inputs=inputs)
         return opened
 
     @property
@@ -120,9 +123,11 @@ class AsyncPool(AsyncStreamBase[PoolExchange]):
         await self._write(frame)
         return await self._answer()
 
-    async def _change(self, *, close: Members = (), reset: Members = (), count: int = 0) -> Any:
+    async def _change(
+        self, *, close: Members = (), reset: Members = (), count: int = 0, inputs: OpenInputs = None
+    ) -> Any:
         # blocking: self._ensure_open()
         self._exchange.expect_idle()
-        frame = self._exchange.change(close=close, reset=reset, count=count)
+        frame = self._exchange.change(close=close, reset=reset, count=count, inputs=inputs)
         await self._write(frame)
         return await self._answer()

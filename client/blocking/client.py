@@ -14,6 +14,7 @@ import grpc
 from streamcell.client.channel import Metadata, Options
 from streamcell.client.errors import ProtocolMisuse, from_rpc
 from streamcell.client.protocol.health import CHECK
+from streamcell.client.protocol.opening import OpenInputs
 from streamcell.client.protocol.pool import PoolExchange
 from streamcell.client.protocol.session import SessionExchange
 from streamcell.client.protocol.signature import OutputMode
@@ -54,6 +55,7 @@ class Client(Calls):
         version: str = "",
         *,
         output: OutputMode | None = None,
+        inputs: OpenInputs = None,
         timeout_s: float | None = None,
         lifetime_s: float = math.inf,
         lazy: bool = False,
@@ -63,6 +65,8 @@ class Client(Calls):
 
         Args:
             output: the output steps of a message that its reply carries: "all" (the default), "last" or "none".
+            inputs: what the session is given when it opens, by name: the model's `Model.open_inputs`, as arrays of
+                their dtypes, or Python numbers (floats go as float32, ints as int64).
             timeout_s: time limit of the opening and of each reply; None: the client's.
             lifetime_s: gRPC deadline of the whole session.
             lazy: do not wait for the server's confirmation; the session's first use waits for it. Opens many quickly.
@@ -73,7 +77,7 @@ class Client(Calls):
         """
         self._check_open()
         start = self._start(self._stub.Stream, lifetime_s, metadata)
-        exchange = SessionExchange(model, version, output)
+        exchange = SessionExchange(model, version, output, inputs)
         return Session(start, exchange, self._watchdog, self._options.wait_s(timeout_s), lazy)
 
     def pool(
@@ -83,6 +87,7 @@ class Client(Calls):
         version: str = "",
         *,
         output: OutputMode | None = None,
+        inputs: OpenInputs = None,
         timeout_s: float | None = None,
         lifetime_s: float = math.inf,
         lazy: bool = False,
@@ -90,12 +95,12 @@ class Client(Calls):
     ) -> Pool:
         """Open `members` sessions that one message steps together. Use it in a `with` statement.
 
-        For gateways, simulators and fleets: thousands of sequences cost little more than one. The other arguments and
-        the errors are those of `session`.
+        For gateways, simulators and fleets: thousands of sequences cost little more than one. Each of `inputs` is
+        `[members, *shape]`. The other arguments and the errors are those of `session`.
         """
         self._check_open()
         start = self._start(self._stub.StreamFrames, lifetime_s, metadata)
-        exchange = PoolExchange(model, version, members, output)
+        exchange = PoolExchange(model, version, members, output, inputs)
         return Pool(start, exchange, self._watchdog, self._options.wait_s(timeout_s), lazy)
 
     def _start(self, method: Any, lifetime_s: float, metadata: Metadata) -> Callable[[Requests], Any]:

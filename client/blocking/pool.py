@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamcell.client.protocol.opening import OpenInputs
 from streamcell.client.protocol.pool import CHUNK, EITHER, STEP, Ints, Members, PoolExchange
 from streamcell.client.protocol.signature import OutputMode
 
@@ -82,13 +83,15 @@ class Pool(StreamBase[PoolExchange]):
         """End members; `open_members` may reuse their numbers."""
         self._change(close=members)
 
-    def open_members(self, count: int = 1) -> Ints:
+    def open_members(self, count: int = 1, *, inputs: OpenInputs = None) -> Ints:
         """Open `count` more members, all or none, at the initial state: int64[count], the lowest free numbers.
 
+        `inputs` are what they are given, `[count, *shape]` each, as for `Client.pool`.
+
         Raises:
-            SessionLimit, ServerDraining: none was opened; the pool stays open.
+            SessionLimit, ServerDraining, InvalidInput: none was opened; the pool stays open.
         """
-        opened: Ints = self._change(count=count)
+        opened: Ints = self._change(count=count, inputs=inputs)
         return opened
 
     @property
@@ -121,9 +124,11 @@ class Pool(StreamBase[PoolExchange]):
         self._write(frame)
         return self._answer()
 
-    def _change(self, *, close: Members = (), reset: Members = (), count: int = 0) -> Any:
+    def _change(
+        self, *, close: Members = (), reset: Members = (), count: int = 0, inputs: OpenInputs = None
+    ) -> Any:
         self._ensure_open()
         self._exchange.expect_idle()
-        frame = self._exchange.change(close=close, reset=reset, count=count)
+        frame = self._exchange.change(close=close, reset=reset, count=count, inputs=inputs)
         self._write(frame)
         return self._answer()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from streamcell.client.errors import InvalidInput, RowsRefused, ServerFault, StreamCellError, from_reason
 from streamcell.proto import pb
 
+from .opening import OpenInputs, open_inputs
 from .session import Exchange
 from .signature import output_mode
 
@@ -50,13 +51,16 @@ class PoolExchange(Exchange[Sent]):
             closed member.
     """
 
-    def __init__(self, model: str, version: str, count: int, output: str | None) -> None:
+    def __init__(
+        self, model: str, version: str, count: int, output: str | None, inputs: OpenInputs = None
+    ) -> None:
         super().__init__()
         if count < 0:
             raise ValueError(f"members: expected 0 or more, got {count}")
         self._open = pb.OpenFrames(model=model, version=version, output_mode=output_mode(output))
         self._all = output in (None, "all")
         self._count = count
+        self._inputs = open_inputs(inputs)
         self._replies = 0
         self.members = np.zeros(0, np.int64)
         self._handles = b""
@@ -64,7 +68,7 @@ class PoolExchange(Exchange[Sent]):
 
     def opening(self) -> pb.FrameRequest:
         """The first frame."""
-        return pb.FrameRequest(open=self._open, open_sessions=self._count)
+        return pb.FrameRequest(open=self._open, open_sessions=self._count, open_inputs=self._inputs)
 
     def accept_opening(self, reply: pb.FrameResponse) -> None:
         """Take the reply to the first frame."""
@@ -108,16 +112,23 @@ class PoolExchange(Exchange[Sent]):
         self._pending.append(Sent(rows, len(leading) == 1, mask if whole else None))
         return frame
 
-    def change(self, *, close: Members = (), reset: Members = (), count: int = 0) -> pb.FrameRequest:
+    def change(
+        self, *, close: Members = (), reset: Members = (), count: int = 0, inputs: OpenInputs = None
+    ) -> pb.FrameRequest:
         """The frame that closes, resets and opens members."""
         self._ready()
+        given = open_inputs(inputs)
         closing, resetting = (self.members if each is None else self.numbers(each) for each in (close, reset))
         self._pending.append(Sent(np.zeros(0, np.int64)))
         self.members = np.setdiff1d(self.members, closing)
         self._handles = _packed(self.members)
         self.step_indices[closing[closing < len(self.step_indices)]] = 0
         return pb.FrameRequest(
-            close=_packed(closing), reset=_packed(resetting), open_sessions=count, answered=self._replies
+            close=_packed(closing),
+            reset=_packed(resetting),
+            open_sessions=count,
+            answered=self._replies,
+            open_inputs=given,
         )
 
     @staticmethod

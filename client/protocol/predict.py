@@ -6,6 +6,7 @@ from typing import Any
 
 from streamcell.proto import pb
 
+from .opening import OpenInputs, open_inputs
 from .signature import SignatureCodec, output_mode
 
 _SEQUENCE_OR_BATCH = (1, 2)
@@ -17,7 +18,7 @@ def get_model(model: str, version: str) -> pb.GetModelRequest:
 
 
 def request(
-    codec: SignatureCodec, model: str, version: str, x: Any, output: str | None
+    codec: SignatureCodec, model: str, version: str, x: Any, output: str | None, inputs: OpenInputs = None
 ) -> tuple[pb.PredictRequest, bool]:
     """The request for `x`, and True if `x` has a batch axis."""
     payloads, leading = codec.encode(x, _SEQUENCE_OR_BATCH)
@@ -30,6 +31,7 @@ def request(
         steps=leading[-1],
         output_mode=output_mode(output),
         dtypes=codec.dtypes,
+        open_inputs=open_inputs(inputs, one_row=not batched),
     )
     return message, batched
 

@@ -13,6 +13,7 @@ from streamcell.client.values import generation as generation_of
 from streamcell.proto import pb
 
 from .generation import Generation, beam_search_message, encode_token, generate_message
+from .opening import OpenInputs, open_inputs
 from .signature import SignatureCodec, output_mode
 
 STEP, CHUNK, EITHER = (0,), (1,), (0, 1)
@@ -142,9 +143,11 @@ class SessionExchange(Exchange["bool | Generation"]):
         generation: the latest generation, until it has ended.
     """
 
-    def __init__(self, model: str, version: str, output: str | None) -> None:
+    def __init__(self, model: str, version: str, output: str | None, inputs: OpenInputs = None) -> None:
         super().__init__()
-        self._open = pb.OpenSession(model=model, version=version, output_mode=output_mode(output))
+        self._open = pb.OpenSession(
+            model=model, version=version, output_mode=output_mode(output), inputs=open_inputs(inputs)
+        )
         self.step_index = 0
         self.generation: Generation | None = None
         self._generations = 0

@@ -74,7 +74,7 @@ class TensorCodec:
             array = np.asarray(value)
         except ValueError as error:  # rows of different lengths
             raise InvalidInput(f"input {self.name!r}: {error}", reason="WRONG_SHAPE") from None
-        if hasattr(value, "dtype") or hasattr(value, "__array__") or _holds_arrays(value):
+        if hasattr(value, "dtype") or hasattr(value, "__array__") or holds_arrays(value):
             if not np.can_cast(array.dtype, self.dtype, "safe"):
                 raise self._wrong_dtype(str(array.dtype), f": convert it with .astype({str(self.dtype)!r})")
             return array.astype(self._wire)
@@ -123,8 +123,8 @@ class TensorCodec:
         )
 
 
-def _holds_arrays(value: Any) -> bool:
+def holds_arrays(value: Any) -> bool:
     """True if nested lists contain numpy values, whose dtypes must be respected."""
     if isinstance(value, (list, tuple)):
-        return any(_holds_arrays(item) for item in value)
+        return any(holds_arrays(item) for item in value)
     return hasattr(value, "dtype")

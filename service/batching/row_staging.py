@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from streamcell.service.engine.engine import Engine
 from streamcell.service.engine.staging import Staged, resting
+from streamcell.service.graph.rows import INITIAL_ROW
 
 from .batch import Batch
 from .guarded_run import Misfit
@@ -18,6 +21,7 @@ class RowStaging:
         # Padding behind a row must hold valid indices: 0 may be outside a table's range.
         self._resting = [resting(tensor).tobytes() for tensor in engine.signature.inputs]
         self._stateful = bool(engine.signature.states)
+        self._opens = bool(engine.signature.open_inputs)
 
     def stage(self, batch: Batch) -> Staged:
         """Copy the batch's rows into the buffers that its run takes.
@@ -42,8 +46,17 @@ class RowStaging:
         if self._stateful:
             staged.write[:used, 0] = [row.session.slot for row in rows]
             staged.read[:used] = [row.session.reads for row in rows]
+            if self._opens:
+                self._give(staged, batch)
         self._engine.pad(staged, used)
         return staged
+
+    def _give(self, staged: Staged, batch: Batch) -> None:
+        """Copy what sessions were given at their opening, if their next step reads the initial state."""
+        for index, row in enumerate(batch.rows):
+            if row.session.reads == INITIAL_ROW:
+                for view, value in zip(staged.given, row.session.opening, strict=True):
+                    view[index] = np.frombuffer(value, np.uint8)
 
     def _copy_ragged(self, staged: Staged, batch: Batch) -> None:
         for at, (view, step_bytes) in enumerate(zip(staged.inputs, self._step_bytes, strict=True)):

@@ -16,6 +16,7 @@ import structlog
 from streamcell.card import Signature
 from streamcell.service.errors import RunTimeout
 from streamcell.service.graph.pooled import Pooled
+from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.load_errors import DeviceError
 
 from .card_lock import alone
@@ -23,7 +24,6 @@ from .cuda_copies import CudaError
 from .options import Cell, EngineOptions
 from .pool import StatePool
 from .programs import Programs
-from .rows import INITIAL_ROW
 from .staging import Staged, resting, staging
 from .time_limit import TimeLimit
 
@@ -94,6 +94,9 @@ class Engine:
         self.limit = limit or TimeLimit()
         # One an input; what stands behind them in `Staged.values` are outputs.
         self._resting = [resting(tensor) for tensor in signature.inputs]
+        self._resting_given = [
+            np.frombuffer(resting(value).tobytes(), np.uint8) for value in signature.open_inputs
+        ]
         self._graphs, self._graphs_forced = self._wants_graphs(options.cuda_graphs), bool(options.cuda_graphs)
         make: Callable[..., Programs] = partial(
             Programs,
@@ -139,7 +142,8 @@ class Engine:
     def stage(self, rows: int, steps: int) -> Staged:
         """The buffers for a run of `rows` sessions of up to `steps` timesteps; padding rows are ready to run.
 
-        The caller fills the first `rows` rows of `inputs`, `read`, `write` and `lengths`.
+        The caller fills the first `rows` rows of `inputs`, `read`, `write` and `lengths`, and of `given` those that
+        read the initial state.
         """
         if self.fixed_shapes or self.fixed_batch:
             rows = next(size for size in self._batch_sizes if size >= rows)
@@ -179,6 +183,8 @@ class Engine:
 
     def _clear_padding(self, staged: Staged, used: int) -> None:
         """Clear integer inputs in padding: what another shape of run left there may be no token of a table."""
+        for view, value in zip(staged.given, self._resting_given, strict=True):
+            view[used:] = value
         for array, step in zip(staged.values, self._resting, strict=False):
             if array.dtype.kind not in "iu":
                 continue

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime as ort
 
 from streamcell.service.graph.pooled import PoolTensor
+from streamcell.service.graph.rows import INITIAL_ROW
 
 from .card_lock import alone
 from .device import Device
-from .rows import INITIAL_ROW
 
 
 class StatePool:

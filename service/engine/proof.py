@@ -14,11 +14,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from structlog.typing import FilteringBoundLogger
 
-from streamcell.card import Signature, Tensor
+from streamcell.card import OpenInput, Signature, Tensor
 from streamcell.service.errors import RunTimeout, cut, node_error_text, run_error_text, shown
+from streamcell.service.graph.rows import INITIAL_ROW
 
 from .engine import Engine
-from .rows import INITIAL_ROW
+from .staging import resting
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Kind: TypeAlias = Literal["rows", "steps"]
@@ -132,6 +133,7 @@ class _Proof:
         self._signature: Signature = engine.signature
         self._until_s = time.perf_counter() + limit_s
         self._limit_s = limit_s
+        self._given: list[Array] = []  # uint8[rows, bytes] an open input
 
     def run(self, full: bool) -> None:
         """Compare, in rounds."""
@@ -265,9 +267,14 @@ class _Proof:
                 return
 
     def _inputs(self, rows: int, steps: int, seed: int) -> list[Array]:
-        """Arrays [rows, steps, *step_shape]; odd rows are loud, and one timestep of rows 2, 6, 10, …."""
+        """Arrays [rows, steps, *step_shape]; odd rows are loud, and one timestep of rows 2, 6, 10, ….
+
+        Each row gets values of its own for the opening, or the defaults.
+        """
         rng = np.random.default_rng(seed)
-        return [_draw(rng, tensor, rows, steps) for tensor in self._signature.inputs]
+        x = [_draw(rng, tensor, rows, steps) for tensor in self._signature.inputs]
+        self._given = [_draw_given(rng, value, rows) for value in self._signature.open_inputs]
+        return x
 
     def _sequences(self, x: list[Array], groups: list[list[int]], parts: Sequence[int]) -> list[Array]:
         """The outputs [rows, steps, *step_shape] of the rows, a group at a time, the timesteps cut into `parts`.
@@ -310,6 +317,8 @@ class _Proof:
                 buffer[:count, :steps] = array[group, begin:end]
             else:
                 buffer[:count] = array[group, begin]
+        for view, given in zip(staged.given, self._given, strict=True):
+            view[:count] = given[group]
         staged.read[:count] = read
         staged.write[:count, 0] = self._scratch(group)
         staged.lengths[:count] = steps if lengths is None else lengths
@@ -336,6 +345,17 @@ def _draw(rng: np.random.Generator, tensor: Tensor, rows: int, steps: int) -> Ar
         loud = values[row, min(_LOUD_STEP, steps - 1) if index % 2 == 0 else steps // 2]
         loud += np.copysign(_LOUD, loud)  # none of its elements is quiet by chance
     return values.astype(tensor.dtype)
+
+
+def _draw_given(rng: np.random.Generator, value: OpenInput, rows: int) -> Array:
+    """Values for the opening, uint8[rows, bytes]: random ones, none of them loud, unless there is a default."""
+    if value.default is not None:
+        values = np.broadcast_to(resting(value), (rows, *value.step_shape))
+    elif value.dtype.startswith("float"):
+        values = rng.standard_normal((rows, *value.step_shape)).astype(value.dtype)
+    else:
+        values = _draw(rng, value, rows, 1)
+    return np.frombuffer(values.tobytes(), np.uint8).reshape(rows, -1)
 
 
 def _cuts(rng: np.random.Generator, steps: int, most: int) -> Iterator[int]:

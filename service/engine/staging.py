@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from streamcell.card import Signature, Tensor
-from streamcell.service.graph.pooled import READ_SLOTS, WRITE_SLOTS
+from streamcell.card import OpenInput, Signature, Tensor
+from streamcell.service.graph.feeds import kept
+from streamcell.service.graph.pooled import READ_SLOTS, WRITE_SLOTS, initial_value, open_port
 
 from .device import Device
 
@@ -23,10 +24,11 @@ class Staged:
 
     `inputs` and `outputs` are byte views of [rows, steps, *step_shape] tensors in C order, `values` the same as
     arrays; `read` int64[rows] and `write` int64[rows, 1] are the pool rows to gather from and to scatter to;
-    `lengths` int32[rows]. `go` runs the model on them.
+    `lengths` int32[rows]; `given` has uint8[rows, bytes] for each open input, read in rows that read the initial state.
+    `go` runs the model on them.
     """
 
-    __slots__ = ("go", "inputs", "lengths", "outputs", "read", "rows", "steps", "values", "write")
+    __slots__ = ("given", "go", "inputs", "lengths", "outputs", "read", "rows", "steps", "values", "write")
 
     def __init__(self, rows: int, steps: int) -> None:
         self.rows = rows
@@ -38,6 +40,7 @@ class Staged:
         self.read: Array
         self.write: Array
         self.lengths: Array
+        self.given: list[Array] = []
 
 
 class Staging(Protocol):
@@ -90,8 +93,15 @@ def steps_of(view: memoryview, step_bytes: int) -> np.ndarray[Any, np.dtype[np.u
     return np.frombuffer(view, np.uint8).reshape(-1, step_bytes)
 
 
+def _bytes_of(array: Array, rows: int) -> Array:
+    """The values of an open input as uint8[rows, bytes]."""
+    return array.reshape(-1).view(np.uint8).reshape(rows, -1)
+
+
 def resting(tensor: Tensor) -> Array:
     """What a step holds that nobody has sent: zeros, or the nearest index that the model's tables have."""
+    if isinstance(tensor, OpenInput) and tensor.default is not None:
+        return initial_value(kept(tensor))
     low, high = zip(*tensor.index_ranges or [(0, 0)], strict=True)
     nearest = np.clip(0, np.array(low, object), np.array(high, object)).astype(tensor.dtype)
     return nearest.reshape(tensor.step_shape) if len(low) > 1 else np.full(tensor.step_shape, nearest[0])
@@ -112,6 +122,10 @@ class HostStaging:
         self._resting = [resting(tensor) for tensor in signature.inputs]
         if any(step.any() for step in self._resting):
             self.clear()
+        self._given = [
+            np.broadcast_to(resting(value), (most_rows, *value.step_shape)).copy()
+            for value in signature.open_inputs
+        ]
 
     def _flat(self, tensor: Tensor) -> Array:
         return np.zeros(self._most * tensor.step_bytes // np.dtype(tensor.dtype).itemsize, tensor.dtype)
@@ -131,6 +145,7 @@ class HostStaging:
                 array = buffer[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
                 staged.values.append(array)
                 views.append(_view(array))
+        staged.given = [_bytes_of(value[:rows], rows) for value in self._given]
         return staged
 
     def bind(self, staged: Staged, session: ort.InferenceSession, binding: ort.IOBinding) -> None:
@@ -147,6 +162,8 @@ class HostStaging:
         if signature.states:
             binding.bind_ortvalue_input(READ_SLOTS, of(staged.read))
             binding.bind_ortvalue_input(WRITE_SLOTS, of(staged.write))
+        for tensor, given in zip(signature.open_inputs, self._given, strict=True):
+            binding.bind_ortvalue_input(open_port(tensor.name), of(given[: staged.rows]))
 
     def runner(
         self,
@@ -199,6 +216,8 @@ class CardStaging:
             yield signature.lengths or "", np.dtype(np.int32), (rows,)
             yield READ_SLOTS, np.dtype(np.int64), (rows,)
             yield WRITE_SLOTS, np.dtype(np.int64), (rows, 1)
+            for value in signature.open_inputs:
+                yield open_port(value.name), np.dtype(value.dtype), (rows, *value.step_shape)
 
     def _packed(
         self, rows: int, steps: int, side: int
@@ -220,7 +239,9 @@ class CardStaging:
             for _, dtype, shape, start in self._packed(rows, steps, side)[0]:
                 size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
                 arrays[side].append(host[start : start + size].view(dtype).reshape(shape))
-        *inputs, staged.lengths, staged.read, staged.write = arrays[0]
+        count = len(self._signature.inputs)
+        inputs, (staged.lengths, staged.read, staged.write, *given) = arrays[0][:count], arrays[0][count:]
+        staged.given = [_bytes_of(array, rows) for array in given]
         staged.values = [*inputs, *arrays[1]]
         staged.inputs, staged.outputs = [_view(a) for a in inputs], [_view(a) for a in arrays[1]]
         return staged

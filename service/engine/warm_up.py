@@ -12,7 +12,8 @@ from statistics import median
 
 import numpy as np
 
-from .rows import INITIAL_ROW
+from streamcell.service.graph.rows import INITIAL_ROW
+
 from .staging import Staged
 
 # The written-out cell must be faster by this factor: measurements differ by less from one start to the next.

@@ -103,6 +103,7 @@ class Frame:
         handles: int64[rows].
         lengths: int64[rows] timesteps; None if all rows have `steps`.
         begins: int64[rows]: each row's first step in the inputs and, in mode ALL, in the outputs.
+        openings: uint8[open_count, bytes] for each open input: what the new members are given.
         number: its position in the stream, from 1 on.
         ok: bool[rows]: not refused.
         opened: int64 handles of the members that it opened.
@@ -120,6 +121,7 @@ class Frame:
     close: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     reset: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     open_count: int = 0
+    openings: Sequence[Bytes] = ()
     arrived_s: float = field(default_factory=time.perf_counter)
     begins: Ints = field(init=False)
     total: int = field(init=False)

@@ -12,9 +12,9 @@ import numpy as np
 from streamcell.service.batching.batcher import Batcher
 from streamcell.service.batching.guarded_run import GuardedRun, Later, RunTimes
 from streamcell.service.engine.engine import Engine, Staged
-from streamcell.service.engine.rows import INITIAL_ROW
 from streamcell.service.engine.staging import steps_of
 from streamcell.service.errors import RefusedByModel, ServiceError, WrongByteCount, run_failure
+from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.sessions.capacity import Ints
 
@@ -144,7 +144,11 @@ class FrameRunner:
                 handles = part.frame.handles[part.rows]
                 slots = members.slots[handles]
                 staged.write[at:end, 0] = slots
-                staged.read[at:end] = np.where(members.fresh_members[handles], INITIAL_ROW, slots)
+                fresh = members.fresh_members[handles]
+                staged.read[at:end] = np.where(fresh, INITIAL_ROW, slots)
+                if staged.given and fresh.any():
+                    for view, values in zip(staged.given, members.openings, strict=True):
+                        view[at:end][fresh] = values[handles[fresh]]
             at = end
         self._engine.pad(staged, used)
         return staged

@@ -38,6 +38,7 @@ class Beam(Session):
     def __init__(self, search: Search, session: Session, slot: int, slot_version: int) -> None:
         super().__init__("", session.listener, slot, slot_version, session.opened_s)
         self.fresh = False  # the search sets `reads`
+        self.opening = session.opening
         self.step = BeamStep(search)
 
 

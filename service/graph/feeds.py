@@ -1,20 +1,20 @@
-"""Inputs that no client sends: what the server knows of a session's place in its sequence, and context that it keeps.
+"""Inputs that no message brings: a session's place in its sequence, context that is kept, values given at the opening.
 
-All of it becomes ordinary states and nodes of the graph: a count of the timesteps so far, and the last elements of
-an input. So batches, forks, resets and proofs know nothing of it.
+All of it becomes ordinary states and nodes of the graph: a count of the timesteps so far, the last elements of an
+input, and values that stay as they are. So batches, forks and resets know nothing of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from streamcell.card import Layout, State, Tensor
+from streamcell.card import Layout, OpenInput, State, Tensor
 
 from .edit import remove_initializers, rename_uses
 from .interface import axes_before_step
@@ -77,13 +77,15 @@ class Feeds:
         lengths: the graph's input of lengths, if it has one.
         contexts: inputs with context.
         counted: inputs that are counted.
+        given: inputs that a session is given at its opening.
     """
 
     layout: Layout
     clock: str
     lengths: str | None = None
     contexts: tuple[Context, ...] = ()
-    counted: tuple[Counted, ...] = field(default=())
+    counted: tuple[Counted, ...] = ()
+    given: tuple[OpenInput, ...] = ()
 
     @property
     def counts(self) -> bool:
@@ -104,7 +106,7 @@ class Feeds:
         ]
         if self.counts:
             found.append(State(input=_STEPS, output=_STEPS_NEXT, dtype="int64"))
-        return tuple(found)
+        return (*found, *map(kept, self.given))
 
     def apply(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A copy of `model` that takes `states` in the place of what no client sends.
@@ -119,6 +121,12 @@ class Feeds:
             self._keep(head, tail, context, state)
         if self.counted:
             _Count(head, tail, self).feed()
+        for state in map(kept, self.given):
+            tail.add("Identity", state.input, into=state.output)
+            element = next(v.type.tensor_type.elem_type for v in model.graph.input if v.name == state.input)
+            model.graph.output.append(
+                helper.make_tensor_value_info(state.output, element, ["batch", *state.shape])
+            )
         made = [*head.nodes, *model.graph.node, *tail.nodes]
         del model.graph.node[:]
         model.graph.node.extend(made)
@@ -143,6 +151,17 @@ class Feeds:
         element = port.type.tensor_type.elem_type
         graph.input.append(helper.make_tensor_value_info(state.input, element, shape))
         graph.output.append(helper.make_tensor_value_info(state.output, element, shape))
+
+
+def kept(value: OpenInput) -> State:
+    """The state that keeps `value` from the opening on."""
+    return State(
+        input=value.name,
+        output=f"streamcell.kept.{value.name}",
+        dtype=value.dtype,
+        shape=value.step_shape,
+        initial=0.0 if value.default is None else value.default,
+    )
 
 
 class _Count:

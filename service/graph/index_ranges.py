@@ -34,16 +34,29 @@ def with_index_ranges(
         else tensor
         for tensor in signature.inputs
     )
-    return signature if inputs == signature.inputs else signature.model_copy(update={"inputs": inputs})
+    given = tuple(
+        value.model_copy(update={"index_ranges": _both(value, found)})
+        if value.name not in stated and (found := find_ranges(graph, signature, value, whole=True))
+        else value
+        for value in signature.open_inputs
+    )
+    if (inputs, given) == (signature.inputs, signature.open_inputs):
+        return signature
+    return signature.model_copy(update={"inputs": inputs, "open_inputs": given})
 
 
-def find_ranges(graph: onnx.GraphProto, signature: Signature, tensor: Tensor) -> Ranges:
-    """The range of each element of a step of `tensor`, one for all where it is the same, none where it is open."""
+def find_ranges(
+    graph: onnx.GraphProto, signature: Signature, tensor: Tensor, *, whole: bool = False
+) -> Ranges:
+    """The range of each element of a step of `tensor`, one for all where it is the same, none where it is open.
+
+    `whole`: it is given for the whole sequence, and has no time axis.
+    """
     # Of too many nothing is told apart: two stand for all.
     elements = size if (size := math.prod(tensor.step_shape)) <= MOST_ELEMENTS else 2
     if not tensor.dtype.startswith(("int", "uint")):
         return ()
-    lead = (1, 1) if signature.has_time else (1,)
+    lead = (1, 1) if signature.has_time and not whole else (1,)
     places = np.arange(size).reshape(*lead, *tensor.step_shape) if size == elements else None
     limits = np.iinfo(tensor.dtype)
     found = _Found(

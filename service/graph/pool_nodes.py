@@ -15,14 +15,27 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from streamcell.card import State
+from streamcell.card import OpenInput, State
 
 from .edit import subgraphs, surely_depends
 from .node_builder import NodeBuilder
+from .rows import INITIAL_ROW
 
 Scatter = Literal["nd", "elements"]
 READ_SLOTS = "streamcell.read_slots"
 WRITE_SLOTS = "streamcell.write_slots"
+
+
+def open_port(name: str) -> str:
+    """The graph input that brings the open input `name`, [batch, *shape]; read in rows at the initial state only."""
+    return f"streamcell.open.{name}"
+
+
+def choose_given(head: NodeBuilder, value: OpenInput, rows: str, into: str) -> None:
+    """Make `into` of what a session is given, if the row read is the initial state's, and else of `rows`."""
+    fresh = head.add("Equal", READ_SLOTS, head.constant(INITIAL_ROW))
+    fresh = head.reshape(fresh, -1, *(1 for _ in value.step_shape))
+    head.add("Where", fresh, open_port(value.name), rows, into=into)
 
 
 def pool_state(
@@ -32,12 +45,13 @@ def pool_state(
     scatter: Scatter,
     gate: str | None = None,
     *,
+    given: OpenInput | None = None,
     few_kernels: bool = False,
 ) -> tuple[str, str]:
     """Replace one state input and output of the graph; the names of the pool's input and output.
 
     `head` and `tail` take the nodes to stand before and behind the graph's own. `gate` is what `commit_gate` gave, if
-    rows are to be written only once all else has run.
+    rows are to be written only once all else has run. `given` is the state's first value, if each session has its own.
 
     The gathered value takes the state input's name and the state output keeps its own, so nothing else in the
     graph changes, bodies of If, Loop and Scan included.
@@ -51,7 +65,11 @@ def pool_state(
     flat = math.prod(shape[:axis]) == 1
     rows, new = state.input, state.output
     depends = surely_depends(head.graph, state.input, state.output)
-    if axis == 0:
+    if given is not None:
+        rows = head.name(f"streamcell.rows.{state.input}")
+        head.add("Gather", pool, READ_SLOTS, into=rows, axis=0)
+        choose_given(head, given, rows, state.input)
+    elif axis == 0:
         head.add("Gather", pool, READ_SLOTS, into=rows, axis=0)
     else:
         rows = head.name(f"streamcell.rows.{state.input}")

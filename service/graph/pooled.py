@@ -35,7 +35,7 @@ from .edit import (
 )
 from .interface import check_signature, read_interface
 from .node_builder import NodeBuilder
-from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Scatter, commit_gate, pool_state
+from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Scatter, commit_gate, open_port, pool_state
 
 __all__ = [
     "READ_SLOTS",
@@ -46,6 +46,7 @@ __all__ = [
     "Scatter",
     "initial_value",
     "modern_copy",
+    "open_port",
     "pool_states",
 ]
 
@@ -83,8 +84,8 @@ class Pooled:
     """A graph with its pools.
 
     Attributes:
-        model: takes the signature's inputs, `READ_SLOTS` int64[batch], `WRITE_SLOTS` int64[batch, 1] and the
-            pools; gives the signature's outputs, batch first whatever the layout was, and the pools. `lengths`
+        model: takes the signature's inputs, `READ_SLOTS` int64[batch], `WRITE_SLOTS` int64[batch, 1], `open_port`s
+            and the pools; gives the signature's outputs, batch first whatever the layout was, and the pools. `lengths`
             is int32[batch] whatever the graph took. A model without states has neither slots nor pools.
         pools: in the order of the signature's states.
         fixed_batch: the number of rows that every run must have, where the graph fixes it.
@@ -129,9 +130,11 @@ def pool_states(
     initial = [initial_value(state) for state in signature.states]
     model = modern_copy(model)
     graph = model.graph
-    if taken := {READ_SLOTS, WRITE_SLOTS} & value_names(graph):
+    opened = {value.name: value for value in signature.open_inputs}
+    reserved = {READ_SLOTS, WRITE_SLOTS, *map(open_port, opened)}
+    if taken := reserved & value_names(graph):
         raise RewriteError(f"the graph uses the reserved name {min(taken)!r}; is it pooled already?")
-    head = NodeBuilder(model, reserved=(READ_SLOTS, WRITE_SLOTS))
+    head = NodeBuilder(model, reserved=reserved)
     tail = head.beside()
     lengths_type = _elem_type(graph, signature.lengths)
     _fix_constants(graph, signature, constants or {})
@@ -141,7 +144,8 @@ def pool_states(
             tail, [*(t.name for t in signature.outputs), *(s.output for s in signature.states)]
         )
     names = [
-        pool_state(head, tail, state, scatter, gate, few_kernels=few_kernels) for state in signature.states
+        pool_state(head, tail, state, scatter, gate, given=opened.get(state.input), few_kernels=few_kernels)
+        for state in signature.states
     ]
     pools = tuple(
         PoolTensor(pool, pool_next, np.dtype(state.dtype), tuple(state.shape), value, state.input)
@@ -247,6 +251,8 @@ def _declare_border(
     if pools:
         graph.input.append(_value(READ_SLOTS, "int64", [batch]))
         graph.input.append(_value(WRITE_SLOTS, "int64", [batch, 1]))
+    for value in signature.open_inputs:
+        graph.input.append(_value(open_port(value.name), value.dtype, [batch, *value.step_shape]))
     for pool in pools:
         graph.input.append(_value(pool.input, pool.dtype.name, ["rows", *pool.shape]))
         graph.output.append(_value(pool.output, pool.dtype.name, ["rows", *pool.shape]))

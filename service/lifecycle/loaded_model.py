@@ -161,7 +161,9 @@ def _load(
     signature = file.signature
     stateful = bool(signature.states)
     # Integer inputs are mostly indices, and an index outside its table fails the run for all rows.
-    indexed = any(tensor.dtype.startswith(("int", "uint")) for tensor in signature.inputs)
+    indexed = any(
+        tensor.dtype.startswith(("int", "uint")) for tensor in (*signature.inputs, *signature.open_inputs)
+    )
     # So may a count of timesteps be one.
     indexed = indexed or (file.description.feeds is not None and file.description.feeds.counts)
     options = EngineOptions.of(settings, device, stateful=stateful)

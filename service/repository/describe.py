@@ -149,10 +149,15 @@ def _from_sidecar(
             rest, feeds = fed_inputs(said, read_interface(model.graph).with_axes(axes, 1))
             model = _built(model, axes, feeds)
             border = read_interface(model.graph)
-            signature, constants = resolve(rest, border, () if feeds is None else feeds.states())
+            signature, constants = resolve(
+                rest,
+                border,
+                () if feeds is None else feeds.states(),
+                () if feeds is None else feeds.given,
+            )
             check_signature(border, signature, constants)
             if not problems:
-                stated = {tensor.name for tensor in rest.inputs if tensor.index_range is not None}
+                stated = {tensor.name for tensor in said.inputs if tensor.index_range is not None}
                 found = Description(
                     signature, "sidecar", card, constants, said.generation, said.name, axes, feeds=feeds
                 )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from streamcell.service.graph.feeds import Context, Counted, Feeds
+from pydantic import ValidationError
+
+from streamcell.card import OpenInput
+from streamcell.service.graph.feeds import Context, Counted, Feeds, kept
 from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step
-from streamcell.service.load_errors import Problems, SidecarError
+from streamcell.service.graph.pooled import initial_value
+from streamcell.service.load_errors import Problems, RewriteError, SidecarError
 
 from .sidecar import Sidecar, SidecarInput, nearest
-from .sidecar_fit import max_batch, new_axes, tensor_of
+from .sidecar_fit import invalid, max_batch, new_axes, tensor_of
 
 
 def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds | None]:
@@ -18,13 +22,15 @@ def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds
     Raises:
         SidecarError: inputs whose shapes cannot be fed, or no input that clients send.
     """
-    if all(each.from_ is None and each.context is None for each in sidecar.inputs):
+    if len(sidecar.sent) == len(sidecar.inputs) and all(each.context is None for each in sidecar.inputs):
         return sidecar, None
     sent = sidecar.sent
     if not sent:
-        raise SidecarError("inputs: the server feeds all of them; clients must send one at least")
+        raise SidecarError(
+            'inputs: clients send none in their messages, since all have `from` or at = "open"; one is needed'
+        )
     problems = Problems()
-    lengths, contexts, counted = sidecar.lengths, [], []
+    lengths, contexts, counted, given = sidecar.lengths, [], [], []
     for each in sidecar.inputs:
         with problems.noted():
             if each.from_ == "lengths" and _is_lengths(each, sidecar, border):
@@ -35,6 +41,8 @@ def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds
                 lengths = each.name
             elif each.from_ is not None:
                 counted.append(_counted(each, sidecar, border))
+            elif each.at is not None:
+                given.append(_given(each, border))
     for each in sent:
         with problems.noted():
             if each.context is not None:
@@ -42,9 +50,11 @@ def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds
     if problems:
         raise SidecarError(str(problems))
     rest = sidecar.model_copy(update={"inputs": sent, "lengths": lengths})
-    if not (contexts or counted):
+    if not (contexts or counted or given):
         return rest, None
-    return rest, Feeds(sidecar.tensor_layout, sent[0].name, lengths, tuple(contexts), tuple(counted))
+    return rest, Feeds(
+        sidecar.tensor_layout, sent[0].name, lengths, tuple(contexts), tuple(counted), tuple(given)
+    )
 
 
 def _port(each: SidecarInput, border: GraphInterface) -> GraphValue:
@@ -96,6 +106,25 @@ def _context(each: SidecarInput, sidecar: Sidecar, lengths: str | None, border: 
                 f"has {port}"
             )
     return Context(whole.model_copy(update={"step_shape": tuple(step)}), size, axis)
+
+
+def _given(each: SidecarInput, border: GraphInterface) -> OpenInput:
+    where = f"inputs: {each.name!r}"
+    port = _port(each, border)
+    if port.dims == ():
+        raise SidecarError(
+            f"{where}: the graph has {port}, one value for all sessions of a run; say batch_axis = "
+            '"none", and runs have one session'
+        )
+    tensor = tensor_of(port, each, ("batch",), "inputs")
+    try:
+        value = OpenInput(**tensor.model_dump(), default=each.default)
+        initial_value(kept(value))
+    except ValidationError as error:
+        raise invalid(error) from error
+    except RewriteError as error:
+        raise SidecarError(f"{where}: default {each.default} does not fit {tensor.dtype}") from error
+    return value
 
 
 def _counted(each: SidecarInput, sidecar: Sidecar, border: GraphInterface) -> Counted:

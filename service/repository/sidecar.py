@@ -47,6 +47,10 @@ class SidecarTensor(_Strict):
 class SidecarInput(SidecarTensor):
     """An input; those that no client sends in its messages say where their values come from."""
 
+    # "open": a client sends it once, when it opens its session.
+    at: Literal["open"] | None = None
+    # What an input at the opening is if a client sends none.
+    default: float | tuple[float, ...] | None = None
     # Fed by the server: whether it is the session's first timestep, how many came before it, how many the run has.
     from_: Annotated[Literal["first_step", "step_index", "lengths"] | None, Field(alias="from")] = None
     # So many elements that came before are put before the input: timesteps, or elements of the step's axis.
@@ -57,6 +61,10 @@ class SidecarInput(SidecarTensor):
     def _one_source(self) -> SidecarInput:
         if self.context_axis is not None and self.context is None:
             raise ValueError("context_axis needs context")
+        if self.default is not None and self.at is None:
+            raise ValueError('default needs at = "open"')
+        if self.context is not None and self.at is not None:
+            raise ValueError('an input with at = "open" has no context')
         if self.from_ is not None and (said := self.model_fields_set - {"name", "from_"}):
             raise ValueError(f"the server feeds it by `from`; leave out {', '.join(sorted(said))}")
         return self
@@ -139,8 +147,8 @@ class Sidecar(_Strict):
 
     @property
     def sent(self) -> tuple[SidecarInput, ...]:
-        """The inputs that clients send."""
-        return tuple(each for each in self.inputs if each.from_ is None)
+        """The inputs that clients send in each message."""
+        return tuple(each for each in self.inputs if each.from_ is None and each.at is None)
 
     def with_states(self, others: Iterable[SidecarState]) -> Sidecar:
         """The same with those of `others` whose inputs it does not name."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from streamcell.card import DTYPES, Signature, State, Tensor, check_generation
+from streamcell.card import DTYPES, OpenInput, Signature, State, Tensor, check_generation
 from streamcell.card.signature import Dtype
 from streamcell.service.errors import shown
 from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step, unfed
@@ -19,7 +19,7 @@ from .sidecar import Sidecar, SidecarState, SidecarTensor, did_you_mean, explain
 
 
 def resolve(
-    sidecar: Sidecar, border: GraphInterface, added: Sequence[State] = ()
+    sidecar: Sidecar, border: GraphInterface, added: Sequence[State] = (), given: Sequence[OpenInput] = ()
 ) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
     """The signature and the constants that `sidecar` gives to a graph with this border, `new_axes` added.
 
@@ -27,21 +27,23 @@ def resolve(
         sidecar: the file's content, without inputs that the server feeds.
         border: of the graph with what the server feeds built in.
         added: the states that this has added.
+        given: the inputs of the opening, which are among them.
 
     Raises:
         SidecarError: names that the graph lacks, sizes that neither says, constants of the wrong kind, inputs that
             nothing feeds; all of them at once.
     """
-    return _Fit(sidecar, border, added).signature()
+    return _Fit(sidecar, border, added, given).signature()
 
 
 def new_axes(sidecar: Sidecar) -> dict[str, int]:
     """What has no batch axis by `sidecar`: for each name where one is to be added."""
     everything = sidecar.batch_axis == "none"
+    given = {each.name for each in sidecar.inputs if each.at is not None}
     at = axes_before_step(sidecar.tensor_layout).index("batch")
     axes = {
-        tensor.name: at
-        for tensor in (*sidecar.sent, *sidecar.outputs)
+        tensor.name: 0 if tensor.name in given else at
+        for tensor in (*(each for each in sidecar.inputs if each.from_ is None), *sidecar.outputs)
         if everything or tensor.batch_axis == "none"
     }
     for state in sidecar.states:
@@ -55,9 +57,11 @@ def new_axes(sidecar: Sidecar) -> dict[str, int]:
 class _Fit:
     """Holds the sidecar's tables against the graph's border, one after another, and gathers what is wrong."""
 
-    def __init__(self, sidecar: Sidecar, border: GraphInterface, added: Sequence[State]) -> None:
+    def __init__(
+        self, sidecar: Sidecar, border: GraphInterface, added: Sequence[State], given: Sequence[OpenInput]
+    ) -> None:
         self._sidecar = sidecar
-        self._added = added
+        self._added, self._given = added, tuple(given)
         self._border = border
         self._unbatched = new_axes(sidecar)
         self._problems = Problems()
@@ -139,12 +143,13 @@ class _Fit:
                 inputs=inputs,
                 outputs=outputs,
                 states=states,
+                open_inputs=self._given,
                 layout=sidecar.tensor_layout,
                 lengths=sidecar.lengths,
                 max_batch=1 if self._unbatched else max_batch(sidecar, self._border),
             )
         except ValidationError as error:
-            raise _invalid(error) from error
+            raise invalid(error) from error
         if sidecar.generation is not None:
             try:
                 check_generation(signature, sidecar.generation)
@@ -153,7 +158,8 @@ class _Fit:
         return signature
 
 
-def _invalid(error: ValidationError) -> SidecarError:
+def invalid(error: ValidationError) -> SidecarError:
+    """One of pydantic's errors as one that names keys."""
     return SidecarError("; ".join(explain(each) for each in error.errors(include_url=False)))
 
 
@@ -185,7 +191,7 @@ def tensor_of(port: GraphValue, given: SidecarTensor, lead: tuple[str, ...], key
             index_ranges=(given.index_range,) if isinstance(given.index_range, tuple) else (),
         )
     except ValidationError as error:
-        raise _invalid(error) from error
+        raise invalid(error) from error
 
 
 def _sizes(port: GraphValue, axes: range | list[int], where: str, key: str) -> tuple[int, ...]:
@@ -227,7 +233,7 @@ def _state(given: SidecarState, port: GraphValue, *, unbatched: bool) -> State:
             initial=given.initial,
         )
     except ValidationError as error:
-        raise _invalid(error) from error
+        raise invalid(error) from error
 
 
 def _constant(port: GraphValue, value: object) -> npt.NDArray[Any]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Protocol
 
-from streamcell.service.engine.rows import INITIAL_ROW
 from streamcell.service.errors import ServiceError
+from streamcell.service.graph.rows import INITIAL_ROW
 
 from .capacity import Capacity
 
@@ -114,6 +114,7 @@ class Session:
         "members",
         "opened_gate",
         "opened_s",
+        "opening",
         "paused",
         "peer",
         "queue",
@@ -155,6 +156,7 @@ class Session:
         # Number of the gate at which the session's generation waits for its client to read; 0: it does not wait.
         self.gate = 0
         self.opened_gate = 0  # the last gate that was opened, perhaps before the session came to it
+        self.opening: tuple[bytes, ...] = ()  # what it was given when it opened: a value an open input
         self.source: Any = None  # the `batching.turn_taking.Source` in which it becomes ready
         self.last_output = b""  # the last timestep of the output that generations feed back
 

@@ -153,24 +153,36 @@ class ValueCheck:
         `steps_before` is the number by which the error names the first step.
         """
         for tensor, payload, rule in zip(self._tensors, work.payloads, self._rules, strict=True):
-            if rule is None:
-                continue
-            values = np.frombuffer(payload, tensor.dtype).reshape(-1, *tensor.step_shape)
-            if rule.fine(values):
-                continue
-            first = int(np.argmin(rule.inside(values).reshape(-1)))
-            step, element = divmod(first, max(1, values.size // work.steps))
-            step += steps_before
-            came = values.reshape(-1)[first] if values.dtype.kind != "b" else payload[first]
-            wanted = rule.wanted(element)
-            facts: dict[str, object] = {"input": tensor.name, "step": step, "element": element}
-            if rule.error is IndexOutOfRange:
-                facts |= {"expected": wanted, "got": came}
-            return rule.error(
-                f"input {tensor.name!r}: expected {wanted}, got {came} at step {step}, element {element}",
-                **facts,
-            )
+            if (
+                rule is not None
+                and (error := _first(rule, tensor, payload, "step", steps_before)) is not None
+            ):
+                return error
         return None
+
+
+def first_bad_value(tensor: Tensor, data: bytes, *, allow_non_finite: bool) -> InvalidArgument | None:
+    """The error for the first forbidden value in `data`, which holds [rows, *step_shape]; None if all are allowed."""
+    rule = _rule(tensor, allow_non_finite)
+    return None if rule is None else _first(rule, tensor, data, "row", 0)
+
+
+def _first(rule: ValueRule, tensor: Tensor, data: bytes, what: str, before: int) -> InvalidArgument | None:
+    """The error for the first value that breaks `rule`; `before` is added to the number of its step or row."""
+    values = np.frombuffer(data, tensor.dtype).reshape(-1, *tensor.step_shape)
+    if rule.fine(values):
+        return None
+    first = int(np.argmin(rule.inside(values).reshape(-1)))
+    place, element = divmod(first, math.prod(tensor.step_shape))
+    place += before
+    came = values.reshape(-1)[first] if values.dtype.kind != "b" else data[first]
+    wanted = rule.wanted(element)
+    facts: dict[str, object] = {"input": tensor.name, what: place, "element": element}
+    if rule.error is IndexOutOfRange:
+        facts |= {"expected": wanted, "got": came}
+    return rule.error(
+        f"input {tensor.name!r}: expected {wanted}, got {came} at {what} {place}, element {element}", **facts
+    )
 
 
 def check_length(signature: Signature, work: Work) -> WrongByteCount | None:

@@ -103,7 +103,7 @@ def read_tensors(data: bytes) -> None:
     except DecodeError:
         return
     try:
-        inputs, payloads = oip_tensors.payloads(SEVERAL, request)
+        inputs, payloads, _ = oip_tensors.payloads(SEVERAL, request)
         form = oip_tensors.form(SEVERAL, inputs)
         oip_tensors.check_bytes(SEVERAL, payloads, form)
     except ServiceError as error:

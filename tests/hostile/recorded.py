@@ -57,6 +57,9 @@ def _packed(*numbers: int) -> bytes:
     return np.asarray(numbers, "<u4").tobytes()
 
 
+_OPENING = pb.OpenInput(name="x", value=_x(2), dtype="float32", shape=[2])
+
+
 def _stream(model: str, size: int) -> Recorded:
     request = pb.StreamRequest
     messages = (
@@ -65,6 +68,7 @@ def _stream(model: str, size: int) -> Recorded:
         request(inputs=[_x(4, size)], steps=4, tag=7, output_mode=pb.OUTPUT_MODE_LAST),
         request(inputs=[_x(90, size)], output_mode=pb.OUTPUT_MODE_NONE),
         request(open=pb.OpenSession(model=model), inputs=[_x(2, size)]),
+        request(open=pb.OpenSession(model=model, inputs=[_OPENING])),
         request(generate=pb.Generate(steps=3)),
         request(stop_generation=3),
     )
@@ -83,6 +87,7 @@ def _frames(model: str, size: int) -> Recorded:
         request(
             open_sessions=1, close=_packed(1), reset=_packed(0), handles=_packed(0), inputs=[_x(2, size)]
         ),
+        request(open_sessions=2, open_inputs=[_OPENING]),
     )
     opening = request(open=pb.OpenFrames(model=model), open_sessions=3)
     return Recorded(
@@ -100,6 +105,7 @@ def recorded() -> list[Recorded]:
         pb.PredictRequest(model="echo", inputs=[_x(3, 2, ECHO)], batch=3),
         pb.PredictRequest(model="lstm", inputs=[_x(5, INPUT)], steps=5, dtypes=["float32"]),
         pb.PredictRequest(model="echo", inputs=[_x(70, ECHO)]),
+        pb.PredictRequest(model="echo", inputs=[_x(2, ECHO)], open_inputs=[_OPENING]),
     )
     infers = (
         infer("echo", (1, 1, ECHO)), infer("echo", (1, 2, ECHO), id="17"), infer("echo", (1, 3, ECHO)),

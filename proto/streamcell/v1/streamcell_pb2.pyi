@@ -65,16 +65,30 @@ SESSION_STATE_OPEN: SessionState
 SESSION_STATE_ACTIVE: SessionState
 
 class OpenSession(_message.Message):
-    __slots__ = ("model", "version", "output_mode", "dtypes")
+    __slots__ = ("model", "version", "output_mode", "dtypes", "inputs")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_MODE_FIELD_NUMBER: _ClassVar[int]
     DTYPES_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     output_mode: OutputMode
     dtypes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[OpenInput]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[OpenInput, _Mapping]]] = ...) -> None: ...
+
+class OpenInput(_message.Message):
+    __slots__ = ("name", "value", "dtype", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: bytes
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[bytes] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Generate(_message.Message):
     __slots__ = ("steps", "feedback", "temperature", "top_k", "seed", "stop", "no_stop", "from_output", "steps_per_reply", "beam")
@@ -177,7 +191,7 @@ class StreamRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenSession, _Mapping]] = ..., inputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., stop_generation: _Optional[int] = ...) -> None: ...
 
 class SessionOpened(_message.Message):
-    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation")
+    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation", "open_inputs")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +200,7 @@ class SessionOpened(_message.Message):
     MAX_STEPS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    OPEN_INPUTS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     version: str
@@ -194,7 +209,8 @@ class SessionOpened(_message.Message):
     max_steps_per_message: int
     idle_timeout_s: float
     generation: GenerationSpec
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ...) -> None: ...
+    open_inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., open_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("opened", "outputs", "steps", "step_index", "tag", "generated")
@@ -225,7 +241,7 @@ class OpenFrames(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FrameRequest(_message.Message):
-    __slots__ = ("open", "open_sessions", "close", "reset", "handles", "lengths", "steps", "inputs", "output_mode", "tag", "answered")
+    __slots__ = ("open", "open_sessions", "close", "reset", "handles", "lengths", "steps", "inputs", "output_mode", "tag", "answered", "open_inputs")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     OPEN_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +253,7 @@ class FrameRequest(_message.Message):
     OUTPUT_MODE_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    OPEN_INPUTS_FIELD_NUMBER: _ClassVar[int]
     open: OpenFrames
     open_sessions: int
     close: bytes
@@ -248,7 +265,8 @@ class FrameRequest(_message.Message):
     output_mode: OutputMode
     tag: int
     answered: int
-    def __init__(self, open: _Optional[_Union[OpenFrames, _Mapping]] = ..., open_sessions: _Optional[int] = ..., close: _Optional[bytes] = ..., reset: _Optional[bytes] = ..., handles: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., steps: _Optional[int] = ..., inputs: _Optional[_Iterable[bytes]] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., answered: _Optional[int] = ...) -> None: ...
+    open_inputs: _containers.RepeatedCompositeFieldContainer[OpenInput]
+    def __init__(self, open: _Optional[_Union[OpenFrames, _Mapping]] = ..., open_sessions: _Optional[int] = ..., close: _Optional[bytes] = ..., reset: _Optional[bytes] = ..., handles: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., steps: _Optional[int] = ..., inputs: _Optional[_Iterable[bytes]] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., answered: _Optional[int] = ..., open_inputs: _Optional[_Iterable[_Union[OpenInput, _Mapping]]] = ...) -> None: ...
 
 class FrameError(_message.Message):
     __slots__ = ("part", "index", "reason", "text", "metadata", "session_ended", "code")
@@ -294,7 +312,7 @@ class FrameResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., handles: _Optional[bytes] = ..., outputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., step_indices: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[FrameError, _Mapping]]] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "inputs", "batch", "steps", "output_mode", "dtypes")
+    __slots__ = ("model", "version", "inputs", "batch", "steps", "output_mode", "dtypes", "open_inputs")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -302,6 +320,7 @@ class PredictRequest(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_MODE_FIELD_NUMBER: _ClassVar[int]
     DTYPES_FIELD_NUMBER: _ClassVar[int]
+    OPEN_INPUTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     inputs: _containers.RepeatedScalarFieldContainer[bytes]
@@ -309,7 +328,8 @@ class PredictRequest(_message.Message):
     steps: int
     output_mode: OutputMode
     dtypes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[bytes]] = ..., batch: _Optional[int] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ...) -> None: ...
+    open_inputs: _containers.RepeatedCompositeFieldContainer[OpenInput]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[bytes]] = ..., batch: _Optional[int] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ..., open_inputs: _Optional[_Iterable[_Union[OpenInput, _Mapping]]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("outputs", "batch", "steps", "model", "version")
@@ -326,18 +346,20 @@ class PredictResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[bytes]] = ..., batch: _Optional[int] = ..., steps: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "dtype", "step_shape", "distribution", "index_ranges")
+    __slots__ = ("name", "dtype", "step_shape", "distribution", "index_ranges", "optional")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     STEP_SHAPE_FIELD_NUMBER: _ClassVar[int]
     DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     INDEX_RANGES_FIELD_NUMBER: _ClassVar[int]
+    OPTIONAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     step_shape: _containers.RepeatedScalarFieldContainer[int]
     distribution: str
     index_ranges: _containers.RepeatedCompositeFieldContainer[IndexRange]
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., step_shape: _Optional[_Iterable[int]] = ..., distribution: _Optional[str] = ..., index_ranges: _Optional[_Iterable[_Union[IndexRange, _Mapping]]] = ...) -> None: ...
+    optional: bool
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., step_shape: _Optional[_Iterable[int]] = ..., distribution: _Optional[str] = ..., index_ranges: _Optional[_Iterable[_Union[IndexRange, _Mapping]]] = ..., optional: bool = ...) -> None: ...
 
 class IndexRange(_message.Message):
     __slots__ = ("low", "high")
@@ -362,7 +384,7 @@ class StateSpec(_message.Message):
     def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "kind", "inputs", "outputs", "states", "card_json", "live_sessions", "max_sessions", "generation", "restrictions")
+    __slots__ = ("name", "version", "kind", "inputs", "outputs", "states", "card_json", "live_sessions", "max_sessions", "generation", "restrictions", "open_inputs")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -374,6 +396,7 @@ class Model(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     RESTRICTIONS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_INPUTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     kind: str
@@ -385,7 +408,8 @@ class Model(_message.Message):
     max_sessions: int
     generation: GenerationSpec
     restrictions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., card_json: _Optional[str] = ..., live_sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., restrictions: _Optional[_Iterable[str]] = ...) -> None: ...
+    open_inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., card_json: _Optional[str] = ..., live_sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., restrictions: _Optional[_Iterable[str]] = ..., open_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

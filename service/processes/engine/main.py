@@ -153,7 +153,7 @@ class EngineProcess(ChildProcess):
                 "name": name,
                 "version": version,
                 "signature": file.signature.model_dump(mode="json"),
-                "generates": file.generation is not None,
+                "unparsed": file.generation is not None or bool(file.signature.open_inputs),
                 "max_sessions": sessions.model.max_sessions,
                 "max_batch": sessions.model.max_batch,
                 "max_chunk": sessions.model.max_chunk,

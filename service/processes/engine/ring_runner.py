@@ -11,9 +11,9 @@ import numpy as np
 
 from streamcell.service.batching.guarded_run import GuardedRun, Later, RunTimes
 from streamcell.service.engine.engine import Engine
-from streamcell.service.engine.rows import INITIAL_ROW
 from streamcell.service.engine.staging import Staged, resting, steps_of
 from streamcell.service.errors import RefusedByModel, ServiceError, run_failure
+from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.processes.ring import Records
 from streamcell.service.processes.ring_records import HEADER, STEP

@@ -83,15 +83,15 @@ class FrontendLink:
             about["max_sessions"],
             about["max_batch"],
             about["max_chunk"],
-            about["generates"],
+            about["unparsed"],
         )
 
     def whole(self, name: str, version: str) -> bool:
-        """True if streams of that model are passed on unparsed: it may generate, or models can change."""
+        """True if streams of that model are passed on unparsed: it may generate, is given values, or models change."""
         if not self.models:
             return True
         try:
-            return self.table.find(name, version).generates
+            return self.table.find(name, version).unparsed
         except NotFound:  # the stream's handler reports it
             return False
 

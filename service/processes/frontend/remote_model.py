@@ -134,5 +134,5 @@ class RemoteModel:
     max_sessions: int
     max_batch: int
     max_chunk: int
-    # True if its streams are passed on unparsed, because they may ask for generation.
-    generates: bool
+    # True if its streams are passed on unparsed: they may ask for generation, or bring values for their opening.
+    unparsed: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from streamcell.service.errors import ServiceError
@@ -28,12 +28,20 @@ class RequestRows(ABC):
 
     _model: LoadedModel  # set by the subclass
 
-    def start(self, work: list[Work], caller: UnaryCaller, *, states: bool = False) -> None:
+    def start(
+        self,
+        work: list[Work],
+        caller: UnaryCaller,
+        *,
+        states: bool = False,
+        openings: Sequence[tuple[bytes, ...]] = (),
+    ) -> None:
         """Open a session a row and queue its work; `work[i].tag` is i. Once only.
 
         Args:
             work: as `requests.make_rows` gives it.
             caller: where the request came from.
+            openings: by row what it is given at its opening, if the model has such inputs.
             states: whether the answer carries the model's states behind the outputs.
 
         Raises:
@@ -51,6 +59,8 @@ class RequestRows(ABC):
             self._end()
             raise
         sessions = self._sessions
+        for session, opening in zip(sessions, openings, strict=False):
+            session.opening = opening
         caller.on_cancel(self.cancel)
         for session, row in zip(sessions, work, strict=True):
             batcher.submit(session, row, caller.run_after_arrivals)

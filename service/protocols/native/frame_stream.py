@@ -5,9 +5,10 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
-from streamcell.service.errors import AlreadyOpen, MalformedMessage, NotOpen, ServerDraining
+from streamcell.service.errors import AlreadyOpen, MalformedMessage, NotOpen, ServerDraining, ServiceError
 from streamcell.service.frames.frame import Frame, Refusal
 from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.openings import check_openings, given_in
 from streamcell.service.protocols.common.requests import check_dtypes, output_mode
 from streamcell.service.sessions.session import Output, Work
 from streamcell.service.sessions.table import Live
@@ -47,6 +48,8 @@ class FrameStream(CallSession[LoadedModel]):
             raise NotOpen("the first frame of a stream must carry `open`")
         number = self._submitted + 1
         frame = make_frame(request, live.model, self._context.limits, self._output, number)
+        if request.open_inputs or (frame.open_count and live.model.file.signature.open_inputs):
+            self._give(live.model, request, frame)
         if frame.open_count:
             try:
                 self._context.sessions.check_not_draining()
@@ -55,6 +58,24 @@ class FrameStream(CallSession[LoadedModel]):
                 frame.refusals.append(Refusal("open", 0, error))
         self._submitted = number
         return live.model.batcher.submit(live.session, frame)
+
+    def _give(self, model: LoadedModel, request: pb.FrameRequest, frame: Frame) -> None:
+        """Note what the new members are given; if that is wrong, none is opened."""
+        if not frame.open_count:
+            raise MalformedMessage("`open_inputs` are for new sessions, and the frame opens none")
+        try:
+            frame.openings = check_openings(
+                model.file.signature,
+                given_in(request.open_inputs),
+                frame.open_count,
+                allow_non_finite=self._context.limits.allow_non_finite,
+                batch=True,
+            )
+        except ServiceError as error:
+            if frame.number == 1:
+                raise
+            frame.open_count = 0
+            frame.refusals.append(Refusal("open", 0, error))
 
     def _start(self, request: pb.OpenFrames) -> Live[LoadedModel]:
         context = self._context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from streamcell.card import Tensor
+from streamcell.card import OpenInput, Tensor
 from streamcell.proto import pb
 from streamcell.service.protocols.common.requests import Limits
 from streamcell.service.sessions.model import Model
@@ -23,6 +23,7 @@ def tensor_spec(tensor: Tensor) -> pb.TensorSpec:
         step_shape=tensor.step_shape,
         distribution=tensor.distribution or "",
         index_ranges=[pb.IndexRange(low=low, high=high) for low, high in tensor.index_ranges],
+        optional=isinstance(tensor, OpenInput) and tensor.default is not None,
     )
 
 
@@ -50,6 +51,7 @@ def model_message(model: LoadedModel, limits: Limits) -> pb.Model:
         max_sessions=model.max_sessions,
         generation=generation_spec(model, limits),
         restrictions=model.restrictions,
+        open_inputs=map(tensor_spec, signature.open_inputs),
     )
 
 
@@ -99,4 +101,5 @@ def opened(live: Live[Model], idle_timeout_s: float, limits: Limits) -> pb.Sessi
         max_steps_per_message=limits.max_steps_per_message,
         idle_timeout_s=idle_timeout_s,
         generation=generation_spec(live.model, limits),
+        open_inputs=map(tensor_spec, signature.open_inputs),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
 from streamcell.service.errors import MalformedMessage, ServerDraining, ServiceError, as_status
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.protocols.common.call_context import CallContext
+from streamcell.service.protocols.common.openings import check_openings, given_in, openings_of
 from streamcell.service.protocols.common.requests import (
     check_dtypes,
     check_size,
@@ -42,6 +45,19 @@ class PredictCall(RequestRows):
         self._call.fail(*as_status(error))
 
 
+def _openings(
+    model: LoadedModel, context: CallContext[LoadedModel], given: Iterable[pb.OpenInput], rows: int
+) -> list[tuple[bytes, ...]]:
+    openings = check_openings(
+        model.file.signature,
+        given_in(given),
+        rows,
+        allow_non_finite=context.limits.allow_non_finite,
+        batch=True,
+    )
+    return openings_of(openings)
+
+
 def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> None:
     """Answer one `Predict` request."""
     model: LoadedModel | None = None
@@ -55,7 +71,8 @@ def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> 
             tensors = plain[1:]
             steps = count_steps(model.file.signature, tensors, 0)
             one = make_work(model, context.limits, tensors, steps, Output.ALL, 0)
-            PredictCall(call, context, model).start([one], call)
+            openings = _openings(model, context, (), 1) if model.file.signature.open_inputs else ()
+            PredictCall(call, context, model).start([one], call, openings=openings)
             return
         try:
             request = pb.PredictRequest.FromString(data)
@@ -69,7 +86,9 @@ def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> 
         steps = count_steps(signature, payloads, request.steps, rows)
         output = output_mode(request.output_mode, Output.ALL)
         work = make_rows(model, context.limits, payloads, steps, output, rows)
-        PredictCall(call, context, model).start(work, call)
+        given = request.open_inputs
+        openings = _openings(model, context, given, rows) if given or signature.open_inputs else ()
+        PredictCall(call, context, model).start(work, call, openings=openings)
     except ServiceError as error:
         context.metrics.error(error)
         if model is not None:

@@ -13,6 +13,7 @@ from streamcell.service.generation.reply import Reply
 from streamcell.service.generation.search_work import Search
 from streamcell.service.generation.work import Generating
 from streamcell.service.protocols.common.call_context import CallContext
+from streamcell.service.protocols.common.openings import check_opening, given_in
 from streamcell.service.protocols.common.requests import (
     check_dtypes,
     count_steps,
@@ -115,9 +116,15 @@ class StreamSession(CallSession[Model]):
     def _open(self, request: pb.OpenSession) -> Live[Model]:
         context = self._context
         model = context.models.find(request.model, request.version)
-        check_dtypes(model.file.signature, request.dtypes)
+        signature = model.file.signature
+        check_dtypes(signature, request.dtypes)
+        opening: tuple[bytes, ...] = ()
+        if signature.open_inputs or request.inputs:
+            given = given_in(request.inputs)
+            opening = check_opening(signature, given, allow_non_finite=context.limits.allow_non_finite)
         self._output = output_mode(request.output_mode, Output.ALL)
         live = self._live = context.sessions.open(model, self, self._call.peer)
+        live.session.opening = opening
         self._greeting = opened(live, context.sessions.idle_timeout_s, context.limits)
         self._step_bytes, self._few_steps = fast_path_limits(model, context.limits)
         return live

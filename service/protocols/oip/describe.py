@@ -26,7 +26,7 @@ def metadata(model: LoadedModel, versions: list[str]) -> oip.ModelMetadataRespon
         name=model.file.name,
         versions=versions,
         platform=PLATFORM,
-        inputs=map(describe, signature.inputs),
+        inputs=map(describe, (*signature.inputs, *signature.open_inputs)),
         outputs=map(describe, signature.outputs),
     )
 
@@ -44,6 +44,10 @@ def config(model: LoadedModel, device: Device, idle_timeout_s: float) -> oip.Mod
         input=[
             oip.ModelInput(name=t.name, data_type=_data_type(t), dims=dims(signature, t))
             for t in signature.inputs
+        ]
+        + [
+            oip.ModelInput(name=t.name, data_type=_data_type(t), dims=t.step_shape, optional=True)
+            for t in signature.open_inputs
         ],
         output=[
             oip.ModelOutput(name=t.name, data_type=_data_type(t), dims=dims(signature, t))

@@ -21,7 +21,7 @@ from streamcell.service.sessions.session import Output, Work
 from .entry import IncomingRequest
 from .request_cache import RequestCache
 from .requests import MOST_ID_BYTES, Flags, ParsedRequest, ReplyTemplates, flags, parse, plan
-from .rows import Rows
+from .rows import Rows, openings
 from .sequences import Sequences
 
 
@@ -91,7 +91,8 @@ class Infer:
                     if model.file is not asked.file:
                         return self.read(entry, data)
                     work = self._work(model, asked, payloads)
-                    sequence = self.sequences.start(key, model, entry.peer)
+                    (opening,) = openings(model, asked, self.context.limits)
+                    sequence = self.sequences.start(key, model, entry.peer, opening)
                 else:
                     found = self.sequences.find(key)
                     model = None if found is None else found.model

@@ -11,11 +11,13 @@ from streamcell.proto.inference import oip
 from streamcell.service.errors import (
     MalformedMessage,
     NotSupported,
+    UnknownOpenInput,
     UnknownOutput,
     WrongParameter,
     WrongShape,
     shown,
 )
+from streamcell.service.protocols.common.openings import Given
 from streamcell.service.repository.model_file import ModelFile
 
 from .reply import ReplyTemplate
@@ -62,6 +64,7 @@ class ParsedRequest:
         file: the version of the model that it was checked against.
         version: the version that it names; empty for none.
         answer: its reply without id and payload.
+        given: what it gives for the opening; such a request is parsed each time.
         sequence: the live sequence that it is a step of, once known; then no other lookup is needed.
     """
 
@@ -70,6 +73,7 @@ class ParsedRequest:
     flags: Flags
     form: RequestShape
     answer: ReplyTemplate
+    given: tuple[Given, ...] = ()
     sequence: TakesSteps | None = None
 
 
@@ -145,7 +149,12 @@ def plan(
                 raise NotSupported(
                     f"tensor {shown(tensor.name)}: this server does not have {shown(name)}", parameter=name
                 )
-    inputs, data = payloads(signature, request)
+    inputs, data, given = payloads(signature, request)
+    if given and found.key is not None and not found.start:
+        raise UnknownOpenInput(
+            f"input {given[0].name!r} is given once, when a sequence opens: send it with its START request alone",
+            input=given[0].name,
+        )
     asked = form(signature, inputs)
     if found.key is not None and signature.states and asked.rows > 1:
         raise WrongShape(
@@ -162,7 +171,7 @@ def plan(
                 output=name,
             )
     answer = answers.get(file, names, asked)
-    return ParsedRequest(file, request.model_version, found, asked, answer), data
+    return ParsedRequest(file, request.model_version, found, asked, answer, given), data
 
 
 class ReplyTemplates:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from streamcell.service.errors import ServiceError, TooManyRows
 from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.openings import check_openings, openings_of
 from streamcell.service.protocols.common.requests import Limits, make_rows
 from streamcell.service.protocols.common.unary_rows import RequestRows
 from streamcell.service.sessions.session import Output
 
 from .entry import IncomingRequest
+from .requests import ParsedRequest
+
+
+def openings(model: LoadedModel, plan: ParsedRequest, limits: Limits) -> list[tuple[bytes, ...]]:
+    """What each row of a request is given, or the session that it starts.
+
+    Raises:
+        InvalidArgument: as `check_openings`.
+    """
+    rows = plan.form.rows
+    signature, allowed = model.file.signature, limits.allow_non_finite
+    found = check_openings(signature, plan.given, rows, allow_non_finite=allowed, batch=True)
+    return openings_of(found) if found else [()] * rows
 
 
 class Rows(RequestRows):
@@ -39,7 +53,8 @@ class Rows(RequestRows):
                 f"a request may carry {most} rows, this one carries {rows}", limit=most, got=rows
             )
         work = make_rows(self._model, limits, payloads, plan.form.steps, Output.ALL, rows)
-        self.start(work, self._entry, states=bool(plan.answer.states))
+        given = openings(self._model, plan, limits) if self._model.file.signature.open_inputs else ()
+        self.start(work, self._entry, states=bool(plan.answer.states), openings=given)
 
     def _answer(self, outputs: list[bytes], steps: int) -> None:
         self._entry.answer(outputs)

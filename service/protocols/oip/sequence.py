@@ -25,8 +25,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "_after", "_ended", "_held", "_last", "_live", "_lock", "_paused", "_pending", "_queue", "_sessions", "closing",
-        "key", "model", "peer", "reason",
+        "_after", "_ended", "_held", "_last", "_live", "_lock", "_opening", "_paused", "_pending", "_queue",
+        "_sessions", "closing", "key", "model", "peer", "reason",
     )  # fmt: skip
 
     def __init__(
@@ -37,11 +37,13 @@ class Sequence:
         ended: Callable[[Sequence, ServiceError | None], None],
         peer: str,
         queue: int,
+        opening: tuple[bytes, ...] = (),
     ) -> None:
         """A sequence that has not begun: `begin` submits the requests that `add` holds.
 
         Args:
             ended: called under the lock when it is over, with the error that ended it; None if a request ended it.
+            opening: what its session is given, a value an open input.
             queue: requests that may wait before their streams are no longer read.
         """
         self.key = key
@@ -53,6 +55,7 @@ class Sequence:
         self._sessions = sessions
         self._ended = ended
         self._queue = queue
+        self._opening = opening
         self._lock = threading.Lock()
         self._live: Live[LoadedModel] | None = None
         self._pending: deque[PendingRequest] = deque()  # submitted, in order
@@ -73,6 +76,7 @@ class Sequence:
         assert model is not None
         try:
             live = self._sessions.open(model, self, self.peer)
+            live.session.opening = self._opening
         except ServiceError as error:
             self._over(error)
             raise

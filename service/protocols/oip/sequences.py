@@ -48,15 +48,15 @@ class Sequences:
         sequence = self._live.get(key)
         return None if sequence is None or sequence.closing else sequence
 
-    def start(self, key: Key, model: LoadedModel, peer: str) -> Sequence:
-        """Start a sequence; a live one under that id ends first, after the requests that it has accepted.
+    def start(self, key: Key, model: LoadedModel, peer: str, opening: tuple[bytes, ...] = ()) -> Sequence:
+        """Start a sequence that is given `opening`; a live one under that id ends first, after what it has accepted.
 
         Raises:
             ServerDraining: the server is shutting down; live sequences continue.
             SessionLimit: the model has no room for another session.
         """
         self._sessions.check_not_draining()
-        sequence = Sequence(key, model, self._sessions, self._on_ended, peer, self._queue_messages)
+        sequence = Sequence(key, model, self._sessions, self._on_ended, peer, self._queue_messages, opening)
         with self._lock:
             before = self._live.get(key)
             self._live[key] = sequence

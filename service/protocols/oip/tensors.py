@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcell.card import Signature, Tensor
+from streamcell.card import OpenInput, Signature, Tensor
 from streamcell.service.errors import (
     NoSteps,
     WrongByteCount,
@@ -19,6 +19,7 @@ from streamcell.service.errors import (
     WrongShape,
     cut,
 )
+from streamcell.service.protocols.common.openings import Given
 
 # numpy's name → the protocol's name and the field of typed contents; FP16 has no such field.
 _TYPES = {
@@ -99,8 +100,8 @@ def form(signature: Signature, inputs: Sequence[Any]) -> RequestShape:
     return RequestShape(lead, 1, count) if alone else RequestShape(lead, count, 1)
 
 
-def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes, ...]]:
-    """A request's inputs, in the signature's order, and the bytes of each.
+def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes, ...], tuple[Given, ...]]:
+    """A request's inputs, in the signature's order, the bytes of each, and what it gives for the opening.
 
     Raises:
         InvalidArgument: inputs are missing, unknown, repeated, of a wrong dtype, or incomplete.
@@ -113,10 +114,15 @@ def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes
             got=len(raw),
         )
     names = [tensor.name for tensor in signature.inputs]
-    fits = len(request.inputs) == len(names)
-    given = {}
-    if fits:  # else there may be a million of them
-        given = {tensor.name: (tensor, raw[at] if raw else None) for at, tensor in enumerate(request.inputs)}
+    opens = {value.name: value for value in signature.open_inputs}
+    # There may be a million of them.
+    fits = len(names) <= len(request.inputs) <= len(names) + len(opens)
+    given, opening = {}, []
+    if fits:
+        pairs = [(tensor, raw[at] if raw else None) for at, tensor in enumerate(request.inputs)]
+        opening = [_given(opens[one.name], one, contents) for one, contents in pairs if one.name in opens]
+        given = {one.name: (one, contents) for one, contents in pairs if one.name not in opens}
+        fits = len(given) + len(opening) == len(pairs)
     if not fits or sorted(given) != sorted(names):
         raise WrongInputCount(
             f"expected the inputs {', '.join(names)}, each once, got "
@@ -127,21 +133,34 @@ def payloads(signature: Signature, request: Any) -> tuple[list[Any], tuple[bytes
     inputs, data = [], []
     for tensor in signature.inputs:
         one, contents = given[tensor.name]
-        if one.datatype != DATATYPES[tensor.dtype]:
-            raise WrongDtype(
-                f"input {tensor.name!r}: expected {DATATYPES[tensor.dtype]}, got {cut(one.datatype) or 'no datatype'}",
-                input=tensor.name,
-                expected=DATATYPES[tensor.dtype],
-                got=one.datatype,
-            )
-        if contents is not None and one.HasField("contents"):
-            raise WrongContents(
-                f"input {tensor.name!r}: contents must not be given together with raw_input_contents",
-                input=tensor.name,
-            )
         inputs.append(one)
-        data.append(_typed(tensor, one.contents) if contents is None else contents)
-    return inputs, tuple(data)
+        data.append(_data(tensor, one, contents))
+    return inputs, tuple(data), tuple(opening)
+
+
+def _data(tensor: Tensor, one: Any, contents: bytes | None) -> bytes:
+    """The bytes of a request's input; `contents` are its raw ones, None if it has typed ones."""
+    if one.datatype != DATATYPES[tensor.dtype]:
+        raise WrongDtype(
+            f"input {tensor.name!r}: expected {DATATYPES[tensor.dtype]}, got {cut(one.datatype) or 'no datatype'}",
+            input=tensor.name,
+            expected=DATATYPES[tensor.dtype],
+            got=one.datatype,
+        )
+    if contents is not None and one.HasField("contents"):
+        raise WrongContents(
+            f"input {tensor.name!r}: contents must not be given together with raw_input_contents",
+            input=tensor.name,
+        )
+    return _typed(tensor, one.contents) if contents is None else contents
+
+
+def _given(value: OpenInput, one: Any, contents: bytes | None) -> Given:
+    """What a session is given by its first request; for one session the batch axis may be left out."""
+    shape = tuple(one.shape)
+    if shape == value.step_shape:
+        shape = (1, *shape)
+    return Given(value.name, _data(value, one, contents), shape=shape)
 
 
 def check_bytes(signature: Signature, data: Sequence[bytes], form: RequestShape) -> None:

@@ -176,6 +176,24 @@ def test_one_session_alone_takes_few_calls_a_step(rig: Callable[[str], Rig], cou
     assert len(wire.replies) == 3
 
 
+def test_a_model_whose_sessions_are_given_nothing_makes_no_call_for_that(
+    rig: Callable[[str], Rig], counted: Counted
+) -> None:
+    on = rig("lstm")
+    message = pb.PredictRequest(model="lstm", inputs=[STEP]).SerializeToString()
+
+    def everything() -> None:
+        ((_, stream),) = on.streams(1)
+        assert stream.on_message(MESSAGE)
+        predict(Wire(on.later), message, on.context)  # type: ignore[arg-type]
+        on.flush()
+
+    calls = counted(everything)
+    assert calls["StreamSession.deliver"] == 2
+    wasted = ("check_opening", "check_openings", "given_in", "openings_of", "_openings", "RowStaging._give")
+    assert [name for name in wasted if calls[name]] == []
+
+
 def test_what_a_client_has_pipelined_runs_at_once(rig: Callable[[str], Rig]) -> None:
     on = rig("lstm")
     streams = on.streams(4)

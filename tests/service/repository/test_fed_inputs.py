@@ -14,7 +14,10 @@ import pytest
 from onnx import parser
 
 from streamcell.service.engine.device import Device
+from streamcell.service.engine.engine import Engine, EngineOptions
 from streamcell.service.errors import ServiceError
+from streamcell.service.graph.pooled import pool_states
+from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
@@ -210,13 +213,14 @@ def save(folder: Path, case: Case) -> Path:
 class Client:
     """One session: what it sent and what came back."""
 
-    def __init__(self, model: LoadedModel, x: Array) -> None:
+    def __init__(self, model: LoadedModel, x: Array, opening: tuple[bytes, ...] = ()) -> None:
         self.x, self.sent = x, 0
         self.answers: list[bytes] = []
         self.failure: ServiceError | None = None
         self.done = threading.Event()
         self._model = model
         self.session = model.batcher.open("test", self)
+        self.session.opening = opening
 
     def send(self, steps: int) -> None:
         part = self.x[self.sent : self.sent + steps]
@@ -273,6 +277,76 @@ def test_sessions_get_what_the_model_gives_by_hand(
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+# Steps so wide that what stands behind them moves with the number of rows.
+WIDE = 40
+GIVEN = Case(
+    "(float[b, 40] x, float[b, 40] speaker, int64[b] language, float[b, 40] h)"
+    " => (float[b, 40] y, float[b, 40] h_next)"
+    "{ table = Constant<value = float[5, 1] {10, 20, 30, 40, 50}>() row = Gather(table, language)"
+    " scaled = Mul(x, speaker) h_next = Add(h, scaled) y = Add(h_next, row) }",
+    'layout = "batch"\noutputs = ["y"]\ninputs = ["x", { name = "speaker", at = "open" },'
+    ' { name = "language", at = "open" }]\n[[states]]\ninput = "h"\noutput = "h_next"\n',
+    counted,
+    (WIDE,),
+)
+
+
+def test_what_sessions_are_given_stays_their_own(loaded: Callable[..., LoadedModel], tmp_path: Path) -> None:
+    model = loaded(save(tmp_path, GIVEN))
+    assert model.restrictions == ()
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((SESSIONS, STEPS, WIDE)).astype(np.float32)
+    speaker = rng.standard_normal((SESSIONS, WIDE)).astype(np.float32)
+    language = rng.integers(0, 5, SESSIONS)
+    clients: list[tuple[int, Client]] = []
+    for row in rng.permutation(SESSIONS).tolist():
+        clients.append((row, Client(model, x[row], (speaker[row].tobytes(), language[row].tobytes()))))
+        for place in rng.integers(0, len(clients), 8).tolist():
+            _, client = clients[place]
+            if client.sent < STEPS:
+                client.send(int(rng.integers(1, 4)))
+    for row, client in clients:
+        while client.sent < STEPS:
+            client.send(3)
+        assert client.done.wait(60)
+        assert client.failure is None
+        wanted = np.cumsum(x[row] * speaker[row], 0) + 10 * (1 + language[row])
+        got = np.frombuffer(b"".join(client.answers), np.float32).reshape(STEPS, WIDE)
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_padding_holds_no_index_that_another_shape_of_run_left_there(apart: bool, tmp_path: Path) -> None:
+    """It would fail the run for all rows."""
+    file, device = open_model(save(tmp_path, GIVEN), "fed"), Device(apart=apart)
+    pooled = pool_states(file.load(), file.signature, scatter=device.scatter, commit_last=True)
+    engine = Engine(
+        pooled, file.signature, EngineOptions(device=device, max_sessions=4, max_batch=6, max_chunk=1)
+    )
+    for rows in (6, 3, 1):
+        staged = engine.stage(rows, 1)
+        speaker, language = staged.given
+        speaker[:] = 127
+        language[:rows] = 0
+        staged.read[:rows] = INITIAL_ROW
+        staged.write[:rows, 0] = engine.pool.scratch_rows[:rows]
+        staged.lengths[:rows] = 1
+        engine.pad(staged, rows)
+        staged.go()
+
+
+def test_the_proof_gives_values_of_their_own_and_finds_what_mixes_them(
+    loaded: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    mixed = GIVEN.graph.replace("Mul(x, speaker)", "Mul(x, mean)").replace(
+        " row = ", " mean = ReduceMean<axes = [0]>(speaker) row = "
+    )
+    model = loaded(save(tmp_path, GIVEN._replace(graph=mixed)))
+    (restriction,) = model.restrictions
+    assert "one session a run" in restriction
+    assert "ReduceMean 'mean' reduces over the batch" in restriction
+
+
 def test_an_index_past_a_table_of_positions_ends_the_session_that_came_so_far(
     loaded: Callable[..., LoadedModel], tmp_path: Path
 ) -> None:
@@ -294,7 +368,7 @@ def test_an_index_past_a_table_of_positions_ends_the_session_that_came_so_far(
 
 
 BAD = {
-    "all fed": ("", "", 'inputs = [{ name = "x", from = "step_index" }]', "clients must send one at least"),
+    "all fed": ("", "", 'inputs = [{ name = "x", from = "step_index" }]', "clients send none in their messages"),
     "unknown source": ("", "", 'inputs = ["x", { name = "r", from = "index" }]', r"from: .*'step_index'.*got 'index'"),
     "two sources": (
         ", int64[b] r", "", 'inputs = ["x", { name = "r", from = "step_index", context = 3 }]', "leave out context"),
@@ -309,6 +383,18 @@ BAD = {
     "no room for a step": ("", "", 'inputs = [{ name = "x", context = 8 }]', "leaves no elements for a step"),
     "too many elements": (
         "", "", 'inputs = [{ name = "x", context = 4, step_shape = [8] }]', r"make 12 elements on axis 0, .*\[b, 8\]"),
+    "an opening without a place for its batch": (
+        ", int64 r", "", 'inputs = ["x", { name = "r", at = "open" }]', 'say batch_axis = "none", and runs have one'),
+    "an opening of open size": (
+        ", float[b, n] r", "", 'inputs = ["x", { name = "r", at = "open" }]', "axis 1 .n. .*; say step_shape"),
+    "a default of another size": (
+        ", float[b, 3] r", "", 'inputs = ["x", { name = "r", at = "open", default = [1, 2] }]', "2 initial values"),
+    "a default that does not fit": (
+        ", int64[b] r", "", 'inputs = ["x", { name = "r", at = "open", default = 0.5 }]', "0.5 does not fit int64"),
+    "a default for each message": ("", "", 'inputs = [{ name = "x", default = 1 }]', 'default needs at = "open"'),
+    "an opening with context": (
+        "", "", 'inputs = [{ name = "x", at = "open", context = 1 }]', "has no context"),
+    "nothing in messages": ("", "", 'inputs = [{ name = "x", at = "open" }]', "clients send none in their messages"),
     "which axis": (
         "", "float[b, 2, 4]", 'inputs = [{ name = "x", context = 1 }]', "say context_axis, .*, below 2"),
     "twice the lengths": (

@@ -1,0 +1,134 @@
+"""What a session is given when it opens: every check that needs no session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from streamcell.card import OpenInput, Signature
+from streamcell.proto import pb
+from streamcell.service.errors import (
+    MalformedMessage,
+    MissingOpenInput,
+    UnknownOpenInput,
+    WrongByteCount,
+    WrongDtype,
+    WrongShape,
+    cut,
+    shown,
+)
+from streamcell.service.sessions.value_check import first_bad_value
+
+# uint8[rows, bytes] for each open input, in the signature's order.
+Openings: TypeAlias = tuple[np.ndarray[Any, np.dtype[np.uint8]], ...]
+
+
+class Given(NamedTuple):
+    """One value as a client sent it; no dtype or no shape: the client vouches for it."""
+
+    name: str
+    data: bytes
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+
+
+def given_in(inputs: Iterable[pb.OpenInput]) -> list[Given]:
+    """The values of a message."""
+    return [Given(each.name, each.value, each.dtype, tuple(each.shape)) for each in inputs]
+
+
+def check_openings(
+    signature: Signature,
+    given: Sequence[Given],
+    rows: int = 1,
+    *,
+    allow_non_finite: bool,
+    batch: bool = False,
+) -> Openings:
+    """The values for `rows` sessions, defaults where none came.
+
+    Args:
+        signature: the model's.
+        given: what came.
+        rows: sessions.
+        allow_non_finite: whether floats may be NaN or infinite.
+        batch: whether a declared shape begins with the number of sessions.
+
+    Raises:
+        UnknownOpenInput, MissingOpenInput, MalformedMessage, WrongDtype, WrongShape, WrongByteCount, NonFiniteInput,
+        IndexOutOfRange: what is wrong with them; it names the input.
+    """
+    values = {each.name: each for each in given}
+    known = {each.name for each in signature.open_inputs}
+    for name in values:
+        if name not in known:
+            wanted = ", ".join(map(_described, signature.open_inputs)) or "none"
+            raise UnknownOpenInput(
+                f"no input {shown(name)} is given at the opening; this model's are: {cut(wanted)}", input=name
+            )
+    if len(values) < len(given):
+        raise MalformedMessage("an input of the opening comes twice")
+    return tuple(
+        _value(each, values.get(each.name), rows, batch, allow_non_finite) for each in signature.open_inputs
+    )
+
+
+def openings_of(openings: Openings) -> list[tuple[bytes, ...]]:
+    """The values by session, each as bytes."""
+    return [tuple(value.tobytes() for value in row) for row in zip(*openings, strict=True)]
+
+
+def check_opening(
+    signature: Signature, given: Sequence[Given], *, allow_non_finite: bool
+) -> tuple[bytes, ...]:
+    """As `check_openings`, for one session."""
+    openings = check_openings(signature, given, allow_non_finite=allow_non_finite)
+    return tuple(value.tobytes() for value in openings)
+
+
+def _described(each: OpenInput) -> str:
+    return f"{each.name} {each.dtype}{list(each.step_shape)}"
+
+
+def _value(
+    wanted: OpenInput, given: Given | None, rows: int, batch: bool, allow_non_finite: bool
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8[rows, bytes]."""
+    size = wanted.step_bytes
+    if given is None:
+        if wanted.default is None:
+            raise MissingOpenInput(
+                f"this model's sessions are given {_described(wanted)} when they open; send it with the opening",
+                input=wanted.name,
+                expected=_described(wanted),
+            )
+        one = np.broadcast_to(np.asarray(wanted.default).astype(wanted.dtype), wanted.step_shape)
+        return np.broadcast_to(np.frombuffer(one.tobytes(), np.uint8), (rows, size))
+    if given.dtype and given.dtype != wanted.dtype:
+        raise WrongDtype(
+            f"input {wanted.name!r} of the opening: expected {wanted.dtype}, got {cut(given.dtype)}; convert it",
+            input=wanted.name,
+            expected=wanted.dtype,
+            got=given.dtype,
+        )
+    shape = (rows, *wanted.step_shape) if batch else wanted.step_shape
+    if given.shape and given.shape != shape:
+        raise WrongShape(
+            f"input {wanted.name!r} of the opening: expected shape {list(shape)}, got {cut(list(given.shape))}",
+            input=wanted.name,
+            expected=list(shape),
+            got=list(given.shape),
+        )
+    if len(given.data) != rows * size:
+        raise WrongByteCount(
+            f"input {wanted.name!r} of the opening: {wanted.dtype}{list(shape)} takes {rows * size} bytes, "
+            f"got {len(given.data)}",
+            input=wanted.name,
+            expected=rows * size,
+            got=len(given.data),
+        )
+    if (error := first_bad_value(wanted, given.data, allow_non_finite=allow_non_finite)) is not None:
+        raise error
+    return np.frombuffer(given.data, np.uint8).reshape(rows, size)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .open_inputs import open_inputs
 from .tables import TableError, read_csv, read_file, write_table
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ def command(
         str, _Option(envvar="STREAMCELL_TARGET", help="Address of the server.")
     ] = "localhost:8500",
     version: Annotated[str, _Option(help="Version of the model.  [newest]")] = "",
+    given: Annotated[
+        list[str] | None,
+        _Option(
+            "--open",
+            metavar="NAME=VALUE|FILE",
+            help="Give the session an input that it takes when it opens: a number, a JSON list, or an NPY file.",
+        ),
+    ] = None,
     chunk: Annotated[int, _Option(min=1, help="Timesteps a message.")] = 1,
     window: Annotated[
         int | None,
@@ -71,7 +80,12 @@ def command(
             raise TableError("--temperature, --top-k and --seed need --generate")
         with (
             connect(target, timeout_s=timeout, tls=tls_roots or tls) as client,
-            client.session(model, version, output=output_mode) as session,
+            client.session(
+                model,
+                version,
+                output=output_mode,
+                inputs=open_inputs(given, client.model(model, version).open_inputs) if given else None,
+            ) as session,
         ):
             live = source == "-"
             inputs = session.inputs

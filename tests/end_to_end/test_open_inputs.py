@@ -14,7 +14,9 @@ import onnxruntime as ort
 import pytest
 import tritonclient.grpc as triton
 from onnx import parser
+from typer.testing import CliRunner
 
+from streamcell.cli import app
 from streamcell.client import connect, connect_async
 from streamcell.client.errors import InvalidInput, StreamCellError
 from streamcell.client.local_server import ServerProcess
@@ -245,6 +247,41 @@ def test_get_model_tells_what_is_needed(server: ServerProcess) -> None:
             True,
             True,
         ]
+
+
+def streamed(server: ServerProcess, *options: str) -> Any:
+    arguments = ["stream", "voice", "-", "--target", server.target, "--no-header", *options]
+    return CliRunner().invoke(app, arguments, input="1,2\n0,0\n")
+
+
+def test_the_command_line_gives_numbers_lists_and_files(server: ServerProcess, tmp_path: Path) -> None:
+    np.save(tmp_path / "me.npy", np.array([1.0, 2.0]))
+    for speaker in ("[1, 2]", str(tmp_path / "me.npy")):
+        result = streamed(server, "--open", f"speaker={speaker}", "--open", "language=0")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert [list(map(float, line.split(","))) for line in result.stdout.split()] == [[11, -6], [11, -6]]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("speaker", "expected NAME=VALUE or NAME=FILE.npy"),
+        ("tongue=1", "the model takes no 'tongue' when it opens; it takes speaker, language"),
+        ("speaker=[1, 2, 3]", "expected shape [2], got [3]"),
+        ("speaker=me", "expected a number, a JSON list or an .npy file"),
+        ("speaker=missing.npy", "missing.npy: No such file"),
+        ("language=1.5", "int64 cannot hold 1.5"),
+        ('speaker="me"', "expected numbers"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_with_an_option(
+    server: ServerProcess, option: str, text: str
+) -> None:
+    result = streamed(server, "--open", option)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    twice = streamed(server, "--open", "language=1", "--open", "language=1")
+    assert "'language' is given twice" in twice.stderr
 
 
 FINE = np.ones(2, np.float32)

@@ -17,7 +17,7 @@ DOMAIN = "streamcell"
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _SHOWN = 120  # characters of a client's text that an error quotes
-# What stands before ONNX Runtime's message: its codes, and a place in its source with the condition that it enforces.
+# The prefix of ONNX Runtime's messages: its codes, and a place in its source with the condition that it checks.
 _CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE = re.compile(r"^\S+:\d+ (?:.*? was false\. *|\S+ .*?\) (?=[A-Z\[]))?")
 _NODE = re.compile(r"while running (\S+) node\. Name:'([^']*)' Status Message: ")
@@ -59,7 +59,7 @@ def _bounded(text: str) -> str:
 
 
 class ServiceError(Exception):
-    """Base of all typed errors. The text says what was expected and what came; `facts` say it for programs.
+    """Base of all typed errors. The text says what was expected and what was found; `facts` has the same for programs.
 
     Both are bounded here: a text to 1,024 bytes, a fact to 120 characters. Use `cut` or `shown` to put a
     client's text into an error's text, or it may push the remedy out.
@@ -286,14 +286,14 @@ class MemoryInFlight(ServiceError):
 
 
 class SessionExpired(ServiceError):
-    """Idle for longer than the server keeps a session; its state is gone."""
+    """The session was idle for longer than the server's limit; its state is gone."""
 
     code = grpc.StatusCode.ABORTED
     reason = "SESSION_EXPIRED"
 
 
 class SessionClosed(ServiceError):
-    """Closed through `CloseSession`; its state is gone."""
+    """The session was closed with `CloseSession`; its state is gone."""
 
     code = grpc.StatusCode.ABORTED
     reason = "SESSION_CLOSED"

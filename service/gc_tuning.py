@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 
-# A collection of young objects starts after so many more allocations than deallocations; Python's default is 700.
+# A collection of young objects starts after this surplus of allocations over deallocations; Python's default is 700.
 _YOUNG = 5_000
 
 

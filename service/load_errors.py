@@ -18,7 +18,7 @@ class ModelLoadError(Exception):
     """A model cannot be served.
 
     Attributes:
-        reason: what was expected and what came.
+        reason: what was expected and what was found.
         path: the file at fault; None for a graph in memory.
     """
 

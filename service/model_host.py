@@ -150,7 +150,7 @@ class ModelHost:
                 self.sessions.expire_idle(attention, self._all_read)
 
     def drain(self) -> None:
-        """Take no new sessions, give live ones the grace period, and end what is left with a typed error.
+        """Take no new sessions, give live ones the grace period, and end the rest with a typed error.
 
         Returns at once if no session is live.
         """

@@ -21,7 +21,7 @@ _FEWEST = 1.0  # percent: what is below is summed up as the rest
 def split(results: Results, case: str) -> dict[str, float]:
     """µs of server CPU a step: the echo on the lane, the engine at the batch that was reached, and what is between.
 
-    What is between is ours: parsing, queues, crossing to the engine's thread and back, replies, metrics. The engine's
+    What is between is ours: parsing, queues, crossing to the engine thread and back, replies, metrics. The engine's
     share is taken at the size of batch that `case` had, between two sizes that were measured.
     """
     whole, lane = (results.median(case, name, _CPU) for name in (OURS, LANE))

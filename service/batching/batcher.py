@@ -44,7 +44,7 @@ class Batcher:
             max_batch, max_chunk, ragged, coalesce: as for `BatchQueue`.
             queue_messages: messages that a session may have waiting before its stream is no longer read.
             on_cancelled: called with the number of queued messages that an ending session leaves unrun.
-            wakeup: what the engine's thread sleeps on, if more than the batcher may wake it.
+            wakeup: what the engine thread sleeps on, if more than the batcher may wake it.
         """
         self.capacity = capacity
         self.inline = InlineRuns(wakeup)
@@ -151,7 +151,7 @@ class Batcher:
 
         Args:
             session: the session that sent it.
-            work: what to run; a `Work`, or whatever the session's source takes.
+            work: a `Work`, or another kind of work that the session's source takes.
             after_arrivals: calls a function on the thread that reads messages, after those that have arrived; given if
                 this is that thread. The next batch may then run there instead of on the engine thread.
 
@@ -195,7 +195,7 @@ class Batcher:
         if self.inline.asleep:
             self.inline.wake_engine()
 
-    # The engine's thread
+    # The engine thread
 
     def take(self) -> Job | None:
         """Wait for work and take a job; None once the batcher has stopped."""
@@ -225,7 +225,7 @@ class Batcher:
             if self.inline.asleep:
                 self.inline.wake_engine()
 
-    # Inline runs, while the engine's thread sleeps
+    # Inline runs, while the engine thread sleeps
 
     def _arrange_inline_run(self, after_arrivals: AfterArrivals) -> None:
         if not after_arrivals(partial(self._run_inline, after_arrivals)):
@@ -303,6 +303,6 @@ class Batcher:
             self._make_ready(session)
 
     def complete_by(self, how: Callable[[Callable[[Session], None]], None]) -> None:
-        """The engine is done with a job of another source: `how` notes it, given what makes a session ready again."""
+        """Complete a job of another source: `how` updates its sessions, given a function that makes one ready again."""
         with self._lock:
             how(self._make_ready)

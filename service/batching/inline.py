@@ -1,8 +1,8 @@
 """Decides which thread runs the next batch: the engine thread, or the thread that reads messages.
 
-Handing a batch to the engine's thread costs wake-ups, and both threads want the GIL while the replies go out: about
+Handing a batch to the engine thread costs wake-ups, and both threads want the GIL while the replies go out: about
 5 µs a message and 60 µs a batch. A run that takes no longer than that ends sooner, and costs less CPU, on the thread
-that read the messages. A longer run leaves the reading thread free if the engine's thread does it.
+that read the messages. A longer run leaves the reading thread free if the engine thread does it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class InlinePolicy:
 
 
 class Wakeup(Protocol):
-    """What the engine's thread sleeps on: a lock, or something that other processes can release, too."""
+    """What the engine thread sleeps on: a lock, or something that other processes can release, too."""
 
     def acquire(self) -> bool:
         """Sleep until `release` is called, or return at once if it has been called since."""
@@ -55,27 +55,27 @@ class Wakeup(Protocol):
 
 
 class InlineRuns:
-    """Whether the engine's thread is awake, sleeps, or sleeps while a run is reserved in its place.
+    """Whether the engine thread is awake, sleeps, or sleeps while a run is reserved in its place.
 
     Only one of the two threads runs the engine at a time. The batcher's lock guards all but `ran` and `sleep`:
 
         awake ──nothing is ready──▶ asleep ──a message comes, and runs are short──▶ reserved
           ▲                           │ ▲                                             │
           ├──────a message comes──────┘ └────────the run is over, nothing is left─────┤
-          └───────────────────the run is over, the engine's thread takes the rest─────┘
+          └───────────────────the run is over, the engine thread takes the rest─────┘
 
     Attributes:
-        asleep: the engine's thread sleeps, and no run is reserved.
+        asleep: the engine thread sleeps, and no run is reserved.
         policy: decides whether runs are short.
         run: runs a batch that was reserved.
-        wakeup: what the engine's thread sleeps on, if more than the batcher may wake it; then no run is inline.
+        wakeup: what the engine thread sleeps on, if more than the batcher may wake it; then no run is inline.
     """
 
     __slots__ = ("_served", "_wakeup", "asleep", "policy", "run", "wakeup")
 
     def __init__(self, wakeup: Wakeup | None) -> None:
         self.wakeup = wakeup
-        # If it is a lock, it is held while the engine's thread has no reason to wake.
+        # If it is a lock, it is held while the engine thread has no reason to wake.
         self._wakeup: Wakeup = wakeup or threading.Lock()
         if wakeup is None:
             self._wakeup.acquire()
@@ -91,11 +91,11 @@ class InlineRuns:
         self.run = run or _run_nothing
 
     def sleep(self) -> None:
-        """Sleep until woken; for the engine's thread."""
+        """Sleep until woken; for the engine thread."""
         self._wakeup.acquire()
 
     def wake_engine(self) -> None:
-        """Wake the engine's thread, which is asleep."""
+        """Wake the engine thread, which is asleep."""
         self.asleep = False
         self._wakeup.release()
 

@@ -145,7 +145,7 @@ class FrameSessions(Session):
         self.refused_in[handles] = 0
 
     def drop(self, handles: Ints, status: int, capacity: Capacity) -> int:
-        """End those of `handles` that are live, give back what they hold, and note `status`; how many were live."""
+        """End the live sessions of `handles`, free their slots and note `status`; returns how many were live."""
         live = handles[self.status[handles] == LIVE]
         capacity.give_back_many(self.slots[live], self.slot_versions[live])
         self.status[handles] = status

@@ -27,7 +27,7 @@ Slices: TypeAlias = list[tuple[FrameSessions, FrameSlice]]
 
 
 class FrameRunner:
-    """Runs a model's rounds of frames. For the engine's thread."""
+    """Runs a model's rounds of frames. For the engine thread."""
 
     def __init__(self, engine: Engine, batcher: Batcher, metrics: ModelMetrics, *, ragged: bool) -> None:
         self._engine = engine

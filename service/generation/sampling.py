@@ -75,7 +75,7 @@ class Chooser:
     def choose(
         self, y: Array, recipes: list[Recipe], counters: npt.NDArray[np.int64]
     ) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """What each row's output gives.
+        """Make each row's choice from its output.
 
         Args:
             y: float[rows, size], outputs of the generation's output tensor, flat.

@@ -87,7 +87,7 @@ class Search(Group):
         self.session = session
         self.listener = listener
         self.search = search
-        self.stopped = False  # set by `stop_generation`; the engine's thread sees it before the next step
+        self.stopped = False  # set by `stop_generation`; the engine thread sees it before the next step
         self.reason: StopReason | None = None  # why it has ended
         self._slots: Ints
         self._slot_versions: Ints

@@ -37,7 +37,7 @@ class Generating(Work):
         tag: int,
         arrived_s: float,
     ) -> None:
-        """Make the work, of which nothing has run.
+        """Make work that has not run yet.
 
         Args:
             listener: gets the replies.
@@ -47,7 +47,7 @@ class Generating(Work):
             stop: classes that end it.
             per_reply: steps a reply.
             output: the steps whose outputs are sent.
-            tells: whether replies report what was chosen. They do unless it is the output itself.
+            tells: whether replies report the choices. They do unless the choice is the output itself.
             tag, arrived_s: as for all work.
         """
         super().__init__(payloads, 1, output, tag, arrived_s)
@@ -57,7 +57,7 @@ class Generating(Work):
         self.stop = stop
         self.per_reply = per_reply
         self.applied = 0
-        self.stopped = False  # set by `stop_generation`; the engine's thread sees it before the next step
+        self.stopped = False  # set by `stop_generation`; the engine thread sees it before the next step
         self.reason: StopReason | None = None  # why it has ended
         self.first = b""  # the first input, encoded for the client, if it was made here
         self._tells = tells
@@ -71,7 +71,7 @@ class Generating(Work):
         self.payloads = (payload,)
 
     def took(self, outputs: Sequence[bytes], chosen: bytes) -> None:
-        """Record one applied step: `outputs` is a step of each, `chosen` what was chosen from them, for the client."""
+        """Record one applied step: `outputs` has one step of each output, `chosen` the choice, for the client."""
         self.done = 0
         self.applied += 1
         self._steps += 1

@@ -1,4 +1,4 @@
-"""Errors of ONNX Runtime while a model is loaded, told with what to do about them."""
+"""Errors of ONNX Runtime while a model is loaded, explained with their remedies."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class LoadedModel:
         return self.engine.max_chunk
 
     def read_states(self, session: Session) -> list[bytes]:
-        """A session's states after its last run, in the signature's order. For the engine's thread, in `deliver`."""
+        """A session's states after its last run, in the signature's order. For the engine thread, in `deliver`."""
         return [state.tobytes() for state in self.engine.pool.read(session.slot)]
 
 
@@ -88,8 +88,8 @@ def load_all(
     Args:
         files: the models.
         settings: the server's.
-        device: where they run.
-        wakeup: makes what each one's engine thread sleeps on, if front ends share the models.
+        device: the device that they run on.
+        wakeup: makes the wakeup of each model's engine thread, if front ends share the models.
         errors: of files that could not be opened; they are in the report.
         notes: of what may be why there are errors.
 
@@ -125,7 +125,7 @@ def load(
     Args:
         file: what to load.
         settings: the server's.
-        device: where it runs.
+        device: the device that it runs on.
         metrics: those of the same version, if it is reloaded.
         wakeup: what its engine's thread sleeps on, if front ends share the model.
 

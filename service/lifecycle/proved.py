@@ -27,7 +27,7 @@ def proved_engine(
     log: FilteringBoundLogger,
     remedy: str,
 ) -> tuple[Engine, dict[str, str]]:
-    """An engine that gives each session its own answers, and by kind ("rows", "steps") what it is restricted to.
+    """An engine in which sessions do not affect each other, with its restrictions by kind ("rows", "steps").
 
     Args:
         make: an engine of the model with these options.
@@ -70,7 +70,7 @@ def proved_engine(
 
 
 def _restriction(found: Difference, graph: onnx.GraphProto, engine: Engine) -> str:
-    """What is to be done about `found`, with the reason, or ModelLoadError if nothing can be."""
+    """The restriction that `found` demands, with the reason; raises ModelLoadError if none helps."""
     signature = engine.signature
     if found.kind == "rows":
         causes = mixes_rows(graph, 1 if signature.layout == "time_batch" else 0)

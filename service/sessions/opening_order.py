@@ -12,7 +12,7 @@ _FEW = 64  # gaps that are never worth closing
 
 
 class OpeningOrder(Generic[_Item]):
-    """A list of items by ascending numbers. What is removed leaves a gap; once most are gaps they are closed.
+    """A list of items by ascending numbers. A removed item leaves a gap; once most are gaps, they are closed.
 
     Not thread-safe.
     """

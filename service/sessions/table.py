@@ -143,7 +143,7 @@ class SessionTable:
             return list(self._live.values())
 
     def on(self, model: Model) -> list[Live[Model]]:
-        """The live sessions of `model`, of whatever kind, oldest first."""
+        """The live sessions of `model`, of any kind, oldest first."""
         return [live for live in self._named(model.file.name) if live.model is model]
 
     def _named(self, name: str) -> list[Live[Model]]:

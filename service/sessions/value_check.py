@@ -186,7 +186,7 @@ def _first(rule: ValueRule, tensor: Tensor, data: bytes, what: str, before: int)
 
 
 def check_length(signature: Signature, work: Work) -> WrongByteCount | None:
-    """What is wrong with the lengths of `work`'s payloads, which are [steps, *step_shape] each; None if nothing is."""
+    """The error if a payload of `work` does not have the length of [steps, *step_shape], else None."""
     for tensor, payload in zip(signature.inputs, work.payloads, strict=True):
         expected = work.steps * tensor.step_bytes
         if len(payload) != expected:

@@ -64,7 +64,7 @@ class Call(Protocol):
 
 
 class StreamHandler(Protocol):
-    """Answers one stream, in order, from any thread: one reply a message unless it says otherwise."""
+    """Answers one stream, in order, from any thread: one reply to each message unless it says otherwise."""
 
     def on_message(self, data: bytes) -> bool:
         """Take one message; False stops the reading until `Call.resume`.
@@ -130,10 +130,10 @@ class ServerLane(Lane, Protocol):
     in_flight: InFlight  # the calls of its servers, and their bytes in memory
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
-        """A server for its handlers. `spin_s`: how long its thread may look for messages before it sleeps."""
+        """A server for its handlers. `spin_s`: how long its thread may poll for messages before it blocks."""
 
     def beats(self, server: grpc.Server) -> int | None:
-        """A number that changes while the server's thread comes by for events, once a second at least.
+        """A number that changes while the server's thread fetches events, at least once a second.
 
         None if this grpcio does not let it be told.
         """

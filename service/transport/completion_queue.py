@@ -1,9 +1,9 @@
 """grpcio's completion queue with busy polling: polls briefly before blocking when recent waits were short.
 
-A thread that sleeps is woken late, and on a core that has halted meanwhile: what a lone client's step costs is mostly
-that. So where events have lately come within moments, the thread looks for the next one without sleeping, as Linux's
-haltpoll governor does for idle guests (Documentation/virt/guest-halt-polling.rst): it costs nothing where waits are
-long or nothing is awaited, and less CPU than the wake-ups where they are short.
+A sleeping thread wakes up late, on a core that has halted: that is most of the cost of a lone client's step. So if
+recent events arrived quickly, the thread polls for the next one before it sleeps, like Linux's haltpoll governor for
+idle guests (Documentation/virt/guest-halt-polling.rst). This costs nothing if waits are long, and less CPU than
+wake-ups if they are short.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from grpc._cython import cygrpc
 _log = structlog.get_logger(__name__)
 
 _NOTHING = cygrpc.CompletionType.queue_timeout
-_LEAST, _MOST = 2, 256  # sleeps in a row before it looks again
+_LEAST, _MOST = 2, 256  # short sleeps in a row before it polls again
 _FEW = 2  # arrivals
-_EVENTS = 16  # that `once_idle` lets pass at most
-_ENOUGH = 65_536  # events after which `when_read` takes the sockets as read, however many more come
+_EVENTS = 16  # maximum events before the callback of `once_idle`
+_ENOUGH = 65_536  # maximum events before the callback of `when_read`
 
 AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects of a tag that ends no call
 
 
 class Arrivals:
-    """What has come in, of all servers in this process. No class's attributes: to set these empties Python's caches."""
+    """Counts arrivals at all servers in this process. An instance: setting class attributes clears Python's caches."""
 
     __slots__ = ("calls", "messages", "seen")
 
     def __init__(self) -> None:
         self.calls = self.messages = 0  # unary calls; messages of streams
-        self.seen = 0  # both together, when something was last put off
+        self.seen = 0  # their sum at the last call of `few`
 
     def few(self) -> bool:
-        """True if few have come since the last call."""
+        """True if few arrived since the last call."""
         came = self.calls + self.messages
         few, self.seen = came - self.seen <= _FEW, came
         return few
@@ -62,18 +62,18 @@ class _Probe:
 
 
 class _Serving(threading.local):
-    queue: ServingQueue | None = None  # that the thread serves
+    queue: ServingQueue | None = None  # the queue that this thread serves
 
 
 _serving = _Serving()
 
 
 class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has no types for it
-    """A completion queue that has more to do than wait, when it is told so; else `poll` is grpcio's own.
+    """A completion queue that polls and calls callbacks when asked to; otherwise `poll` is grpcio's own.
 
-    `expect` has the next wait begin with looking for up to `spin_s`, while that pays: a look that has found nothing is
-    the last until so many sleeps in a row were short; twice as many as the time before, unless one has found
-    something meanwhile. A sleep counts as short up to twice the time, for it includes the waking up.
+    After `expect` the next wait begins with polling for up to `spin_s`, while that pays. If polling finds nothing, it
+    stops until a number of sleeps in a row were short; that number doubles until polling finds something again. A sleep
+    is short up to twice `spin_s`, because it includes the wake-up.
     """
 
     __slots__ = (
@@ -91,7 +91,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self._callback: Callable[[], None] | None = None
         self._passed = 0
         self._begun = self._asked = False
-        self.beats = 0  # times that the thread has come by after it was asked to
+        self.beats = 0  # waits of the thread that began after `ask`
         self._probe: _Probe | None = None
 
     def _first(self, deadline: float | None) -> Any:
@@ -131,7 +131,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         return self._look(deadline) if self._looks else self._sleep(deadline)
 
     def _read_for(self, probe: _Probe, event: Any) -> Any:
-        """Look until something comes, or until every socket has been read."""
+        """Poll until an event arrives or every socket has been read."""
         while probe.looks > 0 and event.completion_type == _NOTHING:
             probe.looks -= 1
             event = self._plain(0)
@@ -166,7 +166,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             self.poll = self._attentive
 
     def once_idle(self, callback: Callable[[], None]) -> bool:
-        """See the function."""
+        """See the function `once_idle`."""
         if self._callback is not None:
             return False
         self._callback, self._passed = callback, 0
@@ -174,24 +174,25 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         return True
 
     def ask(self) -> int:
-        """Have the next wait counted in `beats`, which is returned. For any thread; costs nothing otherwise."""
+        """Count the next wait in `beats`; returns `beats`. Any thread may call it; waits cost nothing more otherwise."""
         if self._begun:
-            # Should the serving thread set `poll` just now, the next one who asks will have it counted.
+            # If the serving thread overwrites `poll` at this moment, the next `ask` sets it again.
             self._asked = True
             self.poll = self._attentive
         return self.beats
 
     def when_read(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called on the serving thread once it has read what the sockets hold now, and dealt with it.
+        """Call `callback` on the serving thread once it has read and handled what the sockets hold now.
 
-        From any thread. Of two that wait at once the later stands. An idle server's thread comes round within a second.
+        Any thread may call it. A later callback replaces one that still waits. An idle server's thread wakes up within
+        a second.
         """
         self._probe = _Probe(callback, len(os.listdir("/proc/self/fd")) + _EVENTS)
         if self.poll != self._first:
             self.poll = self._attentive
 
     def call_now(self) -> None:
-        """Call the callback that waits for `once_idle`."""
+        """Call the waiting callback of `once_idle`."""
         callback, self._callback = self._callback, None
         if callback is not None:
             _try(callback)
@@ -216,10 +217,10 @@ def call_soon(call: Any, callback: Callable[[], None]) -> bool:
 
 
 def once_idle(callback: Callable[[], None]) -> bool:
-    """Have `callback` called once the sockets have been read and nothing has come of it, or after a few events.
+    """Call `callback` once the sockets have been read without a new event, or after a few events.
 
-    For tags on a thread that serves a `ServingQueue`. False, and it is not called, on any other thread, or where
-    another is waiting.
+    For tags on a thread that serves a `ServingQueue`. Returns False, without a call, on other threads and if another
+    callback waits.
     """
     return _serving.queue is not None and _serving.queue.once_idle(callback)
 
@@ -231,13 +232,13 @@ def expect() -> None:
 
 
 def no_longer_idle() -> None:
-    """Call what waits on this thread now. For the end of a call: behind the last one a queue is not served any more."""
+    """Call this thread's waiting callback now. For the end of a call: after the last one nobody serves the queue."""
     if _serving.queue is not None:
         _serving.queue.call_now()
 
 
 def when_read(server: grpc.Server, callback: Callable[[], None]) -> bool:
-    """`ServingQueue.when_read` of the queue that `server` is on. False, and it is not called, if it is grpcio's own."""
+    """`ServingQueue.when_read` of `server`'s queue. Returns False, without a call, if the queue is grpcio's own."""
     queue = getattr(getattr(server, "_state", None), "completion_queue", None)
     if not isinstance(queue, ServingQueue):
         return False
@@ -246,9 +247,9 @@ def when_read(server: grpc.Server, callback: Callable[[], None]) -> bool:
 
 
 def server_on_queue(workers: futures.ThreadPoolExecutor, options: Any, *, spin_s: float) -> grpc.Server:
-    """`grpc.server` with a `ServingQueue`, which spins for `spin_s` but where there is one core only.
+    """`grpc.server` with a `ServingQueue`, which polls for `spin_s` if there is more than one core.
 
-    Where this grpcio builds its servers in another way it is one with grpcio's own queue.
+    If this grpcio builds its servers differently, the server has grpcio's own queue.
     """
     with _patching:
         original = cygrpc.CompletionQueue
@@ -269,9 +270,9 @@ def _queue_of(server: grpc.Server) -> ServingQueue | None:
 
 
 def beats(server: grpc.Server) -> int | None:
-    """A number that changes with each look while `server`'s thread comes by for events; None where none can be had.
+    """A number that changes between two calls while `server`'s thread fetches events; None if unknown.
 
-    An idle thread comes by once a second.
+    An idle thread fetches once a second.
     """
     queue = _queue_of(server)
     return None if queue is None else queue.ask()

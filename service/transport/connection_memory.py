@@ -1,4 +1,4 @@
-"""One connection's part of what clients have in memory; see `in_flight.py`."""
+"""Clients' bytes in memory of one connection; see `in_flight.py`."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ import grpc
 
 from streamcell.service.errors import MemoryInFlight, ServiceError, as_status
 
-PATIENCE_LOOKS = 50  # that a client may take, over its bound, to read one reply or to complete one message
+PATIENCE_LOOKS = 50  # looks in which a client over its bound must read one reply or complete one message
 _CALL_BYTES = 2048  # of a call's headers
-_FLOOR_BYTES = 64 * 1024  # of a connection's that are nothing half received: its beginning, TLS's too
-_READING_BYTES = 4096  # sent since the last look: more than pings, so the client reads replies
+_FLOOR_BYTES = 64 * 1024  # of a connection's start, with TLS's: they belong to no message
+_READING_BYTES = 4096  # acknowledged since the last look: more than pings, so the client reads replies
 _REASON = MemoryInFlight.reason.lower()
 
 
 class Held(Protocol):
-    """A call, as this module knows it."""
+    """The parts of a call that this module uses."""
 
     peer: str
 
     @property
     def half_open(self) -> bool:
-        """Whether a message may be on its way."""
+        """True if a message may be in flight."""
 
     @property
     def messages(self) -> int:
-        """How many have come."""
+        """The number of messages received."""
 
     @property
     def sent(self) -> int:
-        """Replies that have gone."""
+        """The number of replies sent."""
 
     def held(self) -> tuple[int, int]:
-        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+        """Bytes of its unanswered messages and of its unsent replies."""
 
     def read_again(self) -> None:
-        """The connection may be read again."""
+        """Resume reading: the connection is below its bound again."""
 
     def cut(
         self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, str | bytes], ...], reason: str
     ) -> None:
-        """End the call, with a status that its client gets if it reads."""
+        """End the call with a status, which its client gets if it reads."""
 
     def drop(self) -> None:
-        """End it whatever its client does, after `cut`."""
+        """End the call, after `cut`, whatever its client does."""
 
 
 class Seen(NamedTuple):
-    """How far a call was at the last look."""
+    """A call's progress at the last look."""
 
     messages: int
     sent: int
     held_bytes: int
-    looks: int  # in a row at which replies were unsent, and none had gone since the one before
+    looks: int  # looks in a row with unsent replies of which none had been sent since the previous look
 
 
 class Limits(NamedTuple):
-    """What may be in the core at most."""
+    """Maximum bytes in grpc's core."""
 
     window_bytes: int  # of a call that is not being read
     ahead_bytes: int  # of all such calls of a connection
     message_bytes: int  # of one message
-    process_bytes: int | None  # of everything: by how much the process has grown; None if that is not known
+    process_bytes: int | None  # of all connections: the growth of the process; None if unknown
 
 
 class Connection:
@@ -78,61 +78,61 @@ class Connection:
     )  # fmt: skip
 
     def __init__(self, peer: str, room: float = math.inf, wake: Callable[[], None] = lambda: None) -> None:
-        """`room`: bytes that it may take before the first look; `wake`: has the watch look now."""
+        """`room`: bytes that it may take before the first look; `wake`: makes the watch look now."""
         self.peer = peer
-        self.look_at = room  # so many bytes `taken`, and it is not read before the next look
+        self.look_at = room  # at this number of bytes `taken`, reading stops until the next look
         self._wake = wake
         self.calls: set[Held] = set()
-        self.cut: set[Held] = set()  # that have been told to end, and should be gone at the next look
-        self.taken = 0  # bytes that its calls were given, with what their framing may have cost
+        self.cut: set[Held] = set()  # calls told to end, which should have ended by the next look
+        self.taken = 0  # bytes given to its calls, with the maximum of their framing
         self.stopped = False  # its calls are not read
         self.held_bytes = 0
-        self.half_bytes = 0  # received and not with a call, at the last look
-        self.stuck_bytes = 0  # of these, of messages that are half received
-        self.whole_bytes = 0  # of messages that became whole between the last two looks
-        self.looks_stuck = 0  # in a row at which no message had become whole since the one before
+        self.half_bytes = 0  # received but not given to a call, at the last look
+        self.stuck_bytes = 0  # those of them that belong to half-received messages
+        self.whole_bytes = 0  # of messages completed between the last two looks
+        self.looks_stuck = 0  # looks in a row without a message completed since the previous look
         self.seen: dict[Held, Seen] = {}
         self._taken_before = self._received_before = self._acked_before = 0
         self._taken_then = 0  # just before the kernel's figures were read
-        self._in_core = 0  # by those figures: `half_bytes` and what has been taken since
+        self._in_core = 0  # by the kernel's figures: `half_bytes` and the bytes taken since
         self._room_before = 0
         self._relieved = False
         self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
-        """Add to `taken`, where several threads do."""
+        """Add to `taken`. Thread-safe."""
         with self._lock:
             self.taken += size
         if self.taken > self.look_at:
             self.pause()
 
     def pause(self) -> None:
-        """It has taken what it had room for: read it no more before the next look, and have that now."""
+        """Stop reading, because the room is used up, and make the watch look now."""
         self.stopped = True
         self._wake()
 
     def leave(self, call: Held) -> None:
-        """A call is over. It knows its connection, so it is forgotten here: a cycle would wait for the collector."""
+        """Forget an ended call. It refers to its connection: a cycle would wait for the garbage collector."""
         self.calls.discard(call)
         self.seen.pop(call, None)
         self.cut.discard(call)
 
     @property
     def bytes(self) -> int:
-        """What it has in memory."""
+        """Bytes in memory."""
         return self.held_bytes + self.half_bytes
 
     def note_taken(self) -> None:
-        """The kernel's figures will be read: what is taken from now on may or may not be in them."""
+        """Note `taken` before the kernel's figures are read: bytes taken later may or may not be in them."""
         self._taken_then = self.taken
 
     def look(self, figures: tuple[int, int] | None, limits: Limits, *, patient: bool) -> None:
         """Sum up its calls.
 
         Args:
-            figures: what TCP has received of it and what its client has acknowledged, None if that is not known.
-            limits: what may be in the core.
-            patient: as long as the client reads anything at all, none of its calls counts as unread.
+            figures: bytes that TCP has received, and bytes that its client has acknowledged; None if unknown.
+            limits: maximum bytes in the core.
+            patient: True: while the client reads anything at all, none of its calls counts as unread.
         """
         calls = list(self.calls)
         for call in self.cut & self.calls:
@@ -143,14 +143,14 @@ class Connection:
         if figures is not None:
             half_open = sum(call.half_open for call in calls)
             windows = limits.window_bytes * (len(calls) - half_open)
-            # Calls that had not begun at this look have by the next.
+            # Calls that begin after this look are counted at the next.
             room = windows + (limits.window_bytes + limits.message_bytes) * half_open
             most = max(room, self._room_before)
             if limits.process_bytes is not None:
                 most = min(most, limits.process_bytes)
             self._room_before = room
             self._count_half(calls, *figures, taken, most)
-            # A call that is not being read may have its window full, and that is as it should be.
+            # A call that is not being read may fill its window: that is normal.
             ahead = min(limits.ahead_bytes, windows)
             self.stuck_bytes = max(0, self.half_bytes - ahead)
         self.whole_bytes = taken
@@ -170,7 +170,7 @@ class Connection:
         if acked < self._acked_before:  # another connection from the same port
             self._received_before = self._acked_before = self._in_core = taken = 0
         allowed = 0 if self._received_before else _FLOOR_BYTES
-        # Windows are opened as replies are read, and headers are no messages.
+        # Reading replies sends window updates, and headers belong to no message.
         allowed += (acked - self._acked_before) // 64 + _CALL_BYTES * sum(
             call not in self.seen for call in calls
         )
@@ -182,25 +182,25 @@ class Connection:
         self._received_before, self._acked_before = received, acked
 
     def correct(self, excess: int) -> None:
-        """So many bytes fewer are half received than was thought."""
+        """Reduce the estimate of half-received bytes by `excess`."""
         self.half_bytes -= excess
         self._in_core = max(0, self._in_core - excess)
         self.stuck_bytes = max(0, self.stuck_bytes - excess)
 
     def stop(self) -> None:
-        """Read it no more."""
+        """Stop reading its calls."""
         self.stopped = True
 
     def go_on(self) -> None:
-        """Read it again."""
+        """Resume reading its calls."""
         self.stopped = False
         for call in list(self.calls):
             call.read_again()
 
     def half_received(self, before: dict[Held, Seen]) -> set[Held]:
-        """The calls whose messages are not whole, by all that can be told; `before`: the look before the last."""
+        """The calls that probably have half-received messages; `before`: the calls at the look before the last."""
         half = [call for call in self.calls if call.half_open]
-        # First those that never had a whole message, then those that had none since then.
+        # First calls that never had a whole message, then calls that had none since `before`.
         return (
             {call for call in half if not call.messages}
             or {call for call in half if call in before and before[call].messages == call.messages}
@@ -208,7 +208,7 @@ class Connection:
         )
 
     def unread(self, bound: int) -> set[Held]:
-        """Calls whose replies are not read, so many that it is under `bound` without them; none for a trifle."""
+        """Calls with unread replies whose end brings it below `bound`; empty if they hold little."""
         stalled = {
             call: each.held_bytes for call, each in list(self.seen.items()) if each.looks >= PATIENCE_LOOKS
         }
@@ -223,8 +223,8 @@ class Connection:
         return found
 
     def end(self, calls: set[Held], error: ServiceError, *, half: bool) -> None:
-        """End calls, `half`: for what is half received."""
-        if half:  # what was on its way to them still comes, and is dropped
+        """End `calls`. `half`: because of half-received messages."""
+        if half:  # bytes in flight to them still arrive, and are dropped
             self.half_bytes = self.stuck_bytes = 0
             self._relieved = True
         status = as_status(error)

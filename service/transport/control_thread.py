@@ -1,4 +1,4 @@
-"""The thread that runs slow control calls in slices, and leaves Python's lock to others most of the time."""
+"""The thread that runs slow control calls in slices, and leaves the GIL to other threads most of the time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from streamcell.service.errors import ControlBusy
 _log = structlog.get_logger(__name__)
 
 _MOST_WAITING = 64
-# Between two slices the thread sleeps for so many times what the slice took, so that those who serve messages have
-# Python's lock most of the time however many control calls come.
+# Between two slices the thread sleeps for this multiple of the slice's time, so that the serving threads have the GIL
+# most of the time under any number of control calls.
 _REST, _LEAST_REST_S, _MOST_REST_S = 3.0, 0.0005, 0.02
 
 
@@ -50,7 +50,7 @@ class ControlThread:
             self._changed.notify()
 
     def stop(self) -> None:
-        """Take no more jobs, and drop those that wait."""
+        """Refuse new jobs and drop the waiting ones."""
         with self._changed:
             self._stopped = True
             self._jobs.clear()

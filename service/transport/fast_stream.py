@@ -63,10 +63,12 @@ class StreamCall:
         self._outbox: deque[bytes] = deque()
         self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
         self._sending = False  # a send is in flight
-        self._sending_bytes = 0  # of it
-        self._waiting = False  # … in one batch with a receive: its end shows only with the next message
-        self._over = False  # the status is in flight or the call has gone: nothing more is sent
-        self.sent = 0  # replies that have gone
+        self._sending_bytes = 0  # of that send
+        self._waiting = (
+            False  # the send is in one batch with a receive, which ends only with the next message
+        )
+        self._over = False  # the status is in flight or the call has ended: nothing more is sent
+        self.sent = 0  # replies sent
         self._wake: Callable[[], None] | None = None  # resumes the handler that waits for room
         self._reading = ReadPacing()
         self._open = open_
@@ -99,7 +101,7 @@ class StreamCall:
         return AGAIN
 
     def _on_sent_and_read(self, event: Any) -> Any:
-        # The message first is in flight as to reading, so that what is flushed does not read as well.
+        # Count the read as in flight first, so that flushed replies do not start another.
         self._sent()
         self._arrived(event.batch_operations[1].message())
         return AGAIN
@@ -212,7 +214,7 @@ class StreamCall:
                     self._read()
 
     def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
-        """Have `callback` called on grpcio's serving thread, after what has arrived.
+        """Call `callback` on grpcio's serving thread, after all messages that have arrived.
 
         What a pipelining client has sent is read message by message, each by a pass through the queue: this goes
         behind, until a pass brings no more. Where that client is alone, what it has sent meanwhile is read, too.
@@ -262,7 +264,7 @@ class StreamCall:
         self._send_status()
 
     def drop(self) -> None:
-        """End it though its client reads nothing, after `cut`: the status would wait behind a reply."""
+        """End the call, after `cut`, even if its client reads nothing: the status would wait behind a reply."""
         if self._status is not None:
             code, details, _ = self._status
             self._call.cancel(code.value[0], details)
@@ -274,18 +276,18 @@ class StreamCall:
 
     @property
     def messages(self) -> int:
-        """How many have come."""
+        """The number of messages received."""
         return self._reading.messages
 
     def held(self) -> tuple[int, int]:
-        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+        """Bytes of its unanswered messages and of its unsent replies."""
         with self._lock:
             # While it is sent, the core has a copy.
             sending = 2 * self._sending_bytes if self._sending and not self._waiting else 0
             return sum(self._reading.unanswered), sum(map(len, self._outbox)) + sending
 
     def read_again(self) -> None:
-        """The connection may be read again."""
+        """Resume reading: the connection is below its bound again."""
         with self._lock:
             if self._handler is not None and self._may_read():
                 self._read()
@@ -312,8 +314,8 @@ class StreamCall:
     def _send(self, data: bytes) -> None:
         self._sending = True
         read = self._may_read()
-        # One batch for both is cheapest, and shows the end of the send only with the next message: it is right
-        # where nothing is left to be sent before that message, and what is sent is small.
+        # One batch for both is cheapest, but reports the end of the send only with the next message. So use it if
+        # nothing else is to be sent before that message and the reply is small.
         self._sending_bytes = size = len(data)
         self._waiting = read and size < LARGE_BYTES and not self._reading.unanswered and not self._outbox
         if self._waiting:
@@ -356,7 +358,7 @@ class StreamCall:
 def finish_call(
     context: Any, finish: Callable[[None], None], code: grpc.StatusCode, details: str, trailing: Trailing
 ) -> None:
-    """End a call through grpcio, which knows what to do if it has gone."""
+    """End a call through grpcio, which also handles a call that has ended."""
     context.set_code(code)
     context.set_details(details)
     context.set_trailing_metadata(tuple(trailing))

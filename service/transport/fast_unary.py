@@ -44,8 +44,8 @@ class UnaryCall(AnswerOnce):
         self._finish = finish
         self._on_request = on_request
         self._first_message = first
-        self._held = self.messages = 0  # bytes of the request, then of the response; requests that have come
-        self._answered = False  # … of the response
+        self._held = self.messages = 0  # bytes of the request, then of the response; requests received
+        self._answered = False  # True: `_held` are bytes of the response
         self._status = (0, "")
         self._connection = in_flight.join(self)
         if context.add_callback(self._gone):
@@ -72,7 +72,7 @@ class UnaryCall(AnswerOnce):
         return AGAIN
 
     def run_after_arrivals(self, callback: Callable[[], None], passes: int = PASSES) -> bool:
-        """Have `callback` called on grpcio's serving thread, after what has arrived.
+        """Call `callback` on grpcio's serving thread, after all messages that have arrived.
 
         grpcio takes waiting calls one by one: each needs two passes through the queue, of which the first begins
         the next call's. So this goes behind whatever comes while it waits, until a pass brings no call, or `passes`
@@ -100,15 +100,15 @@ class UnaryCall(AnswerOnce):
 
     @property
     def sent(self) -> int:
-        """Responses that have gone; after its only one the call has gone, too."""
+        """Responses sent; the call ends with its only one."""
         return 0
 
     def held(self) -> tuple[int, int]:
-        """Bytes of its request or, once it is answered, of the response that is not sent."""
+        """Bytes of its request or, once it is answered, of its unsent response."""
         return (0, self._held) if self._answered else (self._held, 0)
 
     def read_again(self) -> None:
-        """It reads once."""
+        """Nothing to do: it reads once."""
 
     def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
         """End the call now."""
@@ -116,7 +116,7 @@ class UnaryCall(AnswerOnce):
         self.fail(code, details, trailing)
 
     def drop(self) -> None:
-        """End it though its client reads no response, after `cut`."""
+        """End the call, after `cut`, even if its client reads no response."""
         self._call.cancel(*self._status)
 
     def answer(self, data: bytes) -> None:

@@ -82,10 +82,10 @@ class Transport:
                 # many streams; for a message that is awaited it makes room in any case.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.http2.lookahead_bytes", window_bytes(memory_bounds(settings)[1])),
-                # Pings find peers that died silently, and free what they held.
+                # Pings find peers that died silently, so their resources are freed.
                 ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1000)),
                 ("grpc.http2.max_pings_without_data", 0),
-                # Without it the core waits a minute for an answer, whatever the other option says.
+                # Without it the core waits a minute for an answer, whatever the other option's value.
                 ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
                 ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
                 ("grpc.max_receive_message_length", message_bytes),

@@ -1,16 +1,15 @@
-"""What clients have in this process's memory: half-received messages, queued work, unread replies; and its bounds.
+"""Bounds clients' bytes in this process's memory: half-received messages, queued work, unread replies.
 
-Calls note what they hold as they go (`held_bytes`). What the core holds of messages that are half received nobody says,
-but the kernel tells how many bytes a connection has brought, and its calls how many of them they were given: the
-difference is in the core. A thread sums both up, off the path of a message. Bytes of calls that have ended before they
-were given them are in that difference and no longer in memory, so it may be no more than the live calls can hold, nor
-than the process has grown.
+Calls note what they hold (`held_bytes`). grpc's core does not report half-received bytes, but the kernel counts the
+bytes that a connection has received and the calls count those that they were given: the difference is in the core. A
+thread adds both up, off the path of a message. The difference also contains bytes of calls that ended before they were
+given them, which are no longer in memory. So it is limited to what the live calls can hold and what the process has
+grown.
 
-Over its bound a connection is no longer read: HTTP/2's flow control holds its client back until enough is answered.
-Between two looks it may bring as much as it had room for at the first of them; then its calls read no more, and the
-thread looks at once. That is all that happens to a client that sends far ahead, however long the server takes. Calls
-end with MEMORY_IN_FLIGHT only if it is the client that the server waits for: it reads no replies, or sends no whole
-messages.
+A connection over its bound is not read: HTTP/2's flow control stops its client until enough is answered. Between two
+looks it may take the room that it had at the first of them; then its calls stop reading, and the thread looks at once.
+Nothing else happens to a client that sends far ahead, however slow the server is. Calls end with MEMORY_IN_FLIGHT only
+if the server waits for the client: it reads no replies, or completes no messages.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from .tcp_figures import TcpFigures, memory_bytes, trim_memory
 
 _log = structlog.get_logger(__name__)
 
-FRAMING_BYTES = 64  # a message costs on the wire at most, beside itself: frames, windows, pings
-LARGE_BYTES = 8192  # of a reply from so many bytes on it is followed until it has gone
-# What the core takes of a stream ahead of its being read: more is faster for large messages, less keeps the windows of
-# as many streams within a connection's bound.
+FRAMING_BYTES = 64  # maximum overhead of a message on the wire: frames, windows, pings
+LARGE_BYTES = 8192  # replies from this size on are counted until they are sent
+# A stream's window: bytes that the core takes before the stream is read. A larger one is faster for large messages, a
+# smaller one keeps all streams' windows within a connection's bound.
 _LEAST_WINDOW_BYTES, _MOST_WINDOW_BYTES, _WINDOWS = 64 * 1024, 1024 * 1024, 2048
 _LOOK_S = 0.1
-_FULL_LOOK_S = 1.0  # between two looks at every connection, while nothing is the matter
-_COST = 50  # a look may take a fiftieth of the time
-_URGENT_COST = 4  # … or a quarter, if much is in memory
+_FULL_LOOK_S = 1.0  # between two looks at every connection, while all are below their bounds
+_COST = 50  # looks take at most a fiftieth of the time
+_URGENT_COST = 4  # or a quarter, if much is in memory
 
 
 def window_bytes(connection_bytes: int) -> int:
-    """What a stream may send ahead of its being read, if its connection may have so many bytes in memory."""
+    """A stream's window, if its connection may have `connection_bytes` in memory."""
     return min(_MOST_WINDOW_BYTES, max(_LEAST_WINDOW_BYTES, connection_bytes // _WINDOWS))
 
 
@@ -53,11 +52,11 @@ class InFlight:
         figures: Callable[[Container[str]], dict[str, tuple[int, int]]] | None = None,
         memory: Callable[[], int] = memory_bytes,
     ) -> None:
-        """`figures`: as `TcpFigures.of`; `memory`: bytes that the process has, 0 if that is not known."""
+        """`figures`: like `TcpFigures.of`; `memory`: returns the process's bytes, 0 if unknown."""
         self._connections: dict[str, Connection] = {}
         self._figures = figures or TcpFigures().of
         self._memory = memory
-        self._least_memory = 0  # that the process had at any look
+        self._least_memory = 0  # the process's minimum at all looks
         self._server_bytes = self._connection_bytes = self._message_bytes = 0
         self._on_error: Callable[[ServiceError], None] = lambda error: None
         self._stopping = threading.Event()
@@ -67,7 +66,7 @@ class InFlight:
         self.held_back = 0  # connections that are not read
 
     def join(self, call: Held) -> Connection:
-        """A call begins; its connection."""
+        """Add a new call; returns its connection."""
         connection = self._connections.get(call.peer)
         if connection is None:
             room = self._room(0)
@@ -76,7 +75,7 @@ class InFlight:
         return connection
 
     def watch(self) -> None:
-        """Keep the bounds from now on, on a thread."""
+        """Start the thread that keeps the bounds."""
         threading.Thread(target=self._watch, name="memory-in-flight", daemon=True).start()
 
     def bound(
@@ -86,13 +85,13 @@ class InFlight:
         message_bytes: int,
         on_error: Callable[[ServiceError], None],
     ) -> None:
-        """Set what `look` holds the connections to.
+        """Set the bounds.
 
         Args:
-            server_bytes: what all of them may have in memory.
-            connection_bytes: what one of them may.
+            server_bytes: maximum bytes of all connections.
+            connection_bytes: maximum bytes of one connection.
             message_bytes: the largest message that the core takes.
-            on_error: told of each call that ends for it.
+            on_error: called for each call that ends because of a bound.
         """
         self._server_bytes, self._connection_bytes = server_bytes, min(connection_bytes, server_bytes)
         self._message_bytes = message_bytes
@@ -103,15 +102,15 @@ class InFlight:
         return self.bytes, self.held_back
 
     def stop(self) -> None:
-        """Keep them no more."""
+        """End the thread."""
         self._stopping.set()
         self._wake.set()
 
     def _room(self, held: int) -> float:
-        """Bytes that a connection which has `held` in memory may take before the next look."""
+        """Bytes that a connection with `held` bytes in memory may take before the next look."""
         if not self._connection_bytes:
             return math.inf
-        # Of what is left for all of them each may take its part, or what does no harm.
+        # Each connection may take its share of what is left for all, or a harmless minimum.
         left = max(self._server_bytes - self.bytes, 0) // max(1, len(self._connections))
         return min(max(0, self._connection_bytes - held), max(left, self._server_bytes // 64))
 
@@ -139,7 +138,7 @@ class InFlight:
             took_s = last_s - now_s
 
     def look(self) -> None:
-        """Sum up every connection, and do what is to be done about those over their bounds."""
+        """Sum up every connection, and act on those over their bounds."""
         for connection in list(self._connections.values()):
             connection.note_taken()
         figures, memory = self._figures(self._connections), self._memory()
@@ -154,7 +153,7 @@ class InFlight:
         before = {}
         for peer, connection in list(self._connections.items()):
             if not connection.calls and peer not in figures:
-                del self._connections[peer]  # it has gone; a call that begins just now makes another
+                del self._connections[peer]  # it has closed; a call that begins at this moment makes another
                 connection.seen = {}
                 continue
             before[peer] = connection.seen
@@ -169,10 +168,10 @@ class InFlight:
             elif connection.bytes < 3 * self._connection_bytes // 4:
                 connection.go_on()
                 continue
-            # It is over its bound, or was and has not come down: its client may be what the server waits for.
+            # It is over its bound, or was and is not well below it yet: the server may be waiting for its client.
             if connection.held_bytes > self._bound(connection) // 2:
                 connection.stop()
-            elif connection.stopped:  # what is left is in the core, and goes only if it is read
+            elif connection.stopped:  # the rest is in the core, and only reading frees it
                 connection.go_on()
             self._end_offenders(connection, before.get(connection.peer, {}))
         for connection in self._connections.values():
@@ -180,11 +179,11 @@ class InFlight:
         self.held_back = sum(each.stopped for each in self._connections.values())
 
     def _bound(self, connection: Connection) -> int:
-        """What a connection that is over a bound may have; where it is over the server's, no more than it has."""
+        """The bound of a connection that is over a bound; if that is the server's, at most its present bytes."""
         return min(self._connection_bytes, connection.bytes)
 
     def _correct(self, connection: Connection) -> None:
-        """Hold the estimate to what the process has once it has given back what is free."""
+        """Limit the estimate to the process's growth after free memory was returned to the system."""
         trim_memory()
         memory = self._memory()
         excess = connection.half_bytes - max(0, memory - self._least_memory)
@@ -192,16 +191,16 @@ class InFlight:
             connection.correct(excess)
 
     def _waits_for_the_rest(self, connection: Connection) -> bool:
-        """Whether it is half-received messages that take a connection over its bound, and no more of them comes."""
+        """True if half-received messages take a connection over its bound and their rest does not arrive."""
         stuck = connection.stuck_bytes
-        # Of half-received messages memory grows though nothing is read: soon, if it is much, and more than a client
-        # that completes them as fast as it begins others has on their way.
+        # Half-received messages grow although nothing is read. So act soon if they are much, and more than a client
+        # that completes messages as fast as it begins others has in flight.
         grows = 2 if connection.whole_bytes > stuck // 4 else 1
         much = stuck > grows * self._connection_bytes or self.bytes > 3 * self._server_bytes // 2
         return stuck > self._bound(connection) // 2 and (much or connection.looks_stuck >= PATIENCE_LOOKS)
 
     def _end_offenders(self, connection: Connection, before: dict[Held, Seen]) -> None:
-        """End those calls of a connection over its bound for which the server can only wait."""
+        """End the calls of a connection over its bound for whose client the server can only wait."""
         half = self._waits_for_the_rest(connection)
         if half:
             self._correct(connection)
@@ -212,8 +211,8 @@ class InFlight:
         if not ended:
             return
         error = MemoryInFlight(
-            f"this connection has {connection.bytes} bytes in the server's memory, of messages half received, messages "
-            f"unanswered and replies unread, where it may have {self._connection_bytes} and all together "
+            f"this connection has {connection.bytes} bytes in the server's memory (half-received messages, unanswered "
+            f"messages and unread replies); it may have {self._connection_bytes}, and all connections together "
             f"{self._server_bytes}: read replies, send less ahead, or raise --max-connection-bytes",
             bytes=connection.bytes, max_connection_bytes=self._connection_bytes, max_bytes=self._server_bytes,
         )  # fmt: skip

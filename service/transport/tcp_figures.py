@@ -21,7 +21,7 @@ _FDS = "/proc/self/fd"
 
 
 def memory_bytes() -> int:
-    """The process's own memory, resident or swapped, without what it maps of files; 0 if that is not known."""
+    """Bytes of the process's anonymous memory, resident or swapped; 0 if unknown."""
     try:
         with open("/proc/self/status", "rb") as file:
             lines = (line.split() for line in file)
@@ -32,13 +32,13 @@ def memory_bytes() -> int:
 
 
 def trim_memory() -> None:
-    """Give the system back what malloc keeps for later, so that `memory_bytes` says what is in use. glibc only."""
+    """Return memory that malloc keeps for later to the system, so that `memory_bytes` is what is in use. glibc only."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peer_name(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
-    """A socket's address as grpc writes it."""
+    """A socket's address in grpc's notation."""
     host, port = address[:2]
     if ":" not in host:
         return f"ipv4:{host}:{port}"
@@ -51,7 +51,7 @@ class TcpFigures:
     """Finds connections by their peers."""
 
     def of(self, peers: Container[str]) -> dict[str, tuple[int, int]]:
-        """By peer, of those that are connected: bytes that were received and read, and bytes that were acknowledged.
+        """For each connected peer: bytes received and read, and bytes acknowledged.
 
         The first may be too many by what comes or is read while the kernel is asked; the second never gets less.
         """
@@ -68,7 +68,7 @@ class TcpFigures:
 
 
 def _figures(fd: int, peers: Container[str]) -> tuple[str, int, int] | None:
-    """What `of` says of one descriptor, which is not ours and may be closed at any moment: nothing is kept of it."""
+    """The figures of one descriptor. It is not ours and may be closed at any moment, so nothing refers to it later."""
     try:
         # Of this family, whose addresses are longer: others fit, too.
         seen = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd)
@@ -81,7 +81,7 @@ def _figures(fd: int, peers: Container[str]) -> tuple[str, int, int] | None:
         peer = peer_name(address)
         if peer not in peers:
             return None
-        # First what is unread: what comes meanwhile may count as read now, and does by the next time.
+        # Read the unread bytes first: bytes that arrive in between count as read now or the next time.
         unread = array.array("i", [0])
         fcntl.ioctl(fd, termios.FIONREAD, unread)
         info = seen.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)

@@ -1,4 +1,4 @@
-"""The lane that keeps to grpcio's public API: two threads a stream, one reading, one writing.
+"""The lane that uses only grpcio's public API: two threads per stream, one reads, one writes.
 
 It behaves as the fast lane does and takes several times the CPU; it serves where grpcio has changed below the
 fast lane.
@@ -32,10 +32,10 @@ class StreamCall:
     def __init__(self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight) -> None:
         self.peer: str = context.peer()
         self.gone = "cancelled"
-        self.messages = self.sent = 0  # messages that have come, replies that have gone
+        self.messages = self.sent = 0  # messages received, replies sent
         self._reading = False  # a message is awaited
-        self._unanswered: deque[int] = deque()  # bytes of each message that is not answered
-        self._sending_bytes = 0  # of the reply that is with grpcio
+        self._unanswered: deque[int] = deque()  # bytes of each unanswered message
+        self._sending_bytes = 0  # of the reply that grpcio is sending
         self._context = context
         self._first = first
         self._changed = threading.Condition()
@@ -43,19 +43,19 @@ class StreamCall:
         self._status: Status | None = None
         self._paused = False
         self._resumed = False  # the handler found room before its `on_message` returned
-        self._wake: Callable[[], None] | None = None  # goes on with what was paused for want of room
+        self._wake: Callable[[], None] | None = None  # resumes the handler that waits for room
         self._finished = False  # the status was handed to grpcio
-        self._over = False  # the call has gone
+        self._over = False  # the call has ended
         self._handler: StreamHandler | None = None
         self._busy = False  # the reading thread may be inside the handler
         self._connection = in_flight.join(self)
 
     def metadata(self) -> Metadata:
-        """What the client sent before its messages."""
+        """The metadata that the client sent."""
         return tuple((key, value) for key, value in self._context.invocation_metadata())
 
     def run(self, requests: Iterator[bytes], open_: OpenStream) -> Iterator[bytes]:
-        """Every reply, then the status; runs on the stream's thread of grpcio's pool."""
+        """Yield every reply, then set the status; runs on the stream's thread of grpcio's pool."""
         if not self._context.add_callback(self._on_over):
             self._connection.leave(self)
             return
@@ -78,7 +78,7 @@ class StreamCall:
                     break
                 if not self._outbox:
                     assert self._status is not None
-                    # A cancelled call can look half-closed first; the public API tells no better than this.
+                    # A cancelled call can look half-closed first; the public API does not distinguish them.
                     self._finished = self._context.is_active()
                     set_status(self._context, self._status)
                     return
@@ -96,7 +96,7 @@ class StreamCall:
         self._end_if_over()
 
     def _read(self, requests: Iterator[bytes]) -> None:
-        """Hand every message to the handler; runs on the stream's reading thread."""
+        """Give every message to the handler; runs on the stream's reading thread."""
         handler = self._handler
         assert handler is not None
         try:
@@ -112,12 +112,12 @@ class StreamCall:
                     self._unanswered.append(len(message))
                 self._connection.take(len(message) + FRAMING_BYTES)
                 room = handler.on_message(message)
-                del message  # the next may be long in coming
+                del message  # the next one may take long to arrive
                 with self._changed:
                     self._paused = not room and not self._resumed
                     self._changed.wait_for(self._may_read)
                 self._reading = True
-            # A cancelled call's requests may end as a half-closed one's do.
+            # A cancelled call's requests may end like a half-closed one's.
             if self._context.is_active() and self._status is None:
                 handler.on_half_close()
         except Exception as error:
@@ -140,7 +140,7 @@ class StreamCall:
         self._end_if_over()
 
     def _end_if_over(self) -> None:
-        """Tell the handler once, after the last that it was called for."""
+        """Tell the handler once that the call is over, after its other calls."""
         with self._changed:
             if not self._over or self._busy:
                 return
@@ -156,7 +156,7 @@ class StreamCall:
         self.end(grpc.StatusCode.INTERNAL, FAULT)
 
     def reply(self, data: bytes, *, last: bool = True) -> None:
-        """Send one message after those before it."""
+        """Send one message, in order."""
         with self._changed:
             if last and self._unanswered:
                 self._unanswered.popleft()
@@ -165,16 +165,16 @@ class StreamCall:
                 self._changed.notify_all()
 
     def skip(self) -> None:
-        """The message at hand gets no reply."""
+        """The current message gets no reply."""
         with self._changed:
             if self._unanswered:
                 self._unanswered.popleft()
 
     def read_on(self) -> None:
-        """The reading thread reads ahead of the replies anyhow."""
+        """Nothing to do: the reading thread always reads ahead of the replies."""
 
     def has_room(self, wake: Callable[[], None]) -> bool:
-        """Whether a handler that replies unasked may go on; `wake` is called once it may."""
+        """True if a handler that replies unasked may continue; else `wake` is called once it may."""
         with self._changed:
             if len(self._outbox) < PAUSE_REPLIES or self._over or self._status is not None:
                 return True
@@ -182,11 +182,11 @@ class StreamCall:
             return False
 
     def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
-        """Not here: each call's messages have a thread of their own."""
+        """False: each call's messages have their own thread."""
         return False
 
     def resume(self) -> None:
-        """Read on: the handler has room again."""
+        """Resume reading: the handler has room again."""
         with self._changed:
             self._resumed = True
             self._paused = False
@@ -203,16 +203,16 @@ class StreamCall:
 
     @property
     def half_open(self) -> bool:
-        """Whether a message may be on its way."""
+        """True if a message may be in flight."""
         return self._reading and not self._over
 
     def held(self) -> tuple[int, int]:
-        """Bytes of its messages that are not answered, and of its replies that are not sent."""
+        """Bytes of its unanswered messages and of its unsent replies."""
         with self._changed:
             return sum(self._unanswered), sum(map(len, self._outbox)) + 2 * self._sending_bytes
 
     def read_again(self) -> None:
-        """The connection may be read again."""
+        """Resume reading: the connection is below its bound again."""
         with self._changed:
             self._changed.notify_all()
 
@@ -224,12 +224,12 @@ class StreamCall:
         self.end(code, details, trailing)
 
     def drop(self) -> None:
-        """End it though its client reads nothing, after `cut`: the status would wait behind a reply."""
+        """End the call, after `cut`, even if its client reads nothing: the status would wait behind a reply."""
         self._context.cancel()
 
 
 class _Workers(futures.ThreadPoolExecutor):
-    """Threads for calls, made as they are needed. If the machine gives no more, calls wait for one.
+    """Threads for calls, made when they are needed. If the machine has no more, calls wait for one.
 
     grpcio's serving thread submits the calls and would end with the error that there is no more thread.
     """
@@ -240,7 +240,7 @@ class _Workers(futures.ThreadPoolExecutor):
 
 
 class ThreadedLane:
-    """Makes handlers whose calls each have threads (a `calls.Lane`)."""
+    """Makes handlers whose calls have their own threads (a `calls.Lane`)."""
 
     name = "threaded"
 
@@ -249,7 +249,7 @@ class ThreadedLane:
         self.in_flight = in_flight or InFlight()
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
-        """A server with a thread for every call at once; they are made as they are needed. It never spins."""
+        """A server with a thread for every call, made when it is needed. It never polls."""
         workers = _Workers(_CALLS, thread_name_prefix="calls")
         try:
             from .completion_queue import server_on_queue
@@ -257,12 +257,12 @@ class ThreadedLane:
             ImportError,
             AttributeError,
             TypeError,
-        ):  # grpcio has changed below: nobody watches its thread then
+        ):  # this grpcio differs inside: its thread cannot be watched
             return grpc.server(workers, options=options)
         return server_on_queue(workers, options, spin_s=0.0)
 
     def beats(self, server: grpc.Server) -> int | None:
-        """A number that changes while the server's thread comes by for events; None if that cannot be told."""
+        """A number that changes while the server's thread fetches events; None if unknown."""
         try:
             from .completion_queue import beats
         except (ImportError, AttributeError, TypeError):
@@ -270,7 +270,7 @@ class ThreadedLane:
         return beats(server)
 
     def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
-        """The public API does not tell."""
+        """False: the public API does not offer this."""
         return False
 
     def stream(self, open_: OpenStream) -> Handler:

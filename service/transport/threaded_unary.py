@@ -1,4 +1,4 @@
-"""The unary calls of the lane that keeps to grpcio's public API; see `threaded_lane.py`."""
+"""The unary calls of the lane that uses only grpcio's public API; see `threaded_lane.py`."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class UnaryCall:
         self._callback: Callable[[], None] | None = None
 
     def run(self, on_request: OnRequest, requests: Iterator[bytes]) -> Iterator[bytes]:
-        """The answer, or none and a status; waits until there is one."""
+        """Wait for the answer and return it; None, with a status set, if there is none."""
         if not self._context.add_callback(self._on_over):
             self._connection.leave(self)
             return
         self._first_message.watch(self, self.fail)
-        # Read on a thread of its own, so that the call can be ended though no message comes.
+        # Read on another thread, so that the call can be ended although no message arrives.
         try:
             start_reader("call-reader", self._read, on_request, requests)
         except RuntimeError as error:
@@ -72,27 +72,27 @@ class UnaryCall:
 
     @property
     def half_open(self) -> bool:
-        """Whether its request may be on its way."""
+        """True if its request may be in flight."""
         return not self.messages and not self._done.is_set()
 
     @property
     def sent(self) -> int:
-        """Responses that have gone; after its only one the call has gone, too."""
+        """Responses sent; the call ends with its only one."""
         return 0
 
     def held(self) -> tuple[int, int]:
-        """Bytes of its request or, once it is answered, of the response that is not sent."""
+        """Bytes of its request or, once it is answered, of its unsent response."""
         return (0, self._held) if self._done.is_set() else (self._held, 0)
 
     def read_again(self) -> None:
-        """It reads once."""
+        """Nothing to do: it reads once."""
 
     def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
         """End the call now."""
         self.fail(code, details, trailing)
 
     def drop(self) -> None:
-        """End it though its client reads no response, after `cut`."""
+        """End the call, after `cut`, even if its client reads no response."""
         self._context.cancel()
 
     def _on_over(self) -> None:
@@ -126,11 +126,11 @@ class UnaryCall:
                 self._done.set()
 
     def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
-        """Not here: each call's messages have a thread of their own."""
+        """False: each call's messages have their own thread."""
         return False
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the call ends before it is answered."""
+        """Call `callback` if the call ends before it is answered."""
         with self._lock:
             if not self._done.is_set():
                 self._callback = callback
@@ -140,7 +140,7 @@ class UnaryCall:
 
 
 def start_reader(name: str, read: Callable[..., None], *args: object) -> None:
-    """Have `read` called on a thread of its own.
+    """Call `read` on a new thread.
 
     Raises:
         RuntimeError: the machine gives no more threads.
@@ -149,14 +149,14 @@ def start_reader(name: str, read: Callable[..., None], *args: object) -> None:
 
 
 def until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:
-    """The requests; grpcio ends those of a cancelled call with an error."""
+    """Yield the requests; grpcio ends those of a cancelled call with an error."""
     with suppress(StopIteration, grpc.RpcError):
         while True:
-            yield next(requests)  # no name keeps it until the next one
+            yield next(requests)  # no variable holds it until the next one
 
 
 def set_status(context: grpc.ServicerContext, status: Status) -> None:
-    """Have the call end with `status` once its handler returns."""
+    """Set `status` as the call's end, once its handler returns."""
     code, details, trailing = status
     context.set_code(code)
     context.set_details(details)

@@ -1,4 +1,4 @@
-"""The server's certificate and key: checked before anything is served, and read anew when that is asked for."""
+"""The server's certificate and key: checked before the server starts, and reloaded on request."""
 
 from __future__ import annotations
 

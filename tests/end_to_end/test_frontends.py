@@ -321,7 +321,7 @@ def test_ready_once_a_front_end_answers_calls(server: ServerProcess, eventually:
     begun = [process for process in processes(server, "frontend") if process not in before]
     for process in begun:
         process.send_signal(signal.SIGSTOP)
-    server.metrics()  # the engine's process answers, so it has done what it was asked for: links, if any
+    server.metrics()  # the engine process answers, so it has done what it was asked for: links, if any
     assert not ready()
     for process in begun:
         process.send_signal(signal.SIGCONT)

@@ -30,7 +30,7 @@ STEP = np.ones(3, np.float32)
 Eventually = Callable[[Callable[[], bool]], bool]
 
 # What makes a real server hang: while the file `engine` exists each run waits, and while `serving` does a health check.
-# Runs are left to the engine's thread.
+# Runs are left to the engine thread.
 HANG = """
 import os, pathlib, sys, time
 here = pathlib.Path(__file__).parent

@@ -33,7 +33,7 @@ _HEADER_BYTES = 16  # at most, of a message before its only tensor
 
 @dataclass(frozen=True)
 class Limits:
-    """What one message may hold."""
+    """Limits of one message."""
 
     max_message_bytes: int
     max_steps_per_message: int
@@ -164,7 +164,7 @@ def make_rows(
 
     Args:
         model: the model that runs.
-        limits: what one message may hold.
+        limits: limits of one message.
         payloads: one an input, [rows, steps, *step_shape] each, which `count_steps` has found to fit.
         steps: timesteps a row.
         output: which of them are answered.

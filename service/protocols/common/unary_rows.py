@@ -85,7 +85,7 @@ class RequestRows(ABC):
         """A row's queue is never full: it holds one message."""
 
     def fail(self, error: ServiceError) -> None:
-        """Fail the whole request: none of its rows is answered. The first failure stands."""
+        """Fail the whole request: none of its rows is answered. Later failures are ignored."""
         if self._waiting <= 0:
             return
         self._waiting = 0

@@ -77,7 +77,7 @@ class CallSession(Generic[M]):
         self._call.resume()
 
     def fail(self, error: ServiceError) -> None:
-        """End the session and the call with a typed error. The first end stands."""
+        """End the session and the call with a typed error. Later ends are ignored."""
         if self._over:
             return
         live = self._live

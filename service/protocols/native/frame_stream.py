@@ -26,7 +26,7 @@ _PARTS = {
 
 
 class FrameStream(CallSession[LoadedModel]):
-    """One `StreamFrames` call and its sessions. Every frame goes through the engine's thread, so they keep order."""
+    """One `StreamFrames` call and its sessions. Every frame goes through the engine thread, so they keep order."""
 
     __slots__ = ()
 

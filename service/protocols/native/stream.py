@@ -148,7 +148,7 @@ class StreamSession(CallSession[Model]):
             self._was_answered()
 
     def has_room(self, wake: Callable[[], None]) -> bool:
-        """Whether the client has read enough for a generation to go on."""
+        """True if the client has read enough, so that a generation may continue."""
         return self._call.has_room(wake)
 
     def _reply(self, outputs: list[bytes], steps: int, step_index: int, tag: int) -> bytes:

@@ -26,7 +26,7 @@ from .sequences import Sequences
 
 
 class Infer:
-    """What all calls that run a model share. Thread-safe."""
+    """The common part of all calls that run a model. Thread-safe."""
 
     def __init__(
         self, context: CallContext[LoadedModel], max_message_bytes: int, queue_messages: int

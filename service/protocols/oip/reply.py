@@ -38,7 +38,7 @@ class ReplyTemplate:
         signature = file.signature
         outputs = {tensor.name: (at, tensor) for at, tensor in enumerate(signature.outputs)}
         states = {state.output: (at, state) for at, state in enumerate(signature.states)}
-        # What `names` stand for: places in the outputs, those of states counted on behind them.
+        # The outputs of `names`, as indices: first the outputs, then the states.
         picks: list[int] = []
         described = []
         sizes = []

@@ -92,7 +92,7 @@ class RequestCache:
 def _laid_out(data: bytes) -> tuple[int, int, int] | None:
     """Where the fields behind model and version begin, those behind the id, and the payload, which is the rest.
 
-    None unless the fields stand in the order of their numbers, name, version, id and payload at most once, with the
+    None unless the fields are in the order of their numbers, name, version, id and payload at most once, with the
     payload last and whole. So whoever has equal bytes between id and payload, and as many of payload, has the same
     message but for these two.
     """

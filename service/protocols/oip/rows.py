@@ -39,7 +39,7 @@ class Rows(RequestRows):
 
         Args:
             payloads: one an input, [rows, steps, *step_shape] each.
-            limits: what one message may hold.
+            limits: limits of one message.
 
         Raises:
             TooManyRows: there are more rows than the model may have sessions.

@@ -145,7 +145,7 @@ class Sequence:
             return False
         return live.session.last_used_s < before_s
 
-    # The session's side, on the engine's thread
+    # The session's side, on the engine thread
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
         """Answer the oldest request; after the last one of a sequence that was ended, it is over."""

@@ -23,7 +23,7 @@ from .requests import Key
 from .sequence import Sequence
 
 _ABANDONED_S = 1.0
-# Bytes for remembered ends, and what one takes without its texts.
+# Maximum bytes of remembered ends, and bytes of one end without its texts.
 _ENDED_BYTES = 16 * 2**20
 _END_BYTES = 1024
 

@@ -53,7 +53,7 @@ class UnaryCaller:
 def service(models_dir: Path) -> Iterator[CallContext[LoadedModel]]:
     settings = Settings.load(models=models_dir, max_sessions=ROWS)
     model = load(open_model(models_dir / "lstm.onnx", "lstm"), settings, Device())
-    # Without the engine's thread: what is delivered, and when, is the test's to say.
+    # Without the engine thread: what is delivered, and when, is the test's to say.
     model.batcher.stop()
     model.runner._thread.join()
     model.batcher._stopped = False

@@ -1,4 +1,4 @@
-"""What a front end reports is added up while the engine's process is not there or does not keep up."""
+"""What a front end reports is added up while the engine process is not there or does not keep up."""
 
 from __future__ import annotations
 

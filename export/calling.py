@@ -24,7 +24,7 @@ _STATE_WORDS = frozenset({
 
 @dataclass(frozen=True)
 class Slot:
-    """A parameter of `forward` and the form of what it takes; None as its name: one of `*args`."""
+    """A parameter of `forward` and the form of its value; None as its name: one of `*args`."""
 
     parameter: str | None
     nest: Nest
@@ -32,7 +32,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Results:
-    """Where the states stand in what `forward` returns.
+    """The positions of the states in `forward`'s result.
 
     Attributes:
         mode: "keys": under `keys` of a dict, dataclass or named tuple; "items": the last parts of a tuple, one a
@@ -81,7 +81,7 @@ class Results:
 
 
 def results_of(result: Any, slots: Sequence[Slot]) -> Results | None:
-    """Where states of these slots can stand in `result`; None: nowhere."""
+    """The positions in `result` that states of these slots can have; None: none."""
     nests = tuple(slot.nest for slot in slots)
     if not slots:
         return Results("leaves")
@@ -111,7 +111,7 @@ class Calling:
         module: in eval mode, on the CPU.
         order: of the module's own inputs and outputs.
         inputs, states: the parameters that take them.
-        results: None as long as it is not known.
+        results: None while it is unknown.
         last: of each output, whether the module gives it for the last timestep only, [batch, ...].
     """
 

@@ -35,7 +35,7 @@ def causes(calling: Calling, examples: Examples, initial: Callable[[int], list[t
     """A line for each layer that is to blame, and the lines of code to write for it.
 
     A layer counts only if it runs along time: if the axis that it works on gets longer with more timesteps (or
-    with more rows, where a module takes one for the other). So a bidirectional layer over frequencies is let be.
+    with more rows, where a module takes one for the other). So a bidirectional layer over frequencies is accepted.
     """
     runs = [(2, 5), (2, 6), (3, 5)] if calling.order != "step" else [(2, 1), (3, 1)]
     uses, kept = [], set[str]()
@@ -127,7 +127,7 @@ def _watched(
     try:
         with torch.no_grad(), unchanged(calling.module) as changed:
             calling.raw([calling.own(as_tensor(x)) for x in inputs], states)
-    except Exception:  # what it ran of has been noted
+    except Exception:  # the calls before the error have been noted
         return uses, []
     finally:
         for handle in handles:
@@ -136,7 +136,7 @@ def _watched(
 
 
 def _convolution(name: str, what: str, layer: Any, axes: list[int], *, stateless: bool) -> Iterator[str]:
-    """What to say of a convolution along time, by its padding on that axis."""
+    """The sentence on a convolution along time, by its padding on that axis."""
     axis = axes[-1] - (len(layer.kernel_size) + 2)
     reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
     if reach == 0:
@@ -161,7 +161,7 @@ def _convolution(name: str, what: str, layer: Any, axes: list[int], *, stateless
 
 
 def _keeps_nothing(calling: Calling, mute: list[tuple[str, nn.Module]]) -> str:
-    """Recurrent layers that begin anew at each call, and the lines that mend it."""
+    """Recurrent layers that start from the initial state at each call, and the lines that correct it."""
     lstm = (nn.LSTM, nn.LSTMCell)
     told = []
     for name, layer in mute:

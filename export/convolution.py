@@ -94,7 +94,7 @@ def _slice(graph: GraphBuilder, x: str, start: int, end: int, output: str) -> st
 
 
 def _last_steps(graph: GraphBuilder, lengths: str, count: int) -> str:
-    """Where a row's last `count` steps stand when `count` steps of history come before its x.
+    """The positions of a row's last `count` steps if `count` steps of history precede its x.
 
     int64[batch, count, 1], as GatherND takes them: length, length + 1, … length + count − 1.
     """

@@ -1,4 +1,4 @@
-"""Linear maps and what stands around them: scalings and batch normalisation folded in, activations as nodes."""
+"""Linear maps, with scalings and batch normalisation folded in, and activations as nodes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Dense:
 
 
 def batch_norm(norm: nn.BatchNorm1d) -> Scaling:
-    """Batch normalisation as it is in inference (Ioffe & Szegedy 2015, algorithm 2, line 11): a scaling.
+    """Batch normalisation in inference (Ioffe & Szegedy 2015, algorithm 2, line 11): a scaling.
 
     Raises:
         ExportError: it keeps no running statistics, so that inference depends on the batch.

@@ -67,7 +67,7 @@ def emit_model(
 
 
 def not_ours(module: object) -> str:
-    """What to say of a module that is none of the project's own kinds."""
+    """The error text for a module that is none of the project's kinds."""
     kinds = ", ".join(kind.__name__ for kind in KINDS.values())
     return (
         f"{type(module).__name__} is none of the project's own models ({kinds}); "

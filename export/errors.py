@@ -1,4 +1,4 @@
-"""What can go wrong in an export, as types a caller can tell apart."""
+"""Errors of an export, as one type for each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into a module: named inputs, and timesteps of them to draw random sequences from."""
+"""A module's inputs: their names, and timesteps from which random sequences are drawn."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def examples_from(module: nn.Module, specs: Sequence[InputSpec], leading: int) -
 def _hints(module: nn.Module) -> dict[str, Any]:
     try:
         return get_type_hints(module.forward)
-    except Exception:  # an annotation that names what is not there is no matter of ours
+    except Exception:  # an annotation with an unknown name does not matter here
         return {}
 
 

@@ -33,7 +33,7 @@ def export_model(
 ) -> ModelCard:
     """Write a model of `streamcell.models` as ONNX operators, proved against PyTorch.
 
-    The module is left as it is; what is exported is a copy of it in eval mode, in float32 and on the CPU.
+    The module is not changed; a copy of it is exported, in eval mode, in float32 and on the CPU.
 
     Args:
         path: the file to write; its parent folders are made. Conventionally `MODELS/NAME.onnx`.
@@ -84,7 +84,7 @@ def next_step(signature: Signature) -> Generation | None:
 
 
 def written(model: Seq2Seq, signature: Signature) -> Generation:
-    """The generation of an encoder–decoder: the decoder's symbols stand behind the encoder's."""
+    """The generation of an encoder–decoder: the decoder's symbols come after the encoder's."""
     (x,), (y,) = signature.inputs, signature.outputs
     return Generation(
         output=y.name,

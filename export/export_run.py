@@ -21,7 +21,7 @@ def export_run(
     generation: Generation | Literal["auto"] | None = "auto",
     **options: Unpack[ExportOptions],
 ) -> ModelCard:
-    """Export the trained model of a run folder; what config.json says of its training goes into the card.
+    """Export the trained model of a run folder; the card gets the training section of config.json.
 
     Absolute paths in it are cut to their last part: a card is published, the trainer's folders are not.
 

@@ -31,7 +31,7 @@ _MOST_CANDIDATES = 6
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to know of a module before it is exported.
+    """The facts about a module that an export needs.
 
     Attributes:
         initial: batch → the states before the first step, flat.
@@ -177,7 +177,7 @@ class _Search:
         return replace(calling, results=results)
 
     def without_states(self) -> tuple[Calling, Callable[[int], list[torch.Tensor]]]:
-        """Nothing says what the states are: call without them and give back what comes out."""
+        """The states are unknown: call without them and feed the outputs back."""
         required = [p.name for p in self.candidates if p.default is inspect.Parameter.empty]
         bare = replace(self.calling, states=tuple(Slot(name, Nest.of(None)) for name in required))
         try:
@@ -213,7 +213,7 @@ class _Search:
         return calling, lambda batch: []
 
     def _used(self, calling: Calling, states: Sequence[torch.Tensor]) -> bool:
-        """Whether every state makes a difference to what is returned."""
+        """True if every state changes the result."""
         before = flat(self.run(calling, states, BATCH[0], TIME[0]))
         for index, state in enumerate(states):
             other = [
@@ -227,7 +227,7 @@ class _Search:
         return True
 
     def _growing(self, calling: Calling, before: Sequence[torch.Tensor]) -> str | None:
-        """What to say of states that get longer with each call, as a transformer's cache."""
+        """The sentence on states that grow with each call, such as a transformer's cache."""
         try:
             result = self.run(calling, before, BATCH[0], TIME[0])
             results = results_of(result, calling.states)
@@ -285,7 +285,7 @@ class _Search:
     def with_outputs(
         self, calling: Calling, initial: Callable[[int], list[torch.Tensor]], states: tuple[State, ...]
     ) -> Found:
-        """Name the outputs, and tell those of every timestep from those of the last one."""
+        """Name the outputs, and separate those of every timestep from those of the last one."""
         order = calling.order
         shapes: list[list[list[int]]] = []
         paths: list[tuple[str, ...]] = []
@@ -350,7 +350,7 @@ def _returned(result: Any, candidates: Sequence[str]) -> Iterator[tuple[tuple[Sl
 
 
 def _chosen(candidates: Sequence[str], count: int) -> list[tuple[str, ...]]:
-    """So many of the candidates in their order, first those that are called as states are."""
+    """`count` of the candidates in their order, those with states' names first."""
     return sorted(combinations(candidates, count), key=lambda names: -sum(map(sounds_like_state, names)))
 
 

@@ -99,7 +99,7 @@ class GraphBuilder:
         return new
 
     def graph(self) -> onnx.GraphProto:
-        """The graph as it stands, unchecked; what a control-flow operator takes as its body."""
+        """The graph, unchecked, for the body of a control-flow operator."""
         return helper.make_graph(
             self._nodes,
             self._name,

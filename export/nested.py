@@ -48,7 +48,7 @@ class Nest:
         return cls(_kind(value), type(value), tuple(found), tuple(map(cls.of, found.values())))
 
     def take(self, value: Any) -> list[torch.Tensor]:
-        """The tensors of `value`, which must have this form; tuples stand for lists, and dicts go by their keys.
+        """The tensors of `value`, which must have this form; tuples count as lists, and dicts are matched by keys.
 
         Raises:
             ValueError: it has another form.

@@ -36,7 +36,7 @@ LARGEST = {"fp16": 65504.0}
 
 
 def store(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """`model` with its float32 weights (of two axes and more; biases stay) stored as `precision` says.
+    """`model` with its float32 weights (of two axes and more; biases stay) stored in `precision`.
 
     Raises:
         ExportError: there is no weight to store, or one does not fit the range of fp16.

@@ -20,7 +20,7 @@ from .runner import Runner
 from .tensors import Array
 
 METRIC = "max|a-b| / max(1, max|b|)"
-# fp16 and int8 are roundings of the weights; what they cost depends on the model, so these are bounds of sanity.
+# fp16 and int8 round the weights. Their error depends on the model, so these tolerances only catch gross errors.
 TOLERANCES: dict[str, float] = {"fp32": 1e-5, "fp16": 1e-2, "int8": 2e-1}
 
 # Inputs [batch, time, ...], states → outputs [batch, time, ...], states after. The PyTorch side, in numpy.
@@ -99,7 +99,7 @@ class Prover:
         """Run every check that the signature allows.
 
         Returns:
-            What the card says under "proof": the metric, the tolerance, the largest error of each check.
+            The card's "proof": the metric, the tolerance, the largest error of each check.
 
         Raises:
             ProofError: an error is over `tolerance`.
@@ -113,7 +113,7 @@ class Prover:
             if self.signature.has_time:
                 self._check(errors, "sequence", inputs, first, wanted, [self.time])
                 self._check(errors, "chunks", inputs, first, wanted, _chunks(rng, self.time))
-                # From where a sequence ends: states that are not the initial ones.
+                # From the end of a sequence: states that are not the initial ones.
                 again = self.draw(batch, self.time)
                 last = wanted[1]
                 self._check(errors, "sequence", again, last, self.reference(again, last), [self.time])
@@ -144,7 +144,7 @@ class Prover:
         wanted: tuple[tuple[Array, ...], tuple[Array, ...]],
         chunks: Sequence[int],
     ) -> None:
-        """The errors of inputs in pieces of these sizes, each begun with the last states of the piece before."""
+        """The errors of inputs in chunks of these sizes; each starts from the last states of the chunk before."""
         start = 0
         pieces = []
         for length in chunks:
@@ -162,7 +162,7 @@ class Prover:
         errors.compare_all(f"{name} states", states, last)
 
     def _ragged(self, errors: Errors, rng: np.random.Generator, batch: int) -> None:
-        """Rows of different lengths in one run, against each row alone; garbage stands beyond the lengths."""
+        """Compare rows of different lengths in one run, with garbage after their ends, with each row alone."""
         inputs = self.draw(batch, self.time)
         lengths = rng.integers(1, self.time + 1, batch)
         lengths[0] = self.time

@@ -42,7 +42,7 @@ class ExportOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user says about an export, checked and with defaults filled in."""
+    """A user's options of an export, checked and with defaults."""
 
     path: Path
     name: str

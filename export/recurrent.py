@@ -126,7 +126,7 @@ def emit_layer(
         x: float32[time, batch, input].
         states: float32[1, batch, hidden], one for each of the layer's state names.
         name: prefix of the names of all its tensors.
-        scaling: what comes before the layer, folded into its input weights.
+        scaling: the scaling before the layer, folded into its input weights.
         lengths: name of int32[batch], "" for none.
         weights: prefix of the names of its weights, if it is not `name`.
 

@@ -12,7 +12,7 @@ from streamcell.models import Convolutional, Seq2Seq, SequenceModel
 from .dense import Scaling
 from .tensors import Array, as_array, as_tensor
 
-# Timesteps of the proof's sequences; a convolution's are longer than what it sees, up to a bound.
+# Timesteps of the proof's sequences; a convolution's are longer than its receptive field, up to a bound.
 TIME, LONGEST = 19, 128
 
 

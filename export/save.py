@@ -27,7 +27,7 @@ def save(
     give to the bit what the model in memory gives.
 
     Raises:
-        ExportError: the file does not hold what it should, or cannot be written. `path` is then as it was.
+        ExportError: the file's content is wrong, or it cannot be written. `path` is then unchanged.
     """
     write_card(model, card)
     model = check(model)

@@ -100,7 +100,7 @@ def _scan(graph: GraphBuilder, model: Seq2Seq, signature: Signature) -> tuple[st
     else:
         for name in names:
             body.output(f"{name}.new", "float32", hidden)
-    # An output of the body may not stand for two outputs of the loop.
+    # An output of the body may not be two outputs of the loop.
     body.output(body.node("Identity", [top], "top"), "float32", hidden)
 
     counter = [graph.constant("zero", np.zeros(1, np.int32))] if signature.lengths else []

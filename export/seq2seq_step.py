@@ -51,7 +51,7 @@ class Step:
             body.node("Reshape", [f"rows.{kind}.2d", flat], f"rows.{kind}")
         body.node("Concat", ["rows.encoder", "rows.decoder"], "rows", axis=0)
         count = body.node("Shape", ["rows"], "rows.count")
-        # Where each row stands in `rows` is what sorting `rows` gives as indices.
+        # The position of each row in `rows` is the argsort of `rows`.
         body.nodes("TopK", ["rows", count], ["rows.sorted", "rows.back"], "rows.sort", largest=0)
 
     def _product(self, x: str, pair: Sequence[Dense], name: str) -> str:
@@ -117,7 +117,7 @@ class Step:
 
 
 def _table(model: Seq2Seq) -> Float64:
-    """What each token adds to the first layer's gates, [tokens, gates·hidden]: the input weights of its own stack."""
+    """Each token's contribution to the first layer's gates, [tokens, gates·hidden]: its own stack's input weights."""
     embedding = as_float64(model.embedding.weight)
     parts = []
     for stack, rows in (

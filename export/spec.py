@@ -19,13 +19,13 @@ def is_spec(text: str) -> bool:
 
 
 def load_module(spec: str) -> nn.Module:
-    """Run a Python file and call what it names: a function without arguments, or a class of modules.
+    """Run a Python file and call the named function without arguments, or class of modules.
 
     The file runs with its own folder on the import path, as `python file.py` would have it. It is the user's
     own code, run on the user's word; the server never does this.
 
     Raises:
-        SpecError: no such file or name, or what it gives is no `torch.nn.Module`.
+        SpecError: no such file or name, or the result is not a `torch.nn.Module`.
         UserCodeError: the file or the factory raised an exception.
     """
     if not is_spec(spec):

@@ -19,7 +19,7 @@ from .tensors import Array, as_array
 
 # batch → the states of that many sessions before their first step: a tensor, or tensors in tuples, dicts, dataclasses.
 InitialState = Callable[[int], Any]
-# Two batch sizes that tell the batch axis from an axis that happens to be as long.
+# Two batch sizes, to distinguish the batch axis from an axis of the same size.
 SMALL, LARGE = 2, 3
 
 
@@ -67,7 +67,7 @@ def detect_states(initial_state: InitialState, names: Sequence[str] | None) -> t
         names: what to call them; None: "state", or "state0", "state1", … if there are several.
 
     Raises:
-        ExportError: the initial states do not say clearly which axis is the batch, or are not constant.
+        ExportError: the initial states do not show which axis is the batch, or are not constant.
     """
     small, large, again = (flat(initial_state(batch)) for batch in (SMALL, LARGE, LARGE))
     if len(small) != len(large):
@@ -119,7 +119,7 @@ def dtype_name(tensor: torch.Tensor, what: str) -> Dtype:
     """numpy's name of a tensor's dtype.
 
     Raises:
-        ExportError: it is none that a card can carry, as bfloat16; `what` names the tensor.
+        ExportError: a card cannot describe this dtype, such as bfloat16; `what` names the tensor.
     """
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in DTYPES:

@@ -1,4 +1,4 @@
-"""Tries the ways in which a module may be called until one holds, or says why none does."""
+"""Tries the ways in which a module may be called until one works, or explains why none does."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _ways(time_axis: bool | None) -> list[tuple[Order, int]]:
 
 
 def _likeliest(problems: list[ExportError]) -> ExportError:
-    """A module that ran and broke the rules says more than one that did not run; then the first way counts."""
+    """Rank failures: a module that ran and broke the rules says more than one that did not run; then the first way."""
     impure = [problem for problem in problems if isinstance(problem, Impure)]
     if impure:
         return next((problem for problem in impure if problem.causes), impure[0])

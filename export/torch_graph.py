@@ -105,7 +105,7 @@ def _clean(model: onnx.ModelProto, signature: Signature, name: str) -> None:
     for item in named:
         item.doc_string = ""
         del item.metadata_props[:]
-    # Inferred anew by `check`, under the axes' proper names.
+    # `check` infers them again, with the axes' proper names.
     del graph.value_info[:]
     axes: dict[str, dict[int, str]] = {
         tensor.name: {0: BATCH, 1: TIME} if signature.has_time else {0: BATCH}

@@ -23,7 +23,7 @@ _MOST_TEXT = 600
 
 @contextmanager
 def user_code(what: str) -> Iterator[None]:
-    """Tell every exception that the body raises as the user's; our own pass as they are.
+    """Report every exception of the body as the user's; our own pass unchanged.
 
     Args:
         what: begins the message, as "mine.py does not run".

@@ -82,7 +82,7 @@ class UserModule:
             return tuple(map(as_array, outputs)), tuple(map(as_array, after))
 
     def check(self, tolerance: float, time: int = 5) -> tuple[torch.Tensor, ...]:
-        """Hold the module against what it is supposed to be, in PyTorch alone.
+        """Check that the module follows the convention, in PyTorch alone.
 
         Returns:
             One timestep of each output, [batch, *out].

@@ -24,7 +24,7 @@ class CudaError(RuntimeError):
 
 
 class Copies(Protocol):
-    """Moves bytes for one engine. `stream` is the CUDA stream it queues them on, 0 where there is none."""
+    """Moves bytes for one engine. `stream`: the CUDA stream on which it queues them, 0 for none."""
 
     stream: int
 
@@ -183,7 +183,7 @@ def cards(library: Any) -> int:
     """How many CUDA devices the machine has.
 
     Raises:
-        CudaError: the CUDA runtime finds no driver, or none that it can work with.
+        CudaError: the CUDA runtime finds no driver, or an incompatible one.
     """
     _declare(library)
     count = ctypes.c_int()
@@ -207,7 +207,7 @@ def cuda_runtime() -> tuple[Any, Any]:
     Raises:
         CudaError: it cannot be loaded.
     """
-    # The version that this ONNX Runtime was built with, where it says so: its own libraries link to that one.
+    # The version that this ONNX Runtime was built with, if it says so: its own libraries link to it.
     built = str(getattr(ort, "cuda_version", "") or "").partition(".")[0]
     names = [f"libcudart.so.{major}" for major in dict.fromkeys(filter(None, (built, "13", "12")))]
     problems = []

@@ -1,4 +1,4 @@
-"""Where a model runs. The one seam between the CPU and CUDA: providers, memory, copies, and no silent fallback."""
+"""The device that a model runs on, the only place that separates the CPU from CUDA: providers, memory, copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # The first ONNX Runtime whose CUDA kernels no longer re-read freed host memory when a graph is replayed
 # (onnxruntime #32120, #32121).
 GRAPHS_SINCE = (1, 31)
-# The session's setting that makes it tell where each node runs.
+# The session's setting that makes it report the device of each node.
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 # The largest result of constants that is computed as a session is made.
 _FOLDED_BYTES = "optimization.constant_folding_max_output_size_in_bytes"
@@ -38,7 +38,7 @@ class Device:
         index: which card.
         apart: on the CPU, keep the model's tensors apart from the server's and copy between them, as a card needs
             it: the code of the CUDA path, for machines without a card.
-        tf32: on a card, let matrix products round their float32 inputs to 10 bits of fraction.
+        tf32: on a card, matrix products round their float32 inputs to 10 bits of fraction.
     """
 
     kind: str = "cpu"
@@ -163,7 +163,7 @@ class Device:
     def _cuda_options(self, stream: int, graphs: bool) -> dict[str, str]:
         options = {
             "device_id": str(self.index),
-            # By default the arena doubles; shapes are fixed here, so what was asked for is enough.
+            # By default the arena doubles; shapes are fixed here, so the requested size is enough.
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": str(int(self.tf32)),
         }

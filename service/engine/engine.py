@@ -92,7 +92,7 @@ class Engine:
                 device=device,
             )
         self.limit = limit or TimeLimit()
-        # One an input; what stands behind them in `Staged.values` are outputs.
+        # One for each input; `Staged.values` has the outputs after them.
         self._resting = [resting(tensor) for tensor in signature.inputs]
         self._resting_given = [
             np.frombuffer(resting(value).tobytes(), np.uint8) for value in signature.open_inputs
@@ -156,7 +156,7 @@ class Engine:
             if not self.device.on_host:
                 self._first_alone(staged)
             if len(self._staged) > _BINDINGS_KEPT:
-                # Where there are others, those of single steps stay: they may be captured.
+                # If there are others, those of single steps stay: they may be captured.
                 longer = (shape for shape in self._staged if shape[1] != 1)
                 del self._staged[next(longer, next(iter(self._staged)))]
         return staged
@@ -193,7 +193,7 @@ class Engine:
                 array[:used][np.arange(staged.steps) >= staged.lengths[:used, None]] = step
 
     def run(self, staged: Staged) -> None:
-        """Run the model on what is staged. Outputs are in `staged.outputs`, states in the pool.
+        """Run the model on staged inputs. Outputs are in `staged.outputs`, states in the pool.
 
         Raises:
             onnxruntime errors: the run failed. Where `commits_last`, no state was written.
@@ -267,7 +267,7 @@ class Engine:
         if self.device.on_host:
             return
         with alone(self.device):
-            # Whoever holds a buffer holds its session, too: that must end before the stream that it runs on.
+            # A buffer also refers to its session, which must end before the stream that it runs on.
             for staged in self._staged.values():
                 staged.go = _closed
             self._staged.clear()

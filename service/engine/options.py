@@ -17,14 +17,14 @@ class EngineOptions:
     """What a model's engine is made with.
 
     Attributes:
-        device: where it runs.
+        device: the device that it runs on.
         max_sessions: slots in the pool.
         max_batch: the most rows of a run.
         max_chunk: the most timesteps a row of a run.
         intra_op_threads: ONNX Runtime's threads within an operator.
         fixed_shapes: pad runs to sizes 1, 2, 4, …; None: on CUDA only.
         cell: what runs of one timestep compute recurrent layers with: ONNX Runtime's operators, the same
-            written out, or at each size what was faster at warm-up; None: that on CUDA and, for GRU and RNN,
+            written out, or whichever was faster at warm-up, for each size; None: that on CUDA and, for GRU and RNN,
             on the CPU, where the LSTM operator is the faster one.
         cuda_graphs: replay runs of one timestep as CUDA graphs, or fail; None: on CUDA if that is known to be safe.
     """

@@ -27,7 +27,7 @@ _NOT_CAPTURED = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
 
 
 def capturable(model: onnx.ModelProto) -> bool:
-    """Whether runs of `model` do the same whatever their inputs hold, as a CUDA graph does."""
+    """True if runs of `model` do the same operations for all values of their inputs, as a CUDA graph requires."""
     return not any(node.op_type in _NOT_CAPTURED for node in model.graph.node)
 
 
@@ -101,7 +101,7 @@ class Program:
 
 
 class Programs:
-    """The model as it is, and, where wanted, with its recurrent operators written out for runs of one timestep."""
+    """The model and, if wanted, a second form for runs of one timestep, with its recurrent operators written out."""
 
     def __init__(
         self,
@@ -120,10 +120,10 @@ class Programs:
         Args:
             pooled: the graph.
             signature: its inputs, outputs and states.
-            options: the engine's; `cell` is set, and `cuda_graphs` says whether to fail where the graph allows none.
+            options: the engine's; `cell` is set, and `cuda_graphs` says whether to fail if the graph allows none.
             staging: what its inputs and outputs are bound to.
             pool: what its states are bound to.
-            sizes: batch sizes that are told apart, rising.
+            sizes: batch sizes to distinguish, ascending.
             graphs: capture runs of one timestep as CUDA graphs where the graph allows it.
             limit: ends runs, and the making of the sessions, when they take too long.
 
@@ -150,7 +150,7 @@ class Programs:
         except Exception as error:  # ONNX Runtime's errors share no base class
             if self._forced or not self._measured:
                 raise
-            # As where it has no kernel for an activation in this dtype.
+            # For example if it has no kernel for an activation in this dtype.
             _log.warning("no single steps with the cell written out", error=str(error))
             return None
 
@@ -191,7 +191,7 @@ class Programs:
         return self._graphs or (self._measured and self._single is not None)
 
     def settle(self, stage: Callable[[int], Staged]) -> dict[int, Staged]:
-        """Measure both forms of the cell at every batch size, capture CUDA graphs and check what they replay.
+        """Measure both forms of the cell at every batch size, capture CUDA graphs and check their replays.
 
         Args:
             stage: a batch size → buffers for that many rows of one timestep, filled to read the initial state and

@@ -59,7 +59,7 @@ class Staging(Protocol):
         binding: ort.IOBinding,
         options: ort.RunOptions | None,
     ) -> Callable[[], None]:
-        """What copies in, runs and copies out, where there is anything to copy."""
+        """A function that copies in, if there is anything to copy, runs, and copies out."""
 
     def clear(self) -> None:
         """Zero all inputs."""
@@ -79,7 +79,7 @@ def _shape(signature: Signature, tensor: Tensor, rows: int, steps: int) -> tuple
 
 
 def _is_host(memory: str) -> bool:
-    """Whether ONNX Runtime's name of a memory stands for the host's."""
+    """True if ONNX Runtime's name of a memory means the host's."""
     name = memory.lower()
     return name.startswith("cpu") or "pinned" in name or "host" in name
 
@@ -99,7 +99,7 @@ def _bytes_of(array: Array, rows: int) -> Array:
 
 
 def resting(tensor: Tensor) -> Array:
-    """What a step holds that nobody has sent: zeros, or the nearest index that the model's tables have."""
+    """The value of a step that no client has sent: zeros, or the nearest valid index of the model's tables."""
     if isinstance(tensor, OpenInput) and tensor.default is not None:
         return initial_value(kept(tensor))
     low, high = zip(*tensor.index_ranges or [(0, 0)], strict=True)
@@ -192,7 +192,7 @@ class HostStaging:
 class CardStaging:
     """Host buffers that are copied to fixed addresses on the device and back, one copy each way a run.
 
-    What goes in lies in one piece of memory, what comes out in another, on both sides; each shape of run packs its
+    On both sides one block of memory has all inputs, and another all outputs; each shape of run packs its
     tensors from the front, so memory does not grow with the number of shapes seen. CUDA graphs need the fixed
     addresses. ONNX Runtime copies a value that is bound on the wrong side once, when it is bound, and never again:
     an input that a session wants on the host (an LSTM's lengths) is bound to the host buffer.

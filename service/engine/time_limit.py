@@ -13,8 +13,8 @@ from weakref import WeakSet
 
 import onnxruntime as ort
 
-# ONNX Runtime's Python code looks this up for each run, and what is not there costs an exception, 40 µs. The value
-# says that the run is no CUDA graph's.
+# ONNX Runtime's Python code looks this up for each run; a missing value costs an exception, 40 µs. The value says that
+# the run is not a CUDA graph's.
 _GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.01, 1.0
 
@@ -51,7 +51,7 @@ class TimeLimit:
         return options
 
     def cover(self, options: ort.SessionOptions) -> None:
-        """Have the making of a session with these options be ended, where this ONNX Runtime can do that."""
+        """Let the limit end the making of a session with these options, if this ONNX Runtime supports it."""
         if hasattr(options, "set_load_cancellation_flag"):
             self._cancel_by(options.set_load_cancellation_flag)
 
@@ -82,10 +82,10 @@ class TimeLimit:
         return ended
 
     def look(self, now_s: float) -> None:
-        """End what is due. For the watch's thread."""
+        """End all runs and loads past their limits. For the watch's thread."""
         if now_s < self.due_s:
             return
-        with self._lock:  # what has just ended must not leave the flags set for what comes next
+        with self._lock:  # the flags of a run that just ended must not stay set for the next one
             if now_s >= self.due_s:
                 self._ended = True
                 self._set(True)
@@ -96,7 +96,7 @@ class TimeLimit:
 
 
 class _Watch:
-    """The thread, from the first limit on, and what it looks at."""
+    """The thread, which starts with the first limit, and the runs that it watches."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -25,7 +25,7 @@ _CHECK_STEPS = 4
 
 
 def faster(runs: Sequence[Callable[[], None]]) -> int:
-    """Which of `runs` takes the least time (median of calls in turn); the first unless another is clearly faster."""
+    """The fastest of `runs` (by the median of alternating calls); the first unless another is clearly faster."""
     taken: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()

@@ -20,7 +20,7 @@ _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "Rando
 
 
 def mixes_rows(graph: onnx.GraphProto, batch_axis: int) -> list[str]:
-    """The likely causes, one sentence a node, where a row's answer depends on its neighbours."""
+    """The likely causes, one sentence for each node, if a row's output depends on its neighbours."""
     return [text for node, scope in _nodes(graph) if (text := _row_cause(node, scope, batch_axis))]
 
 
@@ -48,7 +48,7 @@ def forgets(graph: onnx.GraphProto) -> list[str]:
 
 
 def _nodes(graph: onnx.GraphProto, outer: Scope | None = None) -> Iterator[tuple[onnx.NodeProto, Scope]]:
-    """Every node with what is known where it stands."""
+    """Every node with its scope."""
     scope = Scope(graph, outer)
     for node in graph.node:
         yield node, scope

@@ -36,7 +36,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that `model` holds, whatever the types of its attributes claim."""
+    """Every tensor in `model`, whatever its attributes' types claim."""
     nodes = [node for function in model.functions for node in function.node]
     graphs = [model.graph]
     while graphs or nodes:
@@ -93,7 +93,7 @@ def rename_uses(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
 
 
 def rename_value(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    """Rename the value `old`, which one of `nodes` or an initializer of `graph` gives, where it is made and read.
+    """Rename the value `old` of one of `nodes` or an initializer of `graph`, where it is made and where it is read.
 
     `graph.output` keeps its names.
     """

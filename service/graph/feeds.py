@@ -51,7 +51,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Counted:
-    """An input that tells where the run's timesteps stand in their sequence.
+    """An input with the position of the run's timesteps in their sequence.
 
     Attributes:
         name: the graph's input.

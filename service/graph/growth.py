@@ -20,7 +20,7 @@ _MOST_DEPTH = 16
 def refuse_growing(
     graph: onnx.GraphProto, border: GraphInterface, states: Iterable[tuple[str, str]], *, by_name: bool
 ) -> None:
-    """Raise GrowingStateError if one of `states` grows, as far as the graph's border or nodes say so.
+    """Raise GrowingStateError if the graph's border or nodes show that one of `states` grows.
 
     Args:
         graph: the model's.
@@ -50,7 +50,7 @@ def refuse_growing(
     cut = ", ".join([*[":"] * axis, "-N:"])
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     grows, longer = ("grows", "longer") if sure else ("seems to grow", "with another size")
-    otherwise = "" if sure else "; if its size stays the same, say shape and batch_axis in a sidecar"
+    otherwise = "" if sure else "; if its size stays the same, set shape and batch_axis in a sidecar"
     raise GrowingStateError(
         f"state {shown(before.name)}{more} {grows} with every step: it goes in as {before} and comes out {longer} "
         f"along axis {axis}, as {shown(after.name)}, {after}. A session's state has one size. Export the model with "
@@ -103,7 +103,7 @@ def _appended(graph: onnx.GraphProto, before: GraphValue, after: GraphValue) -> 
 
 
 def _origin(name: str, makers: Mapping[str, onnx.NodeProto], rank: int) -> tuple[str, list[int]]:
-    """The value that `name` is, moved or cast at most, and of each axis of `name` which of that value's it is."""
+    """The value that `name` is a moved or cast form of, and for each axis of `name` the axis of that value."""
     moves = list(range(rank))
     for _ in range(_MOST_DEPTH):
         node = makers.get(name)

@@ -20,14 +20,14 @@ from .index_trace import MOST_DEPTH, Ints, Scope, Trace, attribute_of, through
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
-# Ranges that differ from element to element are kept for steps of no more elements.
+# Maximum elements of a step whose ranges differ between elements.
 MOST_ELEMENTS = 1024
 
 
 def with_index_ranges(
     graph: onnx.GraphProto, signature: Signature, stated: Collection[str] = ()
 ) -> Signature:
-    """`signature` with what `graph` says of the ranges of its integer inputs, but for those that are `stated`."""
+    """`signature` with the ranges of its integer inputs that `graph` shows, except for those that are `stated`."""
     inputs = tuple(
         tensor.model_copy(update={"index_ranges": _both(tensor, found)})
         if tensor.name not in stated and (found := find_ranges(graph, signature, tensor))
@@ -48,11 +48,11 @@ def with_index_ranges(
 def find_ranges(
     graph: onnx.GraphProto, signature: Signature, tensor: Tensor, *, whole: bool = False
 ) -> Ranges:
-    """The range of each element of a step of `tensor`, one for all where it is the same, none where it is open.
+    """The range of each element of a step of `tensor`: one if all are equal, none if they are open.
 
     `whole`: it is given for the whole sequence, and has no time axis.
     """
-    # Of too many nothing is told apart: two stand for all.
+    # Too many elements are not distinguished: two represent all.
     elements = size if (size := math.prod(tensor.step_shape)) <= MOST_ELEMENTS else 2
     if not tensor.dtype.startswith(("int", "uint")):
         return ()
@@ -68,7 +68,7 @@ def find_ranges(
 
 
 def _both(tensor: Tensor, found: Ranges) -> Ranges:
-    """What holds by the graph and by the signature; the graph's where they contradict each other."""
+    """The intersection of the graph's and the signature's ranges; the graph's if they contradict each other."""
     if not tensor.index_ranges:
         return found
     count = max(len(found), len(tensor.index_ranges))
@@ -90,7 +90,7 @@ class _Found:
         self.low, self.high, self.any = low, high, False
 
     def bound(self, trace: Trace, size: int | None, at: Ints | None = None) -> None:
-        """The values of `trace`, those at `at` where that is given, index an axis of `size`."""
+        """Note that the values of `trace`, or those at `at` if given, index an axis of `size`."""
         if size is None or size <= 0:
             return
         elements = trace.present() if at is None else np.unique(at)
@@ -151,13 +151,13 @@ def _use(node: onnx.NodeProto, position: int, trace: Trace, scope: Scope, found:
 
 
 def _entering(node: onnx.NodeProto, body: onnx.GraphProto, traces: Mapping[str, Trace]) -> dict[str, Trace]:
-    """What goes into the body of a Scan or a Loop, by its names there."""
+    """The values that enter the body of a Scan or a Loop, by their names there."""
     entering: dict[str, Trace] = {}
     scanned = (
         len(node.input) - (attribute_of(node, "num_scan_inputs") or 0) if node.op_type == "Scan" else None
     )
     for position, (name, inner) in enumerate(zip(node.input, body.input, strict=False)):
         if (trace := traces.get(name)) is not None and (node.op_type == "Scan" or position > 1):
-            # Each turn takes a part of what is scanned; all of it goes in.
+            # Each iteration takes a part of the scanned value; all parts enter.
             entering[inner.name] = trace.moved(None) if scanned is not None and position >= scanned else trace
     return entering

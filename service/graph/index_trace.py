@@ -1,4 +1,4 @@
-"""Follows values through a graph: what moves, chooses or shifts them; what is known of its shapes and constants."""
+"""Follows values through nodes of a graph that move, select or shift them, with its known shapes and constants."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Trace:
 
     Attributes:
         elements: how many a step has.
-        places: for one row of one timestep, which element of the step stands where; None: no longer known.
-        shift: what has been added to each element, int64[elements].
-        mixed: whether other values stand among them.
+        places: for one row of one timestep, the place of each element of the step; None: no longer known.
+        shift: the sum added to each element, int64[elements].
+        mixed: True if there are other values among them.
     """
 
     elements: int
@@ -42,7 +42,7 @@ class Trace:
     mixed: bool = False
 
     def moved(self, move: Callable[[Ints], Ints] | None) -> Trace:
-        """All of the values, elsewhere; `move` is None where it is not known where."""
+        """All of the values at other places; `move` is None if the places are unknown."""
         if self.places is None or move is None:
             return replace(self, places=None)
         try:
@@ -51,7 +51,7 @@ class Trace:
             return replace(self, places=None)
 
     def chosen(self, choose: Callable[[Ints], Ints] | None) -> Trace | None:
-        """Some of the values; None where it is not known which."""
+        """Some of the values; None if it is unknown which."""
         if self.places is not None and choose is not None:
             try:
                 return replace(self, places=choose(self.places))
@@ -65,7 +65,7 @@ class Trace:
 
 
 class Scope:
-    """What is known of the values of a graph and of those around it: small constants, and shapes."""
+    """The known values of a graph and of the graphs around it: small constants, and shapes."""
 
     def __init__(self, graph: onnx.GraphProto, outer: Scope | None = None) -> None:
         self._outer = outer
@@ -125,7 +125,7 @@ class Scope:
 
 
 def through(node: onnx.NodeProto, position: int, trace: Trace, scope: Scope) -> Iterator[tuple[str, Trace]]:
-    """What of the values goes on, by the name of the output that has it."""
+    """The values that the node passes on, by the name of the output."""
     op, output = node.op_type, node.output[0] if node.output else ""
     if op in ("Add", "Sub"):
         if (shifted := _shifted(node, position, trace, scope)) is not None:

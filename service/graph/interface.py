@@ -13,7 +13,7 @@ from streamcell.service.load_errors import Problems, SignatureError
 
 from .edit import initializer_names
 
-# One declared dimension: a size, a symbol's name, or None where the file says nothing.
+# One declared dimension: a size, a symbol's name, or None if the file declares nothing.
 Dim = int | str | None
 
 
@@ -108,7 +108,7 @@ def read_interface(graph: onnx.GraphProto) -> GraphInterface:
 
 
 def axes_before_step(layout: Layout) -> tuple[str, ...]:
-    """The axes that stand before the step's own in a graph's inputs and outputs."""
+    """The axes before the step's own in a graph's inputs and outputs."""
     return {"batch_time": ("batch", "time"), "time_batch": ("time", "batch"), "batch": ("batch",)}[layout]
 
 
@@ -118,7 +118,7 @@ def check_signature(
     """Hold `signature` against the graph's own declaration.
 
     Returns:
-        The number of rows that every run must have, where `signature.max_batch` says that the graph fixes it
+        The number of rows that every run must have, if `signature.max_batch` says that the graph fixes it
         and the graph does; else None.
 
     Raises:
@@ -231,7 +231,7 @@ def _check_all_fed(border: GraphInterface, signature: Signature, constants: Mapp
 
 
 def unfed(border: GraphInterface, fed: Container[str | None]) -> str:
-    """What is wrong if only `fed` are fed: the inputs that must be and are not; empty if there are none."""
+    """The problem if only `fed` are fed: the names of required inputs that are not; empty if there are none."""
     hungry = [f"{name}: {port}" for name, port in border.inputs.items() if name not in fed]
     if not hungry:
         return ""
@@ -271,7 +271,7 @@ def _dtype(elem_type: int) -> str | None:
     if elem_type == onnx.TensorProto.UNDEFINED:
         return None
     name = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)).name
-    # bfloat16, float8 and strings have numpy stand-ins; their own names say more.
+    # numpy has substitutes for bfloat16, float8 and strings; ONNX's names are clearer.
     return (
         name
         if name in DTYPES and _is_plain(elem_type, name)

@@ -30,7 +30,7 @@ class Part:
     Attributes:
         name: without a dot; its values are called `name.value` in the whole.
         model: `merge` takes it apart.
-        wires: of some of its inputs where they come from: `stage.output`, or the name of an input of the whole.
+        wires: the sources of some of its inputs: `stage.output`, or the name of an input of the whole.
     """
 
     name: str
@@ -89,7 +89,7 @@ def _check_wire(
     given: Mapping[str, onnx.ValueInfoProto],
     problems: Problems,
 ) -> None:
-    """Note what is wrong with one wire."""
+    """Note the problems of one wire."""
     where = f"stages: {shown(part.name)}: wires.{cut(target)}"
     into = borders[part.name].all_inputs.get(target)
     if into is None:
@@ -173,7 +173,7 @@ def _converted(part: Part, opset: int) -> onnx.ModelProto:
 
 
 def _append(whole: onnx.GraphProto, part: Part, model: onnx.ModelProto) -> None:
-    """Put the part's graph behind what is in `whole`."""
+    """Append the part's graph to `whole`."""
     graph, prefix = model.graph, f"{part.name}."
     _rename(graph, prefix)
     wired = {f"{prefix}{target}": source for target, source in part.wires.items()}

@@ -18,7 +18,7 @@ _AXES_INPUT, _SPLIT_COUNTS = 13, 18
 
 
 class NodeBuilder:
-    """Collects nodes in `nodes`; constants go to the graph at once. What makes a value returns its name.
+    """Collects nodes in `nodes`; constants are added to the graph at once. Methods that make a value return its name.
 
     Attributes:
         graph: the graph that the nodes are for.
@@ -80,7 +80,7 @@ class NodeBuilder:
         return self._constants[key]
 
     def reshape(self, value: str, *shape: int, into: str | None = None) -> str:
-        """`value` in another shape; -1 is what is left."""
+        """`value` in another shape; -1 is the remaining size."""
         return self.add("Reshape", value, self.constant(shape), into=into)
 
     def squeeze(self, value: str, axis: int, into: str | None = None) -> str:
@@ -97,7 +97,7 @@ class NodeBuilder:
         return self.add(op, value, self.constant([axis]), into=into)
 
     def split(self, value: str, parts: int | Sequence[int], axis: int) -> list[str]:
-        """Parts of `value` along `axis`: so many equal ones, or one of each size."""
+        """Parts of `value` along `axis`: a number of equal parts, or one of each size."""
         if isinstance(parts, int):
             names = [self.name(f"{self._prefix}.part") for _ in range(parts)]
             counts: dict[str, Any] = {"num_outputs": parts} if self._opset >= _SPLIT_COUNTS else {}

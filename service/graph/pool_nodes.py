@@ -50,7 +50,7 @@ def pool_state(
 ) -> tuple[str, str]:
     """Replace one state input and output of the graph; the names of the pool's input and output.
 
-    `head` and `tail` take the nodes to stand before and behind the graph's own. `gate` is what `commit_gate` gave, if
+    `head` and `tail` collect nodes before and after the graph's own. `gate` is the result of `commit_gate`, if
     rows are to be written only once all else has run. `given` is the state's first value, if each session has its own.
 
     The gathered value takes the state input's name and the state output keeps its own, so nothing else in the
@@ -111,7 +111,7 @@ def commit_gate(tail: NodeBuilder, names: Iterable[str]) -> str:
     total = numbers[0]
     for number in numbers[1:]:
         total = tail.add("Add", total, number, into=tail.name("streamcell.gate.sum"))
-    # At most as many as there are, so that dividing by more gives 0, whatever the values are.
+    # At most the number of elements, so that dividing by more gives 0 for all values.
     return tail.add("Div", total, tail.constant([len(numbers) + 1]), into=tail.name("streamcell.gate"))
 
 
@@ -150,10 +150,10 @@ def _element_index(tail: NodeBuilder, write: str, shape: tuple[int, ...], state:
 
 
 def unstack(head: NodeBuilder, rows: str, state: str, shape: tuple[int, ...]) -> bool:
-    """Cut `rows` in place of `state`, where a Split into layers is all that reads it.
+    """Split `rows` instead of `state`, if only a Split into layers reads it.
 
     Args:
-        head: takes what is made; the Split goes from its graph.
+        head: collects the new nodes; the Split is removed from its graph.
         rows: [batch, layers, …], as gathered from the pool.
         state: the state input, [layers, batch, …].
         shape: of one row, (layers, …).
@@ -210,7 +210,7 @@ def _inside(node: onnx.NodeProto, name: str) -> bool:
 
 
 def _ones(graph: onnx.GraphProto, split: onnx.NodeProto) -> bool:
-    """Whether each part's size is 1, given that there are as many parts as layers."""
+    """True if each part's size is 1, given that the number of parts is the number of layers."""
     for attribute in split.attribute:
         if attribute.name == "split":
             return all(size == 1 for size in attribute.ints)

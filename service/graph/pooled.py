@@ -68,7 +68,7 @@ class PoolTensor:
         dtype: of an element.
         shape: of one row: the state's shape without its batch axis.
         initial: dtype[*shape], read-only; what a row holds before a session's first step.
-        state: the name of the state input it stands for.
+        state: the name of the state input that it replaces.
     """
 
     input: str
@@ -85,8 +85,8 @@ class Pooled:
 
     Attributes:
         model: takes the signature's inputs, `READ_SLOTS` int64[batch], `WRITE_SLOTS` int64[batch, 1], `open_port`s
-            and the pools; gives the signature's outputs, batch first whatever the layout was, and the pools. `lengths`
-            is int32[batch] whatever the graph took. A model without states has neither slots nor pools.
+            and the pools; gives the signature's outputs, batch first for every layout, and the pools. `lengths`
+            is int32[batch] for every graph. A model without states has neither slots nor pools.
         pools: in the order of the signature's states.
         fixed_batch: the number of rows that every run must have, where the graph fixes it.
         commits_last: whether a run that fails leaves every pool as it was; so does a model without states.
@@ -112,7 +112,7 @@ def pool_states(
     The rows that one run writes must be distinct. A row may be read by several.
 
     Args:
-        model: with its weights; left as it is.
+        model: with its weights; it is not changed.
         signature: what its inputs, outputs and states are.
         constants: values for graph inputs that are the same in every run.
         scatter: "nd" writes rows with ScatterND, the fastest; "elements" with ScatterElements, which old versions
@@ -216,7 +216,7 @@ def _fix_constants(
 
 
 def _adapt_input(head: NodeBuilder, tail: NodeBuilder, name: str, op: str, **attributes: Any) -> None:
-    """Let the graph read `op` of the input in the place of the input."""
+    """Make the graph read `op` of the input instead of the input."""
     adapted = head.name(f"streamcell.adapted.{name}")
     rename_uses([*head.nodes, *head.graph.node, *tail.nodes], name, adapted)
     head.add(op, name, into=adapted, **attributes)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .node_builder import NodeBuilder
 
-# Activations without parameters; an operator with another one is left as it is.
+# Activations without parameters; an operator with another one is not written out.
 ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu", "Softsign", "Softplus"})
 DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

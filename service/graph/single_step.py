@@ -28,10 +28,10 @@ def single_step(pooled: Pooled, lengths: str | None) -> Pooled | None:
 
     Args:
         pooled: a model in its pool.
-        lengths: its input of lengths, all of which are 1 in such a run.
+        lengths: its input of lengths, which are all 1 in such a run.
 
     Returns:
-        None where no operator can be written out.
+        None if no operator can be written out.
     """
     model = onnx.ModelProto()
     model.CopyFrom(pooled.model)
@@ -73,7 +73,7 @@ def _input(node: onnx.NodeProto, place: int) -> str:
 
 
 def _ones(graph: onnx.GraphProto, lengths: str | None) -> set[str]:
-    """Values that may stand for `sequence_lens`: none, the model's lengths and what only changes their type."""
+    """Values that may be used as `sequence_lens`: none, the model's lengths, and casts of these."""
     found = {"", *([lengths] if lengths else [])}
     for node in graph.node:
         if node.op_type in _PASSES_ON and node.input[0] in found:
@@ -108,7 +108,7 @@ def _moved(node: onnx.NodeProto, shape: tuple[int, ...], builder: NodeBuilder) -
 
 
 def _cell(node: onnx.NodeProto) -> Cell | None:
-    """What `node` computes, where it is an operator that can be written out."""
+    """The cell that `node` computes, if the operator can be written out."""
     if node.op_type not in GATES or node.domain not in ("", "ai.onnx"):
         return None
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}

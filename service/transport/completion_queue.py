@@ -174,7 +174,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         return True
 
     def ask(self) -> int:
-        """Count the next wait in `beats`; returns `beats`. Any thread may call it; waits cost nothing more otherwise."""
+        """Count the next wait in `beats`; returns `beats`. Any thread may call it; other waits cost nothing more."""
         if self._begun:
             # If the serving thread overwrites `poll` at this moment, the next `ask` sets it again.
             self._asked = True

@@ -48,7 +48,7 @@ def save(folder: Path, graph: str, sidecar: str | None) -> Path:
 def test_a_state_that_only_seems_to_grow_may_be_said_to_stay(tmp_path: Path) -> None:
     graph = OPEN.format(after="total") + "{ present_k = Tanh(past_k)  y = Identity(x) }"
     with pytest.raises(
-        GrowingStateError, match=r"'past_k' seems to grow .*say shape and batch_axis in a sidecar"
+        GrowingStateError, match=r"'past_k' seems to grow .*set shape and batch_axis in a sidecar"
     ):
         open_model(save(tmp_path, graph, None), "m")
     assert open_model(save(tmp_path, graph, SIDE), "m").signature.states[0].shape == (8, 4)

@@ -12,7 +12,7 @@ import onnx
 
 from streamcell.card import CardError, Generation, ModelCard, Signature, read_card
 from streamcell.service.errors import shown
-from streamcell.service.graph.batch_axis import add_batch_axis
+from streamcell.service.graph.batch_axis import add_batch_axis, drop_time_axis
 from streamcell.service.graph.feeds import Feeds
 from streamcell.service.graph.growth import refuse_growing
 from streamcell.service.graph.index_ranges import with_index_ranges
@@ -21,6 +21,7 @@ from streamcell.service.load_errors import ModelLoadError, Problems, SidecarErro
 
 from .detect import detect
 from .fed_inputs import fed_inputs
+from .one_timestep import find_one_timestep, said_one_timestep
 from .sidecar import Sidecar, SidecarState, inspect_sidecar
 from .sidecar_fit import new_axes, resolve
 from .state_names import possible_states, state_pairs
@@ -34,13 +35,14 @@ class Description:
     """What a model's inputs, outputs and states are.
 
     Attributes:
-        signature: with the index ranges that the graph gives, of the graph with `new_axes`.
+        signature: with the index ranges that the graph gives, of the graph with `new_axes` and without `old_axes`.
         source: what says so.
         card: the one inside the file, also where a sidecar overrides its signature.
         constants: graph inputs that the sidecar fixes, by name, with the graph's dtypes.
         generation: how an output becomes the next input; None: it does not.
         name: the name that the sidecar gives, if it gives one.
         new_axes: inputs and outputs without a batch axis, and where it is to be added.
+        old_axes: inputs and outputs with a time axis of one fixed timestep, and where it is.
         doubts: of a graph that seems to have no states, what may be one all the same.
         feeds: what the server feeds by itself to the graph with `new_axes`.
     """
@@ -52,6 +54,7 @@ class Description:
     generation: Generation | None = None
     name: str | None = None
     new_axes: Mapping[str, int] = field(default_factory=dict)
+    old_axes: Mapping[str, int] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     feeds: Feeds | None = None
 
@@ -66,7 +69,7 @@ class Description:
 
     def build(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph that `signature` describes, made of the one in the file."""
-        return _built(model, self.new_axes, self.feeds)
+        return _built(drop_time_axis(model, self.old_axes), self.new_axes, self.feeds)
 
 
 def _built(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Feeds | None) -> onnx.ModelProto:
@@ -105,10 +108,13 @@ def describe(
     else:
         border = read_interface(model.graph)
         refuse_growing(model.graph, border, state_pairs(border.inputs, border.outputs), by_name=True)
+        old_axes = find_one_timestep(border)
+        border = read_interface(drop_time_axis(model, old_axes).graph)
         unbatched = find_unbatched(border)
         signature = detect(border, unbatched, sidecar_name=path.with_suffix(".toml").name)
         axes = dict.fromkeys(unbatched, 0)
-        found = Description(signature, "graph", new_axes=axes, doubts=_doubts(border, signature))
+        doubts = _doubts(border, signature)
+        found = Description(signature, "graph", new_axes=axes, old_axes=old_axes, doubts=doubts)
         model = found.build(model)
     check_signature(read_interface(model.graph), found.signature, found.constants)
     signature = with_index_ranges(model.graph, found.signature, stated)
@@ -145,6 +151,10 @@ def _from_sidecar(
         )
     if said is not None:
         with problems.noted():
+            old_axes = said_one_timestep(said, read_interface(model.graph))
+            if old_axes:
+                said = said.model_copy(update={"layout": "batch", "time_axis": None})
+                model = drop_time_axis(model, old_axes)
             axes = new_axes(said)
             rest, feeds = fed_inputs(said, read_interface(model.graph).with_axes(axes, 1))
             model = _built(model, axes, feeds)
@@ -159,7 +169,15 @@ def _from_sidecar(
             if not problems:
                 stated = {tensor.name for tensor in said.inputs if tensor.index_range is not None}
                 found = Description(
-                    signature, "sidecar", card, constants, said.generation, said.name, axes, feeds=feeds
+                    signature,
+                    "sidecar",
+                    card,
+                    constants,
+                    said.generation,
+                    said.name,
+                    axes,
+                    old_axes,
+                    feeds=feeds,
                 )
                 return found, stated, model
     raise SidecarError(str(problems), sidecar)

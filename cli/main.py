@@ -39,7 +39,7 @@ def _before_any_command(
     """Serve recurrent PyTorch models as live sessions."""
 
 
-COMMANDS = ("train", "export", "serve", "stream", "demo")
+COMMANDS = ("train", "export", "inspect", "serve", "stream", "demo")
 
 for _name in COMMANDS:
     _module = importlib.import_module(f".commands.{_name}", __package__)

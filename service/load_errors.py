@@ -20,24 +20,31 @@ class ModelLoadError(Exception):
     Attributes:
         reason: what was expected and what was found.
         path: the file at fault; None for a graph in memory.
+        problems: what `reason` tells, one by one.
+        context: the end of `reason`, which helps to solve them.
     """
 
-    def __init__(self, reason: str, path: Path | None = None) -> None:
-        reason = _printable(_clipped(reason))
-        super().__init__(reason if path is None else f"{_printable(str(path))}: {reason}")
+    def __init__(
+        self, reason: str, path: Path | None = None, problems: Iterable[str] = (), context: str = ""
+    ) -> None:
+        self._begin = reason
+        reason = printable(_clipped(f"{reason}\n{context}" if context else reason))
+        super().__init__(reason if path is None else f"{printable(str(path))}: {reason}")
         self.reason = reason
         self.path = path
+        self.problems = tuple(printable(_clipped(text)) for text in problems) or (reason,)
+        self.context = context
 
     def at(self, path: Path) -> ModelLoadError:
         """The same error, naming `path` if it names no file yet."""
-        return self if self.path is not None else type(self)(self.reason, path)
+        return self if self.path is not None else type(self)(self._begin, path, self.problems, self.context)
 
 
 def load_failure(error: Exception, path: Path) -> ModelLoadError:
     """Any exception that reading or loading `path` has raised, as one of these."""
     if isinstance(error, ModelLoadError):
         return error.at(path)
-    _log.debug("model not loaded", path=_printable(str(path)), exc_info=error)
+    _log.debug("model not loaded", path=printable(str(path)), exc_info=error)
     if isinstance(error, RecursionError):
         return ModelLoadError("it is nested too deeply", path)
     if isinstance(error, MemoryError):
@@ -49,7 +56,7 @@ def _clipped(text: str) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text)} characters)"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with undecodable bytes and control characters escaped, for terminals and protobuf strings."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
@@ -58,11 +65,16 @@ def _printable(text: str) -> str:
 
 
 class Problems:
-    """Gathers what is wrong with a file, so that one error tells all of it."""
+    """Gathers what is wrong with a file, so that one error tells all of it.
+
+    Attributes:
+        context: of the first error noted that has one.
+    """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         # Ordered, and each text once.
         self._texts = dict.fromkeys(texts)
+        self.context = ""
 
     def add(self, text: str) -> None:
         """Note one problem."""
@@ -74,7 +86,8 @@ class Problems:
         try:
             yield
         except ModelLoadError as error:
-            self.add(error.reason)
+            self._texts |= dict.fromkeys(error.problems)
+            self.context = self.context or error.context
 
     def __bool__(self) -> bool:
         return bool(self._texts)

@@ -9,30 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from structlog.typing import FilteringBoundLogger
 
-from streamcell.card import OpenInput, Signature, Tensor
+from streamcell.card import Signature
 from streamcell.service.errors import RunTimeout, cut, node_error_text, run_error_text, shown
 from streamcell.service.graph.rows import INITIAL_ROW
 
 from .engine import Engine
-from .staging import resting
+from .proof_values import Array, cuts, draw, draw_given, same, worst
 
-Array: TypeAlias = np.ndarray[Any, Any]
 Kind: TypeAlias = Literal["rows", "steps"]
 
-# Random inputs are standard normal, a neighbour's and one timestep's louder by this factor.
-_LOUD = 100.0
-# Differences allowed, in parts of the output's size at that timestep. Healthy float32 models differ by 1e-6, float16
-# by 1e-2, a quantised one by a step of 1/127; what looks ahead or at its neighbours by 0.1 and more.
-_TOLERANCE = {"float32": 0.03, "float64": 0.03, "float16": 0.06}
-_LEAST = 1e-5
 _ROWS, _STEPS = 3, 8
-# Early, because a model may be late by some timesteps and all of them must lie in one chunk.
-_LOUD_STEP = 2
 _MANY_ROWS, _MANY_STEPS, _ROUNDS = 16, 33, 3
 _SMALL = (2, 4)
 # What the inputs and outputs of one comparison may take: a model file says how large a timestep is.
@@ -79,8 +70,27 @@ class _OutOfTimeError(Exception):
     """The time for the proof is over."""
 
 
-def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogger) -> list[Difference]:
-    """What differs, at most one of each kind. The engine must serve nobody; only scratch rows are written.
+@dataclass(frozen=True)
+class ProofResult:
+    """What a proof has found.
+
+    Attributes:
+        found: what differs, at most one of each kind.
+        ways: how the rows were run besides alone and step by step, by name.
+        unproved: why no more was compared; "" if all was.
+    """
+
+    found: tuple[Difference, ...]
+    ways: tuple[str, ...]
+    unproved: str = ""
+
+    def __str__(self) -> str:
+        ways = f"compared with each session alone and step by step: {', '.join(self.ways) or 'nothing'}"
+        return f"{ways}; {self.unproved}" if self.unproved else ways
+
+
+def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogger) -> ProofResult:
+    """Compare ways of running a model. The engine must serve nobody; only scratch rows are written.
 
     Args:
         engine: on the CPU.
@@ -93,14 +103,17 @@ def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogg
         RunTimeout: a run took longer than a run may take.
     """
     proof = _Proof(engine, limit_s)
+    unproved = ""
     try:
         proof.run(full)
     except _OutOfTimeError:
+        unproved = f"stopped after {limit_s:g} s"
         log.info("proof stopped for time", limit_s=limit_s, differences=len(proof.found))
     except _NoReferenceError as error:
+        unproved = f"not proved: {error}"
         log.warning("model not proved", reason=str(error))
     engine.clear_inputs()
-    return list(proof.found.values())
+    return ProofResult(tuple(proof.found.values()), tuple(proof.ways), unproved)
 
 
 class _NoReferenceError(Exception):
@@ -129,6 +142,7 @@ class _Way:
 class _Proof:
     def __init__(self, engine: Engine, limit_s: float) -> None:
         self.found: dict[Kind, Difference] = {}
+        self.ways: dict[str, None] = {}
         self._engine = engine
         self._signature: Signature = engine.signature
         self._until_s = time.perf_counter() + limit_s
@@ -179,11 +193,12 @@ class _Proof:
         else:
             parts = [1]
         expected = self._reference(x, parts)
-        if not _same(expected, self._reference(x, parts)):
+        if not same(expected, self._reference(x, parts)):
             raise _NoReferenceError("it answers the same input differently each time")
         for way in self._ways(rng, rows, steps, parts):
             if way.kind in self.found or (way.combined and self.found):
                 continue
+            self.ways[way.name] = None
             self._compare(x, expected, way)
 
     def _ways(self, rng: np.random.Generator, rows: int, steps: int, parts: list[int]) -> Iterator[_Way]:
@@ -194,13 +209,13 @@ class _Proof:
         if chunks:
             longest = min(steps - 2 if steps > 3 else steps, most)
             yield _Way("one chunk", "steps", alone, [longest])
-            yield _Way("random chunks", "steps", alone, list(_cuts(rng, steps, most)))
+            yield _Way("random chunks", "steps", alone, list(cuts(rng, steps, most)))
         together = self._engine.max_batch
         if together > 1:
             groups = [list(range(begin, min(begin + together, rows))) for begin in range(0, rows, together)]
             yield _Way("neighbours", "rows", groups, parts)
             if chunks:
-                cut = list(_cuts(rng, steps, most))
+                cut = list(cuts(rng, steps, most))
                 yield _Way("neighbours in chunks", "rows", groups, cut, combined=True)
             if signature.lengths and signature.states:
                 yield _Way("lengths", "rows", groups, [min(steps // 2, most)], combined=True)
@@ -262,7 +277,7 @@ class _Proof:
             self.found[way.kind] = Difference(way.kind, error=said, ragged=ragged)
             return
         for tensor, right, wrong in zip(self._signature.outputs, expected, got, strict=True):
-            if (values := _worst(tensor, right, wrong)) is not None:
+            if (values := worst(tensor, right, wrong)) is not None:
                 self.found[way.kind] = Difference(way.kind, tensor.name, *values, ragged=ragged)
                 return
 
@@ -272,8 +287,8 @@ class _Proof:
         Each row gets values of its own for the opening, or the defaults.
         """
         rng = np.random.default_rng(seed)
-        x = [_draw(rng, tensor, rows, steps) for tensor in self._signature.inputs]
-        self._given = [_draw_given(rng, value, rows) for value in self._signature.open_inputs]
+        x = [draw(rng, tensor, rows, steps) for tensor in self._signature.inputs]
+        self._given = [draw_given(rng, value, rows) for value in self._signature.open_inputs]
         return x
 
     def _sequences(self, x: list[Array], groups: list[list[int]], parts: Sequence[int]) -> list[Array]:
@@ -326,70 +341,3 @@ class _Proof:
         staged.go()
         outputs = staged.values[len(x) :]
         return [np.copy(out[:count, :steps] if has_time else out[:count, None]) for out in outputs]
-
-
-def _draw(rng: np.random.Generator, tensor: Tensor, rows: int, steps: int) -> Array:
-    shape = (rows, steps, *tensor.step_shape)
-    if tensor.dtype == "bool":
-        return np.asarray(rng.random(shape) < 0.5)
-    if not tensor.dtype.startswith("float"):
-        low, high = np.array(tensor.index_ranges or ((0, 1),)).T
-        low, high = (np.broadcast_to(b, (int(np.prod(tensor.step_shape)),)) for b in (low, high))
-        sizes = (rows, steps, low.size)
-        drawn = low + (rng.random(sizes) * (np.minimum(high - low, 2**40) + 1)).astype(np.int64)
-        indices: Array = drawn.reshape(shape).astype(tensor.dtype)
-        return indices
-    values = rng.standard_normal(shape)
-    values[1::2] *= _LOUD
-    for index, row in enumerate(range(2, rows, 4)):
-        loud = values[row, min(_LOUD_STEP, steps - 1) if index % 2 == 0 else steps // 2]
-        loud += np.copysign(_LOUD, loud)  # none of its elements is quiet by chance
-    return values.astype(tensor.dtype)
-
-
-def _draw_given(rng: np.random.Generator, value: OpenInput, rows: int) -> Array:
-    """Values for the opening, uint8[rows, bytes]: random ones, none of them loud, unless there is a default."""
-    if value.default is not None:
-        values = np.broadcast_to(resting(value), (rows, *value.step_shape))
-    elif value.dtype.startswith("float"):
-        values = rng.standard_normal((rows, *value.step_shape)).astype(value.dtype)
-    else:
-        values = _draw(rng, value, rows, 1)
-    return np.frombuffer(values.tobytes(), np.uint8).reshape(rows, -1)
-
-
-def _cuts(rng: np.random.Generator, steps: int, most: int) -> Iterator[int]:
-    """Random parts that add up to `steps`, the first of two timesteps at least."""
-    left, least = steps, min(2, most)
-    while left:
-        part = min(left, int(rng.integers(least, max(least, min(most, 5)) + 1)))
-        yield part
-        left, least = left - part, 1
-
-
-def _same(a: list[Array], b: list[Array]) -> bool:
-    return all(np.array_equal(p, q, equal_nan=p.dtype.kind == "f") for p, q in zip(a, b, strict=True))
-
-
-def _worst(tensor: Tensor, expected: Array, got: Array) -> tuple[float, float] | None:
-    """The two values that differ most, both [rows, steps, *step_shape]; None if they differ by rounding alone."""
-    if expected.dtype.kind != "f":
-        # A choice between two equals may fall either way; more than one in twenty are no such.
-        wrong = expected != got
-        if not wrong.size or wrong.mean() <= 0.05:
-            return None
-        at = int(np.argmax(wrong))
-        return float(expected.reshape(-1)[at]), float(got.reshape(-1)[at])
-    flat = (*expected.shape[:2], -1)
-    a, b = expected.reshape(flat).astype(np.float64), got.reshape(flat).astype(np.float64)
-    finite = np.isfinite(a)
-    size = np.where(finite, np.abs(a), 0.0).max(axis=2, keepdims=True)
-    # A timestep may cancel to almost nothing, but not one in five.
-    size = np.maximum(size, np.quantile(size, 0.2, axis=1, keepdims=True, method="lower"))
-    with np.errstate(invalid="ignore"):
-        off = np.where(finite, np.abs(np.where(np.isfinite(b), b, np.inf) - np.where(finite, a, 0.0)), 0.0)
-    excess = off - _TOLERANCE[tensor.dtype] * size - _LEAST
-    at = int(np.argmax(excess))
-    if excess.reshape(-1)[at] <= 0:
-        return None
-    return float(a.reshape(-1)[at]), float(b.reshape(-1)[at])

@@ -149,7 +149,7 @@ def check_signature(
     with problems.noted():
         _check_all_fed(border, signature, constants)
     if problems:
-        raise SignatureError(str(problems))
+        raise SignatureError(str(problems), problems=problems)
     return _fixed_rows(rows, signature.max_batch)
 
 

@@ -56,7 +56,7 @@ def merge(parts: Sequence[Part]) -> onnx.ModelProto:
     order = _in_order(parts, borders, problems)
     opsets = _opsets(parts, problems)
     if problems:
-        raise PipelineError(str(problems))
+        raise PipelineError(str(problems), problems=problems)
     whole = onnx.ModelProto(ir_version=max(part.model.ir_version for part in parts))
     whole.graph.name = "pipeline"
     for domain, version in opsets.items():

@@ -49,6 +49,7 @@ class LoadedModel:
     max_sessions: int
     pool: Pool
     restrictions: tuple[str, ...] = ()
+    proof: str = "off"
 
     def release(self) -> None:
         """Stop its engine thread and free its memory. It has no sessions and gets none."""
@@ -190,9 +191,8 @@ def _load(
 
     log = _log.bind(model=file.name, version=file.version)
     with making_sessions(file, graph):
-        engine, restrictions = proved_engine(
-            make, options, graph.graph, settings, log, description_remedy(file)
-        )
+        proved = proved_engine(make, options, graph.graph, settings, log, description_remedy(file))
+    engine, restrictions = proved.engine, proved.restrictions
     if unbatched := sorted(file.description.new_axes):
         restrictions["rows"] = f"one session a run: {cut(', '.join(unbatched))} without a batch axis"
     if metrics is None:
@@ -266,4 +266,5 @@ def _load(
         settings.max_sessions,
         pool,
         tuple(restrictions.values()),
+        proved.proof,
     )

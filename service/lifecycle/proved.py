@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import onnx
 from structlog.typing import FilteringBoundLogger
@@ -19,6 +19,21 @@ from streamcell.service.settings import Settings
 _MOST_CAUSES = 3
 
 
+@dataclass(frozen=True)
+class Proved:
+    """An engine in which sessions do not affect each other.
+
+    Attributes:
+        engine: the engine, restricted as it must be.
+        restrictions: by kind ("rows", "steps") what it is restricted to, and why.
+        proof: what was compared, in words.
+    """
+
+    engine: Engine
+    restrictions: dict[str, str]
+    proof: str
+
+
 def proved_engine(
     make: Callable[[EngineOptions], Engine],
     options: EngineOptions,
@@ -26,8 +41,8 @@ def proved_engine(
     settings: Settings,
     log: FilteringBoundLogger,
     remedy: str,
-) -> tuple[Engine, dict[str, str]]:
-    """An engine in which sessions do not affect each other, with its restrictions by kind ("rows", "steps").
+) -> Proved:
+    """Make an engine and prove that sessions do not affect each other in it.
 
     Args:
         make: an engine of the model with these options.
@@ -43,21 +58,21 @@ def proved_engine(
     """
     engine = make(options)
     if settings.proof == "off":
-        return engine, {}
+        return Proved(engine, {}, "off")
     # What mixes rows or timesteps does so on every device. A card's memory is left to its own thread.
     on_host = options.device.kind == "cpu"
     fixed = engine.fixed_shapes  # a card's runs are padded, in time too
     least = replace(options, device=Device(), max_sessions=1, cuda_graphs=None, fixed_shapes=fixed)
     prover = engine if on_host else make(least)
     try:
-        found = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s, log=log)
+        result = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s, log=log)
     except FailsAloneError as error:
         raise ModelLoadError(
             _told(f"with one session and one timestep it fails: {error}; {remedy}", fixes_rows(graph))
         ) from error
-    if not found:
-        return engine, {}
-    restrictions: dict[str, str] = {each.kind: _restriction(each, graph, engine) for each in found}
+    if not result.found:
+        return Proved(engine, {}, str(result))
+    restrictions: dict[str, str] = {each.kind: _restriction(each, graph, engine) for each in result.found}
     engine.close()
     engine = make(
         replace(
@@ -66,7 +81,7 @@ def proved_engine(
             max_chunk=1 if "steps" in restrictions else options.max_chunk,
         )
     )
-    return engine, restrictions
+    return Proved(engine, restrictions, str(result))
 
 
 def _restriction(found: Difference, graph: onnx.GraphProto, engine: Engine) -> str:

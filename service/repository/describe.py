@@ -180,4 +180,4 @@ def _from_sidecar(
                     feeds=feeds,
                 )
                 return found, stated, model
-    raise SidecarError(str(problems), sidecar)
+    raise SidecarError(str(problems), sidecar, problems, problems.context)

@@ -43,9 +43,10 @@ def detect(
     signature = detection.signature()
     if signature is None:
         raise DetectionError(
-            f"no card, no {sidecar_name}, and the graph alone does not say how to serve it: {detection.problems}\n"
-            f"the graph has\n{border}\nsay what they are in {sidecar_name} beside it; to begin with:\n\n"
-            f"{sidecar_template(border, whole, unbatched)}"
+            f"no card, no {sidecar_name}, and the graph alone does not say how to serve it: {detection.problems}",
+            problems=detection.problems,
+            context=f"the graph has\n{border}\nsay what they are in {sidecar_name} beside it; to begin with:\n\n"
+            f"{sidecar_template(border, whole, unbatched)}",
         )
     return signature.model_copy(update={"max_batch": 1}) if unbatched else signature
 

@@ -48,7 +48,7 @@ def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds
             if each.context is not None:
                 contexts.append(_context(each, sidecar, lengths, border))
     if problems:
-        raise SidecarError(str(problems))
+        raise SidecarError(str(problems), problems=problems)
     rest = sidecar.model_copy(update={"inputs": sent, "lengths": lengths})
     if not (contexts or counted or given):
         return rest, None
@@ -62,7 +62,9 @@ def _port(each: SidecarInput, border: GraphInterface) -> GraphValue:
         return port
     near = nearest(each.name, border.all_inputs)
     hint = f"; did you mean {near!r}?" if near else ""
-    raise SidecarError(f"inputs: {each.name!r}: the graph has no such name{hint}; it has\n{border}")
+    raise SidecarError(
+        f"inputs: {each.name!r}: the graph has no such name{hint}", context=f"the graph has\n{border}"
+    )
 
 
 def _is_lengths(each: SidecarInput, sidecar: Sidecar, border: GraphInterface) -> bool:

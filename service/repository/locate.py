@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from streamcell.service.load_errors import ModelLoadError
 
-from .sidecar import did_you_mean, read_sidecar, stage_files
+from .sidecar import nearest, read_sidecar, stage_files
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -143,12 +143,14 @@ def stray_sidecars(models_dir: Path, located: Iterable[Located]) -> list[ModelLo
     folders = {models_dir, *(path.parent for path in taken), *(path.parent.parent for path in taken)}
     notes = []
     for folder in sorted(folder for folder in folders if folder.is_relative_to(models_dir)):
-        near = {path.name for path in taken if path.parent == folder and path.suffix == ".toml"}
+        near = {path.stem: path.name for path in taken if path.parent == folder and path.suffix == ".toml"}
         for path in _visible(folder):
             beside = path.with_suffix(".onnx")
             if path.suffix == ".toml" and path not in taken and not os.path.lexists(beside):
+                meant = nearest(path.stem, near)
+                hint = f"; did you mean {near[meant]!r}?" if meant else ""
                 expected = f"it stands beside no model: expected {beside.name}, or [[stages]] in it"
-                notes.append(ModelLoadError(f"{expected}{did_you_mean(path.name, near)}", path))
+                notes.append(ModelLoadError(f"{expected}{hint}", path))
     return notes
 
 

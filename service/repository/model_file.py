@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from streamcell.card import Generation, ModelCard, Signature
+from streamcell.service.graph.interface import GraphInterface, read_interface
 from streamcell.service.load_errors import ModelLoadError, RepositoryError, load_failure
 
 from .describe import Description, describe
@@ -145,6 +146,20 @@ def open_all(
                 ModelLoadError(f"model {file.name!r} version {file.version} is {first} already", file.path)
             )
     return Found(sorted(files, key=lambda f: (f.name, int(f.version))), errors, list(notes))
+
+
+def border_of(path: Path) -> GraphInterface:
+    """The inputs and outputs that the file `path` declares, or all files of the pipeline that it describes.
+
+    Raises:
+        ModelLoadError: a file cannot be read, or they do not make one graph.
+    """
+    if path == sidecar_path(path):
+        model = read_pipeline(path, read_stages(path), None, weights=False).model
+    else:
+        check_file(path, None)
+        model = read_onnx(path, weights=False)
+    return read_interface(model.graph)
 
 
 def open_model(path: Path, name: str, version: str = "1", root: Path | None = None) -> ModelFile:

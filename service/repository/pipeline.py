@@ -32,7 +32,7 @@ def read_stages(path: Path) -> tuple[Stage, ...]:
     """
     said, problems = inspect_sidecar(path)
     if said is None:
-        raise SidecarError(str(problems), path)
+        raise SidecarError(str(problems), path, problems)
     if not said.stages:
         raise PipelineError("stages: there is none, and no .onnx file is beside this one", path)
     labels = [stage.label for stage in said.stages]

@@ -6,6 +6,7 @@ Its keys stand here, a class a table. `sidecar_fit` makes a signature of them an
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -182,7 +183,7 @@ def read_sidecar(path: Path) -> Sidecar:
     """
     sidecar, problems = inspect_sidecar(path)
     if sidecar is None or problems:
-        raise SidecarError(str(problems), path)
+        raise SidecarError(str(problems), path, problems)
     return sidecar
 
 
@@ -297,6 +298,11 @@ def _meant(place: tuple[int | str, ...]) -> str:
 def _keys(part: type[BaseModel]) -> list[str]:
     """The keys of a table, as they stand in the file."""
     return sorted(field.alias or key for key, field in part.model_fields.items())
+
+
+def quoted(text: str) -> str:
+    """`text` as a string of TOML."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -78,17 +78,18 @@ class _Fit:
             with self._problems.noted():
                 signature = self._whole(inputs, outputs, states)
         if self._problems:
-            raise SidecarError(self._told())
+            self._add_unfed()
+            context = f"the graph has\n{self._border}" if self._unknown else ""
+            raise SidecarError(str(self._problems), problems=self._problems, context=context)
         return signature, constants
 
-    def _told(self) -> str:
-        """All problems, with what would only be found once they are solved: inputs that nothing feeds."""
-        sidecar, border = self._sidecar, self._border
+    def _add_unfed(self) -> None:
+        """Add what would only be found once the other problems are solved: inputs that nothing feeds."""
+        sidecar = self._sidecar
         fed = {each.name for each in sidecar.inputs}
         fed |= {each.input for each in sidecar.states} | {each.input for each in self._added}
-        if hungry := unfed(border, {*fed, *sidecar.constants, sidecar.lengths, *self._guesses}):
+        if hungry := unfed(self._border, {*fed, *sidecar.constants, sidecar.lengths, *self._guesses}):
             self._problems.add(hungry)
-        return f"{self._problems}\nthe graph has\n{border}" if self._unknown else str(self._problems)
 
     def _port(self, ports: dict[str, GraphValue], name: str, key: str) -> GraphValue | None:
         if name in ports:

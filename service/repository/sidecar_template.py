@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 
 from streamcell.card import Layout
 from streamcell.service.graph.interface import Dim, GraphInterface, GraphValue, axes_before_step
 
+from .sidecar import quoted
 from .state_names import likely_states, may_be_lengths, possible_states, state_pairs
 
 
@@ -23,6 +23,12 @@ def sidecar_template(
         unbatched: what has none.
     """
     return _Template(border, whole or border, unbatched).text()
+
+
+def likely_pairs(border: GraphInterface) -> dict[str, str]:
+    """Input → output of everything that is likely a state, by name or by shape, as in the sidecar to begin with."""
+    named, likely = _pairs(border)
+    return named | likely
 
 
 class _Template:
@@ -52,13 +58,13 @@ class _Template:
         ]
         if self._no_batch:
             lines.append('batch_axis = "none"')
-        lines += [f"lengths = {json.dumps(name)}" for name in lengths[:1]]
+        lines += [f"lengths = {quoted(name)}" for name in lengths[:1]]
         outputs, left_out, notes = self._whole_outputs()
         lines += [*notes, "inputs = [", *map(self._tensor, inputs), "]"]
         lines += ["outputs = [", *map(self._tensor, outputs), *left_out, "]"]
         if self._scalars:
             lines += ["", "[constants]"]
-            lines += [f"{json.dumps(name)} = ?  # {self._told(port)}" for name, port in self._scalars.items()]
+            lines += [f"{quoted(name)} = ?  # {self._told(port)}" for name, port in self._scalars.items()]
         for name, output in self._states.items():
             lines += ["", "[[states]]", *self._state(self._border.inputs[name], self._border.outputs[output])]
         return "\n".join([*lines, *([] if self._states else self._no_states())]) + "\n"
@@ -71,7 +77,7 @@ class _Template:
         """Comments that say how to name a state; an output that is alike an input may be both."""
         i, o = next(possible_states(self._inputs, self._outputs), ("…", "…"))
         begin = "# for each state, if there are any; a state's output can be an output as well:"
-        return ["", begin, "# [[states]]", f"# input = {json.dumps(i)}", f"# output = {json.dumps(o)}"]
+        return ["", begin, "# [[states]]", f"# input = {quoted(i)}", f"# output = {quoted(o)}"]
 
     def _batch_symbol(self) -> Dim:
         """What the batch axis is likely called: the states' one open size, else the inputs' first; or its one size."""
@@ -118,8 +124,7 @@ class _Template:
                 ["max_batch = 1  # the outputs have one row whatever the batch is"],
             )
         lines = [
-            f"  # left out: {json.dumps(n)}, {self._told(self._outputs[n])}: {why}"
-            for n, why in left_out.items()
+            f"  # left out: {quoted(n)}, {self._told(self._outputs[n])}: {why}" for n, why in left_out.items()
         ]
         kept = [port for name, port in self._outputs.items() if name not in left_out]
         return kept, lines if kept else [*lines, "  ?"], self._one_row()
@@ -129,24 +134,22 @@ class _Template:
         for name, output in self._states.items():
             axis = _batch_axis(self._border.inputs[name], self._batch)
             if axis is not None and self._fixed(self._border.outputs[output], axis) == 1:
-                return [
-                    f"max_batch = 1  # state output {json.dumps(output)} has one row whatever the batch is"
-                ]
+                return [f"max_batch = 1  # state output {quoted(output)} has one row whatever the batch is"]
         return []
 
     def _tensor(self, port: GraphValue) -> str:
         # Past the batch and the time axis, an open size is one to be named.
         steps = None if port.dims is None else port.dims[len(self._lead) :]
         if steps is not None and all(isinstance(size, int) for size in steps):
-            return f"  {json.dumps(port.name)},  # {self._told(port)}"
-        return f"  {{ name = {json.dumps(port.name)}, step_shape = {_sizes(steps)} }},  # {self._told(port)}"
+            return f"  {quoted(port.name)},  # {self._told(port)}"
+        return f"  {{ name = {quoted(port.name)}, step_shape = {_sizes(steps)} }},  # {self._told(port)}"
 
     def _state(self, port: GraphValue, output: GraphValue) -> list[str]:
         axis = _batch_axis(port, self._batch)
         likely = "; likely a state, by its shape alone: if it is none, name both above"
         lines = [
-            f"input = {json.dumps(port.name)}  # {self._told(port)}{likely if port.name in self._likely else ''}",
-            f"output = {json.dumps(output.name)}  # {self._told(output)}",
+            f"input = {quoted(port.name)}  # {self._told(port)}{likely if port.name in self._likely else ''}",
+            f"output = {quoted(output.name)}  # {self._told(output)}",
         ]
         if port.name not in self._unbatched:
             lines.append('batch_axis = ?  # or "none"' if axis is None else f"batch_axis = {axis}")

@@ -74,14 +74,17 @@ def likely_states(
 
     Mostly the first input and the first output are the signal, so they are taken last.
     """
-    ins, outs = list(inputs), list(outputs)
+    ins = [name for name, port in inputs.items() if port.dims != ()]
+    outs = list(outputs)
+    # An output whose sizes are all fixed does not follow the inputs, unless all of them are.
+    signals = {name for name, port in outputs.items() if port.dims is None or port.dynamic_axes} or {*outs}
     found: list[tuple[str, str]] = []
     for i in (*ins[1:], *ins[:1]):
-        o = next((o for o in (*outs[1:], *outs[:1]) if alike(inputs[i], outputs[o])), None)
-        if o is None or len(found) + 1 >= min(len(inputs), len(outputs)):
-            continue
-        outs.remove(o)
-        found.append((i, o))
+        for o in [each for each in (*outs[1:], *outs[:1]) if alike(inputs[i], outputs[each])]:
+            if len(found) + 1 < len(ins) and signals - {o, *(taken for _, taken in found)}:
+                outs.remove(o)
+                found.append((i, o))
+                break
     return found
 
 

@@ -24,7 +24,7 @@ main()
 def test_every_command_is_listed() -> None:
     done = subprocess.run([sys.executable, "-m", "streamcell.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in ("train", "export", "serve", "stream", "demo"):
+    for command in ("train", "export", "inspect", "serve", "stream", "demo"):
         assert command in done.stdout
 
 

@@ -1,0 +1,132 @@
+"""What the server makes of one model file, found by loading it as the server does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from streamcell.service.engine.device import Device
+from streamcell.service.graph.interface import GraphInterface
+from streamcell.service.load_errors import ModelLoadError, load_failure
+from streamcell.service.repository.describe import Description
+from streamcell.service.repository.locate import Located, sidecar_path, stray_sidecars
+from streamcell.service.repository.model_file import border_of, open_model
+from streamcell.service.repository.sidecar_template import likely_pairs, sidecar_template
+from streamcell.service.repository.sidecar_text import sidecar_text
+from streamcell.service.settings import Settings
+
+from .loaded_model import load
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a model file.
+
+    Attributes:
+        path: the .onnx file, or the TOML file of a pipeline.
+        name: what it is served under.
+        version: a positive integer as text.
+        border: the inputs and outputs that the graph declares; None if it cannot be read.
+        description: what they are, and what says so; None if that is not clear.
+        likely_states: if it is not clear, input → output of what is likely a state.
+        problems: why it cannot be served; none: it can.
+        notes: what may be meant otherwise.
+        proof: what was compared when it was loaded; "" if it was not.
+        restrictions: what it is restricted to, and why.
+        max_batch: the most sessions of a run, 0 if it cannot be served.
+        max_chunk: the most timesteps of a session in a run, 0 if it cannot be served.
+    """
+
+    path: Path
+    name: str
+    version: str
+    border: GraphInterface | None
+    description: Description | None
+    likely_states: Mapping[str, str]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    proof: str = ""
+    restrictions: tuple[str, ...] = ()
+    max_batch: int = 0
+    max_chunk: int = 0
+
+    @property
+    def sidecar(self) -> Path:
+        """Where its sidecar is, if it has one."""
+        return sidecar_path(self.path)
+
+    def sidecar_text(self) -> str | None:
+        """A sidecar that says what is known, with a `?` for what is not; None if the graph cannot be read."""
+        if self.description is not None:
+            return sidecar_text(self.description)
+        return None if self.border is None else sidecar_template(self.border)
+
+
+def inspect_model(path: Path, settings: Settings) -> Inspection:
+    """Read, describe, load, prove and warm up the model that `path` holds, as a server with `settings` does.
+
+    Raises:
+        DeviceError: the device is not available.
+    """
+    device = Device.parse(settings.device, tf32=settings.tf32)
+    device.check()
+    name, version = _called(path)
+    problems: list[str] = []
+    border = file = None
+    try:
+        border = border_of(path)
+        file = open_model(path, name, version)
+    except Exception as error:  # a file can be wrong in ways that nobody has thought of
+        problems += _problems(load_failure(error, path), path)
+    described = Inspection(
+        path,
+        name if file is None else file.name,
+        version,
+        border,
+        None if file is None else file.description,
+        likely_pairs(border) if border is not None and file is None else {},
+        tuple(problems),
+        (*_strays(path), *(() if file is None else _doubts(file.description))),
+    )
+    if file is None:
+        return described
+    try:
+        model = load(file, settings, device)
+    except ModelLoadError as error:
+        return replace(described, problems=tuple(_problems(error, path)))
+    try:
+        return replace(
+            described,
+            proof=model.proof,
+            restrictions=model.restrictions,
+            max_batch=model.max_batch,
+            max_chunk=model.max_chunk,
+        )
+    finally:
+        model.release()
+
+
+def _called(path: Path) -> tuple[str, str]:
+    """Name and version by where the file is."""
+    if path.stem == "model" and path.parent.name.isdecimal():
+        return path.parent.parent.name, path.parent.name
+    return path.stem, "1"
+
+
+def _problems(error: ModelLoadError, path: Path) -> list[str]:
+    """What is wrong, one by one; files other than `path` are named."""
+    begin = "" if error.path in (None, path) else f"{error.path.name}: "
+    return [begin + text for text in error.problems]
+
+
+def _strays(path: Path) -> list[str]:
+    """TOML files beside no model that may be meant for this one."""
+    if not path.parent.is_dir() or sidecar_path(path).exists():
+        return []
+    strays = stray_sidecars(path.parent, [Located(path, path.stem, "1")])
+    return [str(each) for each in strays if repr(sidecar_path(path).name) in each.reason]
+
+
+def _doubts(description: Description) -> list[str]:
+    return [f"{each} may be a state: if it is, say so in a sidecar" for each in description.doubts]

@@ -64,7 +64,7 @@ def _ways(time_axis: bool | None) -> list[tuple[Order, int]]:
 
 
 def _likeliest(problems: list[ExportError]) -> ExportError:
-    """Rank failures: a module that ran and broke the rules says more than one that did not run; then the first way."""
+    """The most informative error: that of a module that ran and broke the rules, else that of the first way."""
     impure = [problem for problem in problems if isinstance(problem, Impure)]
     if impure:
         return next((problem for problem in impure if problem.causes), impure[0])

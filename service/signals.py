@@ -104,4 +104,4 @@ class Signals:
             if action is not None:
                 action()
         except Exception as error:
-            _log.error("signal could not be followed", exc_info=error)
+            _log.error("signal handling failed", exc_info=error)

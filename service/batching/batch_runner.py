@@ -74,7 +74,7 @@ class BatchRunner:
             try:
                 self._feedback.prepare(batch)
             except Exception as error:  # a bug ends these sessions, not the thread
-                _log.error("no inputs for a batch", rows=len(batch.rows), exc_info=error)
+                _log.error("making a batch's inputs failed", rows=len(batch.rows), exc_info=error)
                 self.failed(batch, error)
                 return
         self._guarded(self, batch)

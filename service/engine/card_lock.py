@@ -29,7 +29,7 @@ def alone(device: Device) -> Iterator[None]:
         return
     held = _lock.acquire(timeout=_WAIT_S)
     if not held:  # a load that hangs must not keep others from ending
-        _log.error("another model's use of the card has not ended", device=str(device), waited_s=_WAIT_S)
+        _log.error("another model has not released the card", device=str(device), waited_s=_WAIT_S)
     try:
         yield
     finally:

@@ -190,7 +190,7 @@ class ModelChanges:
         model.release()
         if not model.metrics.pools:
             self._metrics.remove(model.metrics)
-        _log.info("model let go", model=model.file.name, version=model.file.version)
+        _log.info("model released", model=model.file.name, version=model.file.version)
 
 
 def stamp_of(located: Iterable[Located]) -> Stamp:

@@ -1,4 +1,4 @@
-"""Whether what a model needs fits into the memory that this process may have."""
+"""Checks that a model fits into the memory that this process may have."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from streamcell.card import Signature
 from streamcell.service.load_errors import ModelLoadError
 
 _V2, _V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
-# A file is read, rewritten and handed over: it is there so many times at once while it is loaded.
+# Copies of a file in memory while it is loaded: as read, as rewritten, as given to ONNX Runtime.
 _COPIES_OF_A_FILE = 3
-# Beside its state, of a session that is not there: where its slot stands in lists and tables.
+# Bytes of a free slot in lists and tables, in addition to its state.
 _SLOT_BYTES = 64
 
 
@@ -58,7 +58,7 @@ def check_memory(
 
 
 def available_bytes() -> int:
-    """Bytes that this process can have before the kernel, its cgroup or its own limit refuses them or ends it."""
+    """Bytes that this process can take before the kernel, its cgroup or its own limit refuses them or kills it."""
     return max(0, min(_left_on_the_machine(), *_left_in_cgroups(), _left_to_the_process()))
 
 
@@ -73,7 +73,7 @@ def _left_on_the_machine() -> int:
 
 
 def _left_in_cgroups() -> Iterator[int]:
-    """Of each group that the process is in, the least of it and those around it."""
+    """For each cgroup of the process, the minimum of its limit and those of the groups around it."""
     yield 1 << 62
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -104,7 +104,7 @@ def _left_in(group: Path, most: str, used: str) -> int:
         for line in (group / "memory.stat").read_text().splitlines():
             name, _, value = line.partition(" ")
             if name.removeprefix("total_") in ("active_file", "inactive_file"):
-                cached = max(cached, int(value))  # either can be given up; the larger one surely
+                cached = max(cached, int(value))  # both can be reclaimed, the larger one surely
         return int(limit) - now + cached
     except (OSError, ValueError):
         return 1 << 62
@@ -122,7 +122,7 @@ def _left_to_the_process() -> int:
 
 
 def _size(count: int) -> str:
-    """Bytes in words, to three digits."""
+    """Bytes as a text with three digits and a unit."""
     size, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
         if size < 1024:

@@ -1,4 +1,4 @@
-"""Reads .onnx files, within the memory that there is."""
+"""Reads .onnx files, within the available memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from streamcell.service.load_errors import ModelLoadError
 from .locate import check_file
 from .memory import available_bytes
 
-# What protobuf can read, and how often a file is there at once while it is read.
+# The limit of protobuf, and the copies of a file in memory while it is read.
 MOST_FILE_BYTES, _COPIES = 2**31 - 1, 2
 
 
 def read_onnx(path: Path, *, weights: bool) -> onnx.ModelProto:
-    """The model in `path`, if it is wanted with the weights that lie in other files.
+    """Read the model in `path`, on request with the weights in other files.
 
     Raises:
         ModelLoadError: the file or its external data cannot be read.
@@ -40,13 +40,13 @@ def read_onnx(path: Path, *, weights: bool) -> onnx.ModelProto:
         raise ModelLoadError(f"cannot be read: {error.strerror or error}", path) from error
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelLoadError(
-            f"its external data cannot be read: {error}; put the files of its weights where it names them",
+            f"its external data cannot be read: {error}; put the files of its weights at the paths that it names",
             path,
         ) from error
     if not model.HasField("graph") or not model.graph.output:
-        raise ModelLoadError("not an ONNX file: it holds no graph with outputs", path)
+        raise ModelLoadError("not an ONNX file: it has no graph with outputs", path)
     if weights and any(t.data_location == onnx.TensorProto.EXTERNAL for t in all_tensors(model)):
-        raise ModelLoadError("it has external data where none can be read", path)
+        raise ModelLoadError("it has external data at a place where none can be read", path)
     return model
 
 
@@ -57,10 +57,10 @@ def check_readable(size: int, path: Path) -> None:
 
 
 def external_files(model: onnx.ModelProto, folder: Path, root: Path | None) -> tuple[Path, ...]:
-    """The files in `folder`, where the model's is, that hold its weights. If there is a `root`, no link may lead out.
+    """The files of the model's weights in its `folder`. If `root` is given, no link may lead out of it.
 
     Raises:
-        ModelLoadError: one is none, or is not beside it.
+        ModelLoadError: one is not a file, or is not in the folder.
     """
     names = {
         entry.value
@@ -72,6 +72,6 @@ def external_files(model: onnx.ModelProto, folder: Path, root: Path | None) -> t
     for name in names:
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ModelLoadError(f"its external data cannot be read: {name!r} is not in its own folder")
-        if os.path.lexists(folder / name):  # that it is missing is told where it is read
+        if os.path.lexists(folder / name):  # reading reports a missing file
             check_file(folder / name, root)
     return tuple(folder / name for name in sorted(names))

@@ -13,7 +13,7 @@ from .sidecar import did_you_mean
 
 
 def at_start(settings: Settings) -> Found:
-    """What the server starts with, unless it polls.
+    """The models that the server starts with, unless it polls.
 
     Raises:
         ModelLoadError: there is no folder; or, without model control, no model.
@@ -46,8 +46,8 @@ def at_start(settings: Settings) -> Found:
 
 
 def chosen(located: Iterable[Located], *, latest_only: bool) -> list[Located]:
-    """Those to serve, by name, versions in numerical order."""
-    # Where a sidecar's name is one that another file has by its own, that one comes first.
+    """The files to serve, by name, versions in numerical order."""
+    # If a sidecar's name is another file's own name, that file comes first.
     ordered = sorted(located, key=lambda each: (each.name, int(each.version), each.renamed))
     if not latest_only:
         return ordered
@@ -56,7 +56,7 @@ def chosen(located: Iterable[Located], *, latest_only: bool) -> list[Located]:
 
 
 def by_name(located: Iterable[Located]) -> dict[str, list[Located]]:
-    """`located`, grouped."""
+    """Group `located`."""
     groups: dict[str, list[Located]] = {}
     for each in located:
         groups.setdefault(each.name, []).append(each)

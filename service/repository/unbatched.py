@@ -1,4 +1,4 @@
-"""Which inputs, outputs and states of a graph have no batch axis, if its border can be read in one way only."""
+"""Finds the inputs, outputs and states of a graph without a batch axis, if its interface allows one reading only."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from streamcell.service.graph.interface import Dim, GraphInterface, GraphValue
 
 from .state_names import state_pairs
 
-# What exporters and their users call an axis of timesteps.
+# Names that exporters and their users give an axis of timesteps.
 _TIME_NAMES = frozenset(
     ("t", "time", "times", "steps", "timesteps", "seq", "seqlen", "sequence", "sequencelength", "frames")
 )
 
 
 def find_unbatched(border: GraphInterface) -> frozenset[str]:
-    """The names of what has no batch axis in a graph with this border; none if all have one, or if it is not clear."""
+    """Names without a batch axis in a graph with this interface; empty if all have one, or if it is unclear."""
     pairs = state_pairs(border.inputs, border.outputs)
     read, written = {i for i, _ in pairs}, {o for _, o in pairs}
     inputs = [port for name, port in border.inputs.items() if name not in read]
@@ -31,7 +31,7 @@ def find_unbatched(border: GraphInterface) -> frozenset[str]:
         return everything if _all_over_time(inputs, outputs, states) else frozenset()
     first = [_first(port) for port in inputs]
     if all(size == 1 for size in first):
-        # The batch is there; a state without an axis of size 1 does not have it.
+        # There is a batch axis; a state without an axis of size 1 does not have it.
         if all(_first(port) == 1 or 0 in port.dynamic_axes for port in outputs):
             return frozenset(
                 name for i, o in pairs if 1 not in (border.inputs[i].dims or ()) for name in (i, o)
@@ -49,7 +49,7 @@ def _first(port: GraphValue) -> Dim:
 def _all_over_time(
     inputs: Iterable[GraphValue], outputs: Iterable[GraphValue], states: Sequence[GraphValue]
 ) -> bool:
-    """Whether inputs and outputs are [time, …], and nothing but that axis is open."""
+    """True if inputs and outputs are [time, …], and only that axis is open."""
     time = {_first(port) for port in inputs}
     if len(time) != 1 or not states or any(port.dynamic_axes for port in states):
         return False
@@ -65,7 +65,7 @@ def _all_over_time(
 def _may_be_a_batch(
     first: Sequence[Dim], outputs: Iterable[GraphValue], states: Iterable[GraphValue]
 ) -> bool:
-    """Whether one size stands first in all inputs and outputs and somewhere in all states: a batch of that size?"""
+    """True if all inputs and outputs begin with one size and all states contain it: it may be a batch of that size."""
     size = first[0]
     return (
         size is not None

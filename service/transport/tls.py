@@ -74,6 +74,6 @@ class Certificates:
         try:
             self._next = grpc.ssl_server_certificate_configuration([read_pair(self._cert, self._key)])
         except TlsError as error:
-            _log.error("certificate not reloaded, the one before stays", error=str(error))
+            _log.error("certificate not reloaded, the previous one stays", error=str(error))
         else:
             _log.info("certificate reloaded", cert=str(self._cert))

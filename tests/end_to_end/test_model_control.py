@@ -98,7 +98,7 @@ class Served:
 
     def released(self, version: str = "1", name: str = "lstm") -> Callable[[], bool]:
         return lambda: any(
-            entry["event"] == "model let go" and (entry["model"], entry["version"]) == (name, version)
+            entry["event"] == "model released" and (entry["model"], entry["version"]) == (name, version)
             for entry in self.server.log
         )
 
@@ -608,7 +608,7 @@ def test_fifty_loads_and_unloads_give_memory_and_threads_back(
     assert process.num_threads() <= threads + 1
     # The states of 10,000 sessions alone are 2.4 MiB: kept, fifty times that would be 122 MiB.
     assert process.memory_info().rss - memory < 16 * 1024 * 1024
-    assert eventually(lambda: sum(entry["event"] == "model let go" for entry in served.server.log) == 60)
+    assert eventually(lambda: sum(entry["event"] == "model released" for entry in served.server.log) == 60)
 
 
 # Polling

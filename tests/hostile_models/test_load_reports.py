@@ -95,7 +95,7 @@ BAD: dict[str, tuple[Make, str, str]] = {
     "weights": (
         weights_that_are_missing,
         r"external data",
-        r"put the files of its weights where it names them",
+        r"put the files of its weights at the paths that it names",
     ),
     "step": (
         lambda of: (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamcell.service.engine import proof
+from streamcell.service.engine import proof, proof_values
 from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.repository.model_file import open_model
@@ -72,7 +72,7 @@ def test_a_proof_with_fewer_rows_and_steps_or_less_loud_ones_lets_a_model_throug
     value, name = CONSTANTS[constant]
     quick = not CASES[name].full
     assert restricted(tmp_path, name, quick) == CASES[name].kinds
-    monkeypatch.setattr(proof, constant, value)
+    monkeypatch.setattr(proof if hasattr(proof, constant) else proof_values, constant, value)
     assert restricted(tmp_path, name, quick) < CASES[name].kinds
 
 

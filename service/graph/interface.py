@@ -235,7 +235,10 @@ def unfed(border: GraphInterface, fed: Container[str | None]) -> str:
     hungry = [f"{name}: {port}" for name, port in border.inputs.items() if name not in fed]
     if not hungry:
         return ""
-    return f"nothing feeds these inputs: {'; '.join(hungry)}; each must be an input, a state, `lengths` or a constant"
+    return (
+        f"nothing feeds these inputs: {'; '.join(hungry)}; each must be an input (of each message, with "
+        '`at = "open"` of the session, or with `from` of the server), a state, `lengths` or a constant'
+    )
 
 
 def _fixed_rows(rows: Mapping[str, int], max_batch: int | None) -> int | None:

@@ -35,7 +35,8 @@ def check_memory(
         state_on_host: whether states are kept in the host's memory.
     """
     rows = max_sessions + max_batch + 1 if signature.states else 0
-    a_session = (signature.session_bytes if state_on_host else 0) + _SLOT_BYTES
+    given = sum(value.step_bytes for value in signature.open_inputs)  # kept as it came, too
+    a_session = (signature.session_bytes if state_on_host else 0) + given + _SLOT_BYTES
     states = rows * a_session
     tensors = (*signature.inputs, *signature.outputs)
     staging = max_batch * (max_steps if signature.has_time else 1) * sum(t.step_bytes for t in tensors)

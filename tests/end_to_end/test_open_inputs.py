@@ -1,4 +1,4 @@
-"""What a session is given when it opens stays its own, in batches with others, by every way there is."""
+"""What no message brings, given at the opening or fed by the server, is each session's own, by every way there is."""
 
 from __future__ import annotations
 
@@ -51,6 +51,19 @@ layout = "batch"
 outputs = ["y"]
 inputs = ["x", { name = "sr", at = "open", batch_axis = "none" }]
 """
+# The step's place and what came before it: the server feeds both.
+WALK = (
+    "(float[b, 12] x, int64[b] at, bool[b, 1] first) => (float[b, 12] y)"
+    "{ axis = Constant<value = int64[1] {1}>() index = Cast<to = 1>(at) column = Unsqueeze(index, axis)"
+    " lower = Sub(x, column) y = Where(first, x, lower) }"
+)
+WALK_SIDECAR = """
+layout = "batch"
+outputs = ["y"]
+inputs = [
+  { name = "x", context = 4 }, { name = "at", from = "step_index" }, { name = "first", from = "first_step" },
+]
+"""
 SONG = (
     "(int64[b] token, float[b, 3] style, float[b, 3] h) => (float[b, 3] logits, float[b, 3] h_next)"
     "{ eye = Constant<value = float[3, 3] {2, 0, 0, 0, 2, 0, 0, 0, 2}>() sung = Gather(eye, token)"
@@ -85,6 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(made, "voice", GRAPH, SIDECAR)
     save(made, "rate", RATE, RATE_SIDECAR)
     save(made, "song", SONG, SONG_SIDECAR)
+    save(made, "walk", WALK, WALK_SIDECAR)
     return made
 
 
@@ -92,6 +106,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path, start_server: Any) -> ServerProcess:
     made: ServerProcess = start_server(folder, "--max-chunk", "4", "--max-sessions", "40")
     return made
+
+
+def interleaved(sessions: list[Any], x: Array, seed: int) -> list[Array]:
+    """The outputs of each session, x[row] sent in chunks of random sizes in random order."""
+    rng = np.random.default_rng(seed)
+    sent, got = [0] * len(sessions), [list[Array]() for _ in sessions]
+    while waiting := [row for row in range(len(sessions)) if sent[row] < x.shape[1]]:
+        turn = rng.permutation(waiting)[: int(rng.integers(1, len(sessions)))].tolist()
+        for row in turn:
+            steps = int(rng.integers(1, 7))
+            sessions[row].send(x[row, sent[row] : sent[row] + steps])
+            sent[row] += steps
+        for row in turn:
+            got[row].append(sessions[row].receive())
+    for session in sessions:
+        session.close()
+    return [np.concatenate(each) for each in got]
 
 
 class Voices:
@@ -129,22 +160,27 @@ def test_sessions_interleaved_at_random_chunk_sizes_keep_their_own(
     server: ServerProcess, folder: Path
 ) -> None:
     voices = Voices(folder, 1)
-    rng = np.random.default_rng(2)
     with connect(server.target) as client:
         sessions = [client.session("voice", inputs=voices.given(row)) for row in range(SESSIONS)]
-        sent, got = [0] * SESSIONS, [list[Array]() for _ in range(SESSIONS)]
-        while waiting := [row for row in range(SESSIONS) if sent[row] < STEPS]:
-            turn = rng.permutation(waiting)[: int(rng.integers(1, SESSIONS))].tolist()
-            for row in turn:
-                steps = int(rng.integers(1, 7))
-                sessions[row].send(voices.x[row, sent[row] : sent[row] + steps])
-                sent[row] += steps
-            for row in turn:
-                got[row].append(sessions[row].receive())
-        for row, session in enumerate(sessions):
-            voices.check(np.concatenate(got[row]), row)
-            session.close()
+        for row, y in enumerate(interleaved(sessions, voices.x, 2)):
+            voices.check(y, row)
     assert server.metric("streamcell_slots_used") == 0
+
+
+def test_what_the_server_feeds_is_each_sessions_own(server: ServerProcess, folder: Path) -> None:
+    x = np.random.default_rng(3).standard_normal((SESSIONS, STEPS, 8)).astype(np.float32)
+    alone = ort.InferenceSession(folder / "walk.onnx", providers=["CPUExecutionProvider"])
+    with connect(server.target) as client:
+        got = interleaved([client.session("walk") for _ in range(SESSIONS)], x, 4)
+        with client.pool("walk", SESSIONS) as pool:
+            again = pool.run(x[:, :7])
+    for row in range(SESSIONS):
+        line = np.concatenate([np.zeros(4, np.float32), *x[row]])
+        whole = np.array([line[8 * t : 8 * t + 12] for t in range(STEPS)])
+        index = np.arange(STEPS)
+        (y,) = alone.run(None, {"x": whole, "at": index, "first": (index == 0)[:, None]})
+        np.testing.assert_allclose(got[row], y, rtol=1e-6)
+        np.testing.assert_allclose(again[row], y[:7], rtol=1e-6)
 
 
 def test_an_asyncio_client_gives_the_same_and_defaults_hold(server: ServerProcess, folder: Path) -> None:

@@ -167,10 +167,9 @@ class _Proof:
                 f"{size[0]} rows of {size[1]} timesteps take more than {_MOST_BYTES} bytes"
             )
         self._round(*size, seed=1)
-        many = (
-            max(2, min(_MANY_ROWS, self._engine.max_batch)),
-            max(2, min(_MANY_STEPS, self._engine.max_chunk)),
-        )
+        # A state may show what is wrong late, also in a graph of one timestep.
+        most = _MANY_STEPS if self._signature.states else self._engine.max_chunk
+        many = max(2, min(_MANY_ROWS, self._engine.max_batch)), max(2, min(_MANY_STEPS, most))
         if full and self._fits(*many):
             for seed in range(2, 2 + _ROUNDS):
                 self._round(*many, seed=seed)

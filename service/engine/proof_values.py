@@ -38,8 +38,8 @@ def draw(rng: np.random.Generator, tensor: Tensor, rows: int, steps: int) -> Arr
     values = rng.standard_normal(shape)
     values[1::2] *= _LOUD
     for index, row in enumerate(range(2, rows, 4)):
-        loud = values[row, min(_LOUD_STEP, steps - 1) if index % 2 == 0 else steps // 2]
-        loud += np.copysign(_LOUD, loud)  # none of its elements is quiet by chance
+        place = row, min(_LOUD_STEP, steps - 1) if index % 2 == 0 else steps // 2
+        values[place] += np.copysign(_LOUD, values[place])  # none of its elements is quiet by chance
     return values.astype(tensor.dtype)
 
 

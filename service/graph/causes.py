@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import onnx
 
+from streamcell.card import Signature
 from streamcell.service.errors import shown
 
 from .edit import subgraphs
 from .index_trace import Scope, attribute_of
+from .interface import axes_before_step
+from .shapes import inferred_shapes
 
 _RECURRENT = {"LSTM": ("initial_h", "initial_c"), "GRU": ("initial_h",), "RNN": ("initial_h",)}
 _QUANTISED = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"})
@@ -19,14 +22,16 @@ _SHAPED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"})
 
 
-def mixes_rows(graph: onnx.GraphProto, batch_axis: int) -> list[str]:
+def mixes_rows(model: onnx.ModelProto, signature: Signature) -> list[str]:
     """The likely causes, one sentence for each node, if a row's output depends on its neighbours."""
-    return [text for node, scope in _nodes(graph) if (text := _row_cause(node, scope, batch_axis))]
+    axes = _Axes(model, signature, "batch")
+    return [text for node, scope in _nodes(model.graph) if (text := _row_cause(node, scope, axes))]
 
 
-def mixes_steps(graph: onnx.GraphProto) -> list[str]:
-    """The likely causes, one sentence a node, where an answer depends on how timesteps are joined."""
-    return [text for node, _ in _nodes(graph) if (text := _step_cause(node))]
+def mixes_steps(model: onnx.ModelProto, signature: Signature) -> list[str]:
+    """The likely causes, one sentence for each node, if an output depends on how timesteps are joined."""
+    axes = _Axes(model, signature, "time")
+    return [text for node, scope in _nodes(model.graph) if (text := _step_cause(node, scope, axes))]
 
 
 def fixes_rows(graph: onnx.GraphProto) -> list[str]:
@@ -66,19 +71,50 @@ def _called(node: onnx.NodeProto) -> str:
     return f"{node.op_type} {shown(node.name or next(filter(None, node.output), ''))}"
 
 
-def _row_cause(node: onnx.NodeProto, scope: Scope, batch_axis: int) -> str:
+class _Axes:
+    """Where the batch or the time axis stands in a model's values."""
+
+    def __init__(self, model: onnx.ModelProto, signature: Signature, which: str) -> None:
+        lead = axes_before_step(signature.layout)
+        self._otherwise = lead.index(which) if which in lead else None
+        self._shapes = inferred_shapes(model)
+        shapes = [self._shapes.get(tensor.name, ()) for tensor in signature.inputs]
+        sizes = {shape[self._otherwise] for shape in shapes if shape and self._otherwise is not None}
+        # Open sizes keep their name as shapes are inferred.
+        self._names = {size for size in sizes if isinstance(size, str)}
+
+    def is_among(self, axes: list[int], value: str) -> bool:
+        """Whether it is one of `axes`, some of which may count from the end, of `value`."""
+        shape = self._shapes.get(value)
+        if shape is None or not self._names:
+            return self._otherwise in axes
+        places = {axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape)}
+        return any(
+            shape[axis] in self._names or (shape[axis] is None and axis == self._otherwise) for axis in places
+        )
+
+
+def _axes_of(node: onnx.NodeProto, scope: Scope) -> list[int] | None:
+    """The axes that a node works along; None if that is every axis, or is not known."""
+    if node.op_type in _ALONG_AXIS:
+        axis = attribute_of(node, "axis")
+        default = [] if node.op_type == "CumSum" else [-1]
+        return (_integers(scope, node, 1) or default) if axis is None else [int(axis)]
+    axes = attribute_of(node, "axes") or _integers(scope, node, 1)
+    return axes if isinstance(axes, list) else None
+
+
+def _row_cause(node: onnx.NodeProto, scope: Scope, axes: _Axes) -> str:
     if node.op_type in _QUANTISED:
         return f"{_called(node)} sees all rows: it takes one scale from the whole batch"
     if node.op_type.startswith("Reduce"):
-        axes = attribute_of(node, "axes") or _integers(scope, node, 1)
-        if not isinstance(axes, list):
+        reduced = _axes_of(node, scope)
+        if reduced is None:
             return f"{_called(node)} may reduce over all axes, the batch among them"
-        return f"{_called(node)} reduces over the batch" if batch_axis in axes else ""
+        return f"{_called(node)} reduces over the batch" if axes.is_among(reduced, node.input[0]) else ""
     if node.op_type in _ALONG_AXIS:
-        axis = attribute_of(node, "axis")
-        if axis is None:
-            axis = next(iter(_integers(scope, node, 1) or ()), None)
-        return f"{_called(node)} works along the batch" if axis == batch_axis else ""
+        along = axes.is_among(_axes_of(node, scope) or [], node.input[0])
+        return f"{_called(node)} works along the batch" if along else ""
     if node.op_type == "BatchNormalization" and attribute_of(node, "training_mode"):
         return f"{_called(node)} is in training mode: it takes mean and variance from the whole batch"
     if text := _fixed_size(node, scope):
@@ -94,7 +130,7 @@ def _fixed_size(node: onnx.NodeProto, scope: Scope) -> str:
     return ""
 
 
-def _step_cause(node: onnx.NodeProto) -> str:
+def _step_cause(node: onnx.NodeProto, scope: Scope, axes: _Axes) -> str:
     if node.op_type in _RECURRENT:
         direction = attribute_of(node, "direction")
         if direction == b"bidirectional":
@@ -105,4 +141,11 @@ def _step_cause(node: onnx.NodeProto) -> str:
     pads = attribute_of(node, "pads")
     if node.op_type == "Conv" and isinstance(pads, list) and any(pads):
         return f"{_called(node)} pads with zeros"
+    if node.op_type == "CumSum" and attribute_of(node, "reverse"):
+        return f"{_called(node)} sums in reverse"
+    if node.op_type == "CumSum":  # forwards it may begin with the state
+        return ""
+    if node.op_type.startswith("Reduce") or node.op_type in _ALONG_AXIS:
+        along = axes.is_among(_axes_of(node, scope) or [], node.input[0])
+        return f"{_called(node)} sees all timesteps of a chunk" if along else ""
     return ""

@@ -14,6 +14,7 @@ from onnx import helper
 from .node_builder import NodeBuilder
 from .pooled import TIME, Pooled
 from .recurrent_cells import ACTIVATIONS, DEFAULTS, GATES, Cell, step
+from .shapes import inferred_shapes
 
 # Attributes whose value the written-out form does not depend on.
 _UNUSED = frozenset({"hidden_size", "activations", "direction", "layout", "linear_before_reset"})
@@ -83,15 +84,9 @@ def _ones(graph: onnx.GraphProto, lengths: str | None) -> set[str]:
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """The shape of every value for which it can be inferred; -1 for sizes that are not known."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return {}  # ONNX Runtime decides whether the graph is sound
     return {
-        value.name: tuple(
-            int(d.dim_value) if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim
-        )
-        for value in (*inferred.input, *inferred.value_info)
+        name: tuple(size if isinstance(size, int) else -1 for size in shape)
+        for name, shape in inferred_shapes(model).items()
     }
 
 

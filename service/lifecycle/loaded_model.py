@@ -191,7 +191,7 @@ def _load(
 
     log = _log.bind(model=file.name, version=file.version)
     with making_sessions(file, graph):
-        proved = proved_engine(make, options, graph.graph, settings, log, description_remedy(file))
+        proved = proved_engine(make, options, graph, settings, log, description_remedy(file))
     engine, restrictions = proved.engine, proved.restrictions
     if unbatched := sorted(file.description.new_axes):
         restrictions["rows"] = f"one session a run: {cut(', '.join(unbatched))} without a batch axis"

@@ -37,7 +37,7 @@ class Proved:
 def proved_engine(
     make: Callable[[EngineOptions], Engine],
     options: EngineOptions,
-    graph: onnx.GraphProto,
+    model: onnx.ModelProto,
     settings: Settings,
     log: FilteringBoundLogger,
     remedy: str,
@@ -47,7 +47,7 @@ def proved_engine(
     Args:
         make: an engine of the model with these options.
         options: what the settings give.
-        graph: as it is in the file, to name causes.
+        model: as it is in the file, to name causes.
         settings: whether and for how long to prove.
         log: bound to the model.
         remedy: what to do if no run of it succeeds.
@@ -68,11 +68,11 @@ def proved_engine(
         result = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s, log=log)
     except FailsAloneError as error:
         raise ModelLoadError(
-            _told(f"with one session and one timestep it fails: {error}; {remedy}", fixes_rows(graph))
+            _told(f"with one session and one timestep it fails: {error}; {remedy}", fixes_rows(model.graph))
         ) from error
     if not result.found:
         return Proved(engine, {}, str(result))
-    restrictions: dict[str, str] = {each.kind: _restriction(each, graph, engine) for each in result.found}
+    restrictions: dict[str, str] = {each.kind: _restriction(each, model, engine) for each in result.found}
     engine.close()
     engine = make(
         replace(
@@ -84,14 +84,14 @@ def proved_engine(
     return Proved(engine, restrictions, str(result))
 
 
-def _restriction(found: Difference, graph: onnx.GraphProto, engine: Engine) -> str:
+def _restriction(found: Difference, model: onnx.ModelProto, engine: Engine) -> str:
     """The restriction that `found` demands, with the reason; raises ModelLoadError if none helps."""
     signature = engine.signature
     if found.kind == "rows":
-        causes = mixes_rows(graph, 1 if signature.layout == "time_batch" else 0)
+        causes = mixes_rows(model, signature)
         if found.ragged:
             causes = [f"its states advance past {signature.lengths!r}"]
-        if fixed := _fixed_output(found, graph, signature):
+        if fixed := _fixed_output(found, model.graph, signature):
             raise ModelLoadError(
                 f"{fixed}: runs with several sessions fail; leave it out of the outputs, or say `max_batch = 1` in the "
                 "sidecar to run one session at a time"
@@ -99,9 +99,9 @@ def _restriction(found: Difference, graph: onnx.GraphProto, engine: Engine) -> s
         if engine.fixed_batch:
             raise ModelLoadError(_told(f"{found}, and the graph fixes its batch", causes))
         return _told(f"one session a run: {found}", causes)
-    if lost := forgets(graph):
+    if lost := forgets(model.graph):
         raise ModelLoadError(_told(str(found), lost))
-    return _told(f"one timestep a run: {found}", mixes_steps(graph))
+    return _told(f"one timestep a run: {found}", mixes_steps(model, signature))
 
 
 def _told(text: str, causes: list[str]) -> str:

@@ -40,6 +40,11 @@ FOURTH = (
     "tail = Slice(x, three, all, zero)  sum = ReduceSum<keepdims = 0>(tail, zero)  d = Add(x, sum)  s_out = Add(d, s)  "
     "y = Identity(s_out)"
 )
+# It counts timesteps in its state, and takes the mean of all rows from the eleventh on.
+LATE_MEAN = (
+    "s_out = Add(s, step)  late = Greater(s, ten)  m = ReduceMean<axes = [0], keepdims = 1>(x)  d = Sub(x, m)  "
+    "y = Where(late, d, x)"
+)
 FIXED_ROWS = "a = Add(x, s)  y = Reshape(a, one)  s_out = Identity(a)"
 FIXED_STATE = "a = Add(x, s)  y = Identity(a)  s_out = Reshape(a, one)"
 EIGHT_ROWS = "a = Add(x, s)  y = Reshape(a, eight)  s_out = Identity(a)"
@@ -50,7 +55,7 @@ QUANTISED = (
 PLAIN = "s_out = Add(x, s)  y = Identity(s_out)"
 CONSTANTS = (
     "<int64[2] flat = {1, -1}, int64 axis = {1}, int64[2] one = {1, 3}, int64[2] eight = {8, 3}, int64[1] zero = {0}, "
-    "int64[1] three = {3}, int64[1] all = {9999}>"
+    "int64[1] three = {3}, int64[1] all = {9999}, float step = {1}, float ten = {9.5}>"
 )
 
 # The sum of all timesteps so far: `total` [batch, time, 3] and, as the state, its last one. Right in every way.
@@ -177,6 +182,7 @@ class Case:
 ROWS, STEPS = frozenset({"rows"}), frozenset({"steps"})
 CASES = {
     "mean": Case(lambda: stepped(MEAN), ROWS, "ReduceMean 'm' reduces over the batch"),
+    "late_mean": Case(lambda: stepped(LATE_MEAN), ROWS, "ReduceMean 'm' reduces over the batch", full=True),
     "fourth": Case(lambda: stepped(FOURTH), ROWS, "ReduceSum 'sum' reduces over the batch", full=True),
     "reshape": Case(lambda: stepped(RESHAPE), ROWS, "Reshape 'f' has a fixed first size of 1"),
     "fixed_rows": Case(lambda: stepped(FIXED_ROWS), ROWS, "Reshape 'y' has a fixed first size of 1"),

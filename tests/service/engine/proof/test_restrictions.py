@@ -89,7 +89,7 @@ def test_what_a_card_is_to_run_is_proved_with_a_card_s_padding(tmp_path: Path) -
         return Engine(pooled, file.signature, replace(options, device=device))
 
     options = EngineOptions.of(settings, Device("cuda"), stateful=True)
-    proved = proved_engine(make, options, graph.graph, settings, structlog.get_logger(), "")
+    proved = proved_engine(make, options, graph, settings, structlog.get_logger(), "")
     engine, restrictions = proved.engine, proved.restrictions
     assert list(restrictions) == ["steps"]
     assert engine.max_chunk == 1

@@ -32,7 +32,7 @@ CONSTANTS: dict[str, tuple[Any, str]] = {
     "_LOUD_STEP": (7, "late_quantised"),
     "_LOUD": (1.0, "quantised"),
     "_MANY_ROWS": (3, "fourth"),
-    "_MANY_STEPS": (8, "farther_ahead"),
+    "_MANY_STEPS": (8, "late_mean"),
     "_TOLERANCE": ({"float32": 10.0}, "quantised"),
 }
 

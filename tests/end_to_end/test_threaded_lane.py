@@ -1,6 +1,6 @@
 """A server on the lane of threads does what one on the fast lane does: one test for each kind of call.
 
-The other tests of servers run on the fast lane. `tests/service/transport/test_lane.py` holds the lanes to each other,
+The other tests of servers run on the fast lane. `tests/service/transport/lane/` holds the lanes to each other,
 call by call.
 """
 

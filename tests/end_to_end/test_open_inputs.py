@@ -190,11 +190,16 @@ def test_an_asyncio_client_gives_the_same_and_defaults_hold(server: ServerProces
         async with client.session("voice", inputs=voices.given(row)) as session:
             return np.asarray(await session.run(voices.x[row]))
 
-    async def all_of_them() -> list[Array]:
+    async def all_of_them() -> None:
         async with connect_async(server.target) as client:
-            return await asyncio.gather(*(stream(client, row) for row in range(4)))
+            voices.check(np.array(await asyncio.gather(*(stream(client, row) for row in range(4)))))
+            voices.check(await client.predict("voice", voices.x, open_inputs=voices.given()))
+            async with client.pool("voice", 3, inputs=voices.given(slice(3))) as pool:
+                voices.check(await pool.run(voices.x[:3]), slice(3))
+                await pool.open_members(inputs=voices.given(slice(3, 4)))
+                voices.check(await pool.run(voices.x[3:], [3]), slice(3, 4))
 
-    voices.check(np.array(asyncio.run(all_of_them())))
+    asyncio.run(all_of_them())
     with connect(server.target) as client, client.session("voice", inputs={"speaker": [0.0, 0.0]}) as session:
         np.testing.assert_array_equal(session.step([1.0, 1.0]), [30, -30])
 

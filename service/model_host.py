@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from streamcell.proto import pb
 from streamcell.service.batching.inline import Wakeup
 from streamcell.service.engine.device import Device
+from streamcell.service.engine.options import EngineOptions
 from streamcell.service.lifecycle.changes import ModelChanges
 from streamcell.service.lifecycle.control import ModelLifecycle
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load_all
@@ -74,6 +75,7 @@ class ModelHost:
         self._served = served
         device = Device.parse(settings.device, tf32=settings.tf32)
         device.check()
+        EngineOptions.of(settings, device, stateful=True).check()
         self.metrics = ServerMetrics()
         self.lost_lines = LostLines()
         self.memory_figures = MemoryFigures()

@@ -17,7 +17,6 @@ from streamcell.card import Signature
 from streamcell.service.errors import RunTimeout
 from streamcell.service.graph.pooled import Pooled
 from streamcell.service.graph.rows import INITIAL_ROW
-from streamcell.service.load_errors import DeviceError
 
 from .card_lock import alone
 from .cuda_copies import CudaError
@@ -80,8 +79,8 @@ class Engine:
         self.fixed_batch = pooled.fixed_batch
         self.max_batch = self.fixed_batch or min(options.max_batch, signature.max_batch or options.max_batch)
         self.max_chunk = options.max_chunk if signature.has_time else 1
-        fixed = options.fixed_shapes
-        self.fixed_shapes = (not device.on_host) if fixed is None else fixed
+        options.check()
+        self.fixed_shapes = options.pads
         self._batch_sizes = (self.fixed_batch,) if self.fixed_batch else fixed_sizes(self.max_batch)
         self._chunk_sizes = fixed_sizes(self.max_chunk) if signature.lengths else None
         with alone(device):
@@ -127,8 +126,6 @@ class Engine:
         return "auto" if not self.device.on_host or ops & {"GRU", "RNN"} else "operator"
 
     def _wants_graphs(self, asked: bool | None) -> bool:
-        if asked and (self.device.on_host or not self.fixed_shapes):
-            raise DeviceError(f"device {self.device}: CUDA graphs need a CUDA device and fixed shapes")
         if asked is not None or self.device.on_host:
             return bool(asked)
         if not self.device.replays_safely:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from streamcell.service.load_errors import DeviceError
 from streamcell.service.settings import Settings
 
 from .device import Device
@@ -54,3 +55,13 @@ class EngineOptions:
             cell=settings.cell,
             cuda_graphs=settings.cuda_graphs,
         )
+
+    @property
+    def pads(self) -> bool:
+        """Whether runs are padded to fixed sizes."""
+        return (not self.device.on_host) if self.fixed_shapes is None else self.fixed_shapes
+
+    def check(self) -> None:
+        """Raise DeviceError if no engine can be made with these options, whatever its model is."""
+        if self.cuda_graphs and (self.device.on_host or not self.pads):
+            raise DeviceError(f"device {self.device}: CUDA graphs need a CUDA device and fixed shapes")

@@ -85,7 +85,9 @@ class ProofResult:
     unproved: str = ""
 
     def __str__(self) -> str:
-        ways = f"compared with each session alone and step by step: {', '.join(self.ways) or 'nothing'}"
+        if not self.ways:
+            return self.unproved or "nothing to compare: a run has one session and one timestep"
+        ways = f"compared with each session alone and step by step: {', '.join(self.ways)}"
         return f"{ways}; {self.unproved}" if self.unproved else ways
 
 

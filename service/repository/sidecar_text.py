@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from streamcell.card import Signature, State, Tensor
+from streamcell.card import Layout, Signature, State, Tensor
 from streamcell.card.generation import Generation
 
 from .describe import Description
@@ -16,7 +16,7 @@ def sidecar_text(description: Description) -> str:
     """A sidecar in TOML that gives the same signature as `description`, whatever that is from."""
     signature = description.signature
     lines = ["override = true  # it takes the place of the card in the file"] if description.card else []
-    lines.append(f"layout = {quoted(signature.layout)}")
+    lines.append(f"layout = {quoted(_layout(description))}")
     axes = description.new_axes
     everything = bool(axes) and all(name in axes for name in _names(signature))
     if everything:
@@ -36,6 +36,13 @@ def sidecar_text(description: Description) -> str:
     if description.generation is not None:
         lines += ["", "[generation]", *_generation(description.generation)]
     return "\n".join(lines) + "\n"
+
+
+def _layout(description: Description) -> Layout:
+    """The layout of the graph in the file, whose time axis of one timestep `description` leaves out."""
+    if not description.old_axes:
+        return description.signature.layout
+    return "time_batch" if 0 in description.old_axes.values() else "batch_time"
 
 
 def _names(signature: Signature) -> list[str]:

@@ -44,6 +44,7 @@ def test_cuda_that_cannot_be_had_is_refused_and_says_why(models_dir: Path) -> No
     ("flags", "code", "text"),
     [
         (["--cuda-graphs"], 1, "device cpu: CUDA graphs need a CUDA device and fixed shapes"),
+        (["--cuda-graphs", "--model-control", "poll"], 1, "device cpu: CUDA graphs need a CUDA device and"),
         (["--cell", "fused"], 2, "cell: Input should be 'auto', 'operator' or 'decomposed'"),
         (["--device", "tpu"], 1, "device 'tpu': expected 'cpu', 'cuda' or 'cuda:N'"),
         (["--port", "99999"], 2, "port: Input should be less than or equal to 65535"),

@@ -10,7 +10,7 @@ import structlog
 
 _log = structlog.get_logger(__name__)
 
-# Characters of one file's error. A sidecar to begin with is part of one.
+# Characters of one file's error. It may contain a draft of a sidecar.
 MOST_TEXT = 16_384
 
 

@@ -1,4 +1,4 @@
-"""`streamcell inspect`: what the server makes of one model file, and a sidecar to begin with."""
+"""`streamcell inspect`: shows how the server would serve one model file, and drafts a sidecar."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _WHY = {
     "graph": "by their names in the graph",
-    "card": "the card in the file says so",
-    "sidecar": "the sidecar says so",
+    "card": "by the card in the file",
+    "sidecar": "by the sidecar",
 }
 
 
@@ -35,10 +35,11 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     proof: Annotated[
-        Literal["off", "quick", "full"], typer.Option(help="How much is run to prove it: off, quick or full.")
+        Literal["off", "quick", "full"],
+        typer.Option(help="How thoroughly to prove the model: off, quick or full."),
     ] = "full",
 ) -> None:
-    """Load a model as the server does, and say what goes in and out, which states it has and why, and what is wrong.
+    """Load a model like the server does; print inputs, outputs, states with their source, and problems.
 
     Settings come from STREAMCELL_* variables and the configuration file, as the server's do. Exit codes: 0 if the
     model can be served, restricted or not; 1 if it cannot; 2 if the command is wrong or nothing could be written.
@@ -64,7 +65,7 @@ def command(
     if write:
         _write(found)
     elif not as_json and found.problems and not found.sidecar.exists() and found.sidecar_text():
-        typer.echo(f"--write begins a sidecar: {found.sidecar}")
+        typer.echo(f"--write drafts a sidecar: {found.sidecar}")
     end_with_loads(code)
     sys.exit(code)
 
@@ -82,7 +83,7 @@ def _write(found: Inspection) -> None:
         with found.sidecar.open("x", encoding="utf-8") as out:
             out.write(str(text))
     except FileExistsError:
-        _fail(f"{found.sidecar} is there already; move it away to have a new one written")
+        _fail(f"{found.sidecar} exists already; move it away so that a new one can be written")
     except OSError as error:
         _fail(f"{found.sidecar}: {error.strerror}")
     typer.echo(f"wrote {found.sidecar}", err=True)

@@ -1,4 +1,4 @@
-"""What the server makes of one model file, found by loading it as the server does."""
+"""Inspects one model file by loading it like the server does."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .loaded_model import load
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a model file.
+    """The known facts about a model file.
 
     Attributes:
         path: the .onnx file, or the TOML file of a pipeline.
-        name: what it is served under.
+        name: the name that it is served under.
         version: a positive integer as text.
         border: the inputs and outputs that the graph declares; None if it cannot be read.
-        description: what they are, and what says so; None if that is not clear.
-        likely_states: if it is not clear, input → output of what is likely a state.
-        problems: why it cannot be served; none: it can.
-        notes: what may be meant otherwise.
-        proof: what was compared when it was loaded; "" if it was not.
-        restrictions: what it is restricted to, and why.
-        max_batch: the most sessions of a run, 0 if it cannot be served.
-        max_chunk: the most timesteps of a session in a run, 0 if it cannot be served.
+        description: its inputs, outputs and states, and their source; None if that is unclear.
+        likely_states: if it is unclear, input → output of likely states.
+        problems: why it cannot be served; empty: it can.
+        notes: points that may be mistakes.
+        proof: the comparisons made when it was loaded; "" if it was not.
+        restrictions: its restrictions, with reasons.
+        max_batch: maximum sessions in a run, 0 if it cannot be served.
+        max_chunk: maximum timesteps of a session in a run, 0 if it cannot be served.
     """
 
     path: Path
@@ -53,18 +53,18 @@ class Inspection:
 
     @property
     def sidecar(self) -> Path:
-        """Where its sidecar is, if it has one."""
+        """The path of its sidecar; it may not exist."""
         return sidecar_path(self.path)
 
     def sidecar_text(self) -> str | None:
-        """A sidecar that says what is known, with a `?` for what is not; None if the graph cannot be read."""
+        """A sidecar with the known values and a `?` for each unknown one; None if the graph cannot be read."""
         if self.description is not None:
             return sidecar_text(self.description)
         return None if self.border is None else sidecar_template(self.border)
 
 
 def inspect_model(path: Path, settings: Settings) -> Inspection:
-    """Read, describe, load, prove and warm up the model that `path` holds, as a server with `settings` does.
+    """Read, describe, load, prove and warm up the model in `path`, like a server with `settings`.
 
     Raises:
         DeviceError: the device is not available.
@@ -77,7 +77,7 @@ def inspect_model(path: Path, settings: Settings) -> Inspection:
     try:
         border = border_of(path)
         file = open_model(path, name, version)
-    except Exception as error:  # a file can be wrong in ways that nobody has thought of
+    except Exception as error:  # a file can be wrong in unexpected ways
         problems += _problems(load_failure(error, path), path)
     described = Inspection(
         path,
@@ -108,14 +108,14 @@ def inspect_model(path: Path, settings: Settings) -> Inspection:
 
 
 def _called(path: Path) -> tuple[str, str]:
-    """Name and version by where the file is."""
+    """Name and version by the file's path."""
     if path.stem == "model" and path.parent.name.isdecimal():
         return path.parent.parent.name, path.parent.name
     return path.stem, "1"
 
 
 def _problems(error: ModelLoadError, path: Path) -> list[str]:
-    """What is wrong, one by one; files other than `path` are named."""
+    """The problems one by one; files other than `path` are named."""
     begin = "" if error.path in (None, path) else f"{error.path.name}: "
     return [begin + text for text in error.problems]
 
@@ -129,4 +129,4 @@ def _strays(path: Path) -> list[str]:
 
 
 def _doubts(description: Description) -> list[str]:
-    return [f"{each} may be a state: if it is, say so in a sidecar" for each in description.doubts]
+    return [f"{each} may be a state: if it is, describe it in a sidecar" for each in description.doubts]

@@ -93,7 +93,7 @@ def _restriction(found: Difference, model: onnx.ModelProto, engine: Engine) -> s
             causes = [f"its states advance past {signature.lengths!r}"]
         if fixed := _fixed_output(found, model.graph, signature):
             raise ModelLoadError(
-                f"{fixed}: runs with several sessions fail; leave it out of the outputs, or say `max_batch = 1` in the "
+                f"{fixed}: runs with several sessions fail; leave it out of the outputs, or set `max_batch = 1` in the "
                 "sidecar to run one session at a time"
             )
         if engine.fixed_batch:

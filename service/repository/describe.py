@@ -1,4 +1,4 @@
-"""How a model file is to be served: by its sidecar, else by its card, else as its graph alone says."""
+"""Describes how to serve a model file: from its sidecar, else its card, else its graph alone."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ Source: TypeAlias = Literal["sidecar", "card", "graph"]
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What a model's inputs, outputs and states are.
+    """Describes a model's inputs, outputs and states.
 
     Attributes:
-        signature: with the index ranges that the graph gives, of the graph with `new_axes` and without `old_axes`.
-        source: what says so.
-        card: the one inside the file, also where a sidecar overrides its signature.
+        signature: of the graph with `new_axes` and without `old_axes`, with the graph's index ranges.
+        source: "sidecar", "card" or "graph".
+        card: the one inside the file, even if a sidecar overrides its signature.
         constants: graph inputs that the sidecar fixes, by name, with the graph's dtypes.
-        generation: how an output becomes the next input; None: it does not.
-        name: the name that the sidecar gives, if it gives one.
-        new_axes: inputs and outputs without a batch axis, and where it is to be added.
-        old_axes: inputs and outputs with a time axis of one fixed timestep, and where it is.
-        doubts: of a graph that seems to have no states, what may be one all the same.
-        feeds: what the server feeds by itself to the graph with `new_axes`.
+        generation: how an output becomes the next input; None: the model does not generate.
+        name: the sidecar's name for the model, if any.
+        new_axes: inputs and outputs without a batch axis, with the index at which to add it.
+        old_axes: inputs and outputs with a time axis of one fixed timestep, with its index.
+        doubts: pairs that may be states of a graph that seems to have none.
+        feeds: inputs of the graph with `new_axes` that the server feeds.
     """
 
     signature: Signature
@@ -59,7 +59,7 @@ class Description:
     feeds: Feeds | None = None
 
     def states(self, most: int = 20) -> list[str]:
-        """A line for each state with its size, and one for how many more there are than `most`."""
+        """A line for each of at most `most` states with its size, and one with the number of the others."""
         states = self.signature.states
         lines = []
         for state in states[:most]:
@@ -68,7 +68,7 @@ class Description:
         return lines if len(states) <= most else [*lines, f"… and {len(states) - most} more"]
 
     def build(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The graph that `signature` describes, made of the one in the file."""
+        """Make the graph that `signature` describes from the file's."""
         return _built(drop_time_axis(model, self.old_axes), self.new_axes, self.feeds)
 
 
@@ -80,13 +80,13 @@ def _built(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Feeds | None)
 def describe(
     model: onnx.ModelProto, path: Path, sidecar: Path | None, carded: tuple[SidecarState, ...] = ()
 ) -> Description:
-    """Read the description of the model that `path` holds.
+    """Read the description of the model in `path`.
 
     Args:
-        model: the file's content; weights play no part.
+        model: the file's content; weights are not needed.
         path: the .onnx file, for texts.
         sidecar: the TOML file beside it, if there is one.
-        carded: states that hold unless the sidecar says another of the same input.
+        carded: states described by cards, unless the sidecar describes a state of the same input.
 
     Raises:
         ModelLoadError: it cannot be served; the error names everything that is wrong.
@@ -122,7 +122,7 @@ def describe(
 
 
 def _doubts(border: GraphInterface, signature: Signature) -> tuple[str, ...]:
-    """What may be a state, by its shape, in a graph that is taken for one without."""
+    """Pairs that may be states, by their shapes, in a graph that seems to have none."""
     if signature.states:
         return ()
     return tuple(
@@ -146,9 +146,7 @@ def _from_sidecar(
             sidecar,
         )
     if card is not None and not (said is not None and said.override):
-        problems.add(
-            f"{path.name} carries a card; remove this file, or say `override = true` to use it instead"
-        )
+        problems.add(f"{path.name} has a card; remove this file, or set `override = true` to use it instead")
     if said is not None:
         with problems.noted():
             old_axes = said_one_timestep(said, read_interface(model.graph))

@@ -1,4 +1,4 @@
-"""Read a signature from a graph that has neither card nor sidecar, where it can be read in one way only.
+"""Reads a signature from a graph without card and sidecar, if it can be read in one way only.
 
 States are found by name (`state_names`), the batch axis by the symbol that states and inputs share, the time
 axis by the second symbol. Whatever is unclear is one error that names all of it, with the graph's border and a sidecar
@@ -25,12 +25,12 @@ _BATCH_NAMES = frozenset({"b", "n", "batch", "batch_size", "batchsize", "bs"})
 def detect(
     border: GraphInterface, unbatched: Collection[str] = (), *, sidecar_name: str = "model.toml"
 ) -> Signature:
-    """The one signature that a graph with this border can have.
+    """The only signature that a graph with this interface can have.
 
     Args:
         border: as declared in the file.
-        unbatched: what has no batch axis (`find_unbatched`); the signature is that of the graph with one, at 0.
-        sidecar_name: the file that the error asks for.
+        unbatched: names without a batch axis (`find_unbatched`); the signature is that of the graph with one, at 0.
+        sidecar_name: the file that the error asks the user to write.
 
     Raises:
         DetectionError: there is none, or more than one; it names everything that is unclear.
@@ -43,16 +43,16 @@ def detect(
     signature = detection.signature()
     if signature is None:
         raise DetectionError(
-            f"no card, no {sidecar_name}, and the graph alone does not say how to serve it: {detection.problems}",
+            f"no card, no {sidecar_name}, and the graph alone does not show how to serve it: {detection.problems}",
             problems=detection.problems,
-            context=f"the graph has\n{border}\nsay what they are in {sidecar_name} beside it; to begin with:\n\n"
+            context=f"the graph has\n{border}\ndescribe them in {sidecar_name} beside it; a draft:\n\n"
             f"{sidecar_template(border, whole, unbatched)}",
         )
     return signature.model_copy(update={"max_batch": 1}) if unbatched else signature
 
 
 class _Detection:
-    """Two passes: what is unclear by itself, then what the rest says; the second leaves out what the first noted."""
+    """Two passes: first each name by itself, then all together; the second skips names that the first noted."""
 
     def __init__(self, border: GraphInterface) -> None:
         self._border = border
@@ -61,7 +61,7 @@ class _Detection:
         taken, given = {i for i, _ in self._pairs}, {o for _, o in self._pairs}
         self._inputs = {n: p for n, p in border.inputs.items() if n not in taken}
         self._outputs = {n: p for n, p in border.outputs.items() if n not in given}
-        # Names that the first pass has noted a problem of.
+        # Names with a problem that the first pass has noted.
         self._unsure: set[str] = set()
 
     def _unclear(self, why: str) -> NoReturn:
@@ -123,7 +123,7 @@ class _Detection:
         return [self._border.inputs[i] for i, _ in self._pairs]
 
     def _check_names(self) -> None:
-        """Every name plays one part, and none that sounds like a state is left over."""
+        """Check that every name has one role, and that no remaining name sounds like a state."""
         for side, names in (("input", [i for i, _ in self._pairs]), ("output", [o for _, o in self._pairs])):
             for name in [name for name, times in Counter(names).items() if times > 1]:
                 fits = [pair for pair in self._pairs if name in pair]
@@ -143,7 +143,7 @@ class _Detection:
             self._note(f"input {i!r} has a default value, but with output {o!r} it is named like a state", o)
 
     def _check_shapes(self) -> None:
-        """Nothing that is left is shaped like a state."""
+        """Check that no remaining pair has a state's shapes."""
         if len(self._inputs) < 2 or len(self._outputs) < 2:
             return
         for i, p in self._inputs.items():
@@ -166,7 +166,7 @@ class _Detection:
                 self._note(f"input {name!r} may be each row's number of timesteps (`lengths`), or not", name)
 
     def _fixed(self) -> Signature:
-        """Every size is given: a graph exported for one session; a run is one timestep."""
+        """All sizes are fixed: a graph exported for one session; a run is one timestep."""
         for name, p in {**self._inputs, **self._outputs}.items():
             if (p.dims or ())[:1] != (1,) and not (name in self._outputs and 0 in p.dynamic_axes):
                 self.problems.add(
@@ -176,7 +176,7 @@ class _Detection:
         axes = {}
         for p in self._state_inputs():
             if 1 in (p.dims or ()):
-                # Which of several axes of size 1 is the batch's makes no difference.
+                # Any axis of size 1 may be the batch axis: it makes no difference.
                 axes[p.name] = (p.dims or ()).index(1)
             else:
                 self.problems.add(
@@ -187,7 +187,7 @@ class _Detection:
         return self._signature(inputs, outputs, self._states(axes), "batch", 1)
 
     def _batch_symbol(self) -> Dim:
-        """The symbol that every state has; without states the first one of the inputs."""
+        """The symbol of all states' batch axis; without states the inputs' first symbol."""
         symbols: dict[Dim, str] = {}
         for p in self._state_inputs():
             if len(p.dynamic_axes) == 1:
@@ -216,7 +216,7 @@ class _Detection:
         return first.pop()
 
     def _layout(self, batch: Dim) -> tuple[Layout, Dim]:
-        """The one layout of all inputs, and the symbol of its time axis."""
+        """The common layout of all inputs, and the symbol of its time axis."""
         layouts: dict[Layout, str] = {}
         times: set[Dim] = set()
         for name, p in self._inputs.items():

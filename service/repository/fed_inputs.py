@@ -1,4 +1,4 @@
-"""What a sidecar says of inputs that the server feeds, and of context that it keeps, held against the graph."""
+"""Checks a sidecar's inputs that the server feeds, and its context, against the graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sidecar_fit import invalid, max_batch, new_axes, tensor_of
 
 
 def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds | None]:
-    """What `sidecar` has the server feed to a graph with this border, and the sidecar without these inputs.
+    """The inputs that `sidecar` makes the server feed to a graph with this interface, and the sidecar without them.
 
     Raises:
         SidecarError: inputs whose shapes cannot be fed, or no input that clients send.
@@ -68,7 +68,7 @@ def _port(each: SidecarInput, border: GraphInterface) -> GraphValue:
 
 
 def _is_lengths(each: SidecarInput, sidecar: Sidecar, border: GraphInterface) -> bool:
-    """Whether it is what `lengths` means, so that rows of different lengths may run together."""
+    """True if it is equivalent to `lengths`, so that rows of different lengths may run together."""
     port = _port(each, border)
     ranked = port.dims is None or len(port.dims) == 1
     return sidecar.tensor_layout != "batch" and port.dtype in ("int32", "int64") and ranked
@@ -94,7 +94,7 @@ def _context(each: SidecarInput, sidecar: Sidecar, lengths: str | None, border: 
     if not rank:
         raise SidecarError(f"{where}: a step without axes has no elements before it")
     if axis is None or axis >= rank:
-        raise SidecarError(f"{where}: say context_axis, the axis of the step that it extends, below {rank}")
+        raise SidecarError(f"{where}: set context_axis, the axis of the step that it extends, below {rank}")
     step = list(whole.step_shape)
     if each.step_shape is None:
         step[axis] -= size
@@ -115,7 +115,7 @@ def _given(each: SidecarInput, border: GraphInterface) -> OpenInput:
     port = _port(each, border)
     if port.dims == ():
         raise SidecarError(
-            f"{where}: the graph has {port}, one value for all sessions of a run; say batch_axis = "
+            f"{where}: the graph has {port}, one value for all sessions of a run; set batch_axis = "
             '"none", and runs have one session'
         )
     tensor = tensor_of(port, each, ("batch",), "inputs")
@@ -142,7 +142,7 @@ def _counted(each: SidecarInput, sidecar: Sidecar, border: GraphInterface) -> Co
         return Counted(each.name, each.from_, "row", (1,) * len(dims))
     if not dims:
         raise SidecarError(
-            f"{where}: the graph has {port}, one number for all sessions of a run; say max_batch = 1, and runs have "
+            f"{where}: the graph has {port}, one number for all sessions of a run; set max_batch = 1, and runs have "
             "one session"
         )
     time = lead.index("time") if "time" in lead and each.from_ != "lengths" else None

@@ -1,4 +1,4 @@
-"""Where the models of a directory are: names, versions and paths, without opening a model; and when one has changed."""
+"""Finds the models of a folder (names, versions, paths) without opening them, and detects changed files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sidecar import nearest, read_sidecar, stage_files
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
-# Of each file its time of change in nanoseconds, size and inode; None where it is not there.
+# For each file its time of change in nanoseconds, size and inode; None if it does not exist.
 Stamp: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -27,10 +27,10 @@ class Located:
 
     Attributes:
         path: an .onnx file, or the TOML file of a pipeline.
-        name: the sidecar's if that gives one.
+        name: the sidecar's name, if it has one.
         version: a positive integer as text.
-        stages: the files that a pipeline names, there or not.
-        renamed: whether the sidecar gives another name than the file's or the folder's.
+        stages: the files that a pipeline names, existing or not.
+        renamed: True if the sidecar's name differs from the file's or the folder's.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Located:
 
 
 def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Located], list[ModelLoadError]]:
-    """Every file of `models_dir` that stands where a model can be, and what stands where none can.
+    """All files of `models_dir` at places where a model can be, and errors for those where none can.
 
     Names that begin with a dot are skipped. Links within the folder are followed; those that lead out of it are
     errors, unless `follow_links`.
@@ -67,7 +67,7 @@ def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Locate
 
 
 def check_name(name: str, path: Path) -> str:
-    """`name`, if a model can have it.
+    """Return `name` if a model can have it.
 
     Raises:
         ModelLoadError: it cannot.
@@ -75,14 +75,14 @@ def check_name(name: str, path: Path) -> str:
     if not _NAME.fullmatch(name):
         raise ModelLoadError(
             f"{name!r} cannot be a model's name: expected letters, digits, '.', '_' and '-', at most 128, the first "
-            f"a letter or a digit; rename the file or say `name` in {sidecar_path(path).name}",
+            f"a letter or a digit; rename the file or set `name` in {sidecar_path(path).name}",
             path,
         )
     return name
 
 
 def check_file(path: Path, root: Path | None) -> None:
-    """Raise ModelLoadError unless `path` is a file that can be read to its end, and in `root`, if one is given."""
+    """Raise ModelLoadError unless `path` is a readable regular file, and in `root`, if one is given."""
     _check_place(path, root)
     try:
         mode = path.stat().st_mode
@@ -110,12 +110,12 @@ def _check_place(path: Path, root: Path | None) -> None:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the sidecar of the model file `path` is, if it has one."""
+    """The path of the sidecar of the model file `path`; it may not exist."""
     return path.with_suffix(".toml")
 
 
 def stamp(paths: Iterable[Path]) -> Stamp:
-    """What changes when any of `paths` is written, replaced or removed."""
+    """A stamp that changes when any of `paths` is written, replaced or removed."""
     stamps: list[tuple[int, int, int] | None] = []
     for path in paths:
         try:
@@ -128,7 +128,7 @@ def stamp(paths: Iterable[Path]) -> Stamp:
 
 
 def concerning(models_dir: Path, name: str, errors: Iterable[ModelLoadError]) -> list[ModelLoadError]:
-    """Those of `errors` that name a file where the model `name` would be."""
+    """The errors that name a file at a place of the model `name`."""
     places = (models_dir / name, models_dir / f"{name}.onnx")
     return [
         error
@@ -138,7 +138,7 @@ def concerning(models_dir: Path, name: str, errors: Iterable[ModelLoadError]) ->
 
 
 def stray_sidecars(models_dir: Path, located: Iterable[Located]) -> list[ModelLoadError]:
-    """The TOML files that stand beside no model; such a name is mostly a slip."""
+    """Notes on TOML files without a model beside them; such a name is usually a typing error."""
     taken = {path for each in located for path in (each.path, sidecar_path(each.path))}
     folders = {models_dir, *(path.parent for path in taken), *(path.parent.parent for path in taken)}
     notes = []
@@ -149,7 +149,7 @@ def stray_sidecars(models_dir: Path, located: Iterable[Located]) -> list[ModelLo
             if path.suffix == ".toml" and path not in taken and not os.path.lexists(beside):
                 meant = nearest(path.stem, near)
                 hint = f"; did you mean {near[meant]!r}?" if meant else ""
-                expected = f"it stands beside no model: expected {beside.name}, or [[stages]] in it"
+                expected = f"there is no model beside it: expected {beside.name}, or [[stages]] in it"
                 notes.append(ModelLoadError(f"{expected}{hint}", path))
     return notes
 
@@ -161,16 +161,16 @@ def _renamed(path: Path, name: str, root: Path | None) -> str:
     try:
         check_file(beside, root)
         return read_sidecar(beside).name or name
-    except ModelLoadError:  # it is reported where the model is opened
+    except ModelLoadError:  # opening the model reports it
         return name
 
 
 def _candidates(models_dir: Path, root: Path | None, errors: list[ModelLoadError]) -> Iterator[Located]:
-    """Each file to serve, by the name of file or folder; what lies where no model can be goes to `errors`."""
+    """Each file to serve, by the name of file or folder; `errors` gets files at places where no model can be."""
     entries = _visible(models_dir)
     found = [each for each in entries if each.suffix == ".toml" and not each.is_dir()]
     pipelines = {each: stages for each in found if (stages := _stages(each, root)) is not None}
-    # A stage of a pipeline is no model by itself.
+    # A pipeline's stage is not a model by itself.
     taken = {file for stages in pipelines.values() for file in stages}
     for entry in entries:
         if entry.is_dir():
@@ -186,7 +186,7 @@ def _candidates(models_dir: Path, root: Path | None, errors: list[ModelLoadError
 
 
 def _stages(path: Path, root: Path | None) -> tuple[Path, ...] | None:
-    """The files that the TOML file `path` makes a pipeline of; None if it is something else.
+    """The files of the pipeline in the TOML file `path`; None if it is not a pipeline.
 
     If it cannot be read it has none, and is reported by who opens it.
     """

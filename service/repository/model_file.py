@@ -1,4 +1,4 @@
-"""Find the models of a directory and what is needed to serve each.
+"""Finds the models of a folder and reads their descriptions.
 
 `DIR/name.onnx` is version "1" of `name`; `DIR/name/<version>/model.onnx` is one of several. A sidecar beside the file
 (`name.toml`, `model.toml`), a card inside it or the graph itself gives the signature, in this order. A TOML file that
@@ -32,13 +32,13 @@ class ModelFile:
     """One version of one model on disk.
 
     Attributes:
-        name: the file's or the folder's name, or the one that the sidecar gives.
+        name: the sidecar's name, else the file's or the folder's.
         version: a positive integer as text.
         path: the .onnx file, or the TOML file of a pipeline.
-        description: what its inputs, outputs and states are, and what says so.
-        watched: the files that it is made of: `path`, the sidecar, there or not, stages and external data.
-        stamp: of `watched`, from before they were read.
-        stages: of a pipeline.
+        description: its inputs, outputs and states, and their source.
+        watched: its files: `path`, the sidecar (existing or not), stages and external data.
+        stamp: the stamp of `watched`, taken before they were read.
+        stages: the stages of a pipeline.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ModelFile:
 
     @property
     def card(self) -> ModelCard | None:
-        """The card inside the file, also where a sidecar overrides its signature."""
+        """The card inside the file, even if a sidecar overrides its signature."""
         return self.description.card
 
     @property
@@ -66,7 +66,7 @@ class ModelFile:
 
     @property
     def generation(self) -> Generation | None:
-        """How an output becomes the next input; None: it does not."""
+        """How an output becomes the next input; None: the model does not generate."""
         return self.description.generation
 
     @property
@@ -76,11 +76,11 @@ class ModelFile:
 
     @property
     def changed(self) -> bool:
-        """Whether any of its files is no longer the one that was read."""
+        """True if any of its files has changed since it was read."""
         return stamp(self.watched) != self.stamp
 
     def load(self) -> onnx.ModelProto:
-        """Read the file with its weights, those in external files too, and make the graph that is served of it.
+        """Read the file with all weights, those in external files too, and make the graph to serve.
 
         Raises:
             ModelLoadError: the file or its external data cannot be read.
@@ -94,12 +94,12 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is in a folder of models.
+    """The content of a folder of models.
 
     Attributes:
         files: every file that can be opened, by name, a model's versions in numerical order (the newest is the last).
         errors: one for each file that cannot be served.
-        notes: what is no error and may be why there are some.
+        notes: remarks that are not errors but may explain some.
     """
 
     files: list[ModelFile]
@@ -130,7 +130,7 @@ def open_all(
     *,
     root: Path | None,
 ) -> Found:
-    """Open `located`. Their errors come after `errors`. If there is a `root`, no link may lead out of that folder."""
+    """Open `located`. Their errors are appended to `errors`. If `root` is given, no link may lead out of it."""
     files: list[ModelFile] = []
     errors = list(errors)
     for each in located:
@@ -163,14 +163,14 @@ def border_of(path: Path) -> GraphInterface:
 
 
 def open_model(path: Path, name: str, version: str = "1", root: Path | None = None) -> ModelFile:
-    """Read one file's card, sidecar or graph. If there is a `root`, no link may lead out of that folder.
+    """Read one file's card, sidecar or graph. If `root` is given, no link may lead out of it.
 
     Raises:
         ModelLoadError: it cannot be served.
     """
     try:
         return _open(path, name, version, root)
-    except Exception as error:  # a file can be wrong in ways that nobody has thought of
+    except Exception as error:  # a file can be wrong in unexpected ways
         raise load_failure(error, path) from error
 
 

@@ -1,4 +1,4 @@
-"""Which inputs and outputs of a graph have a time axis of one fixed timestep, as torch.export writes it."""
+"""Finds inputs and outputs with a time axis of one fixed timestep, as torch.export writes it."""
 
 from __future__ import annotations
 

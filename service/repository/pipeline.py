@@ -19,7 +19,7 @@ from .onnx_file import MOST_FILE_BYTES, check_readable, external_files, read_onn
 from .sidecar import SidecarState, Stage, inspect_sidecar, is_below
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# What the server's own values are called.
+# The prefix of the server's own values.
 _RESERVED = "streamcell"
 
 
@@ -41,10 +41,10 @@ def read_stages(path: Path) -> tuple[Stage, ...]:
         if not _LABEL.fullmatch(label) or label == _RESERVED:
             wrong.add(
                 f"stages: {shown(label)} cannot be a stage's name: expected letters, digits, '_' and '-', at most 64, "
-                f"and not {_RESERVED!r}; say name"
+                f"and not {_RESERVED!r}; set name"
             )
         if labels.count(label) > 1:
-            wrong.add(f"stages: {shown(label)} is the name of {labels.count(label)} stages; say name")
+            wrong.add(f"stages: {shown(label)} is the name of {labels.count(label)} stages; set name")
     if wrong:
         raise PipelineError(str(wrong), path)
     return said.stages
@@ -52,11 +52,11 @@ def read_stages(path: Path) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What the files of a pipeline hold.
+    """The content of a pipeline's files.
 
     Attributes:
-        model: all of them as one.
-        files: those that it is made of, those with weights too.
+        model: all files merged into one.
+        files: its files, including those with weights.
         states: the states of stages with a card, as it describes them.
     """
 
@@ -69,10 +69,10 @@ def read_pipeline(path: Path, stages: Sequence[Stage], root: Path | None, *, wei
     """Read the files of all stages.
 
     Args:
-        path: of the TOML file, in whose folder the stages' files are.
-        stages: those that it names.
+        path: the TOML file, in whose folder the stages' files are.
+        stages: its stages.
         root: the folder that no link may lead out of, if there is one.
-        weights: whether to read the weights that lie in files of their own.
+        weights: True to read weights in external files too.
 
     Raises:
         ModelLoadError: a file cannot be read, or is not in the folder; it names the file.
@@ -104,7 +104,7 @@ def read_pipeline(path: Path, stages: Sequence[Stage], root: Path | None, *, wei
 
 
 def _carded(model: onnx.ModelProto, stage: Stage) -> list[SidecarState]:
-    """The states that a stage's card describes, but for those that a wire feeds, by their names in the whole."""
+    """The states that a stage's card describes, except those fed by a wire, by their names in the pipeline."""
     try:
         card = read_card(model)
     except CardError as error:

@@ -1,4 +1,4 @@
-"""The sidecar: a TOML file beside an .onnx from elsewhere that says what its inputs, outputs and states are.
+"""The sidecar: a TOML file beside an .onnx file that describes its inputs, outputs and states.
 
 Its keys stand here, a class a table. `sidecar_fit` makes a signature of them and a graph.
 """
@@ -31,30 +31,30 @@ class _Strict(BaseModel):
 
 
 class SidecarTensor(_Strict):
-    """One input or output. What is left out is read from the graph."""
+    """One input or output. Omitted values are read from the graph."""
 
     name: str
     dtype: Dtype | None = None
-    # The shape of one session's single timestep; needed where the graph leaves a size open.
+    # The shape of one timestep of one session; required if the graph leaves a size open.
     step_shape: tuple[Dimension, ...] | None = None
-    # "none": it is one session's, and runs take one session each.
+    # "none": it belongs to one session, and each run takes one session.
     batch_axis: Literal["none"] | None = None
     distribution: Literal["bernoulli_logits", "categorical_logits", "real"] | None = None
-    # The lowest and the highest index of an input that indexes a table, or "any" to check none; left out: what the
-    # graph says.
+    # The lowest and the highest index of an input that indexes a table, or "any" for no check; default: the graph's
+    # range.
     index_range: tuple[int, int] | Literal["any"] | None = None
 
 
 class SidecarInput(SidecarTensor):
-    """An input; those that no client sends in its messages say where their values come from."""
+    """An input. Inputs that clients do not send in messages name the source of their values."""
 
     # "open": a client sends it once, when it opens its session.
     at: Literal["open"] | None = None
-    # What an input at the opening is if a client sends none.
+    # The value of an input at the opening if a client sends none.
     default: float | tuple[float, ...] | None = None
-    # Fed by the server: whether it is the session's first timestep, how many came before it, how many the run has.
+    # Fed by the server: is it the session's first timestep, the number of earlier ones, the number of the run's.
     from_: Annotated[Literal["first_step", "step_index", "lengths"] | None, Field(alias="from")] = None
-    # So many elements that came before are put before the input: timesteps, or elements of the step's axis.
+    # The number of earlier elements that precede the input: timesteps, or elements of the step's axis.
     context: Annotated[int, Field(ge=1)] | None = None
     context_axis: Annotated[int, Field(ge=0)] | None = None
 
@@ -72,14 +72,13 @@ class SidecarInput(SidecarTensor):
 
 
 class SidecarState(_Strict):
-    """One state: the graph's input `input` takes what its output `output` gave."""
+    """One state: the graph's input `input` gets the previous value of its output `output`."""
 
     input: str
     output: str
-    # Where the batch axis stands in the graph's tensor, or that there is "none"; needed where more or less than one
-    # size is open.
+    # The index of the batch axis in the graph's tensor, or "none"; required unless exactly one size is open.
     batch_axis: Annotated[int, Field(ge=0)] | Literal["none"] | None = None
-    # Without the batch axis; needed where the graph leaves more sizes open than the batch.
+    # Without the batch axis; required if the graph leaves other sizes open than the batch.
     shape: tuple[Dimension, ...] | None = None
     dtype: Dtype | None = None
     initial: float | tuple[float, ...] = 0.0
@@ -90,14 +89,14 @@ class Stage(_Strict):
 
     # Beside the TOML file or below it.
     file: Annotated[str, Field(min_length=1)]
-    # Its values are called `name.value`; left out: the file's name.
+    # The prefix of its values, `name.value`; default: the file's name.
     name: str | None = None
-    # For some of its inputs where they come from: "stage.output", or the name of an input of the pipeline.
+    # The sources of some of its inputs: "stage.output", or the name of an input of the pipeline.
     wires: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """What its values' names begin with."""
+        """The prefix of its values' names."""
         return self.name if self.name is not None else PurePath(self.file).stem
 
 
@@ -120,22 +119,22 @@ class Sidecar(_Strict):
     inputs: Inputs
     outputs: Outputs
     states: tuple[SidecarState, ...] = ()
-    # The files that are merged into one graph, of which everything else in this file speaks.
+    # The files that are merged into one graph, to which everything else in this file refers.
     stages: Annotated[tuple[Stage, ...], Field(max_length=MOST_STAGES)] = ()
     layout: Layout | None = None
-    # Another way to give the layout: where the time axis stands, or that there is none.
+    # Another way to give the layout: the index of the time axis, or "none".
     time_axis: Literal[0, 1, "none"] | None = None
-    # "none": of all inputs, outputs and states that do not say another.
+    # "none": of all inputs, outputs and states without a value of their own.
     batch_axis: Literal["none"] | None = None
     # Graph inputs that are the same in every run: a number, or nested lists of numbers.
     constants: dict[str, Number | list[Any]] = Field(default_factory=dict)
     lengths: str | None = None
-    # "any": the batch size that the graph declares is only that of the example it was exported with.
+    # "any": the graph's declared batch size is only that of the example used for its export.
     max_batch: Annotated[int, Field(ge=1)] | Literal["any"] | None = None
     # How an output becomes the next input.
     generation: Generation | None = None
     name: str | None = None
-    # Whether this file stands in the place of the card that the model carries.
+    # True if this file replaces the model's card.
     override: bool = False
 
     @model_validator(mode="after")
@@ -152,14 +151,14 @@ class Sidecar(_Strict):
         return tuple(each for each in self.inputs if each.from_ is None and each.at is None)
 
     def with_states(self, others: Iterable[SidecarState]) -> Sidecar:
-        """The same with those of `others` whose inputs it does not name."""
+        """The same with the states of `others` whose inputs it does not name."""
         named = {each.name for each in self.inputs} | {each.input for each in self.states} | {*self.constants}
         more = tuple(each for each in others if each.input not in named)
         return self.model_copy(update={"states": self.states + more})
 
     @property
     def tensor_layout(self) -> Layout:
-        """The layout, however it was given."""
+        """The layout, from either key."""
         if self.layout is not None:
             return self.layout
         return {0: "time_batch", 1: "batch_time"}.get(self.time_axis, "batch")  # type: ignore[return-value, arg-type]
@@ -188,7 +187,7 @@ def read_sidecar(path: Path) -> Sidecar:
 
 
 def inspect_sidecar(path: Path) -> tuple[Sidecar | None, Problems]:
-    """What a sidecar says and all that is wrong with it; None if the rest cannot be told without that.
+    """A sidecar's content, None if it cannot be read at all, and all its problems.
 
     Raises:
         SidecarError: it is no TOML.
@@ -230,13 +229,13 @@ def stage_files(path: Path) -> list[str] | None:
 
 
 def is_below(file: str) -> bool:
-    """Whether `file` names a file in the folder of the one that names it, or below it."""
+    """True if `file` is in the folder of the file that names it, or below it."""
     path = PurePath(file)
     return bool(path.name) and "\0" not in file and not path.is_absolute() and ".." not in path.parts
 
 
 def _without(data: Any, place: list[int | str]) -> bool:
-    """Take the value at `place` out of nested tables; whether it was there."""
+    """Remove the value at `place` from nested tables; True if it was there."""
     for key in place[:-1]:
         try:
             data = data[key]
@@ -261,7 +260,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _to_fill_in(text: bytes) -> str:
-    """The lines with a `?` of the template that nobody has filled in, as the end of an error's text."""
+    """The lines with a `?` of the draft that is not filled in yet, as the end of an error's text."""
     lines = [
         str(number) for number, line in enumerate(text.splitlines(), 1) if b"?" in line.partition(b"#")[0]
     ]
@@ -269,7 +268,7 @@ def _to_fill_in(text: bytes) -> str:
 
 
 def explain(error: Any) -> str:
-    """One line from one of pydantic's errors: the key, what is expected, what came."""
+    """One line for an error of pydantic's: the key, the expected value, the value found."""
     key = ".".join(
         str(part) for part in error["loc"] if part not in ("tuple[float, ...]", "float", "constrained-int")
     )
@@ -282,7 +281,7 @@ def explain(error: Any) -> str:
 
 
 def _meant(place: tuple[int | str, ...]) -> str:
-    """What an unknown key may be meant for, as the end of an error's text."""
+    """The key that an unknown key probably means, as the end of an error's text."""
     table, name = (str(place[0]) if len(place) > 1 else ""), str(place[-1])
     own = _keys(_TABLES.get(table, Sidecar))
     if near := did_you_mean(name, own):
@@ -296,7 +295,7 @@ def _meant(place: tuple[int | str, ...]) -> str:
 
 
 def _keys(part: type[BaseModel]) -> list[str]:
-    """The keys of a table, as they stand in the file."""
+    """The keys of a table, as spelled in the file."""
     return sorted(field.alias or key for key, field in part.model_fields.items())
 
 
@@ -306,7 +305,7 @@ def quoted(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `name` is probably meant for; case, `-` and `_` play no part."""
+    """The name in `known` that `name` probably means, ignoring case, `-` and `_`."""
     plain = {_plain(each): each for each in known}
     near = difflib.get_close_matches(_plain(name), plain, 1)
     return plain[near[0]] if near else None

@@ -1,4 +1,4 @@
-"""What a sidecar makes of a graph: its signature and its constants."""
+"""Makes a signature and constants of a sidecar and a graph."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .sidecar import Sidecar, SidecarState, SidecarTensor, did_you_mean, explain
 def resolve(
     sidecar: Sidecar, border: GraphInterface, added: Sequence[State] = (), given: Sequence[OpenInput] = ()
 ) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
-    """The signature and the constants that `sidecar` gives to a graph with this border, `new_axes` added.
+    """The signature and the constants that `sidecar` gives to a graph with this interface, `new_axes` added.
 
     Args:
         sidecar: the file's content, without inputs that the server feeds.
-        border: of the graph with what the server feeds built in.
-        added: the states that this has added.
+        border: the interface of the graph with the server's feeds built in.
+        added: the states that the feeds have added.
         given: the inputs of the opening, which are among them.
 
     Raises:
@@ -37,7 +37,7 @@ def resolve(
 
 
 def new_axes(sidecar: Sidecar) -> dict[str, int]:
-    """What has no batch axis by `sidecar`: for each name where one is to be added."""
+    """The index at which to add a batch axis, for each name that has none according to `sidecar`."""
     everything = sidecar.batch_axis == "none"
     given = {each.name for each in sidecar.inputs if each.at is not None}
     at = axes_before_step(sidecar.tensor_layout).index("batch")
@@ -55,7 +55,7 @@ def new_axes(sidecar: Sidecar) -> dict[str, int]:
 
 
 class _Fit:
-    """Holds the sidecar's tables against the graph's border, one after another, and gathers what is wrong."""
+    """Checks the sidecar's tables against the graph's interface, one by one, and collects the problems."""
 
     def __init__(
         self, sidecar: Sidecar, border: GraphInterface, added: Sequence[State], given: Sequence[OpenInput]
@@ -65,7 +65,7 @@ class _Fit:
         self._border = border
         self._unbatched = new_axes(sidecar)
         self._problems = Problems()
-        self._guesses: set[str] = set()  # what an unknown name is probably meant for
+        self._guesses: set[str] = set()  # names that unknown names probably mean
         self._unknown = False
 
     def signature(self) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
@@ -84,7 +84,7 @@ class _Fit:
         return signature, constants
 
     def _add_unfed(self) -> None:
-        """Add what would only be found once the other problems are solved: inputs that nothing feeds."""
+        """Add problems that would show only after the others are solved: inputs that nothing feeds."""
         sidecar = self._sidecar
         fed = {each.name for each in sidecar.inputs}
         fed |= {each.input for each in sidecar.states} | {each.input for each in self._added}
@@ -160,7 +160,7 @@ class _Fit:
 
 
 def invalid(error: ValidationError) -> SidecarError:
-    """One of pydantic's errors as one that names keys."""
+    """An error of pydantic's as one that names keys."""
     return SidecarError("; ".join(explain(each) for each in error.errors(include_url=False)))
 
 
@@ -172,13 +172,13 @@ def _dtype(port: GraphValue, given: Dtype | None, key: str) -> Dtype:
 
 
 def tensor_of(port: GraphValue, given: SidecarTensor, lead: tuple[str, ...], key: str) -> Tensor:
-    """What `given` and `port` together say of an input or output with the axes `lead` before the step's own."""
+    """The tensor that `given` and `port` together describe; it has the axes `lead` before the step's own."""
     where = f"{key}: {port.name!r}"
     shape: tuple[int, ...]
     if given.step_shape is not None:
         shape = given.step_shape
     elif port.dims is None:
-        raise SidecarError(f"{where}: the graph gives no shape; say step_shape, the shape of one timestep")
+        raise SidecarError(f"{where}: the graph gives no shape; set step_shape, the shape of one timestep")
     else:
         if len(port.dims) < len(lead):
             raise SidecarError(f"{where}: expected [{', '.join([*lead, '…'])}], the graph has {port}")
@@ -201,7 +201,7 @@ def _sizes(port: GraphValue, axes: range | list[int], where: str, key: str) -> t
         dim = (port.dims or ())[axis]
         if not isinstance(dim, int):
             raise SidecarError(
-                f"{where}: the graph leaves axis {axis} ({dim or 'unnamed'}) of {port} open; say {key}"
+                f"{where}: the graph leaves axis {axis} ({dim or 'unnamed'}) of {port} open; set {key}"
             )
         sizes.append(dim)
     return tuple(sizes)
@@ -215,13 +215,13 @@ def _state(given: SidecarState, port: GraphValue, *, unbatched: bool) -> State:
     elif isinstance(given.batch_axis, int):
         axis = given.batch_axis
     elif port.dims is None or len(port.dynamic_axes) != 1:
-        raise SidecarError(f'{where}: say batch_axis, "none" if it has none; the graph has {port}')
+        raise SidecarError(f'{where}: set batch_axis, "none" if it has none; the graph has {port}')
     else:
         axis = port.dynamic_axes[0]
     if shape is None:
         if port.dims is None or axis >= len(port.dims):
             raise SidecarError(
-                f"{where}: batch_axis {axis} is outside {port}" if port.dims else f"{where}: say shape"
+                f"{where}: batch_axis {axis} is outside {port}" if port.dims else f"{where}: set shape"
             )
         shape = _sizes(port, [a for a in range(len(port.dims)) if a != axis], where, "shape")
     try:
@@ -259,7 +259,7 @@ def _constant(port: GraphValue, value: object) -> npt.NDArray[Any]:
 
 
 def max_batch(sidecar: Sidecar, border: GraphInterface) -> int | None:
-    """What the file says; else the batch size that the graph declares, if it does."""
+    """The sidecar's value; else the graph's declared batch size, if any."""
     lead = axes_before_step(sidecar.tensor_layout)
     if sidecar.max_batch is not None:
         return None if sidecar.max_batch == "any" else sidecar.max_batch

@@ -1,4 +1,4 @@
-"""The sidecar to begin with, for a graph whose signature cannot be read from the graph alone."""
+"""Drafts a sidecar for a graph whose signature cannot be read from the graph alone."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .state_names import likely_states, may_be_lengths, possible_states, state_p
 def sidecar_template(
     border: GraphInterface, whole: GraphInterface | None = None, unbatched: Collection[str] = ()
 ) -> str:
-    """A sidecar in TOML with everything that the graph with this border says, and a `?` for each thing to fill in.
+    """A sidecar in TOML with everything that the graph's interface shows, and a `?` for each value to fill in.
 
     Args:
         border: as declared in the file.
-        whole: the same with a batch axis where there is none.
-        unbatched: what has none.
+        whole: the same with added batch axes.
+        unbatched: names without a batch axis.
     """
     return _Template(border, whole or border, unbatched).text()
 
 
 def likely_pairs(border: GraphInterface) -> dict[str, str]:
-    """Input → output of everything that is likely a state, by name or by shape, as in the sidecar to begin with."""
+    """Input → output of all likely states, by name or by shape, as in the draft of the sidecar."""
     named, likely = _pairs(border)
     return named | likely
 
@@ -74,13 +74,13 @@ class _Template:
         return "".join(c if c.isprintable() else "?" for c in str(self._declared[port.name]))
 
     def _no_states(self) -> list[str]:
-        """Comments that say how to name a state; an output that is alike an input may be both."""
+        """Comments that show how to describe a state; an output with an input's shape may be both."""
         i, o = next(possible_states(self._inputs, self._outputs), ("…", "…"))
-        begin = "# for each state, if there are any; a state's output can be an output as well:"
+        begin = "# for each state, if any; a state's output can also be an output:"
         return ["", begin, "# [[states]]", f"# input = {quoted(i)}", f"# output = {quoted(o)}"]
 
     def _batch_symbol(self) -> Dim:
-        """What the batch axis is likely called: the states' one open size, else the inputs' first; or its one size."""
+        """The likely name of the batch axis: the states' one open size, else the inputs' first; or its one size."""
         axes = [
             p.dims[p.dynamic_axes[0]] for p in self._state_inputs() if p.dims and len(p.dynamic_axes) == 1
         ]
@@ -102,7 +102,7 @@ class _Template:
         return "batch_time" if leads[0][0] == self._batch else "time_batch"
 
     def _fixed(self, port: GraphValue, axis: int) -> int:
-        """The size that `port` has at the batch or the time axis whatever theirs is; 0: it has theirs."""
+        """The fixed size of `port` at the batch or the time axis; 0: it follows the batch or the time."""
         size = port.dims[axis] if port.dims and axis < len(port.dims) else None
         return size if isinstance(size, int) and size != self._batch else 0
 
@@ -114,14 +114,14 @@ class _Template:
                 left_out[name] = f"expected [{', '.join([*self._lead, '…'])}]"
             for axis, which in enumerate(self._lead):
                 if size := self._fixed(port, axis):
-                    left_out[name] = f"its {which} axis is {size} whatever the {which} is"
+                    left_out[name] = f"its {which} axis is {size} for any {which}"
         axis = self._lead.index("batch")
         fixed = {self._fixed(port, axis) for port in self._outputs.values()}
         if len(left_out) == len(self._outputs) and fixed == {1}:
             return (
                 list(self._outputs.values()),
                 [],
-                ["max_batch = 1  # the outputs have one row whatever the batch is"],
+                ["max_batch = 1  # the outputs have one row for any batch"],
             )
         lines = [
             f"  # left out: {quoted(n)}, {self._told(self._outputs[n])}: {why}" for n, why in left_out.items()
@@ -130,15 +130,15 @@ class _Template:
         return kept, lines if kept else [*lines, "  ?"], self._one_row()
 
     def _one_row(self) -> list[str]:
-        """The line that has one session run at a time, where a state's output has one row whatever the batch is."""
+        """The line that makes one session run at a time, if a state's output has one row for any batch."""
         for name, output in self._states.items():
             axis = _batch_axis(self._border.inputs[name], self._batch)
             if axis is not None and self._fixed(self._border.outputs[output], axis) == 1:
-                return [f"max_batch = 1  # state output {quoted(output)} has one row whatever the batch is"]
+                return [f"max_batch = 1  # state output {quoted(output)} has one row for any batch"]
         return []
 
     def _tensor(self, port: GraphValue) -> str:
-        # Past the batch and the time axis, an open size is one to be named.
+        # After the batch and the time axis, an open size must be filled in.
         steps = None if port.dims is None else port.dims[len(self._lead) :]
         if steps is not None and all(isinstance(size, int) for size in steps):
             return f"  {quoted(port.name)},  # {self._told(port)}"
@@ -162,10 +162,10 @@ class _Template:
 
 
 def _pairs(border: GraphInterface) -> tuple[dict[str, str], dict[str, str]]:
-    """Input → output of what is a state by its name, and of what is likely one by its shape."""
+    """Input → output of states by their names, and of likely states by their shapes."""
     named = dict(reversed(state_pairs(border.inputs, border.outputs)))
     if len(named) == len(border.inputs) or len(set(named.values())) == len(border.outputs):
-        # Something must go in and something must come out: leave it to the reader what.
+        # There must be an input and an output besides: the reader decides which.
         return {}, {}
     inputs = {n: p for n, p in border.inputs.items() if n not in named}
     outputs = {n: p for n, p in border.outputs.items() if n not in named.values()}
@@ -173,7 +173,7 @@ def _pairs(border: GraphInterface) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _batch_axis(port: GraphValue, batch: Dim) -> int | None:
-    """Where the batch axis of a state is: its open size, or the one of the batch's name or size."""
+    """The index of a state's batch axis: its open size, or the one with the batch's name or size."""
     if len(port.dynamic_axes) == 1:
         return port.dynamic_axes[0]
     return port.dims.index(batch) if port.dims and batch in port.dims else None

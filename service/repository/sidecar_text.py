@@ -1,4 +1,4 @@
-"""The sidecar that says of a model what is known already, to be edited."""
+"""Writes a sidecar with the known description of a model, for editing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .sidecar import quoted
 
 
 def sidecar_text(description: Description) -> str:
-    """A sidecar in TOML that gives the same signature as `description`, whatever that is from."""
+    """A sidecar in TOML that gives the same signature as `description`, whatever its source."""
     signature = description.signature
-    lines = ["override = true  # it takes the place of the card in the file"] if description.card else []
+    lines = ["override = true  # replaces the card in the file"] if description.card else []
     lines.append(f"layout = {quoted(_layout(description))}")
     axes = description.new_axes
     everything = bool(axes) and all(name in axes for name in _names(signature))

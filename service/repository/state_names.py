@@ -1,4 +1,4 @@
-"""Which inputs and outputs of a graph are a state by their names: `h` → `h_next`, `past_k` → `present_k`, …"""
+"""Finds states of a graph by the names of inputs and outputs: `h` → `h_next`, `past_k` → `present_k`, …"""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 
 from streamcell.service.graph.interface import GraphValue
 
-# In a name these say "of the step before" or "of the step after" …
+# Words that mean "of the previous step" or "of the next step" …
 _BEFORE = frozenset({"prev", "previous", "past", "initial", "init", "old", "last"})
 _AFTER = frozenset({"next", "new", "present", "updated", "n"})
-# … and these say only which side of the graph it is on, so the rest of the name must be a state's.
+# … and words that only name a side of the graph, so the rest of the name must be a state's.
 _IN = frozenset({"in", "input", "0"})
 _OUT = frozenset({"out", "output"})
 _STATE_WORDS = frozenset(
@@ -48,13 +48,13 @@ def tokens(name: str) -> _Stem:
 
 
 def sounds_like_state(name: str) -> bool:
-    """Whether a word of `name` is one that states are called by."""
+    """True if a word of `name` is usual for states."""
     words = tokens(name)
     return any(word in _STATE_WORDS or word in _BEFORE for word in words)
 
 
 def alike(a: GraphValue, b: GraphValue) -> bool:
-    """Whether an input and an output have one dtype and one shape, but for sizes of 1 that the other leaves open.
+    """True if an input and an output have one dtype and one shape, except for sizes of 1 that the other leaves open.
 
     Exporters write down the batch or the time of an example as 1 on one side, and a symbol on the other.
     """
@@ -70,7 +70,7 @@ def alike(a: GraphValue, b: GraphValue) -> bool:
 def likely_states(
     inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphValue]
 ) -> list[tuple[str, str]]:
-    """Pairs that are likely a state by their shapes, each name once; something is left to go in and to come out.
+    """Pairs that are likely states by their shapes, each name once; at least one input and one output remain.
 
     Mostly the first input and the first output are the signal, so they are taken last.
     """
@@ -91,18 +91,18 @@ def likely_states(
 def possible_states(
     inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphValue]
 ) -> Iterator[tuple[str, str]]:
-    """All pairs that by their shapes can be a state, though the output is needed besides. The first input is none."""
+    """All pairs that can be states by their shapes, even if the output is also needed. The first input is none."""
     for i in list(inputs)[1:]:
         yield from ((i, o) for o in outputs if alike(inputs[i], outputs[o]))
 
 
 def may_be_lengths(port: GraphValue) -> bool:
-    """Whether an input may say how many timesteps of each row count."""
+    """True if an input may be the number of timesteps of each row."""
     return port.dtype in ("int32", "int64") and len(port.dims or ()) == 1 and "len" in port.name.lower()
 
 
 def state_pairs(inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphValue]) -> list[tuple[str, str]]:
-    """All (input, output) pairs that the names make a state, in the inputs' order.
+    """All (input, output) pairs that are states by their names, in the inputs' order.
 
     Dtype and shape play no part here. A name may occur in several pairs: then it is not clear which one holds.
     """
@@ -124,12 +124,12 @@ def _is_pair(input_name: str, output_name: str) -> bool:
 
 
 def _readings(name: str, strong: frozenset[str], weak: frozenset[str]) -> dict[_Stem, bool]:
-    """What may be left of `name` without its marker → whether that marker alone makes it a state."""
+    """The possible rests of `name` without its marker → True if that marker alone makes it a state."""
     words = tokens(name)
     readings = {words: False}
     for place, marker in enumerate(words):
         stem = words[:place] + words[place + 1 :]
-        # Inside a name these two are rather a number and a letter than markers.
+        # Inside a name these two are more likely a number and a letter than markers.
         outer = place in (0, len(words) - 1) or marker not in ("0", "n")
         if stem and outer and (marker in strong or marker in weak):
             readings[stem] = marker in strong

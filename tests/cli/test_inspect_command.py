@@ -79,7 +79,7 @@ def test_an_unclear_model_gets_a_sidecar_to_fill_in_and_the_server_says_where(tm
     again = inspect(path, "--write")
     assert again.returncode == 2
     assert "fill in the `?` in line" in again.stdout
-    assert f"{sidecar} is there already; move it away" in again.stderr
+    assert f"{sidecar} exists already; move it away" in again.stderr
     sidecar.write_text(sidecar.read_text().replace("= ?", "= 16000"))
     assert inspect(path).returncode == 0
 

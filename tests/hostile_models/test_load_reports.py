@@ -170,7 +170,9 @@ def assert_reported(lines: list[str], folder: Path) -> None:
         assert "ONNXRuntimeError" not in mine[0]
     assert "noise.onnx: not an ONNX file" in report
     assert "put it into loose/1/model.onnx" in report
-    stray = "it stands beside no model: expected zgood.onnx, or [[stages]] in it; did you mean 'z-good.toml'?"
+    stray = (
+        "there is no model beside it: expected zgood.onnx, or [[stages]] in it; did you mean 'z-good.toml'?"
+    )
     assert f"{folder}/zgood.toml: {stray}" in report
     assert "noise.onnx: not an ONNX file" in report
     assert "a-good" not in report

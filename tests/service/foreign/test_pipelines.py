@@ -413,7 +413,7 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str, str]] = {
     "one name twice": (
         {},
         STAGES.replace('"a.onnx"', '"a.onnx"\nname = "b"'),
-        r"'b' is the name of 2 stages; say name",
+        r"'b' is the name of 2 stages; set name",
     ),
     "no name": ({}, STAGES.replace('"a.onnx"', '"a.onnx"\nname = "a.b"'), r"'a\.b' cannot be a stage's name"),
     "the server's name": (

@@ -192,7 +192,7 @@ def test_what_may_have_a_batch_axis_or_none_is_refused_with_the_key_to_write(
     [
         (f'layout = "batch"\n{NONE}max_batch = 8\n{SIDE}{STATE}', r"max_batch: 'h' has no batch axis"),
         (f"time_axis = 1\n{NONE}{SIDE}{STATE}", r"time_axis: without a batch axis the time axis is 0"),
-        (f'layout = "batch"\n{SIDE}{STATE}', r"states: 'h': say batch_axis, \"none\" if it has none"),
+        (f'layout = "batch"\n{SIDE}{STATE}', r"states: 'h': set batch_axis, \"none\" if it has none"),
         (f'layout = "batch"\nbatch_axis = 0\n{SIDE}{STATE}', r"batch_axis: Input should be 'none', got 0"),
         (f'layout = "batch"\n{SIDE}{STATE}batch_axis = "no"\n', r"states\.0\.batch_axis.*'none'.*got 'no'"),
     ],

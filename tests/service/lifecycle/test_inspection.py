@@ -63,7 +63,7 @@ def test_all_that_is_unclear_with_likely_states(tmp_path: Path) -> None:
     assert found.border is not None
     assert 'left out: "version"' in str(found.sidecar_text())
     (note,) = found.notes
-    assert "mm.toml: it stands beside no model" in note
+    assert "mm.toml: there is no model beside it" in note
 
 
 def test_mistakes_of_a_sidecar_are_told_one_by_one_with_its_name(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_whatever_is_unclear_is_an_error_with_the_border_and_a_sidecar_to_begin_
     message = str(caught.value)
     for name, port in {**given.inputs, **given.outputs}.items():
         assert f"{name}: {port}" in message
-    template = message.split("to begin with:")[1]
+    template = message.split("; a draft:")[1]
     assert "vad.toml" in message
     # What is left to fill in is marked; everything else is TOML already.
     assert filled_in(template, "1").inputs
@@ -268,7 +268,7 @@ def test_no_likely_state_is_taken_for_an_ordinary_input(case: str) -> None:
     with pytest.raises(DetectionError, match=why) as caught:
         detect(border(text))
     inputs, outputs = list(border(text).inputs), list(border(text).outputs)
-    said = filled_in(str(caught.value).split("to begin with:")[1], "1")
+    said = filled_in(str(caught.value).split("; a draft:")[1], "1")
     assert [(state.input, state.output) for state in said.states] == [(inputs[1], outputs[1])]
     assert [each.name for each in said.inputs] == inputs[:1]
     assert [each.name for each in said.outputs] == outputs[:1]
@@ -363,7 +363,7 @@ def test_the_sidecar_to_begin_with_proposes_no_output_whose_rows_are_fixed(case:
 
 def test_where_all_outputs_have_eight_rows_the_reader_is_left_to_say_which() -> None:
     template = template_of("(float[b, 8] q) => (float[8, 3] y)")
-    assert '# left out: "y", float32[8, 3]: its batch axis is 8 whatever the batch is' in template
+    assert '# left out: "y", float32[8, 3]: its batch axis is 8 for any batch' in template
     assert "outputs = [\n  # left out" in template
     with pytest.raises(tomllib.TOMLDecodeError):
         tomllib.loads(template)
@@ -380,7 +380,7 @@ def test_the_sidecar_to_begin_with_says_that_there_is_no_batch_axis() -> None:
     with pytest.raises(DetectionError, match="may be a state") as caught:
         detect(border(text), find_unbatched(border(text)))
     assert '"x",  # float32[8]' in str(caught.value)
-    said = filled_in(str(caught.value).split("to begin with:")[1], "1")
+    said = filled_in(str(caught.value).split("; a draft:")[1], "1")
     signature, _ = resolve(said, border(text).with_axes(new_axes(said), 1))
     assert signature.inputs == (Tensor(name="x", dtype="float32", step_shape=(8,)),)
     assert signature.states == (State(input="q", output="z", dtype="float32", shape=(453,)),)
@@ -400,7 +400,7 @@ def test_the_sidecar_in_the_error_serves_the_model_once_it_is_filled_in() -> Non
     text, _ = UNCLEAR["a constant"]
     with pytest.raises(DetectionError) as caught:
         detect(border(text))
-    template = str(caught.value).split("to begin with:")[1]
+    template = str(caught.value).split("; a draft:")[1]
     said = filled_in(template.replace("= ?", "= 16000"), "512")
     signature, constants = resolve(said, border(text))
     assert signature.inputs[0].step_shape == (512,)

@@ -384,9 +384,9 @@ BAD = {
     "too many elements": (
         "", "", 'inputs = [{ name = "x", context = 4, step_shape = [8] }]', r"make 12 elements on axis 0, .*\[b, 8\]"),
     "an opening without a place for its batch": (
-        ", int64 r", "", 'inputs = ["x", { name = "r", at = "open" }]', 'say batch_axis = "none", and runs have one'),
+        ", int64 r", "", 'inputs = ["x", { name = "r", at = "open" }]', 'set batch_axis = "none", and runs have one'),
     "an opening of open size": (
-        ", float[b, n] r", "", 'inputs = ["x", { name = "r", at = "open" }]', "axis 1 .n. .*; say step_shape"),
+        ", float[b, n] r", "", 'inputs = ["x", { name = "r", at = "open" }]', "axis 1 .n. .*; set step_shape"),
     "a default of another size": (
         ", float[b, 3] r", "", 'inputs = ["x", { name = "r", at = "open", default = [1, 2] }]', "2 initial values"),
     "a default that does not fit": (
@@ -396,7 +396,7 @@ BAD = {
         "", "", 'inputs = [{ name = "x", at = "open", context = 1 }]', "has no context"),
     "nothing in messages": ("", "", 'inputs = [{ name = "x", at = "open" }]', "clients send none in their messages"),
     "which axis": (
-        "", "float[b, 2, 4]", 'inputs = [{ name = "x", context = 1 }]', "say context_axis, .*, below 2"),
+        "", "float[b, 2, 4]", 'inputs = [{ name = "x", context = 1 }]', "set context_axis, .*, below 2"),
     "twice the lengths": (
         ", int32[b] r, int32[b] q", "float[b, t, 8]",
         'lengths = "q"\ninputs = ["x", { name = "r", from = "lengths" }]', "lengths = 'q' already takes the lengths"),

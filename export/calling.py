@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .errors import ExportError
-from .nested import Nest, has_names, items, name_of
+from .nested import Nest, has_names, is_nothing, items, name_of
 
 # How the module takes its inputs: [batch, time, ...], [time, batch, ...] or one timestep, [batch, ...].
 Order = Literal["batch_time", "time_batch", "step"]
@@ -52,7 +52,7 @@ class Results:
             ValueError: the result has another form.
         """
         if self.mode in ("keys", "items"):
-            found = items(result) or {}
+            found = {key: value for key, value in (items(result) or {}).items() if not is_nothing(value)}
             keys = self.keys if self.mode == "keys" else tuple(found)[len(found) - len(self.states) :]
             if not set(keys) <= set(found):
                 raise ValueError(f"the result lacks {', '.join(map(str, self.keys))}")
@@ -216,7 +216,11 @@ def parameters(module: nn.Module) -> list[inspect.Parameter]:
     """Those of the module's `forward`."""
     try:
         return list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):  # a function without a signature, as some that are written in C
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+    ):  # a function without a signature, as some that are written in C
         return [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .calling import Calling
+from .calling import Calling, parameters
 from .examples import Examples
 from .purity import unchanged
 from .tensors import Array, as_tensor
@@ -66,7 +66,8 @@ def causes(calling: Calling, examples: Examples, initial: Callable[[int], list[t
         looped = isinstance(layer, nn.RNNCellBase) and len({len(use.shapes) for use in seen if use}) > 1
         if not axes and not looped:
             continue
-        what = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
+        kind = type(layer).__name__.removeprefix("Parametrized")
+        what = f"{kind} {name!r}" if name else kind
         if getattr(layer, "bidirectional", False):
             told.append(
                 f"{what} is bidirectional: it sees the timesteps to come. Train it with bidirectional=False"
@@ -74,7 +75,8 @@ def causes(calling: Calling, examples: Examples, initial: Callable[[int], list[t
         elif (isinstance(layer, nn.RNNBase) and first.without_state) or (looped and not calling.states):
             mute.append((name, layer))
         elif isinstance(layer, _CONVOLUTIONS):
-            told += _convolution(name, what, layer, axes, stateless=not calling.states)
+            ahead = _looks_ahead(calling, examples, initial)
+            told += _convolution(name, what, layer, axes, ahead=ahead, stateless=not calling.states)
         elif isinstance(layer, nn.MultiheadAttention):
             told.append(
                 f"{what} sees the whole sequence: keep the last N keys and values as a state, and attend to those"
@@ -135,14 +137,36 @@ def _watched(
     return uses, changed
 
 
-def _convolution(name: str, what: str, layer: Any, axes: list[int], *, stateless: bool) -> Iterator[str]:
-    """The sentence on a convolution along time, by its padding on that axis."""
+def _looks_ahead(calling: Calling, examples: Examples, initial: Callable[[int], list[torch.Tensor]]) -> bool:
+    """Whether another last timestep changes outputs before it."""
+    if calling.order == "step":
+        return False
+    inputs = examples.draw(np.random.default_rng(0), 2, 6)
+    others = examples.draw(np.random.default_rng(1), 2, 6)
+    changed = [np.concatenate([x[:, :-1], y[:, -1:]], axis=1) for x, y in zip(inputs, others, strict=True)]
+    axis = 1 if calling.order == "batch_time" else 0
+    with torch.no_grad(), unchanged(calling.module):
+        before, after = (
+            calling.outputs([calling.own(as_tensor(x)) for x in drawn], initial(2))[0]
+            for drawn in (inputs, changed)
+        )
+    return any(
+        not torch.equal(a.narrow(axis, 0, a.shape[axis] - 1), b.narrow(axis, 0, b.shape[axis] - 1))
+        for a, b in zip(before, after, strict=True)
+        if a.dim() > axis
+    )
+
+
+def _convolution(
+    name: str, what: str, layer: Any, axes: list[int], *, ahead: bool, stateless: bool
+) -> Iterator[str]:
+    """What to say of a convolution along time, by its padding on that axis and what the module does with it."""
     axis = axes[-1] - (len(layer.kernel_size) + 2)
     reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
     if reach == 0:
         return
     padding = layer.padding if isinstance(layer.padding, str) else layer.padding[axis]
-    ahead = reach - reach // 2 if padding == "same" else 0 if padding == "valid" else min(int(padding), reach)
+    seen = reach - reach // 2 if padding == "same" else 0 if padding == "valid" else min(int(padding), reach)
     remedy = f" Give it padding=0 and take the last {reach} of its inputs as a state"
     if isinstance(layer, nn.Conv1d):
         shape = f"batch, {layer.in_channels}, {reach}"
@@ -153,32 +177,32 @@ def _convolution(name: str, what: str, layer: Any, axes: list[int], *, stateless
             f"        y = self.{name}(seen).transpose(1, 2)\n"
             f"        return y, seen[:, :, -{reach}:]"
         )
-    if ahead:
-        steps = "timestep" if ahead == 1 else "timesteps"
-        yield f"{what} has padding={padding!r} on both sides: it sees {ahead} {steps} to come.{remedy}"
+    if ahead and seen:
+        steps = "timestep" if seen == 1 else "timesteps"
+        yield f"{what} has padding={padding!r} on both sides: it sees {seen} {steps} to come.{remedy}"
     elif stateless:
         yield f"{what} keeps no history between calls.{remedy}"
 
 
 def _keeps_nothing(calling: Calling, mute: list[tuple[str, nn.Module]]) -> str:
-    """Recurrent layers that start from the initial state at each call, and the lines that correct it."""
-    lstm = (nn.LSTM, nn.LSTMCell)
-    told = []
-    for name, layer in mute:
-        takes = "(h, c) and return them" if isinstance(layer, lstm) else "h and return it"
-        told.append(f"{type(layer).__name__} {name!r} keeps no state between calls: take {takes}")
+    """Recurrent layers that begin anew at each call, and the lines that mend it."""
+    told, lines = [], []
     states = ["hidden" if len(mute) == 1 else f"hidden{index}" for index in range(len(mute))]
-    forward = inspect.signature(calling.module.forward)
-    known = [name for name in forward.parameters if name not in states]
-    lines = [f"    def forward(self, {', '.join([*known, *(f'{name}=None' for name in states)])}):"]
-    lines += [
-        f"        y, {state} = self.{name}(..., {state})"
-        if isinstance(layer, nn.RNNBase)
-        else f"        {state} = self.{name}(..., {state})"
-        for state, (name, layer) in zip(states, mute, strict=True)
-    ]
-    lines.append(f"        return y, {', '.join(states)}")
-    return "\n".join([*told, "", *lines])
+    for state, (name, layer) in zip(states, mute, strict=True):
+        own = "(h, c) and return them" if isinstance(layer, (nn.LSTM, nn.LSTMCell)) else "h and return it"
+        told.append(f"{type(layer).__name__} {name!r} keeps no state between calls: take {own}")
+        gives = f"y, {state}" if isinstance(layer, nn.RNNBase) else state
+        lines.append(f"        {gives} = self.{name}(..., {state})")
+    forward = f"    def forward(self, {_with_states(calling, states)}):"
+    return "\n".join([*told, "", forward, *lines, f"        return y, {', '.join(states)}"])
+
+
+def _with_states(calling: Calling, states: Sequence[str]) -> str:
+    """The parameters of `forward` and these, None if they are not given."""
+    present = [p.replace(annotation=p.empty) for p in parameters(calling.module) if p.name not in states]
+    after = [p for p in present if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    more = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in states]
+    return str(inspect.Signature([*(p for p in present if p not in after), *more, *after]))[1:-1]
 
 
 def float64_cast(module: nn.Module, given: Mapping[str, torch.Tensor]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -18,6 +17,7 @@ from .errors import ExportError, ProofError
 from .finding import Found
 from .proof import TOLERANCES, Prover
 from .publish import ExportOptions, Settings, publish
+from .purity import copy_of
 from .runner import Runner
 from .states import InitialState, dtype_name
 from .study import study
@@ -87,8 +87,9 @@ def export_module(
         raise ExportError(f"layout must be batch or batch_time; got {layout!r}")
     if layout == "batch_time" and time_axis is False:
         raise ExportError("layout batch_time needs a module that takes a time axis")
+    module = _unwrapped(module)
     with user_code(f"{type(module).__name__} cannot be copied"):
-        twin = copy.deepcopy(module).cpu().eval()
+        twin = copy_of(module).cpu().eval()
     # The copy's own method, so that states are made on the copy's device.
     own = initial_state is None or getattr(initial_state, "__self__", None) is module
     user, step = study(
@@ -132,6 +133,21 @@ def export_module(
         if "double" in str(error) and (cast := float64_cast(twin, {})):
             raise ExportError(f"{error}\n{cast}") from error
         raise
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module that torch.compile or DataParallel was given.
+
+    Raises:
+        ExportError: it is TorchScript.
+    """
+    while isinstance(module, (torch._dynamo.OptimizedModule, nn.DataParallel)):
+        inner = module._orig_mod if isinstance(module, torch._dynamo.OptimizedModule) else module.module
+        assert isinstance(inner, nn.Module)
+        module = inner
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ExportError("a TorchScript module cannot be exported: give the module that it was made of")
+    return module
 
 
 def _signature(

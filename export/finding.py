@@ -18,7 +18,7 @@ from .calling import Calling, Order, Results, Slot, output_names, parameters, re
 from .causes import causes, float64_cast
 from .errors import ExportError, Misfit, UserCodeError
 from .examples import Examples
-from .nested import Nest, items
+from .nested import Nest, is_nothing, items
 from .purity import unchanged
 from .states import InitialState, detect_states, flat, initial_state_of
 from .tensors import as_tensor
@@ -89,7 +89,7 @@ class _Search:
             p
             for p in rest
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            and p.default in (None, inspect.Parameter.empty)
+            and (p.default is inspect.Parameter.empty or is_nothing(p.default))
         ][:_MOST_CANDIDATES]
 
     def draw(self, batch: int, time: int) -> list[torch.Tensor]:
@@ -334,7 +334,7 @@ def _returned(result: Any, candidates: Sequence[str]) -> Iterator[tuple[tuple[Sl
         named = {name: found[name] for name in candidates if name in found}
         if named:
             yield tuple(Slot(name, Nest.of(value)) for name, value in named.items()), list(named.values())
-        values = list(found.values())
+        values = [value for value in found.values() if not is_nothing(value)]
         tails = [values[-count:] for count in range(min(len(candidates), len(values) - 1), 0, -1)]
         like = [found[key] for key in found if isinstance(key, str) and sounds_like_state(key)]
         if len(like) == 1:

@@ -109,6 +109,12 @@ def items(value: Any) -> dict[Any, Any] | None:
     return None
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether `value` is None, or nested parts of None only."""
+    found = items(value)
+    return value is None or (found is not None and all(map(is_nothing, found.values())))
+
+
 def has_names(value: Any) -> bool:
     """Whether the parts of `value` have names: a dict, a dataclass or a named tuple."""
     return isinstance(value, Mapping) or hasattr(value, "_fields") or is_dataclass(value)

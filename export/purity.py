@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +20,12 @@ def unchanged(module: nn.Module) -> Iterator[list[str]]:
     Yields:
         A list that holds afterwards the names of those that hold tensors and were assigned or written to.
     """
-    before = {name: dict(vars(part)) for name, part in module.named_modules()}
-    buffers = {name: dict(part._buffers) for name, part in module.named_modules()}
+    # What TorchScript holds is not Python's to undo.
+    parts = {
+        name: part for name, part in module.named_modules() if not isinstance(part, torch.jit.ScriptModule)
+    }
+    before = {name: dict(vars(part)) for name, part in parts.items()}
+    buffers = {name: dict(part._buffers) for name, part in parts.items()}
     marks = {name: buffer._version for name, buffer in module.named_buffers()}
     changed: list[str] = []
     try:
@@ -31,17 +36,32 @@ def unchanged(module: nn.Module) -> Iterator[list[str]]:
             for name, buffer in module.named_buffers()
             if marks.get(name, buffer._version) != buffer._version
         ]
-        for name, part in module.named_modules():
-            for key, value in vars(part).items():
-                if _holds_tensors(value) and before[name].get(key) is not value:
-                    changed.append(f"{name}.{key}" if name else key)
-            for key, buffer in part._buffers.items():
-                if buffers[name].get(key) is not buffer:
-                    changed.append(f"{name}.{key}" if name else key)
+        for name, part in parts.items():
+            now = [(key, value) for key, value in vars(part).items() if _holds_tensors(value)]
+            changed += [_dotted(name, key) for key, value in now if before[name].get(key) is not value]
+            changed += [
+                _dotted(name, key)
+                for key, buffer in part._buffers.items()
+                if buffers[name].get(key) is not buffer
+            ]
             vars(part).clear()
             vars(part).update(before[name])
             part._buffers.clear()
             part._buffers.update(buffers[name])
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A deep copy, without what attributes remember of how they were computed, as weight_norm's weights do."""
+    with unchanged(module):
+        for part in module.modules():
+            for name, value in list(vars(part).items()):
+                if isinstance(value, torch.Tensor) and not value.is_leaf:
+                    vars(part)[name] = value.detach()
+        return copy.deepcopy(module)
+
+
+def _dotted(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -40,19 +40,14 @@ def study(
     """
     problems: list[ExportError] = []
     for order, leading in _ways(time_axis):
-        if any(isinstance(problem, Impure) for problem in problems) and order == "step":
-            continue
         try:
             examples = Examples.of(module, example, leading)
+            if time_axis is None and leading == 1 and not _may_be_one_timestep(examples):
+                continue
             user = UserModule(find(module, examples, order, initial_state, state_names))
-            if time_axis is None and leading == 1 and not user.found.states:
-                continue  # an example [batch, time, ...] would pass for one timestep
             return user, user.check(tolerance)
         except (Misfit, Impure) as problem:
             problems.append(problem)
-            # Rows may depend on each other because the module takes the first axis for time.
-            if isinstance(problem, Impure) and problem.what != "rows":
-                break
     raise _likeliest(problems)
 
 
@@ -61,6 +56,14 @@ def _ways(time_axis: bool | None) -> list[tuple[Order, int]]:
     if time_axis is None:
         return [("batch_time", 2), ("step", 2), ("time_batch", 2), ("step", 1)]
     return [("batch_time", 2), ("time_batch", 2)] if time_axis else [("step", 1)]
+
+
+def _may_be_one_timestep(examples: Examples) -> bool:
+    """Whether examples may be [batch, features]; those of more axes, and of tokens, would rather be sequences."""
+    return all(
+        len(shape) <= 1 and dtype.startswith("float")
+        for shape, dtype in zip(examples.step_shapes, examples.dtypes, strict=True)
+    )
 
 
 def _likeliest(problems: list[ExportError]) -> ExportError:

@@ -17,7 +17,8 @@ from .errors import ExportError, UserCodeError
 
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).resolve().parent)
-_INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("purelib", "platlib", "stdlib"))
+_PATHS = sysconfig.get_paths()
+_PACKAGES, _STANDARD = (_PATHS["purelib"], _PATHS["platlib"]), _PATHS["stdlib"]
 _MOST_TEXT = 600
 
 
@@ -60,9 +61,12 @@ def last_line(trace: TracebackType | None) -> str | None:
         for frame in traceback.extract_tb(trace)
         if not _in(frame.filename, _TORCH, _OURS) and not frame.filename.startswith("<")
     ]
-    own = [frame for frame in frames if not _in(frame.filename, *_INSTALLED)]
-    if not own and not frames:
+    frames = [
+        frame for frame in frames if _in(frame.filename, *_PACKAGES) or not _in(frame.filename, _STANDARD)
+    ]
+    if not frames:
         return None
+    own = [frame for frame in frames if not _in(frame.filename, *_PACKAGES)]
     frame = (own or frames)[-1]
     line = linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{_short(frame.filename)}:{frame.lineno}, in {frame.name}, {line!r}"

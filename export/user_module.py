@@ -24,15 +24,11 @@ class Impure(ProofError):
     """The module does not compute every timestep from the past alone, through the states.
 
     Attributes:
-        what: "time" if steps differ from the whole, "rows" if a row depends on its neighbours, "repeat" if the same
-            call differs.
         causes: the layers that are to blame, with what to write.
     """
 
-    def __init__(
-        self, what: Literal["time", "rows", "repeat"], text: str, causes: Sequence[str] | None = None
-    ) -> None:
-        self.what, self.causes = what, list(causes or ())
+    def __init__(self, text: str, causes: Sequence[str] | None = None) -> None:
+        self.causes = list(causes or ())
         if causes is not None:
             text += "\n" + "\n".join(causes) if causes else f" {_RULE}"
         super().__init__(text)
@@ -98,7 +94,6 @@ class UserModule:
         again, _ = self._whole(inputs, first)
         if (worst := _worst(whole, again)) > tolerance:
             raise Impure(
-                "repeat",
                 f"{self.name} gives other outputs each time for the same inputs: error {worst:.3g}. Does it draw "
                 "random numbers, as F.dropout without training=self.training does?",
             )
@@ -152,7 +147,6 @@ class UserModule:
         }[what]
         found = self.found
         raise Impure(
-            what,
             f"in PyTorch itself, {self.name} gives {differs}: error {worst:.3g}, tolerance {tolerance:g}.",
             causes(found.calling, found.examples, found.initial),
         )

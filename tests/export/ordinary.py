@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 
 class Recurrent(nn.Module):
@@ -52,6 +54,33 @@ class MaskFirst(Recurrent):
     def forward(self, x: Tensor, mask: Any = None, hidden: Any = None) -> Any:
         y, hidden = self.rnn(x if mask is None else x * mask, hidden)
         return self.fc(y), hidden
+
+
+class NoneDefaults(Recurrent):
+    """A default of nested None, a result that is None, an array as a default of something else."""
+
+    def forward(self, x: Tensor, state: Any = (None, None), scale: Any = np.ones(3)) -> Any:  # noqa: B008  # as people do
+        y, state = self.rnn(x, None if state[0] is None else state)
+        return self.fc(y) * torch.from_numpy(scale).float(), state, None
+
+
+class ListOfCells(nn.Module):
+    """A list of cells, their states in a list that is made anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([nn.LSTMCell(5, 8), nn.LSTMCell(8, 4)])
+
+    def forward(self, x: Tensor, states: Any = None) -> Any:
+        states = [None, None] if states is None else list(states)
+        ys = []
+        for t in range(x.shape[1]):
+            y = x[:, t]
+            for layer, cell in enumerate(self.cells):
+                states[layer] = cell(y, states[layer])
+                y = states[layer][0]
+            ys.append(y)
+        return torch.stack(ys, 1), states
 
 
 class Stacked(nn.Module):
@@ -208,6 +237,26 @@ class Convolved(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.conv(x.transpose(1, 2)).transpose(1, 2)
         return result
+
+
+class Chomped(nn.Module):
+    """A convolution that is padded on both sides and cut again, as in many temporal convolutional networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = weight_norm(nn.Conv1d(5, 6, 3, padding=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv(x.transpose(1, 2))[:, :, :-2].transpose(1, 2)
+        return result
+
+
+class Flagged(Recurrent):
+    """Returns its state only if it is told to."""
+
+    def forward(self, x: Tensor, hidden: Any = None, *, return_state: bool = False) -> Any:
+        y, hidden = self.rnn(x, hidden)
+        return (self.fc(y), hidden) if return_state else self.fc(y)
 
 
 class Attentive(nn.Module):

@@ -65,6 +65,18 @@ def test_an_example_of_single_timesteps_is_one_of_a_cell() -> None:
     assert found(nn.GRUCell(5, 8), X[0], time_axis=False).found.calling.order == "step"
 
 
+def test_a_sequence_is_not_taken_for_one_timestep_of_its_length() -> None:
+    class Joined(o.Hidden):
+        def forward(self, x: torch.Tensor, hidden: Any = None) -> Any:
+            y, hidden = super().forward(x, hidden)
+            return y.flatten(1), hidden
+
+    with pytest.raises(
+        ExportError, match=re.escape("y must be [batch, time, ...] = [2, 5, ...]; got [2, 15]")
+    ):
+        found(Joined())
+
+
 def test_initial_values_of_a_tutorials_method_are_kept() -> None:
     h, c = found(o.InitHidden()).found.states
     assert (h.initial, c.initial) == (0.5, 0.0)
@@ -115,10 +127,6 @@ LSTM_LINES = """LSTM 'rnn' keeps no state between calls: take (h, c) and return 
         (o.Plain(batch_first=False), LSTM_LINES),
         (o.Plain(nn.GRU), "GRU 'rnn' keeps no state between calls: take h and return it\n"),
         (o.Looped(), "GRUCell 'cell' keeps no state between calls: take h and return it\n"),
-        (
-            o.OnItself(),
-            "OnItself keeps 'hidden' on itself between calls: take it as an argument and return it",
-        ),
         (o.Hidden(bidirectional=True), "LSTM 'rnn' is bidirectional: it sees the timesteps to come"),
         (o.Plain(nn.GRU, bidirectional=True), "GRU 'rnn' is bidirectional: it sees the timesteps to come"),
         (nn.LSTM(5, 8, bidirectional=True), "LSTM is bidirectional: it sees the timesteps to come"),
@@ -129,6 +137,8 @@ LSTM_LINES = """LSTM 'rnn' keeps no state between calls: take (h, c) and return 
             "Conv1d 'conv' keeps no history between calls. Give it padding=0 and take the last 2",
         ),
         (o.Convolved(1), "return y, seen[:, :, -2:]"),
+        (o.Chomped(), "Conv1d 'conv' keeps no history between calls. Give it padding=0 and take the last 2"),
+        (o.Flagged(), "    def forward(self, x, hidden=None, *, return_state=False):\n"),
         (
             o.Attentive(),
             "MultiheadAttention 'attention' sees the whole sequence: keep the last N keys and values",
@@ -147,6 +157,29 @@ def test_what_cannot_be_streamed_is_told_by_its_layer_with_what_to_write(
 ) -> None:
     with pytest.raises(ExportError, match=re.escape(text)):
         found(module)
+
+
+def test_what_is_kept_on_the_module_is_told_once() -> None:
+    with pytest.raises(
+        ExportError, match="OnItself keeps 'hidden' on itself between calls: take it as"
+    ) as told:
+        found(o.OnItself())
+    assert "LSTM" not in str(told.value)
+
+
+def test_a_layer_over_something_else_than_time_is_not_blamed() -> None:
+    class Both(o.Frequencies):
+        def __init__(self) -> None:
+            super().__init__()
+            self.over_time = nn.GRU(40, 8, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.over_time(super().forward(x))[0]
+            return result
+
+    with pytest.raises(ExportError, match="GRU 'over_time' keeps no state between calls") as told:
+        found(Both())
+    assert "bidirectional" not in str(told.value)
 
 
 def test_the_lines_to_write_for_a_convolution_mend_it() -> None:
@@ -180,6 +213,14 @@ def test_an_exception_is_the_modules_own_with_its_last_line() -> None:
     ) as told:
         found(Raises())
     assert str(told.value).startswith("Raises does not run on x ([2, 5, 5]): ")
+
+
+def test_an_exception_without_a_line_of_the_user_names_no_file_of_ours() -> None:
+    with pytest.raises(UserCodeError) as told:
+        found(nn.GRU(5, 8, batch_first=True), X[..., :4])
+    assert str(told.value) == (
+        "GRU does not run on x ([2, 5, 4]): RuntimeError: input.size(-1) must be equal to input_size. Expected 5, got 4"
+    )
 
 
 def test_a_call_leaves_the_module_as_it_was() -> None:

@@ -99,6 +99,24 @@ def test_the_file_streams_what_the_module_computes(
         np.testing.assert_allclose(np.stack(given, 1), y.numpy(), atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_compiled_modules_and_weights_that_cannot_be_copied(tmp_path: Path) -> None:
+    class Normed(o.CharCell):
+        def __init__(self) -> None:
+            super().__init__()
+            # The older of PyTorch's two; its weight is computed before each call.
+            with pytest.warns(FutureWarning):
+                self.i2h = nn.utils.weight_norm(self.i2h)
+
+    module = Normed()
+    before = dict(vars(module.i2h))
+    card = export_module(torch.compile(module), tmp_path / "m.onnx", example_x=X)  # type: ignore[arg-type]
+    assert (card.kind, card.proof["max_error"] <= 1e-5) == ("Normed", True)
+    assert vars(module.i2h) == before
+    with pytest.raises(ExportError, match="give the module that it was made of"):
+        export_module(torch.jit.script(nn.GRU(5, 8)), tmp_path / "s.onnx", example_x=X)
+
+
 class Branching(o.CharCell):
     """Looks at values to decide what to compute."""
 

@@ -75,53 +75,55 @@ class StreamCellServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Stream(self, request_iterator, context):
-        """One session a call. The first message opens it, each message may carry steps, and each message is answered, in
-        order: by exactly one reply, a message with `generate` by one or more, one with `stop_generation` by none. Messages may be pipelined; a full queue stops the server reading, so
-        HTTP/2's flow control is the back-pressure. Closing the sending side ends the session after the last reply.
+        """One session per call. The first message opens it, and each message may carry steps. Messages are answered in order:
+        each by exactly one reply, a message with `generate` by one or more, one with `stop_generation` by none. Messages
+        may be sent ahead of replies; if a session's queue is full, the server stops reading, so HTTP/2's flow control is
+        the back-pressure. Closing the sending side ends the session after the last reply.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamFrames(self, request_iterator, context):
-        """Many sessions of one model a call: a frame carries a row of timesteps for each of any number of them, and each
-        frame is answered by exactly one, in order. A row that is refused leaves the others and its own state alone;
-        only a frame that makes no sense as a whole ends the call. Otherwise as `Stream`.
+        """Many sessions of one model per call: a frame carries a row of timesteps for any number of them, and is answered by
+        exactly one frame, in order. A refused row changes neither the other rows nor its own state; only a frame that is
+        malformed as a whole ends the call. Otherwise like `Stream`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Predict(self, request, context):
-        """Whole sequences from the initial state, or a batch for a stateless model. Nothing is kept afterwards.
+        """Runs whole sequences from the initial state, or a batch of a stateless model. The server keeps no state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Every model that can be opened, with its signature.
+        """Lists all models that can be opened, with their signatures.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model's signature and card.
+        """Returns one model's signature and card.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseSession(self, request, context):
-        """Ends a session of any client, or a stream of frames with all its sessions. Its stream is told SESSION_CLOSED; its state is discarded.
+        """Ends a session of any client, or a stream of frames with all its sessions. Its stream ends with SESSION_CLOSED; its
+        state is discarded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """The live sessions, oldest first.
+        """Lists the live sessions, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

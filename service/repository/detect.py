@@ -246,9 +246,15 @@ class _Detection:
         wanted = ", ".join([*lead, "…"])
         if len(dims) < len(lead) or isinstance(dims[lead.index("batch")], int):
             self._unclear(f"output {p.name!r}: expected [{wanted}], the graph has {p}")
-        if "time" in lead and dims[lead.index("time")] not in (time, None):
+        own = dims[lead.index("time")] if "time" in lead else None
+        if own not in (time, None):
+            fixed = (
+                f"; its exporter wrote down the {own} timesteps of the example: export an example of one timestep with "
+                "only the batch open, or with dynamo=False"
+            )
             self._unclear(
                 f"output {p.name!r}: expected [{wanted}] with the inputs' time axis {time}, found {p}"
+                f"{fixed if isinstance(own, int) and own > 1 else ''}"
             )
 
     def _tensors(self, ports: dict[str, GraphValue], lead: tuple[str, ...]) -> list[Tensor]:

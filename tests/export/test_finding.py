@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,6 +192,24 @@ def test_the_lines_to_write_for_a_convolution_mend_it() -> None:
     namespace: dict[str, Any] = {"torch": torch, "Convolved": o.Convolved}
     exec(f"class Mended(Convolved):\n{lines}", namespace)
     assert [state.shape for state in found(namespace["Mended"](0)).found.states] == [(5, 2)]
+
+
+def test_the_module_of_the_page_is_exported_and_without_its_state_refused_as_the_page_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    section = page.partition("## A module of your own")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    namespace: dict[str, Any] = {"torch": torch, "nn": nn}
+    exec(code, namespace)
+    user = found(namespace["Tagger"](), {"tokens": TOKENS})
+    assert [state.input for state in user.found.states] == ["hidden0", "hidden1"]
+    forgetful = code.replace(", hidden=None", "").replace(", hidden)", ")").replace(", hidden  ", "  ")
+    exec(forgetful, namespace)
+    with pytest.raises(ExportError) as told:
+        found(namespace["Tagger"](), {"tokens": TOKENS})
+    shown = section.partition("streamcell export: ")[2].partition("```")[0]
+    first, _, rest = shown.strip().partition("\n")
+    said, _, lines = str(told.value).partition("\n")
+    assert (said.partition(": error")[0], lines) == (first.partition(": error")[0], rest)
 
 
 def test_a_state_without_an_initial_state_is_told_with_the_lines_to_write() -> None:

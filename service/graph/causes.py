@@ -14,7 +14,8 @@ from .index_trace import Scope, attribute_of
 from .interface import axes_before_step
 from .shapes import inferred_shapes
 
-_RECURRENT = {"LSTM": ("initial_h", "initial_c"), "GRU": ("initial_h",), "RNN": ("initial_h",)}
+_BOTH = ("initial_h", "initial_c")
+_RECURRENT = {"LSTM": _BOTH, "DynamicQuantizeLSTM": _BOTH, "GRU": ("initial_h",), "RNN": ("initial_h",)}
 _QUANTISED = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"})
 _ALONG_AXIS = frozenset({"Softmax", "LogSoftmax", "CumSum", "ArgMax", "ArgMin", "TopK", "Hardmax"})
 # Operators whose input of that place is a shape.
@@ -88,10 +89,11 @@ class _Axes:
         shape = self._shapes.get(value)
         if shape is None or not self._names:
             return self._otherwise in axes
-        places = {axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape)}
-        return any(
-            shape[axis] in self._names or (shape[axis] is None and axis == self._otherwise) for axis in places
-        )
+        found = {axis for axis, size in enumerate(shape) if size in self._names}
+        unknown = {axis for axis, size in enumerate(shape) if size is None}
+        if not found and len(unknown) == 1:  # then it can only be that one, if it is there at all
+            found = unknown
+        return any(axis % len(shape) in found for axis in axes if -len(shape) <= axis < len(shape))
 
 
 def _axes_of(node: onnx.NodeProto, scope: Scope) -> list[int] | None:
@@ -135,7 +137,8 @@ def _step_cause(node: onnx.NodeProto, scope: Scope, axes: _Axes) -> str:
         direction = attribute_of(node, "direction")
         if direction == b"bidirectional":
             return f"{_called(node)} is bidirectional"
-        return f"{_called(node)} runs in reverse" if direction == b"reverse" else ""
+        if direction == b"reverse":
+            return f"{_called(node)} runs in reverse"
     if node.op_type in _QUANTISED:
         return f"{_called(node)} sees all timesteps: it takes one scale from the whole chunk"
     pads = attribute_of(node, "pads")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 SIDE = 'inputs = ["x"]\noutputs = ["y"]\n'
 STATE = '[[states]]\ninput = "s"\noutput = "s_out"\n'
@@ -145,6 +147,15 @@ def recurrent(op: str, direction: str, *states: str) -> tuple[onnx.ModelProto, s
     return model, f'layout = "time_batch"\n{SIDE}{tables}'
 
 
+def quantised_lstm(*states: str) -> tuple[onnx.ModelProto, str]:
+    """A forward LSTM as ONNX Runtime's own tool quantises it."""
+    model, sidecar = recurrent("LSTM", "forward", *states)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "quantised.onnx"
+        quantize_dynamic(model, path, weight_type=QuantType.QInt8)
+        return onnx.load(path), sidecar
+
+
 def stepped(body: str) -> tuple[onnx.ModelProto, str]:
     return step_model(body, constants=CONSTANTS), STEP
 
@@ -188,6 +199,9 @@ CASES = {
     "fixed_rows": Case(lambda: stepped(FIXED_ROWS), ROWS, "Reshape 'y' has a fixed first size of 1"),
     "fixed_state": Case(lambda: stepped(FIXED_STATE), ROWS, "Reshape 's_out' has a fixed first size of 1"),
     "quantised": Case(lambda: stepped(QUANTISED), ROWS, "DynamicQuantizeLinear 'q' sees all rows"),
+    "quantised_lstm": Case(
+        lambda: quantised_lstm("h", "c"), ROWS | STEPS, "DynamicQuantizeLSTM 'rnn_quant' sees all rows"
+    ),
     "late_quantised": Case(
         lambda: chunked(LATE_QUANTISED), ROWS | STEPS, "DynamicQuantizeLinear 'q' sees all timesteps"
     ),

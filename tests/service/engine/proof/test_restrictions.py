@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import structlog
@@ -33,6 +34,7 @@ from .models import (
     PLAIN,
     STEP,
     STEPS,
+    quantised_lstm,
     recurrent,
     save,
     step_model,
@@ -101,10 +103,14 @@ def test_without_the_proof_nothing_is_restricted(tmp_path: Path) -> None:
     assert model.max_batch == 256
 
 
-def test_an_lstm_that_forgets_its_cell_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path, "hidden", *recurrent("LSTM", "forward", "h"))
+@pytest.mark.parametrize("make", [lambda: recurrent("LSTM", "forward", "h"), lambda: quantised_lstm("h")])
+def test_an_lstm_that_forgets_its_cell_is_refused(
+    tmp_path: Path, make: Callable[[], tuple[onnx.ModelProto, str]]
+) -> None:
+    path = save(tmp_path, "hidden", *make())
     with pytest.raises(
-        ModelLoadError, match=r"hidden\.onnx: .*output 'y' is .*, alone .*LSTM 'rnn' has no initial_c"
+        ModelLoadError,
+        match=r"hidden\.onnx: .*output 'y' is .*, alone .*LSTM 'rnn(_quant)?' has no initial_c",
     ):
         loaded(path)
 

@@ -367,6 +367,14 @@ def one_row(b: Builder, x: str) -> str:
     return b.add("Tanh", b.add("Reshape", x, b.constant([1, -1, WIDTH] if b.has_time else [1, WIDTH])))
 
 
+def branch_of_all_rows(b: Builder, x: str) -> str:
+    """An If whose condition any loud row of the batch fulfils."""
+    flat = b.add("Reshape", b.add("Abs", x), b.constant([-1]))
+    loudest = b.add("ReduceMax", flat, keepdims=0)
+    loud = b.add("Greater", loudest, b.constant(0.8, np.float32))
+    return b.add("If", loud, then_branch=branch(b, x, factor=0.5), else_branch=branch(b, x, factor=2.0))
+
+
 def rows_in_steps(b: Builder, x: str) -> str:
     """[batch, time, 4] read as [time, batch, 4]."""
     xt = b.timed(x)
@@ -435,6 +443,7 @@ WRONG: dict[str, Block] = {
         rows_in_steps,
         flat_rows,
         one_row,
+        branch_of_all_rows,
         less_mean_of_steps,
         padded,
         backwards,

@@ -62,6 +62,7 @@ CAUSES = {
     "quantised": {"DynamicQuantizeLinear"},
     "flat_rows": {"Reshape", "Softmax"},
     "one_row": {"Reshape"},
+    "branch_of_all_rows": {"ReduceMax"},
     "less_mean_of_steps": {"ReduceMean"},
     "padded": {"Conv"},
     "backwards": {"CumSum"},

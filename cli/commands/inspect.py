@@ -96,9 +96,9 @@ def _lines(found: Inspection) -> Iterator[str]:
     else:
         yield f"{found.path}: can be served as {found.name!r}, version {found.version}"
     yield from _list("problems", found.problems)
-    if found.border is not None and found.description is None:
+    if found.interface is not None and found.description is None:
         yield "the graph has"
-        yield str(found.border)
+        yield str(found.interface)
     if found.likely_states:
         yield from _list(
             "likely states, by name or shape", [f"{i} → {o}" for i, o in found.likely_states.items()]
@@ -118,7 +118,7 @@ def _described(found: Inspection) -> Iterator[str]:
     description = found.description
     assert description is not None
     signature = description.signature
-    declared = {} if found.border is None else {**found.border.all_inputs, **found.border.outputs}
+    declared = {} if found.interface is None else {**found.interface.all_inputs, **found.interface.outputs}
     yield f"described by: the {description.source}; layout {signature.layout}"
     for title, tensors in (
         ("inputs, a timestep", signature.inputs),
@@ -154,7 +154,7 @@ def _tensor(tensor: Tensor, port: GraphValue | None) -> str:
 
 
 def _as_json(found: Inspection) -> dict[str, Any]:
-    border, description = found.border, found.description
+    interface, description = found.interface, found.description
     report: dict[str, Any] = {
         "file": str(found.path),
         "name": found.name,
@@ -173,10 +173,10 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         "max_batch": found.max_batch or None,
         "max_chunk": found.max_chunk or None,
     }
-    if border is not None:
+    if interface is not None:
         report["graph"] = {
-            "inputs": [_port(each) for each in border.all_inputs.values()],
-            "outputs": [_port(each) for each in border.outputs.values()],
+            "inputs": [_port(each) for each in interface.all_inputs.values()],
+            "outputs": [_port(each) for each in interface.outputs.values()],
         }
     if description is not None:
         report["described_by"] = description.source

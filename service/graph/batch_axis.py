@@ -1,4 +1,4 @@
-"""Axes of size 1 at a graph's border: a batch axis round what has none, no time axis round what has one timestep."""
+"""Axes of size 1 at a graph's interface: a batch axis round what has none, no time axis round what has one timestep."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_batch_axis(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.Mode
     def declare(dims: Any, axis: int) -> None:
         dims.insert(axis, onnx.TensorShapeProto.Dimension(dim_value=1))
 
-    return _with_border(model, axes, _squeeze, _unsqueeze, declare)
+    return _with_interface(model, axes, _squeeze, _unsqueeze, declare)
 
 
 def drop_time_axis(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.ModelProto:
@@ -39,7 +39,7 @@ def drop_time_axis(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.Mode
     def declare(dims: Any, axis: int) -> None:
         del dims[axis]
 
-    return _with_border(model, axes, _unsqueeze, _squeeze, declare)
+    return _with_interface(model, axes, _unsqueeze, _squeeze, declare)
 
 
 def _squeeze(nodes: NodeBuilder, value: str, axis: int, into: str) -> None:
@@ -50,7 +50,7 @@ def _unsqueeze(nodes: NodeBuilder, value: str, axis: int, into: str) -> None:
     nodes.unsqueeze(value, axis, into=into)
 
 
-def _with_border(
+def _with_interface(
     model: onnx.ModelProto,
     axes: Mapping[str, int],
     before: _Turn,

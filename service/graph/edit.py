@@ -132,17 +132,17 @@ def drop_unread(graph: onnx.GraphProto) -> None:
         graph.node.extend(copies)
 
 
-def forget_shapes(graph: onnx.GraphProto, *, bodies_border: bool) -> None:
+def forget_shapes(graph: onnx.GraphProto, *, bodies_interface: bool) -> None:
     """Drop inferred shapes, which need not hold in the edited graph; the runtime infers them again.
 
     Args:
-        bodies_border: also the sizes, not the ranks, that bodies declare for their own inputs and outputs.
+        bodies_interface: also the sizes, not the ranks, that bodies declare for their own inputs and outputs.
     """
     del graph.value_info[:]
     for node in graph.node:
         for body in subgraphs(node):
-            forget_shapes(body, bodies_border=bodies_border)
-            for value in (*body.input, *body.output) if bodies_border else ():
+            forget_shapes(body, bodies_interface=bodies_interface)
+            for value in (*body.input, *body.output) if bodies_interface else ():
                 for dim in value.type.tensor_type.shape.dim if _has_shape(value) else ():
                     dim.Clear()
 

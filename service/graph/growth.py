@@ -18,19 +18,19 @@ _MOST_DEPTH = 16
 
 
 def refuse_growing(
-    graph: onnx.GraphProto, border: GraphInterface, states: Iterable[tuple[str, str]], *, by_name: bool
+    graph: onnx.GraphProto, interface: GraphInterface, states: Iterable[tuple[str, str]], *, by_name: bool
 ) -> None:
-    """Raise GrowingStateError if the graph's border or nodes show that one of `states` grows.
+    """Raise GrowingStateError if the graph's interface or nodes show that one of `states` grows.
 
     Args:
         graph: the model's.
-        border: of `graph`.
+        interface: of `graph`.
         states: (input, output) of each; those that the graph does not have are left out.
         by_name: whether it is enough that an axis is called otherwise after the step.
     """
     found = []
     for i, o in states:
-        before, after = border.all_inputs.get(i), border.outputs.get(o)
+        before, after = interface.all_inputs.get(i), interface.outputs.get(o)
         if before is None or after is None:
             continue
         axis = _declared(before, after)
@@ -61,7 +61,7 @@ def refuse_growing(
 
 
 def _declared(before: GraphValue, after: GraphValue) -> int | None:
-    """The one axis that is longer after the step, by the sizes that the border declares."""
+    """The one axis that is longer after the step, by the sizes that the interface declares."""
     if before.dims is None or after.dims is None or len(before.dims) != len(after.dims):
         return None
     pairs = enumerate(zip(before.dims, after.dims, strict=True))

@@ -1,6 +1,6 @@
 """Which values an integer input may have: the rows of the tables that it indexes, found in the graph.
 
-An input is followed from the border through what moves or shifts its values to each node that takes them for
+An input is followed from the interface through what moves or shifts its values to each node that takes them for
 indices. What cannot be followed is left open, and so is what only some runs do: the branches of If. ONNX takes an
 index of -1 for a table's last row; nobody sends that on purpose, so indices begin at 0.
 """

@@ -1,4 +1,4 @@
-"""A graph's border as the file declares it, and whether a signature describes it."""
+"""A graph's interface as the file declares it, and whether a signature describes it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class GraphInterface:
 
 
 def read_interface(graph: onnx.GraphProto) -> GraphInterface:
-    """The border of `graph`, as declared."""
+    """The interface of `graph`, as declared."""
     initialized = initializer_names(graph)
     ports = [_port(value) for value in graph.input]
     return GraphInterface(
@@ -113,7 +113,7 @@ def axes_before_step(layout: Layout) -> tuple[str, ...]:
 
 
 def check_signature(
-    border: GraphInterface, signature: Signature, constants: Mapping[str, np.ndarray]
+    interface: GraphInterface, signature: Signature, constants: Mapping[str, np.ndarray]
 ) -> int | None:
     """Hold `signature` against the graph's own declaration.
 
@@ -125,29 +125,31 @@ def check_signature(
         SignatureError: names that the graph lacks, inputs that nothing feeds, dtypes, ranks or sizes that
             contradict, a time axis of fixed size; all of them at once.
     """
-    given = border.all_inputs
+    given = interface.all_inputs
     lead = axes_before_step(signature.layout)
     rows: dict[str, int] = {}
     problems = Problems()
     for tensor in signature.inputs:
         with problems.noted():
-            _check_tensor(_find(given, tensor.name, "input", border), tensor, lead, "input", rows)
+            _check_tensor(_find(given, tensor.name, "input", interface), tensor, lead, "input", rows)
     for tensor in signature.outputs:
         with problems.noted():
-            _check_tensor(_find(border.outputs, tensor.name, "output", border), tensor, lead, "output", {})
+            _check_tensor(
+                _find(interface.outputs, tensor.name, "output", interface), tensor, lead, "output", {}
+            )
     for state in signature.states:
         with problems.noted():
-            _check_state(_find(given, state.input, "state input", border), state, rows)
+            _check_state(_find(given, state.input, "state input", interface), state, rows)
         with problems.noted():
-            _check_state(_find(border.outputs, state.output, "state output", border), state, {})
+            _check_state(_find(interface.outputs, state.output, "state output", interface), state, {})
     if signature.lengths is not None:
         with problems.noted():
-            _check_lengths(_find(given, signature.lengths, "`lengths` input", border), rows)
+            _check_lengths(_find(given, signature.lengths, "`lengths` input", interface), rows)
     for name, value in constants.items():
         with problems.noted():
-            _check_constant(_find(given, name, "constant", border), value)
+            _check_constant(_find(given, name, "constant", interface), value)
     with problems.noted():
-        _check_all_fed(border, signature, constants)
+        _check_all_fed(interface, signature, constants)
     if problems:
         raise SignatureError(str(problems), problems=problems)
     return _fixed_rows(rows, signature.max_batch)
@@ -161,10 +163,10 @@ def _check_lengths(port: GraphValue, rows: dict[str, int]) -> None:
     _check_dims(port, ["batch"], "lengths", rows)
 
 
-def _find(ports: Mapping[str, GraphValue], name: str, what: str, border: GraphInterface) -> GraphValue:
+def _find(ports: Mapping[str, GraphValue], name: str, what: str, interface: GraphInterface) -> GraphValue:
     if name in ports:
         return ports[name]
-    raise SignatureError(f"the graph has no {what} {name!r}; it has\n{border}")
+    raise SignatureError(f"the graph has no {what} {name!r}; it has\n{interface}")
 
 
 def _check_dtype(port: GraphValue, dtype: str, what: str) -> None:
@@ -222,17 +224,19 @@ def _check_constant(port: GraphValue, value: np.ndarray) -> None:
         )
 
 
-def _check_all_fed(border: GraphInterface, signature: Signature, constants: Mapping[str, np.ndarray]) -> None:
+def _check_all_fed(
+    interface: GraphInterface, signature: Signature, constants: Mapping[str, np.ndarray]
+) -> None:
     fed = {t.name for t in signature.inputs} | {s.input for s in signature.states} | {signature.lengths}
     if both := sorted(name for name in constants if name in fed):
         raise SignatureError(f"named as a constant and as an input or state too: {', '.join(both)}")
-    if hungry := unfed(border, {*fed, *constants}):
+    if hungry := unfed(interface, {*fed, *constants}):
         raise SignatureError(hungry)
 
 
-def unfed(border: GraphInterface, fed: Container[str | None]) -> str:
+def unfed(interface: GraphInterface, fed: Container[str | None]) -> str:
     """The problem if only `fed` are fed: the names of required inputs that are not; empty if there are none."""
-    hungry = [f"{name}: {port}" for name, port in border.inputs.items() if name not in fed]
+    hungry = [f"{name}: {port}" for name, port in interface.inputs.items() if name not in fed]
     if not hungry:
         return ""
     return (

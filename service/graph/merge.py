@@ -47,13 +47,13 @@ def merge(parts: Sequence[Part]) -> onnx.ModelProto:
         PipelineError: wires that lead nowhere, round in a circle or between tensors that do not fit, parts that cannot
             run at one opset; all of them at once.
     """
-    borders = {part.name: read_interface(part.model.graph) for part in parts}
+    interfaces = {part.name: read_interface(part.model.graph) for part in parts}
     problems = Problems()
     given = _inputs_of_the_whole(parts)
     for part in parts:
         for target, source in part.wires.items():
-            _check_wire(part, target, source, borders, given, problems)
-    order = _in_order(parts, borders, problems)
+            _check_wire(part, target, source, interfaces, given, problems)
+    order = _in_order(parts, interfaces, problems)
     opsets = _opsets(parts, problems)
     if problems:
         raise PipelineError(str(problems), problems=problems)
@@ -85,30 +85,30 @@ def _check_wire(
     part: Part,
     target: str,
     source: str,
-    borders: Mapping[str, GraphInterface],
+    interfaces: Mapping[str, GraphInterface],
     given: Mapping[str, onnx.ValueInfoProto],
     problems: Problems,
 ) -> None:
     """Note the problems of one wire."""
     where = f"stages: {shown(part.name)}: wires.{cut(target)}"
-    into = borders[part.name].all_inputs.get(target)
+    into = interfaces[part.name].all_inputs.get(target)
     if into is None:
-        problems.add(f"{where}: the stage has no such input; it has\n{borders[part.name]}")
+        problems.add(f"{where}: the stage has no such input; it has\n{interfaces[part.name]}")
         return
     out: GraphValue | None
     if "." in source:
         stage, _, output = source.partition(".")
-        if stage not in borders:
+        if stage not in interfaces:
             problems.add(
                 f"{where} = {shown(source)}: there is no stage {shown(stage)}; expected STAGE.OUTPUT with one of "
-                f"{', '.join(map(shown, borders))}, or a name without a dot for an input that clients send"
+                f"{', '.join(map(shown, interfaces))}, or a name without a dot for an input that clients send"
             )
             return
-        out = borders[stage].outputs.get(output)
+        out = interfaces[stage].outputs.get(output)
         if out is None:
             problems.add(
                 f"{where} = {shown(source)}: stage {shown(stage)} has no output {shown(output)}; it has\n"
-                f"{borders[stage]}"
+                f"{interfaces[stage]}"
             )
             return
     else:
@@ -118,12 +118,14 @@ def _check_wire(
         problems.add(f"{where} = {shown(source)}: {out} does not fit into {into}")
 
 
-def _in_order(parts: Sequence[Part], borders: Mapping[str, GraphInterface], problems: Problems) -> list[Part]:
+def _in_order(
+    parts: Sequence[Part], interfaces: Mapping[str, GraphInterface], problems: Problems
+) -> list[Part]:
     """`parts`, each behind those that it takes something from."""
     before: TopologicalSorter[str] = TopologicalSorter()
     for part in parts:
         sources = (source.partition(".")[0] for source in part.wires.values() if "." in source)
-        before.add(part.name, *(stage for stage in sources if stage in borders))
+        before.add(part.name, *(stage for stage in sources if stage in interfaces))
     by_name = {part.name: part for part in parts}
     try:
         return [by_name[name] for name in before.static_order()]

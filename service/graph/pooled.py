@@ -155,11 +155,11 @@ def pool_states(
         _adapt_input(head, tail, str(signature.lengths), "Cast", to=lengths_type)
     if signature.layout == "time_batch":
         _put_batch_first(head, tail, signature)
-    forget_shapes(graph, bodies_border=signature.max_batch is None)
+    forget_shapes(graph, bodies_interface=signature.max_batch is None)
     nodes = [*head.nodes, *graph.node, *tail.nodes]
     del graph.node[:]
     graph.node.extend(nodes)
-    _declare_border(graph, signature, pools, "batch" if fixed_batch is None else fixed_batch)
+    _declare_interface(graph, signature, pools, "batch" if fixed_batch is None else fixed_batch)
     drop_unread(graph)
     return Pooled(model, pools, fixed_batch, commit_last or not pools)
 
@@ -239,7 +239,7 @@ def _put_batch_first(head: NodeBuilder, tail: NodeBuilder, signature: Signature)
             tail.add("Transpose", inner, into=tensor.name, perm=perm)
 
 
-def _declare_border(
+def _declare_interface(
     graph: onnx.GraphProto, signature: Signature, pools: tuple[PoolTensor, ...], batch: int | str
 ) -> None:
     del graph.input[:], graph.output[:]

@@ -11,7 +11,7 @@ from streamcell.service.graph.interface import GraphInterface
 from streamcell.service.load_errors import ModelLoadError, load_failure
 from streamcell.service.repository.describe import Description
 from streamcell.service.repository.locate import Located, sidecar_path, stray_sidecars
-from streamcell.service.repository.model_file import border_of, open_model
+from streamcell.service.repository.model_file import interface_of, open_model
 from streamcell.service.repository.sidecar_template import likely_pairs, sidecar_template
 from streamcell.service.repository.sidecar_text import sidecar_text
 from streamcell.service.settings import Settings
@@ -27,7 +27,7 @@ class Inspection:
         path: the .onnx file, or the TOML file of a pipeline.
         name: the name that it is served under.
         version: a positive integer as text.
-        border: the inputs and outputs that the graph declares; None if it cannot be read.
+        interface: the inputs and outputs that the graph declares; None if it cannot be read.
         description: its inputs, outputs and states, and their source; None if that is unclear.
         likely_states: if it is unclear, input → output of likely states.
         problems: why it cannot be served; empty: it can.
@@ -41,7 +41,7 @@ class Inspection:
     path: Path
     name: str
     version: str
-    border: GraphInterface | None
+    interface: GraphInterface | None
     description: Description | None
     likely_states: Mapping[str, str]
     problems: tuple[str, ...]
@@ -60,7 +60,7 @@ class Inspection:
         """A sidecar with the known values and a `?` for each unknown one; None if the graph cannot be read."""
         if self.description is not None:
             return sidecar_text(self.description)
-        return None if self.border is None else sidecar_template(self.border)
+        return None if self.interface is None else sidecar_template(self.interface)
 
 
 def inspect_model(path: Path, settings: Settings) -> Inspection:
@@ -73,9 +73,9 @@ def inspect_model(path: Path, settings: Settings) -> Inspection:
     device.check()
     name, version = _called(path)
     problems: list[str] = []
-    border = file = None
+    interface = file = None
     try:
-        border = border_of(path)
+        interface = interface_of(path)
         file = open_model(path, name, version)
     except Exception as error:  # a file can be wrong in unexpected ways
         problems += _problems(load_failure(error, path), path)
@@ -83,9 +83,9 @@ def inspect_model(path: Path, settings: Settings) -> Inspection:
         path,
         name if file is None else file.name,
         version,
-        border,
+        interface,
         None if file is None else file.description,
-        likely_pairs(border) if border is not None and file is None else {},
+        likely_pairs(interface) if interface is not None and file is None else {},
         tuple(problems),
         (*_strays(path), *(() if file is None else _doubts(file.description))),
     )

@@ -106,14 +106,14 @@ def describe(
     elif card is not None:
         found = Description(card.signature, "card", card, generation=card.generation)
     else:
-        border = read_interface(model.graph)
-        refuse_growing(model.graph, border, state_pairs(border.inputs, border.outputs), by_name=True)
-        old_axes = find_one_timestep(border)
-        border = read_interface(drop_time_axis(model, old_axes).graph)
-        unbatched = find_unbatched(border)
-        signature = detect(border, unbatched, sidecar_name=path.with_suffix(".toml").name)
+        interface = read_interface(model.graph)
+        refuse_growing(model.graph, interface, state_pairs(interface.inputs, interface.outputs), by_name=True)
+        old_axes = find_one_timestep(interface)
+        interface = read_interface(drop_time_axis(model, old_axes).graph)
+        unbatched = find_unbatched(interface)
+        signature = detect(interface, unbatched, sidecar_name=path.with_suffix(".toml").name)
         axes = dict.fromkeys(unbatched, 0)
-        doubts = _doubts(border, signature)
+        doubts = _doubts(interface, signature)
         found = Description(signature, "graph", new_axes=axes, old_axes=old_axes, doubts=doubts)
         model = found.build(model)
     check_signature(read_interface(model.graph), found.signature, found.constants)
@@ -121,13 +121,13 @@ def describe(
     return replace(found, signature=signature)
 
 
-def _doubts(border: GraphInterface, signature: Signature) -> tuple[str, ...]:
+def _doubts(interface: GraphInterface, signature: Signature) -> tuple[str, ...]:
     """Pairs that may be states, by their shapes, in a graph that seems to have none."""
     if signature.states:
         return ()
     return tuple(
-        f"input {shown(i)}, {border.inputs[i]}, and output {shown(o)}, {border.outputs[o]}"
-        for i, o in possible_states(border.inputs, border.outputs)
+        f"input {shown(i)}, {interface.inputs[i]}, and output {shown(o)}, {interface.outputs[o]}"
+        for i, o in possible_states(interface.inputs, interface.outputs)
     )
 
 
@@ -156,14 +156,14 @@ def _from_sidecar(
             axes = new_axes(said)
             rest, feeds = fed_inputs(said, read_interface(model.graph).with_axes(axes, 1))
             model = _built(model, axes, feeds)
-            border = read_interface(model.graph)
+            interface = read_interface(model.graph)
             signature, constants = resolve(
                 rest,
-                border,
+                interface,
                 () if feeds is None else feeds.states(),
                 () if feeds is None else feeds.given,
             )
-            check_signature(border, signature, constants)
+            check_signature(interface, signature, constants)
             if not problems:
                 stated = {tensor.name for tensor in said.inputs if tensor.index_range is not None}
                 found = Description(

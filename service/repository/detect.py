@@ -1,8 +1,8 @@
 """Reads a signature from a graph without card and sidecar, if it can be read in one way only.
 
 States are found by name (`state_names`), the batch axis by the symbol that states and inputs share, the time
-axis by the second symbol. Whatever is unclear is one error that names all of it, with the graph's border and a sidecar
-to paste.
+axis by the second symbol. One error names everything that is unclear, with the graph's interface and a draft of a
+sidecar.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ _BATCH_NAMES = frozenset({"b", "n", "batch", "batch_size", "batchsize", "bs"})
 
 
 def detect(
-    border: GraphInterface, unbatched: Collection[str] = (), *, sidecar_name: str = "model.toml"
+    interface: GraphInterface, unbatched: Collection[str] = (), *, sidecar_name: str = "model.toml"
 ) -> Signature:
     """The only signature that a graph with this interface can have.
 
     Args:
-        border: as declared in the file.
+        interface: as declared in the file.
         unbatched: names without a batch axis (`find_unbatched`); the signature is that of the graph with one, at 0.
         sidecar_name: the file that the error asks the user to write.
 
     Raises:
         DetectionError: there is none, or more than one; it names everything that is unclear.
     """
-    whole = border
+    whole = interface
     if unbatched:
-        size = 1 if all(not port.dynamic_axes for port in border.inputs.values()) else "batch"
-        whole = border.with_axes(dict.fromkeys(unbatched, 0), size)
+        size = 1 if all(not port.dynamic_axes for port in interface.inputs.values()) else "batch"
+        whole = interface.with_axes(dict.fromkeys(unbatched, 0), size)
     detection = _Detection(whole)
     signature = detection.signature()
     if signature is None:
         raise DetectionError(
             f"no card, no {sidecar_name}, and the graph alone does not show how to serve it: {detection.problems}",
             problems=detection.problems,
-            context=f"the graph has\n{border}\ndescribe them in {sidecar_name} beside it; a draft:\n\n"
-            f"{sidecar_template(border, whole, unbatched)}",
+            context=f"the graph has\n{interface}\ndescribe them in {sidecar_name} beside it; a draft:\n\n"
+            f"{sidecar_template(interface, whole, unbatched)}",
         )
     return signature.model_copy(update={"max_batch": 1}) if unbatched else signature
 
@@ -54,13 +54,13 @@ def detect(
 class _Detection:
     """Two passes: first each name by itself, then all together; the second skips names that the first noted."""
 
-    def __init__(self, border: GraphInterface) -> None:
-        self._border = border
+    def __init__(self, interface: GraphInterface) -> None:
+        self._interface = interface
         self.problems = Problems()
-        self._pairs = state_pairs(border.inputs, border.outputs)
+        self._pairs = state_pairs(interface.inputs, interface.outputs)
         taken, given = {i for i, _ in self._pairs}, {o for _, o in self._pairs}
-        self._inputs = {n: p for n, p in border.inputs.items() if n not in taken}
-        self._outputs = {n: p for n, p in border.outputs.items() if n not in given}
+        self._inputs = {n: p for n, p in interface.inputs.items() if n not in taken}
+        self._outputs = {n: p for n, p in interface.outputs.items() if n not in given}
         # Names with a problem that the first pass has noted.
         self._unsure: set[str] = set()
 
@@ -120,7 +120,7 @@ class _Detection:
         )
 
     def _state_inputs(self) -> list[GraphValue]:
-        return [self._border.inputs[i] for i, _ in self._pairs]
+        return [self._interface.inputs[i] for i, _ in self._pairs]
 
     def _check_names(self) -> None:
         """Check that every name has one role, and that no remaining name sounds like a state."""
@@ -129,7 +129,7 @@ class _Detection:
                 fits = [pair for pair in self._pairs if name in pair]
                 self._note(f"state {side} {name!r} fits more than one name: {fits}", *sum(fits, ()))
         for i, o in self._pairs:
-            p, q = self._border.inputs[i], self._border.outputs[o]
+            p, q = self._interface.inputs[i], self._interface.outputs[o]
             if not p.fits(q):
                 self._note(f"{i!r} and {o!r} are named like a state, but are {p} and {q}", i, o)
         if not self._inputs or not self._outputs:
@@ -139,7 +139,7 @@ class _Detection:
                 self._note(
                     f"input {name!r} is named like a state, but no output is named to go with it", name
                 )
-        for i, o in state_pairs(self._border.defaults, self._border.outputs):
+        for i, o in state_pairs(self._interface.defaults, self._interface.outputs):
             self._note(f"input {i!r} has a default value, but with output {o!r} it is named like a state", o)
 
     def _check_shapes(self) -> None:
@@ -154,7 +154,7 @@ class _Detection:
                     self._note(f"input {i!r}, {p}, and output {o!r}, {q}, may be a state", i, o)
 
     def _check_kinds(self) -> None:
-        for name, p in {**self._border.inputs, **self._border.outputs}.items():
+        for name, p in {**self._interface.inputs, **self._interface.outputs}.items():
             if p.dtype not in DTYPES:
                 self._note(f"{name!r} is {p}; expected a dtype of {', '.join(DTYPES)}", name)
             if p.dims is None:
@@ -270,7 +270,7 @@ class _Detection:
         found = []
         for i, o in self._pairs:
             if i in axes:
-                p, axis = self._border.inputs[i], axes[i]
+                p, axis = self._interface.inputs[i], axes[i]
                 with self.problems.noted():
                     shape = self._sizes(p, range(axis, axis + 1))
                     found.append(State(input=i, output=o, dtype=p.dtype, shape=shape, batch_axis=axis))  # type: ignore[arg-type]

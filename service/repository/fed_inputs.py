@@ -16,7 +16,7 @@ from .sidecar import Sidecar, SidecarInput, nearest
 from .sidecar_fit import invalid, max_batch, new_axes, tensor_of
 
 
-def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds | None]:
+def fed_inputs(sidecar: Sidecar, interface: GraphInterface) -> tuple[Sidecar, Feeds | None]:
     """The inputs that `sidecar` makes the server feed to a graph with this interface, and the sidecar without them.
 
     Raises:
@@ -33,20 +33,20 @@ def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds
     lengths, contexts, counted, given = sidecar.lengths, [], [], []
     for each in sidecar.inputs:
         with problems.noted():
-            if each.from_ == "lengths" and _is_lengths(each, sidecar, border):
+            if each.from_ == "lengths" and _is_lengths(each, sidecar, interface):
                 if lengths is not None:
                     raise SidecarError(
                         f"inputs: {each.name!r}: lengths = {lengths!r} already takes the lengths"
                     )
                 lengths = each.name
             elif each.from_ is not None:
-                counted.append(_counted(each, sidecar, border))
+                counted.append(_counted(each, sidecar, interface))
             elif each.at is not None:
-                given.append(_given(each, border))
+                given.append(_given(each, interface))
     for each in sent:
         with problems.noted():
             if each.context is not None:
-                contexts.append(_context(each, sidecar, lengths, border))
+                contexts.append(_context(each, sidecar, lengths, interface))
     if problems:
         raise SidecarError(str(problems), problems=problems)
     rest = sidecar.model_copy(update={"inputs": sent, "lengths": lengths})
@@ -57,26 +57,26 @@ def fed_inputs(sidecar: Sidecar, border: GraphInterface) -> tuple[Sidecar, Feeds
     )
 
 
-def _port(each: SidecarInput, border: GraphInterface) -> GraphValue:
-    if (port := border.all_inputs.get(each.name)) is not None:
+def _port(each: SidecarInput, interface: GraphInterface) -> GraphValue:
+    if (port := interface.all_inputs.get(each.name)) is not None:
         return port
-    near = nearest(each.name, border.all_inputs)
+    near = nearest(each.name, interface.all_inputs)
     hint = f"; did you mean {near!r}?" if near else ""
     raise SidecarError(
-        f"inputs: {each.name!r}: the graph has no such name{hint}", context=f"the graph has\n{border}"
+        f"inputs: {each.name!r}: the graph has no such name{hint}", context=f"the graph has\n{interface}"
     )
 
 
-def _is_lengths(each: SidecarInput, sidecar: Sidecar, border: GraphInterface) -> bool:
+def _is_lengths(each: SidecarInput, sidecar: Sidecar, interface: GraphInterface) -> bool:
     """True if it is equivalent to `lengths`, so that rows of different lengths may run together."""
-    port = _port(each, border)
+    port = _port(each, interface)
     ranked = port.dims is None or len(port.dims) == 1
     return sidecar.tensor_layout != "batch" and port.dtype in ("int32", "int64") and ranked
 
 
-def _context(each: SidecarInput, sidecar: Sidecar, lengths: str | None, border: GraphInterface) -> Context:
+def _context(each: SidecarInput, sidecar: Sidecar, lengths: str | None, interface: GraphInterface) -> Context:
     where = f"inputs: {each.name!r}: context"
-    port = _port(each, border)
+    port = _port(each, interface)
     lead = axes_before_step(sidecar.tensor_layout)
     size = each.context or 0
     whole = tensor_of(port, each, lead, "inputs")
@@ -110,9 +110,9 @@ def _context(each: SidecarInput, sidecar: Sidecar, lengths: str | None, border: 
     return Context(whole.model_copy(update={"step_shape": tuple(step)}), size, axis)
 
 
-def _given(each: SidecarInput, border: GraphInterface) -> OpenInput:
+def _given(each: SidecarInput, interface: GraphInterface) -> OpenInput:
     where = f"inputs: {each.name!r}"
-    port = _port(each, border)
+    port = _port(each, interface)
     if port.dims == ():
         raise SidecarError(
             f"{where}: the graph has {port}, one value for all sessions of a run; set batch_axis = "
@@ -129,16 +129,16 @@ def _given(each: SidecarInput, border: GraphInterface) -> OpenInput:
     return value
 
 
-def _counted(each: SidecarInput, sidecar: Sidecar, border: GraphInterface) -> Counted:
+def _counted(each: SidecarInput, sidecar: Sidecar, interface: GraphInterface) -> Counted:
     assert each.from_ is not None
     where = f"inputs: {each.name!r}: from = {each.from_!r}"
-    port = _port(each, border)
+    port = _port(each, interface)
     if port.dtype is None or (port.dtype == "bool" and each.from_ != "first_step"):
         raise SidecarError(f"{where}: expected a tensor of numbers, the graph has {port}")
     lead = axes_before_step(sidecar.tensor_layout)
     dims = ("batch",) if port.dims is None else port.dims
     whole = bool(new_axes(sidecar))  # a graph of one session
-    if all(d == 1 for d in dims) and (whole or max_batch(sidecar, border) == 1):
+    if all(d == 1 for d in dims) and (whole or max_batch(sidecar, interface) == 1):
         return Counted(each.name, each.from_, "row", (1,) * len(dims))
     if not dims:
         raise SidecarError(

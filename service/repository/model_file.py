@@ -148,7 +148,7 @@ def open_all(
     return Found(sorted(files, key=lambda f: (f.name, int(f.version))), errors, list(notes))
 
 
-def border_of(path: Path) -> GraphInterface:
+def interface_of(path: Path) -> GraphInterface:
     """The inputs and outputs that the file `path` declares, or all files of the pipeline that it describes.
 
     Raises:

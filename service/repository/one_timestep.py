@@ -10,16 +10,16 @@ from .sidecar import Sidecar
 from .state_names import state_pairs
 
 
-def find_one_timestep(border: GraphInterface) -> dict[str, int]:
+def find_one_timestep(interface: GraphInterface) -> dict[str, int]:
     """Of a graph whose inputs and outputs are all [1, batch, …], with the states' open size as the batch: the axis, 0.
 
     [batch, 1, …] is left as it is: the 1 may as well belong to the step.
     """
-    pairs = state_pairs(border.inputs, border.outputs)
+    pairs = state_pairs(interface.inputs, interface.outputs)
     read, written = {i for i, _ in pairs}, {o for _, o in pairs}
-    inputs = [port for name, port in border.inputs.items() if name not in read]
-    outputs = [port for name, port in border.outputs.items() if name not in written]
-    states = [border.inputs[i] for i, _ in pairs]
+    inputs = [port for name, port in interface.inputs.items() if name not in read]
+    outputs = [port for name, port in interface.outputs.items() if name not in written]
+    states = [interface.inputs[i] for i, _ in pairs]
     batch = {(port.dims or ())[axis] for port in states for axis in port.dynamic_axes}
     if len(batch) != 1 or not all(len(port.dynamic_axes) == 1 for port in states):
         return {}
@@ -31,13 +31,13 @@ def find_one_timestep(border: GraphInterface) -> dict[str, int]:
     return dict.fromkeys((port.name for port in (*inputs, *outputs)), 0)
 
 
-def said_one_timestep(said: Sidecar, border: GraphInterface) -> dict[str, int]:
+def said_one_timestep(said: Sidecar, interface: GraphInterface) -> dict[str, int]:
     """The same of a sidecar that says where the time axis is, and a graph that fixes it at one timestep."""
     layout = said.tensor_layout
     if layout == "batch" or said.lengths is not None or said.batch_axis is not None:
         return {}
     axis = axes_before_step(layout).index("time")
-    ports = {**border.all_inputs, **border.outputs}
+    ports = {**interface.all_inputs, **interface.outputs}
     named = [tensor.name for tensor in (*said.inputs, *said.outputs)]
     if not all(name in ports for name in named) or not _one_at(axis, map(ports.__getitem__, named)):
         return {}

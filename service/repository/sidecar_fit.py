@@ -19,13 +19,13 @@ from .sidecar import Sidecar, SidecarState, SidecarTensor, did_you_mean, explain
 
 
 def resolve(
-    sidecar: Sidecar, border: GraphInterface, added: Sequence[State] = (), given: Sequence[OpenInput] = ()
+    sidecar: Sidecar, interface: GraphInterface, added: Sequence[State] = (), given: Sequence[OpenInput] = ()
 ) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
     """The signature and the constants that `sidecar` gives to a graph with this interface, `new_axes` added.
 
     Args:
         sidecar: the file's content, without inputs that the server feeds.
-        border: the interface of the graph with the server's feeds built in.
+        interface: the interface of the graph with the server's feeds built in.
         added: the states that the feeds have added.
         given: the inputs of the opening, which are among them.
 
@@ -33,7 +33,7 @@ def resolve(
         SidecarError: names that the graph lacks, sizes that neither says, constants of the wrong kind, inputs that
             nothing feeds; all of them at once.
     """
-    return _Fit(sidecar, border, added, given).signature()
+    return _Fit(sidecar, interface, added, given).signature()
 
 
 def new_axes(sidecar: Sidecar) -> dict[str, int]:
@@ -58,20 +58,20 @@ class _Fit:
     """Checks the sidecar's tables against the graph's interface, one by one, and collects the problems."""
 
     def __init__(
-        self, sidecar: Sidecar, border: GraphInterface, added: Sequence[State], given: Sequence[OpenInput]
+        self, sidecar: Sidecar, interface: GraphInterface, added: Sequence[State], given: Sequence[OpenInput]
     ) -> None:
         self._sidecar = sidecar
         self._added, self._given = added, tuple(given)
-        self._border = border
+        self._interface = interface
         self._unbatched = new_axes(sidecar)
         self._problems = Problems()
         self._guesses: set[str] = set()  # names that unknown names probably mean
         self._unknown = False
 
     def signature(self) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
-        sidecar, border = self._sidecar, self._border
-        inputs = self._tensors("inputs", border.all_inputs, sidecar.inputs)
-        outputs = self._tensors("outputs", border.outputs, sidecar.outputs)
+        sidecar, interface = self._sidecar, self._interface
+        inputs = self._tensors("inputs", interface.all_inputs, sidecar.inputs)
+        outputs = self._tensors("outputs", interface.outputs, sidecar.outputs)
         states = (*self._states(), *self._added)
         constants = self._constants()
         if not self._problems:
@@ -79,7 +79,7 @@ class _Fit:
                 signature = self._whole(inputs, outputs, states)
         if self._problems:
             self._add_unfed()
-            context = f"the graph has\n{self._border}" if self._unknown else ""
+            context = f"the graph has\n{self._interface}" if self._unknown else ""
             raise SidecarError(str(self._problems), problems=self._problems, context=context)
         return signature, constants
 
@@ -88,7 +88,7 @@ class _Fit:
         sidecar = self._sidecar
         fed = {each.name for each in sidecar.inputs}
         fed |= {each.input for each in sidecar.states} | {each.input for each in self._added}
-        if hungry := unfed(self._border, {*fed, *sidecar.constants, sidecar.lengths, *self._guesses}):
+        if hungry := unfed(self._interface, {*fed, *sidecar.constants, sidecar.lengths, *self._guesses}):
             self._problems.add(hungry)
 
     def _port(self, ports: dict[str, GraphValue], name: str, key: str) -> GraphValue | None:
@@ -115,8 +115,8 @@ class _Fit:
         found = []
         for state in self._sidecar.states:
             where = f"states: {state.input!r}"
-            port = self._port(self._border.all_inputs, state.input, where)
-            after = self._port(self._border.outputs, state.output, f"{where}: output {state.output!r}")
+            port = self._port(self._interface.all_inputs, state.input, where)
+            after = self._port(self._interface.outputs, state.output, f"{where}: output {state.output!r}")
             if port is not None and after is not None:
                 with self._problems.noted():
                     found.append(_state(state, port, unbatched=state.input in self._unbatched))
@@ -125,7 +125,7 @@ class _Fit:
     def _constants(self) -> dict[str, npt.NDArray[Any]]:
         found = {}
         for name, value in self._sidecar.constants.items():
-            port = self._port(self._border.all_inputs, name, f"constants.{name}")
+            port = self._port(self._interface.all_inputs, name, f"constants.{name}")
             if port is not None:
                 with self._problems.noted():
                     found[name] = _constant(port, value)
@@ -147,7 +147,7 @@ class _Fit:
                 open_inputs=self._given,
                 layout=sidecar.tensor_layout,
                 lengths=sidecar.lengths,
-                max_batch=1 if self._unbatched else max_batch(sidecar, self._border),
+                max_batch=1 if self._unbatched else max_batch(sidecar, self._interface),
             )
         except ValidationError as error:
             raise invalid(error) from error
@@ -258,14 +258,14 @@ def _constant(port: GraphValue, value: object) -> npt.NDArray[Any]:
     return array
 
 
-def max_batch(sidecar: Sidecar, border: GraphInterface) -> int | None:
+def max_batch(sidecar: Sidecar, interface: GraphInterface) -> int | None:
     """The sidecar's value; else the graph's declared batch size, if any."""
     lead = axes_before_step(sidecar.tensor_layout)
     if sidecar.max_batch is not None:
         return None if sidecar.max_batch == "any" else sidecar.max_batch
     sizes = []
     for t in sidecar.inputs:
-        dims = border.all_inputs[t.name].dims
+        dims = interface.all_inputs[t.name].dims
         if dims is not None and len(dims) >= len(lead) and isinstance(size := dims[lead.index("batch")], int):
             sizes.append(size)
     return min(sizes, default=None)

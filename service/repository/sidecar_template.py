@@ -13,35 +13,37 @@ from .state_names import likely_states, may_be_lengths, possible_states, state_p
 
 
 def sidecar_template(
-    border: GraphInterface, whole: GraphInterface | None = None, unbatched: Collection[str] = ()
+    interface: GraphInterface, whole: GraphInterface | None = None, unbatched: Collection[str] = ()
 ) -> str:
     """A sidecar in TOML with everything that the graph's interface shows, and a `?` for each value to fill in.
 
     Args:
-        border: as declared in the file.
+        interface: as declared in the file.
         whole: the same with added batch axes.
         unbatched: names without a batch axis.
     """
-    return _Template(border, whole or border, unbatched).text()
+    return _Template(interface, whole or interface, unbatched).text()
 
 
-def likely_pairs(border: GraphInterface) -> dict[str, str]:
+def likely_pairs(interface: GraphInterface) -> dict[str, str]:
     """Input → output of all likely states, by name or by shape, as in the draft of the sidecar."""
-    named, likely = _pairs(border)
+    named, likely = _pairs(interface)
     return named | likely
 
 
 class _Template:
-    def __init__(self, declared: GraphInterface, border: GraphInterface, unbatched: Collection[str]) -> None:
+    def __init__(
+        self, declared: GraphInterface, interface: GraphInterface, unbatched: Collection[str]
+    ) -> None:
         self._declared = {**declared.inputs, **declared.outputs}
-        self._border = border
+        self._interface = interface
         self._unbatched = unbatched
         self._no_batch = unbatched and all(name in unbatched for name in self._declared)
-        named, likely = _pairs(border)
+        named, likely = _pairs(interface)
         self._states = named | likely
         self._likely = likely.keys()
-        inputs = {n: p for n, p in border.inputs.items() if n not in self._states}
-        self._outputs = {n: p for n, p in border.outputs.items() if n not in self._states.values()}
+        inputs = {n: p for n, p in interface.inputs.items() if n not in self._states}
+        self._outputs = {n: p for n, p in interface.outputs.items() if n not in self._states.values()}
         self._scalars = {n: p for n, p in inputs.items() if p.dims == ()}
         self._inputs = {n: p for n, p in inputs.items() if p.dims != ()}
         self._batch = self._batch_symbol()
@@ -66,7 +68,11 @@ class _Template:
             lines += ["", "[constants]"]
             lines += [f"{quoted(name)} = ?  # {self._told(port)}" for name, port in self._scalars.items()]
         for name, output in self._states.items():
-            lines += ["", "[[states]]", *self._state(self._border.inputs[name], self._border.outputs[output])]
+            lines += [
+                "",
+                "[[states]]",
+                *self._state(self._interface.inputs[name], self._interface.outputs[output]),
+            ]
         return "\n".join([*lines, *([] if self._states else self._no_states())]) + "\n"
 
     def _told(self, port: GraphValue) -> str:
@@ -88,7 +94,7 @@ class _Template:
         return Counter(axes or first).most_common(1)[0][0] if axes or first else None
 
     def _state_inputs(self) -> list[GraphValue]:
-        return [self._border.inputs[name] for name in self._states]
+        return [self._interface.inputs[name] for name in self._states]
 
     def _likely_layout(self) -> Layout:
         """A layout with a time axis if an input and an output have the batch's symbol and one other before the rest."""
@@ -132,8 +138,8 @@ class _Template:
     def _one_row(self) -> list[str]:
         """The line that makes one session run at a time, if a state's output has one row for any batch."""
         for name, output in self._states.items():
-            axis = _batch_axis(self._border.inputs[name], self._batch)
-            if axis is not None and self._fixed(self._border.outputs[output], axis) == 1:
+            axis = _batch_axis(self._interface.inputs[name], self._batch)
+            if axis is not None and self._fixed(self._interface.outputs[output], axis) == 1:
                 return [f"max_batch = 1  # state output {quoted(output)} has one row for any batch"]
         return []
 
@@ -161,14 +167,14 @@ class _Template:
         return [*lines, "initial = 0.0"]
 
 
-def _pairs(border: GraphInterface) -> tuple[dict[str, str], dict[str, str]]:
+def _pairs(interface: GraphInterface) -> tuple[dict[str, str], dict[str, str]]:
     """Input → output of states by their names, and of likely states by their shapes."""
-    named = dict(reversed(state_pairs(border.inputs, border.outputs)))
-    if len(named) == len(border.inputs) or len(set(named.values())) == len(border.outputs):
+    named = dict(reversed(state_pairs(interface.inputs, interface.outputs)))
+    if len(named) == len(interface.inputs) or len(set(named.values())) == len(interface.outputs):
         # There must be an input and an output besides: the reader decides which.
         return {}, {}
-    inputs = {n: p for n, p in border.inputs.items() if n not in named}
-    outputs = {n: p for n, p in border.outputs.items() if n not in named.values()}
+    inputs = {n: p for n, p in interface.inputs.items() if n not in named}
+    outputs = {n: p for n, p in interface.outputs.items() if n not in named.values()}
     return named, dict(likely_states(inputs, outputs))
 
 

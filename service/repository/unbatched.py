@@ -14,27 +14,27 @@ _TIME_NAMES = frozenset(
 )
 
 
-def find_unbatched(border: GraphInterface) -> frozenset[str]:
+def find_unbatched(interface: GraphInterface) -> frozenset[str]:
     """Names without a batch axis in a graph with this interface; empty if all have one, or if it is unclear."""
-    pairs = state_pairs(border.inputs, border.outputs)
+    pairs = state_pairs(interface.inputs, interface.outputs)
     read, written = {i for i, _ in pairs}, {o for _, o in pairs}
-    inputs = [port for name, port in border.inputs.items() if name not in read]
-    outputs = [port for name, port in border.outputs.items() if name not in written]
-    known = all(port.dims is not None for port in (*border.inputs.values(), *border.outputs.values()))
+    inputs = [port for name, port in interface.inputs.items() if name not in read]
+    outputs = [port for name, port in interface.outputs.items() if name not in written]
+    known = all(port.dims is not None for port in (*interface.inputs.values(), *interface.outputs.values()))
     twice = len(read) < len(pairs) or len(written) < len(pairs)
-    agree = all(border.inputs[i].fits(border.outputs[o]) for i, o in pairs)
+    agree = all(interface.inputs[i].fits(interface.outputs[o]) for i, o in pairs)
     if not (inputs and outputs and known and agree) or twice:
         return frozenset()
-    states = [border.inputs[i] for i, _ in pairs]
-    everything = frozenset((*border.inputs, *border.outputs))
-    if any(port.dynamic_axes for port in border.inputs.values()):
+    states = [interface.inputs[i] for i, _ in pairs]
+    everything = frozenset((*interface.inputs, *interface.outputs))
+    if any(port.dynamic_axes for port in interface.inputs.values()):
         return everything if _all_over_time(inputs, outputs, states) else frozenset()
     first = [_first(port) for port in inputs]
     if all(size == 1 for size in first):
         # There is a batch axis; a state without an axis of size 1 does not have it.
         if all(_first(port) == 1 or 0 in port.dynamic_axes for port in outputs):
             return frozenset(
-                name for i, o in pairs if 1 not in (border.inputs[i].dims or ()) for name in (i, o)
+                name for i, o in pairs if 1 not in (interface.inputs[i].dims or ()) for name in (i, o)
             )
         return frozenset()
     if 1 in first or (None in first and any(size is not None for size in first)):

@@ -47,7 +47,7 @@ def test_versions_are_those_of_the_lowest_runtime_supported(tmp_path: Path) -> N
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_names_and_axes_of_the_border(tmp_path: Path) -> None:
+def test_names_and_axes_of_the_interface(tmp_path: Path) -> None:
     graph = exported(tmp_path / "m.onnx", kind="lstm", hidden_size=4, num_layers=3).graph
     assert {value.name: axes(value) for value in graph.input} == {
         "x": ["batch", "time", 6],

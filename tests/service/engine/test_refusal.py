@@ -33,7 +33,7 @@ def server(start_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     graph = helper.make_graph(
         [
             helper.make_node("Add", ["n", "one"], ["n_next"]),
-            # An index that nobody can follow to the border: only the run itself finds that the table has no such row.
+            # An index that cannot be traced to an input: only the run itself finds that the table has no such row.
             helper.make_node("Mul", ["token", "once"], ["row"]),
             helper.make_node("Gather", ["table", "row"], ["e"]),
             helper.make_node("Add", ["h", "e"], ["h_next"]),

@@ -125,17 +125,17 @@ def test_what_torch_exports_itself_streams_as_it_runs_in_pytorch(
 
 
 def test_the_exporters_write_what_this_is_about(folder: Path) -> None:
-    def border(name: str) -> dict[str, list[int | str]]:
+    def interface(name: str) -> dict[str, list[int | str]]:
         graph = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
         return {
             value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
             for value in (*graph.input, *graph.output)
         }
 
-    assert border("script_lstm_batch")["input"] == ["batch", "time", SIZE]
-    time, batch, size = border("dynamo_gru_time")["input"]
+    assert interface("script_lstm_batch")["input"] == ["batch", "time", SIZE]
+    time, batch, size = interface("dynamo_gru_time")["input"]
     assert (time, size, isinstance(batch, str)) == (1, SIZE, True)
-    assert list(border("fixed_lstm")) == ["input", "hx_0", "hx_1", "getitem", "getitem_1", "getitem_2"]
+    assert list(interface("fixed_lstm")) == ["input", "hx_0", "hx_1", "getitem", "getitem_1", "getitem_2"]
 
 
 PASSES = "{ y = Add(x, x)  hn = Add(h0, h0) }"
@@ -143,7 +143,7 @@ SIDECAR = 'inputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h0"\noutput = "
 
 
 @pytest.mark.parametrize(
-    ("border", "said", "shape"),
+    ("interface", "said", "shape"),
     [
         ("(float[1,b,3] x, float[1,b,2] h0) => (float[1,b,3] y, float[1,b,2] hn)", None, (3,)),
         ("(float[b,1,3] x, float[1,b,2] h0) => (float[b,1,3] y, float[1,b,2] hn)", None, (1, 3)),
@@ -163,9 +163,9 @@ SIDECAR = 'inputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h0"\noutput = "
     ],
 )
 def test_a_time_axis_of_one_timestep_is_no_axis_of_the_step(
-    border: str, said: str | None, shape: tuple[int, ...] | None, tmp_path: Path
+    interface: str, said: str | None, shape: tuple[int, ...] | None, tmp_path: Path
 ) -> None:
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {border} {PASSES}')
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {interface} {PASSES}')
     onnx.save(model, tmp_path / "m.onnx")
     if said is not None:
         (tmp_path / "m.toml").write_text(said + SIDECAR)

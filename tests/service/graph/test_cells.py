@@ -68,8 +68,8 @@ def model(
         ]
     nodes.append(helper.make_node("Identity", [f"in{layers}"], ["y"]))
     weights.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
-    border = {"x": ["time", "batch", I], **{s.input: [1, "batch", H] for s in states}}
-    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in border.items()]
+    interface = {"x": ["time", "batch", I], **{s.input: [1, "batch", H] for s in states}}
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in interface.items()]
     inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, ["batch"]))
     out = {"y": ["time", "batch", H], **{s.output: [1, "batch", H] for s in states}}
     outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in out.items()]

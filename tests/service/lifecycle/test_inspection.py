@@ -60,7 +60,7 @@ def test_all_that_is_unclear_with_likely_states(tmp_path: Path) -> None:
     assert "'rate' has no batch axis" in found.problems[2]
     assert found.likely_states == {"a": "z"}
     assert found.description is None
-    assert found.border is not None
+    assert found.interface is not None
     assert 'left out: "version"' in str(found.sidecar_text())
     (note,) = found.notes
     assert "mm.toml: there is no model beside it" in note
@@ -88,7 +88,7 @@ def test_what_is_no_model_has_nothing_but_the_problem(tmp_path: Path) -> None:
     (text,) = found.problems
     assert "not an ONNX file" in text
     assert (found.name, found.version) == (tmp_path.name, "1")
-    assert found.border is None
+    assert found.interface is None
     assert found.sidecar_text() is None
 
 

@@ -18,14 +18,14 @@ from streamcell.service.repository.state_names import alike, state_pairs
 from streamcell.service.repository.unbatched import find_unbatched
 
 
-def border(text: str) -> GraphInterface:
+def interface(text: str) -> GraphInterface:
     return read_interface(
         parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph
     )
 
 
 def named(i: str, o: str) -> bool:
-    given = border(f'(float[b, 4] "{i}") => (float[b, 4] "{o}")')
+    given = interface(f'(float[b, 4] "{i}") => (float[b, 4] "{o}")')
     return state_pairs(given.inputs, given.outputs) == [(i, o)]
 
 
@@ -144,7 +144,7 @@ READABLE: dict[str, tuple[str, Signature]] = {
 @pytest.mark.parametrize("case", READABLE)
 def test_graphs_that_can_be_read_in_one_way(case: str) -> None:
     text, wanted = READABLE[case]
-    assert detect(border(text)) == wanted
+    assert detect(interface(text)) == wanted
 
 
 UNCLEAR = {
@@ -211,9 +211,9 @@ UNCLEAR = {
 
 
 @pytest.mark.parametrize("case", UNCLEAR)
-def test_whatever_is_unclear_is_an_error_with_the_border_and_a_sidecar_to_begin_with(case: str) -> None:
+def test_whatever_is_unclear_is_an_error_with_the_interface_and_a_draft_of_a_sidecar(case: str) -> None:
     text, why = UNCLEAR[case]
-    given = border(text)
+    given = interface(text)
     with pytest.raises(DetectionError, match=why) as caught:
         detect(given, sidecar_name="vad.toml")
     message = str(caught.value)
@@ -232,7 +232,7 @@ def filled_in(template: str, value: str) -> Sidecar:
 
 
 def template_of(text: str) -> str:
-    return sidecar_template(border(text))
+    return sidecar_template(interface(text))
 
 
 DTLN = (
@@ -266,8 +266,8 @@ ALIKE = {
 def test_no_likely_state_is_taken_for_an_ordinary_input(case: str) -> None:
     text, why = ALIKE[case]
     with pytest.raises(DetectionError, match=why) as caught:
-        detect(border(text))
-    inputs, outputs = list(border(text).inputs), list(border(text).outputs)
+        detect(interface(text))
+    inputs, outputs = list(interface(text).inputs), list(interface(text).outputs)
     said = filled_in(str(caught.value).split("; a draft:")[1], "1")
     assert [(state.input, state.output) for state in said.states] == [(inputs[1], outputs[1])]
     assert [each.name for each in said.inputs] == inputs[:1]
@@ -291,7 +291,7 @@ def test_no_likely_state_is_taken_for_an_ordinary_input(case: str) -> None:
     ],
 )
 def test_shapes_that_are_alike(i: str, o: str, expected: bool) -> None:
-    given = border(f"(float{i} x) => (float{o} y)")
+    given = interface(f"(float{i} x) => (float{o} y)")
     assert alike(given.inputs["x"], given.outputs["y"]) == expected
     assert alike(given.outputs["y"], given.inputs["x"]) == expected
 
@@ -302,7 +302,7 @@ def test_everything_unclear_is_told_at_once() -> None:
         " => (float[b, t, 3] y, float[b, total, 4] present_k, float[b, 1] once, string[b, t, 2] text)"
     )
     with pytest.raises(DetectionError) as caught:
-        detect(border(text))
+        detect(interface(text))
     for why in (
         "6 problems:",
         "state 'past_k', float32[b, past, 4]: one size must be open",
@@ -378,10 +378,10 @@ def test_the_sidecar_to_begin_with_finds_the_layout_and_the_lengths() -> None:
 def test_the_sidecar_to_begin_with_says_that_there_is_no_batch_axis() -> None:
     text = "(float[8] x, float[453] q) => (float[3] y, float[453] z)"
     with pytest.raises(DetectionError, match="may be a state") as caught:
-        detect(border(text), find_unbatched(border(text)))
+        detect(interface(text), find_unbatched(interface(text)))
     assert '"x",  # float32[8]' in str(caught.value)
     said = filled_in(str(caught.value).split("; a draft:")[1], "1")
-    signature, _ = resolve(said, border(text).with_axes(new_axes(said), 1))
+    signature, _ = resolve(said, interface(text).with_axes(new_axes(said), 1))
     assert signature.inputs == (Tensor(name="x", dtype="float32", step_shape=(8,)),)
     assert signature.states == (State(input="q", output="z", dtype="float32", shape=(453,)),)
     assert signature.max_batch == 1
@@ -399,10 +399,10 @@ def test_a_symbol_s_name_does_not_leave_its_comment() -> None:
 def test_the_sidecar_in_the_error_serves_the_model_once_it_is_filled_in() -> None:
     text, _ = UNCLEAR["a constant"]
     with pytest.raises(DetectionError) as caught:
-        detect(border(text))
+        detect(interface(text))
     template = str(caught.value).split("; a draft:")[1]
     said = filled_in(template.replace("= ?", "= 16000"), "512")
-    signature, constants = resolve(said, border(text))
+    signature, constants = resolve(said, interface(text))
     assert signature.inputs[0].step_shape == (512,)
     assert signature.states == (
         State(input="state", output="stateN", dtype="float32", shape=(2, 8), batch_axis=1),

@@ -37,7 +37,7 @@ output = "stateN"
 Write = Callable[[str], Sidecar]
 
 
-def border(text: str) -> GraphInterface:
+def interface(text: str) -> GraphInterface:
     return read_interface(
         parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph
     )
@@ -54,7 +54,7 @@ def sidecar(tmp_path: Path) -> Write:
 
 
 def test_a_voice_detector_with_a_constant_and_a_step_of_samples(sidecar: Write) -> None:
-    signature, constants = resolve(sidecar(VAD_SIDECAR), border(VAD))
+    signature, constants = resolve(sidecar(VAD_SIDECAR), interface(VAD))
     assert signature == Signature(
         inputs=(Tensor(name="input", dtype="float32", step_shape=(512,)),),
         outputs=(Tensor(name="output", dtype="float32", step_shape=(1,)),),
@@ -74,7 +74,7 @@ def test_the_example_in_the_documentation_is_valid(sidecar: Write) -> None:
         'layout = "batch"\ninputs = [{ name = "token", step_shape = [] }]\noutputs = ["logits"]\n'
         + generation
     )
-    graph = border("(int64[b] token, float[b, 9] h) => (float[b, 5000] logits, float[b, 9] h_next)")
+    graph = interface("(int64[b] token, float[b, 9] h) => (float[b, 5000] logits, float[b, 9] h_next)")
     resolve(given, graph)
     assert given.generation == Generation(
         output="logits", input="token", head="categorical", encoding="index", stop=0
@@ -86,7 +86,7 @@ def test_the_example_in_the_documentation_is_valid(sidecar: Write) -> None:
 
 def test_an_input_without_a_batch_axis_is_left_to_the_check_of_the_signature(sidecar: Write) -> None:
     given = sidecar('layout = "batch"\ninputs = [{ name = "x", step_shape = [2] }]\noutputs = ["y"]')
-    graph = border("(float x) => (float[b, 2] y)")
+    graph = interface("(float x) => (float[b, 2] y)")
     signature, constants = resolve(given, graph)
     with pytest.raises(SignatureError, match=r"expected \[batch, 2\]"):
         check_signature(graph, signature, constants)
@@ -109,7 +109,7 @@ def test_what_the_graph_leaves_open_may_be_said(sidecar: Write) -> None:
         initial = [0.5, 1.5]
         """
     )
-    signature, constants = resolve(given, border(text))
+    signature, constants = resolve(given, interface(text))
     assert constants == {}
     assert signature.layout == "batch_time"
     assert (signature.lengths, signature.max_batch) == ("n", 16)
@@ -137,7 +137,7 @@ def test_a_batch_size_in_the_graph_holds_unless_it_is_only_the_examples(
     said: str, bound: int | None, sidecar: Write
 ) -> None:
     given = sidecar(f'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n{said}')
-    signature, _ = resolve(given, border("(float[1, 4] x) => (float[1, 2] y)"))
+    signature, _ = resolve(given, interface("(float[1, 4] x) => (float[1, 2] y)"))
     assert signature.max_batch == bound
 
 
@@ -155,7 +155,7 @@ def test_constants_take_the_dtype_and_shape_of_the_graph(
     value: str, declared: str, wanted: np.ndarray, sidecar: Write
 ) -> None:
     given = sidecar(f'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n[constants]\nk = {value}')
-    _, constants = resolve(given, border(f"(float[b, 4] x, {declared}) => (float[b, 2] y)"))
+    _, constants = resolve(given, interface(f"(float[b, 4] x, {declared}) => (float[b, 2] y)"))
     assert constants["k"].dtype == wanted.dtype
     np.testing.assert_array_equal(constants["k"], wanted, strict=True)
 
@@ -299,7 +299,7 @@ def test_a_sidecar_that_does_not_fit_the_graph_is_refused_naming_the_key(case: s
     text, graph, message = BAD_FITS[case]
     given = sidecar(text)
     with pytest.raises(SidecarError, match=message):
-        resolve(given, border(graph))
+        resolve(given, interface(graph))
 
 
 def test_everything_that_does_not_fit_the_graph_is_told_at_once(sidecar: Write) -> None:
@@ -309,7 +309,7 @@ def test_everything_that_does_not_fit_the_graph_is_told_at_once(sidecar: Write) 
     )
     graph = "(float[b, 4] x, float[b, 5] h, int64 rate, float[b, 2] z) => (float[b, 2] y, float[b, m] w, float[b, 5] k)"
     with pytest.raises(SidecarError) as caught:
-        resolve(given, border(graph))
+        resolve(given, interface(graph))
     for text in (
         "7 problems:",
         "inputs: 'X': the graph has no such name; did you mean 'x'?",
@@ -325,7 +325,7 @@ def test_everything_that_does_not_fit_the_graph_is_told_at_once(sidecar: Write) 
 
 
 def test_everything_that_a_signature_gets_wrong_is_told_at_once() -> None:
-    graph = border("(float[b, 4] x, float[b, 5] h, float[b, 2] z) => (float[b, 2] y, float[b, 5] k)")
+    graph = interface("(float[b, 4] x, float[b, 5] h, float[b, 2] z) => (float[b, 2] y, float[b, 5] k)")
     signature = Signature(
         inputs=(Tensor(name="x", dtype="float32", step_shape=(3,)),),
         outputs=(Tensor(name="y", dtype="float64", step_shape=(2,)),),

@@ -223,12 +223,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(path: Path, x: np.ndarray) -> np.ndarray:
     """What ONNX Runtime gives for x [steps, 3], one timestep after another."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    border = {node.name: node.shape for node in session.get_inputs()}
-    time_first = len(border["x"]) == 3
-    lengths = {"lengths": np.ones(1, np.int64)} if "lengths" in border else {}
+    interface = {node.name: node.shape for node in session.get_inputs()}
+    time_first = len(interface["x"]) == 3
+    lengths = {"lengths": np.ones(1, np.int64)} if "lengths" in interface else {}
     states = {
         name: np.zeros([1 if isinstance(size, str) else size for size in shape], np.float32)
-        for name, shape in border.items()
+        for name, shape in interface.items()
         if name not in ("x", "lengths")
     }
     outputs = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,8 @@ from .nested import Nest, has_names, is_nothing, items, name_of
 
 # How the module takes its inputs: [batch, time, ...], [time, batch, ...] or one timestep, [batch, ...].
 Order = Literal["batch_time", "time_batch", "step"]
+# The number of parts of a returned tuple among which states are looked for.
+MOST_PLACES = 6
 # Words that parameters and results are called by if they carry something from step to step.
 _STATE_WORDS = frozenset({
     "h", "c", "hx", "cx", "hc", "h0", "c0", "hn", "cn", "hidden", "state", "states", "cell", "memory", "mem", "cache",
@@ -80,8 +83,11 @@ class Results:
         return {path: leaves[path] for path in paths[:first]}, [leaves[path] for path in paths[first:]]
 
 
-def results_of(result: Any, slots: Sequence[Slot]) -> Results | None:
-    """The positions in `result` that states of these slots can have; None: none."""
+def results_of(result: Any, slots: Sequence[Slot], before: Sequence[torch.Tensor]) -> Results | None:
+    """The positions in `result` that states of these slots can have; None: none.
+
+    The first at which they have the shapes of the states `before`, else the first at which they have their form.
+    """
     nests = tuple(slot.nest for slot in slots)
     if not slots:
         return Results("leaves")
@@ -94,13 +100,19 @@ def results_of(result: Any, slots: Sequence[Slot]) -> Results | None:
     if found is not None and len(found) > len(slots):
         attempts.append(Results("items", nests))
     attempts += [Results("leaves", nests), Results("whole", nests)]
+    if found is not None and not has_names(result):
+        places = combinations(list(found)[1:MOST_PLACES], len(slots))
+        attempts += [Results("keys", nests, keys) for keys in places]
+    formed = []
     for attempt in attempts:
         try:
-            if attempt.split(result)[0]:
-                return attempt
+            outputs, after = attempt.split(result)
         except ValueError:
             continue
-    return None
+        if outputs and all(a.shape == b.shape for a, b in zip(before, after, strict=True)):
+            return attempt
+        formed += [attempt] if outputs else []
+    return next(iter(formed), None)
 
 
 @dataclass(frozen=True)
@@ -150,8 +162,9 @@ class Calling:
             ExportError: the result has not the form that it had before.
         """
         assert self.results is not None
+        result = self.raw(inputs, states)
         try:
-            outputs, after = self.results.split(self.raw(inputs, states))
+            outputs, after = self.results.split(result)
         except ValueError as problem:
             raise ExportError(f"forward returns results of several forms: {problem}") from problem
         return list(outputs.values()), after

@@ -14,11 +14,21 @@ from torch import nn
 
 from streamcell.card import State
 
-from .calling import Calling, Order, Results, Slot, output_names, parameters, results_of, sounds_like_state
+from .calling import (
+    MOST_PLACES,
+    Calling,
+    Order,
+    Results,
+    Slot,
+    output_names,
+    parameters,
+    results_of,
+    sounds_like_state,
+)
 from .causes import causes, float64_cast
 from .errors import ExportError, Misfit, UserCodeError
 from .examples import Examples
-from .nested import Nest, is_nothing, items
+from .nested import Nest, has_names, is_nothing, items
 from .purity import unchanged
 from .states import InitialState, detect_states, flat, initial_state_of
 from .tensors import as_tensor
@@ -155,7 +165,7 @@ class _Search:
     def _fitting(self, calling: Calling, before: Sequence[torch.Tensor]) -> Calling:
         """`calling`, once it is seen to return states like those that it takes."""
         result = self.run(calling, before, BATCH[0], TIME[0])
-        results = results_of(result, calling.states)
+        results = results_of(result, calling.states, before)
         count = len(flat(result))
         if results is None or (
             results.mode == "whole" and before and not _alike(before, results.split(result)[1])
@@ -230,7 +240,7 @@ class _Search:
         """The sentence on states that grow with each call, such as a transformer's cache."""
         try:
             result = self.run(calling, before, BATCH[0], TIME[0])
-            results = results_of(result, calling.states)
+            results = results_of(result, calling.states, before)
             after = [] if results is None else results.split(result)[1]
         except (ExportError, ValueError):
             return None
@@ -335,7 +345,11 @@ def _returned(result: Any, candidates: Sequence[str]) -> Iterator[tuple[tuple[Sl
         if named:
             yield tuple(Slot(name, Nest.of(value)) for name, value in named.items()), list(named.values())
         values = [value for value in found.values() if not is_nothing(value)]
-        tails = [values[-count:] for count in range(min(len(candidates), len(values) - 1), 0, -1)]
+        counts = range(min(len(candidates), len(values) - 1), 0, -1)
+        tails = [values[-count:] for count in counts]
+        if not has_names(result):
+            places = values[1:MOST_PLACES]
+            tails += [list(some) for count in counts for some in combinations(places, count)]
         like = [found[key] for key in found if isinstance(key, str) and sounds_like_state(key)]
         if len(like) == 1:
             tails.insert(0, like)

@@ -251,6 +251,26 @@ class Chomped(nn.Module):
         return result
 
 
+class Surrounded(Recurrent):
+    """The state between two outputs."""
+
+    def forward(self, x: Tensor, hidden: Any = None) -> Any:
+        y, hidden = self.rnn(x, hidden)
+        return self.fc(y), hidden, y.mean(-1)
+
+
+class Layered(nn.Module):
+    """One layer on the input as it is."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x)
+        return result
+
+
 class Flagged(Recurrent):
     """Returns its state only if it is told to."""
 

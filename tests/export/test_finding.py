@@ -40,6 +40,7 @@ def found(module: nn.Module, example: Any = X, time_axis: bool | None = None) ->
         (o.InitHidden(), "batch_time", HC, ("y",)),
         (o.MaskFirst(), "batch_time", HC, ("y",)),
         (o.Stacked(), "batch_time", {"states00": (1, 8), "states01": (1, 8), "states1": (1, 4)}, ("y",)),
+        (o.Surrounded(), "batch_time", HC, ("y0", "y2")),
         (o.Classifier(), "batch_time", HC, ("y",)),
         (o.Classifier(batch_first=False), "time_batch", HC, ("y",)),
         (o.DictOut(), "batch_time", HC, ("logits", "value")),
@@ -138,6 +139,8 @@ LSTM_LINES = """LSTM 'rnn' keeps no state between calls: take (h, c) and return 
             "Conv1d 'conv' keeps no history between calls. Give it padding=0 and take the last 2",
         ),
         (o.Convolved(1), "return y, seen[:, :, -2:]"),
+        (o.Layered(nn.Softmax(dim=1)), "gives other outputs step by step than for the whole sequence"),
+        (o.Layered(nn.Softmax(dim=0)), "gives a row other outputs alone than beside others"),
         (o.Chomped(), "Conv1d 'conv' keeps no history between calls. Give it padding=0 and take the last 2"),
         (o.Flagged(), "    def forward(self, x, hidden=None, *, return_state=False):\n"),
         (
@@ -232,6 +235,22 @@ def test_an_exception_is_the_modules_own_with_its_last_line() -> None:
     ) as told:
         found(Raises())
     assert str(told.value).startswith("Raises does not run on x ([2, 5, 5]): ")
+
+
+def test_a_value_error_of_the_module_is_its_own() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.InstanceNorm1d(5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
+            return result
+
+    with pytest.raises(
+        UserCodeError, match=r"test_finding.py:\d+, in forward, .*: ValueError: Expected more than 1"
+    ):
+        found(Normed())
 
 
 def test_an_exception_without_a_line_of_the_user_names_no_file_of_ours() -> None:

@@ -48,8 +48,10 @@ def load_failure(error: Exception, path: Path) -> ModelLoadError:
     if isinstance(error, RecursionError):
         return ModelLoadError("it is nested too deeply", path)
     if isinstance(error, MemoryError):
-        return ModelLoadError(f"too little memory to load it: {error}", path)
-    return ModelLoadError(f"{type(error).__name__}: {error}; --log-level debug tells where", path)
+        return ModelLoadError(f"too little memory to load it: {error}; give the server more memory", path)
+    if isinstance(error, DeviceError):
+        return ModelLoadError(str(error), path)
+    return ModelLoadError(f"{type(error).__name__}: {error}; run with --log-level debug to see where", path)
 
 
 def _clipped(text: str) -> str:

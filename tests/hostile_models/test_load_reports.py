@@ -14,7 +14,7 @@ import pytest
 from streamcell.card import ModelCard, Signature, Tensor, write_card
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
-from streamcell.service.load_errors import RepositoryError
+from streamcell.service.load_errors import DeviceError, RepositoryError, load_failure
 from streamcell.service.repository.selection import at_start
 from streamcell.service.settings import Settings
 
@@ -258,3 +258,15 @@ def test_under_poll_a_good_version_is_served_beside_a_bad_one(
         for version in ("1", "2"):
             (tmp_path / "m" / version / "model.toml").write_text(SIDECAR + STATE)
         assert eventually(lambda: len(list(client.models())) == 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MemoryError("no"), "m.onnx: too little memory to load it: no; give the server more memory"),
+        (DeviceError("device cuda:9: there is none"), "m.onnx: device cuda:9: there is none"),
+        (KeyError("weights"), "m.onnx: KeyError: 'weights'; run with --log-level debug to see where"),
+    ],
+)
+def test_errors_that_nobody_has_thought_of_are_reported_too(error: Exception, text: str) -> None:
+    assert str(load_failure(error, Path("m.onnx"))) == text

@@ -12,12 +12,13 @@ import structlog
 from streamcell.service.engine.engine import Engine, Staged
 from streamcell.service.errors import RefusedByModel, RunTimeout, ServiceError, run_failure
 from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.session import Output, Work
 from streamcell.service.sessions.value_check import ValueCheck, check_length
 
 from .batch import Batch
 from .batcher import Batcher
-from .guarded_run import GuardedRun, Later, RunTimes
+from .guarded_run import GuardedRun, Later
 from .row_staging import RowStaging
 
 _log = structlog.get_logger(__name__)
@@ -38,11 +39,8 @@ class Feedback(Protocol):
             strides: bytes of a row in each.
         """
 
-    def answer(self, batch: Batch, waits: list[float], latencies: list[float]) -> int:
-        """Once the batch is complete: send the replies that are due; returns how many messages got their first one.
-
-        Seconds that a message waited for its batch go to `waits`, those until its first reply to `latencies`.
-        """
+    def answer(self, batch: Batch, run: RunTally) -> None:
+        """Once the batch is complete: send the replies that are due, and note in `run` whose first it is."""
 
 
 class BatchRunner:
@@ -134,10 +132,10 @@ class BatchRunner:
             self._metrics.request_failed(error, len(row.parts) - 1)  # the listener counts the first
             row.session.listener.fail(error)
 
-    def completed(self, rows: Batch, staged: Staged, times: RunTimes) -> tuple[int, int]:
+    def completed(self, rows: Batch, staged: Staged, run: RunTally) -> None:
         """Advance the sessions, and hand each message's outputs to its session's listener."""
         batch, used = rows, len(rows.rows)
-        self._batcher.inline.ran(used, times.ended_s - times.began_s)
+        self._batcher.inline.ran(used, run.ended_s - run.began_s)
         strides = [staged.steps * size for size in self._output_bytes]
         outputs = [
             view[: used * stride].tobytes() for view, stride in zip(staged.outputs, strides, strict=True)
@@ -145,13 +143,13 @@ class BatchRunner:
         if self._feedback is not None:
             self._feedback.advance(batch, outputs, strides)
         self._batcher.complete(batch, applied=True)
-        return self._answer(batch, outputs, strides)
+        self._answer(batch, outputs, strides, run)
 
-    def _answer(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> tuple[int, int]:
-        now_s = time.perf_counter()
-        latencies: list[float] = []
-        waits: list[float] = []
-        parts = answered = 0
+    def _answer(self, batch: Batch, outputs: list[bytes], strides: list[int], run: RunTally) -> None:
+        clock = time.perf_counter
+        latencies, waits, ended_s = run.latencies_s, run.waits_s, run.ended_s
+        answered = 0
+        output_s = 0.0
         uniform, taken_s = batch.uniform, batch.taken_s
         sizes = [batch.steps * size for size in self._output_bytes]
         cuts = list(zip(outputs, strides, sizes, strict=True))
@@ -163,17 +161,17 @@ class BatchRunner:
             if uniform and work.output is Output.ALL:
                 answered += 1
                 if work.counted:
-                    parts += 1
                     arrived_s = work.arrived_s
+                    now_s = clock()  # a reply waits for those before it
                     waits.append(taken_s - arrived_s)
                     latencies.append(now_s - arrived_s)
+                    output_s += now_s - ended_s
                 tensors = [data[index * stride : index * stride + size] for data, stride, size in cuts]
                 session.listener.deliver(work, tensors, work.steps, session.step_index)
                 continue
             offsets = [index * stride for stride in strides]
             step_index = session.step_index - row.steps
             for work, start, count in row.parts:
-                parts += work.counted
                 if start == 0 and work.counted:
                     waits.append(taken_s - work.arrived_s)
                 step_index += count
@@ -181,19 +179,19 @@ class BatchRunner:
                 if answer is not None:
                     answered += 1
                     if work.counted:
-                        latencies.append(now_s - work.arrived_s)
+                        run.answered(work.arrived_s, work.spent)
                     session.listener.deliver(work, answer, work.steps_given, step_index)
+                elif work.counted:
+                    work.spent = run.spent(work.spent)
                 offsets = [
                     offset + count * size for offset, size in zip(offsets, self._output_bytes, strict=True)
                 ]
         if batch.generates and self._feedback is not None:
-            first = self._feedback.answer(batch, waits, latencies)
-            parts += first
-            answered += first
-        used = len(batch.rows)
-        steps = used * batch.steps if uniform else sum([row.steps for row in batch.rows])
-        self._metrics.delivered(steps, used, waits, latencies)
-        return parts, answered
+            self._feedback.answer(batch, run)
+        run.inferences += answered
+        run.output_s += output_s
+        used = run.chunks = len(batch.rows)
+        run.steps = used * batch.steps if uniform else sum([row.steps for row in batch.rows])
 
 
 class Cutter:

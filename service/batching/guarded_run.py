@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
 
 from streamcell.service.engine.engine import Engine, Staged
 from streamcell.service.errors import RunTimeout
 from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.value_check import ValueCheck
 
 _log = structlog.get_logger(__name__)
@@ -36,14 +37,6 @@ class Misfit(Exception):
         self.rows = rows
 
 
-class RunTimes(NamedTuple):
-    """When staging began, and when the run began and ended; `time.perf_counter` seconds."""
-
-    taken_s: float
-    began_s: float
-    ended_s: float
-
-
 class RowKind(Protocol[_Rows]):
     """What `GuardedRun` needs of a kind of rows. The thread that runs the engine calls it."""
 
@@ -63,13 +56,8 @@ class RowKind(Protocol[_Rows]):
     def apart(self, rows: _Rows) -> Iterable[_Rows]:
         """The rows one by one; rows that must run together stay together."""
 
-    def completed(self, rows: _Rows, staged: Staged, times: RunTimes) -> tuple[int, int]:
-        """Record that the states have advanced, and answer.
-
-        Returns:
-            How many requests took part in the run, and how many are now answered whole. A request of n rows counts
-            n times.
-        """
+    def completed(self, rows: _Rows, staged: Staged, run: RunTally) -> None:
+        """Record that the states have advanced, answer, and note in `run` what was answered."""
 
     def refused(self, rows: _Rows, cause: Exception, later: Later) -> None:
         """One of `apart` failed alone, and all states are unchanged: refuse it."""
@@ -95,7 +83,7 @@ class GuardedRun:
         """Run `rows` and answer them."""
         taken_s = time.perf_counter()
         later: Later = []
-        ran: tuple[Staged, RunTimes] | None = None
+        ran: tuple[Staged, RunTally] | None = None
         used = 0
         try:
             while ran is None and (used := kind.count(rows)):
@@ -118,7 +106,7 @@ class GuardedRun:
                 kind.failed(rows, error)
         else:
             if ran is not None:
-                self._complete(kind, rows, *ran)
+                self._complete(kind, rows, used, *ran)
         for refuse in later:
             refuse()
 
@@ -131,19 +119,16 @@ class GuardedRun:
         self._engine.clear_inputs()
         return left
 
-    def _run(self, staged: Staged, used: int, taken_s: float) -> RunTimes:
+    def _run(self, staged: Staged, used: int, taken_s: float) -> RunTally:
         began_s = time.perf_counter()
         self._engine.run(staged)
         ended_s = time.perf_counter()
         self._metrics.ran(used, staged.rows * staged.steps, ended_s - began_s)
-        return RunTimes(taken_s, began_s, ended_s)
+        return RunTally(taken_s, began_s, ended_s)
 
-    def _complete(self, kind: RowKind[_Rows], rows: _Rows, staged: Staged, times: RunTimes) -> None:
-        parts, answered = kind.completed(rows, staged, times)
-        taken_s, began_s, ended_s = times
-        self._metrics.requests.computed(
-            parts, answered, began_s - taken_s, ended_s - began_s, time.perf_counter() - ended_s
-        )
+    def _complete(self, kind: RowKind[_Rows], rows: _Rows, used: int, staged: Staged, run: RunTally) -> None:
+        kind.completed(rows, staged, run)
+        self._metrics.delivered(run, used, time.perf_counter())
 
     def _run_apart(self, kind: RowKind[_Rows], rows: _Rows, later: Later) -> None:
         """The run failed and changed no state: run each row alone and refuse only those that fail again."""
@@ -152,7 +137,8 @@ class GuardedRun:
             taken_s = time.perf_counter()
             try:
                 staged = kind.fill(alone)
-                times = self._run(staged, kind.count(alone), taken_s)
+                used = kind.count(alone)
+                run = self._run(staged, used, taken_s)
             except Exception as error:
                 self._engine.clear_inputs()
                 if isinstance(error, RunTimeout):
@@ -160,4 +146,4 @@ class GuardedRun:
                 else:
                     kind.refused(alone, error, later)
             else:
-                self._complete(kind, alone, staged, times)
+                self._complete(kind, alone, used, staged, run)

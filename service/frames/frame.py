@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from streamcell.service.errors import ServiceError
+from streamcell.service.metrics.request_metrics import Computed
 from streamcell.service.sessions.capacity import Ints
 from streamcell.service.sessions.session import Output
 
@@ -108,6 +109,7 @@ class Frame:
         ok: bool[rows]: not refused.
         opened: int64 handles of the members that it opened.
         step_indices: int64[rows], once it is done.
+        spent: what its runs spent on it so far.
     """
 
     handles: Ints
@@ -132,6 +134,7 @@ class Frame:
     refusals: list[Refusal] = field(default_factory=list)
     plan: Iterator[FrameSlice] | None = None  # set once the frame has begun
     next_slice: FrameSlice | None = None  # what runs next
+    spent: Computed | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.handles)

@@ -10,12 +10,13 @@ from typing import TypeAlias
 import numpy as np
 
 from streamcell.service.batching.batcher import Batcher
-from streamcell.service.batching.guarded_run import GuardedRun, Later, RunTimes
+from streamcell.service.batching.guarded_run import GuardedRun, Later
 from streamcell.service.engine.engine import Engine, Staged
 from streamcell.service.engine.staging import steps_of
 from streamcell.service.errors import RefusedByModel, ServiceError, WrongByteCount, run_failure
 from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.capacity import Ints
 
 from .admission import admit
@@ -64,8 +65,8 @@ class FrameRunner:
         self._batcher.complete_by(partial(complete_round, round_, self._batcher.capacity))
         for members, frame in done:
             if not members.ended:
-                self._metrics.delivered(0, 0, (), (time.perf_counter() - frame.arrived_s,))
-                self._metrics.requests.inferences += int(np.count_nonzero(frame.ok))
+                latency_s = time.perf_counter() - frame.arrived_s
+                self._metrics.answered(int(np.count_nonzero(frame.ok)), latency_s, frame.spent)
                 members.frame_listener.deliver_frame(frame)
 
     # Before the run
@@ -89,7 +90,7 @@ class FrameRunner:
         frame = members.current
         if frame is None:
             return
-        self._metrics.delivered(0, 0, (round_.taken_s - frame.arrived_s,), ())
+        self._metrics.queue_wait_s.observe_one(round_.taken_s - frame.arrived_s)
         if len(frame.handles) and frame.misfit(self._input_bytes):
             # Every protocol checks this. If one forgets, only this frame is refused.
             for row in range(len(frame.handles)):
@@ -163,7 +164,7 @@ class FrameRunner:
             for place in range(len(part.rows)):
                 yield [(members, part.alone(place))]
 
-    def completed(self, rows: Slices, staged: Staged, times: RunTimes) -> tuple[int, int]:
+    def completed(self, rows: Slices, staged: Staged, run: RunTally) -> None:
         """Advance the sessions, and copy the outputs out."""
         sources = list(map(steps_of, staged.outputs, self._output_bytes))
         at = steps = 0
@@ -174,9 +175,9 @@ class FrameRunner:
             part.copy_out([each[at * staged.steps :] for each in sources], staged.steps)
             at += len(part.rows)
             steps += int(part.counts.sum())
-        self._metrics.delivered(steps, at, (), ())
-        # A failed run is run again row by row: each of them counts as a part of its frame.
-        return len(rows), 0
+        run.steps, run.chunks = steps, at
+        for _, part in rows:
+            part.frame.spent = run.spent(part.frame.spent)
 
     def refused(self, rows: Slices, cause: Exception, later: Later) -> None:
         """A row that failed alone is refused, or if steps of it have been applied, its session ends."""

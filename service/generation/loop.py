@@ -12,6 +12,7 @@ from streamcell.service.batching.batch import Batch, Row
 from streamcell.service.batching.batcher import Batcher
 from streamcell.service.errors import BadGeneration
 from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.session import Output
 
 from .reply import StopReason
@@ -82,7 +83,7 @@ class GenerationLoop:
         if not session.ended:
             self._metrics.generation_ended(reason)
             if not work.replied:
-                self._metrics.delivered(0, 0, (), (time.perf_counter() - work.arrived_s,))
+                self._metrics.answered(0, time.perf_counter() - work.arrived_s, work.spent)
             work.listener.generated(work.reply(session.step_index), last=True)
 
     def advance(self, batch: Batch, outputs: list[bytes], strides: list[int]) -> None:
@@ -113,30 +114,28 @@ class GenerationLoop:
             if not work.listener.has_room(partial(self._batcher.release, session, index)):
                 row.gate = index
 
-    def answer(self, batch: Batch, waits: list[float], latencies: list[float]) -> int:
-        """Once the batch is complete: send the replies that are due; how many messages got their first one."""
-        first = 0
+    def answer(self, batch: Batch, run: RunTally) -> None:
+        """Once the batch is complete: send the replies that are due, and note in `run` whose first it is."""
         for row in batch.rows:
             if isinstance(row.work, Generating) and not row.session.ended:
-                first += self._answer(row, row.work, batch, waits, latencies)
+                self._answer(row, row.work, batch, run)
         if batch.groups:
-            first += self._searches.answer(batch, latencies)
-        return first
+            self._searches.answer(batch, run)
 
-    def _answer(
-        self, row: Row, work: Generating, batch: Batch, waits: list[float], latencies: list[float]
-    ) -> bool:
+    def _answer(self, row: Row, work: Generating, batch: Batch, run: RunTally) -> None:
         if work.applied == 1:
-            waits.append(batch.taken_s - work.arrived_s)
-        if not work.due:
-            return False
+            run.waits_s.append(batch.taken_s - work.arrived_s)
         first = not work.replied
+        if not work.due:
+            if first:
+                work.spent = run.spent(work.spent)
+            return
         if first:
-            latencies.append(time.perf_counter() - work.arrived_s)
+            run.inferences += 1
+            run.answered(work.arrived_s, work.spent)
         if work.reason:
             self._metrics.generation_ended(work.reason)
         work.listener.generated(work.reply(row.session.step_index), last=work.reason is not None)
-        return first
 
     def _step_of(self, outputs: list[bytes], strides: list[int], place: int, work: Generating) -> list[bytes]:
         if work.output is Output.NONE:

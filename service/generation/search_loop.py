@@ -11,6 +11,7 @@ from streamcell.service.batching.batch import Batch
 from streamcell.service.batching.batcher import Batcher
 from streamcell.service.errors import BadGeneration
 from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.metrics.request_metrics import RunTally
 
 from .reply import StopReason
 from .sampling import Chooser
@@ -47,7 +48,7 @@ class SearchLoop:
         batch.groups = [group for group in batch.groups if group not in out]
         batch.rows = [row for row in batch.rows if row.work.group not in out]
         self._batcher.complete(Batch([], 0, uniform=False, groups=out), applied=False)
-        self._answer(out, [])
+        self._answer(out, None)
         for search in out:
             if not (search.reason or search.session.last_output):
                 search.session.listener.fail(BadGeneration.nothing())
@@ -72,16 +73,19 @@ class SearchLoop:
         classes = np.array([each.last for each in search.search.live])
         search.grew(parents, [row.tobytes() for row in self._chooser.encode(classes)])
 
-    def answer(self, batch: Batch, latencies: list[float]) -> int:
-        """Once the batch is complete: reply for the searches that are done; how many these are."""
-        return self._answer(searches_of(batch), latencies)
+    def answer(self, batch: Batch, run: RunTally) -> None:
+        """Once the batch is complete: reply for the searches that are done, and note them in `run`."""
+        self._answer(searches_of(batch), run)
 
-    def _answer(self, searches: Iterable[Search], latencies: list[float]) -> int:
-        done = 0
+    def _answer(self, searches: Iterable[Search], run: RunTally | None) -> None:
         for search in searches:
+            if run is not None and not search.reason:
+                search.spent = run.spent(search.spent)
             if search.reason and not search.session.ended:
-                done += 1
-                latencies.append(time.perf_counter() - search.arrived_s)
+                if run is None:
+                    self._metrics.answered(0, time.perf_counter() - search.arrived_s, search.spent)
+                else:
+                    run.inferences += 1
+                    run.answered(search.arrived_s, search.spent)
                 self._metrics.generation_ended(search.reason)
                 search.listener.generated(search.reply(search.session.step_index), last=True)
-        return done

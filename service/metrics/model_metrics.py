@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from streamcell.service.errors import ServiceError
 
 from .histogram import LATENCY_BUCKETS_S, ROW_BUCKETS, Histogram
-from .request_metrics import CANCELED, FAILURES, RequestFigures, RequestMetrics, Spent, failure_reason
+from .request_metrics import Computed, RequestFigures, RequestMetrics, RunTally, failure_reason
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Pool:
 
 
 class ModelMetrics:
-    """Counts of one model version. The thread that runs a batch calls `ran` and `delivered` once for it.
+    """Counts of one model version. The thread that runs a batch calls `ran` and `delivered` once for each run.
 
     A reloaded version keeps its counts; while sessions are left on the old engine, both pools count.
     """
@@ -63,14 +63,18 @@ class ModelMetrics:
         self.batch_rows.observe_one(rows)
         self.compute_s.observe_one(compute_s)
 
-    def delivered(
-        self, steps: int, chunks: int, waits_s: Sequence[float], latencies_s: Sequence[float]
-    ) -> None:
-        """Count a batch whose replies have been handed over: `chunks` chunks with `steps` timesteps in all."""
-        self.steps += steps
-        self.chunks += chunks
-        self.queue_wait_s.observe(waits_s)
-        self.step_latency_s.observe(latencies_s)
+    def delivered(self, run: RunTally, rows: int, done_s: float) -> None:
+        """Count a run of `rows` rows, the last of whose replies was handed over at `done_s`."""
+        self.steps += run.steps
+        self.chunks += run.chunks
+        self.queue_wait_s.observe(run.waits_s)
+        self.step_latency_s.observe(run.latencies_s)
+        self.requests.ran(run, rows, done_s)
+
+    def answered(self, inferences: int, latency_s: float, computed: Computed | None) -> None:
+        """Count a request that is answered apart from a run, of `inferences` rows, and what runs spent on it."""
+        self.step_latency_s.observe_one(latency_s)
+        self.requests.answered(inferences, latency_s, computed)
 
     def generation_ended(self, reason: str) -> None:
         """Count a generation that ended for `reason`, a label of the metric. For the engine thread."""
@@ -118,20 +122,4 @@ class ModelMetrics:
 
     def request_figures(self) -> RequestFigures:
         """This model's requests as Triton counts them."""
-        requests = self.requests
-        # Read first, so that the parts of a success are never newer than their total.
-        count, latency_s = self.step_latency_s.totals()
-        failed = {reason: requests.failed[reason] for reason in FAILURES}
-        failed[CANCELED] += self.cancelled
-        return RequestFigures(
-            success=Spent(count, latency_s),
-            failed=failed,
-            fail_s=requests.fail_s,
-            queue=Spent(*self.queue_wait_s.totals()),
-            compute_input=Spent(count, requests.input_s),
-            compute_infer=Spent(count, requests.infer_s),
-            compute_output=Spent(count, requests.output_s),
-            inferences=requests.inferences,
-            executions=self.compute_s.totals()[0],
-            last_ms=requests.last_ms,
-        )
+        return self.requests.figures(self.cancelled)

@@ -44,10 +44,10 @@ class TritonMetrics(Collector):
         yield family("exec_count", "Runs of the model.", [each.executions for each in figures])
         for name, text in (
             ("request", "From a request's arrival to its end"),
-            ("queue", "From a request's arrival to the batch that took it"),
+            ("queue", "From a request's arrival to the batch that took it, and between its batches"),
             ("compute_input", "Gathering a request's batch"),
             ("compute_infer", "The run of a request's batch"),
-            ("compute_output", "Cutting the outputs of a request's batch and sending them"),
+            ("compute_output", "From the run's end to the request's own reply"),
         ):
             spent = [each.success if name == "request" else getattr(each, name) for each in figures]
             yield family(f"{name}_duration_us", f"{text}, microseconds.", [each.total_us for each in spent])

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from streamcell.service.errors import ServiceError
 from streamcell.service.graph.rows import INITIAL_ROW
+from streamcell.service.metrics.request_metrics import Computed
 
 from .capacity import Capacity
 
@@ -43,7 +44,7 @@ class Work:
     # Set if it is work of several rows, or one of these rows: all of them run in one batch.
     group: Group | None = None
 
-    __slots__ = ("arrived_s", "counted", "done", "output", "payloads", "pieces", "started_s", "steps", "tag")
+    __slots__ = ("arrived_s", "counted", "done", "output", "payloads", "pieces", "spent", "steps", "tag")
 
     def __init__(
         self, payloads: tuple[bytes, ...], steps: int, output: Output, tag: int, arrived_s: float
@@ -58,6 +59,8 @@ class Work:
         self.counted = True
         # Outputs of the chunks that have run, for a message cut into several: one list an output.
         self.pieces: list[list[bytes]] | None = None
+        # What earlier runs spent on it, if it takes several.
+        self.spent: Computed | None = None
 
     def drop(self, capacity: Capacity) -> None:
         """Give back the room that it holds; it will not run again."""

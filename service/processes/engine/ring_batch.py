@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from streamcell.service.processes.ring import Records
 from streamcell.service.processes.ring_records import Head, Layout, head_of
 from streamcell.service.sessions.capacity import Ints
 from streamcell.service.sessions.session import Session
+
+Truths: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class SessionArrays(Protocol):
@@ -25,6 +27,7 @@ class SessionArrays(Protocol):
     queued: Ints
     fresh: np.ndarray
     used_s: np.ndarray
+    spent: np.ndarray
 
     def answer(self, records: Records) -> None:
         """Send replies."""

@@ -9,18 +9,19 @@ from itertools import pairwise
 
 import numpy as np
 
-from streamcell.service.batching.guarded_run import GuardedRun, Later, RunTimes
+from streamcell.service.batching.guarded_run import GuardedRun, Later
 from streamcell.service.engine.engine import Engine
 from streamcell.service.engine.staging import Staged, resting, steps_of
 from streamcell.service.errors import RefusedByModel, ServiceError, run_failure
 from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.metrics.request_metrics import Computed, RunTally
 from streamcell.service.processes.ring import Records
 from streamcell.service.processes.ring_records import HEADER, STEP
 from streamcell.service.sessions.session import Output, Work
 from streamcell.service.sessions.value_check import ValueCheck
 
-from .ring_batch import RingBatch
+from .ring_batch import RingBatch, Truths
 
 
 class RingRunner:
@@ -72,7 +73,7 @@ class RingRunner:
         self._engine.pad(staged, used)
         return staged
 
-    def completed(self, rows: RingBatch, staged: Staged, times: RunTimes) -> tuple[int, int]:
+    def completed(self, rows: RingBatch, staged: Staged, run: RunTally) -> None:
         """Advance the sessions, and send the outputs that the messages ask for."""
         batch, source, head = rows, rows.source, rows.head
         first, last = head["first"].astype(bool), head["last"].astype(bool)
@@ -82,16 +83,27 @@ class RingRunner:
         np.subtract.at(source.queued, head["entry"], head["last"])
         # A row's last timestep reports the session's progress, even if its message continues.
         told = last | (head["mode"] == Output.ALL.value) | (batch.place + 1 == batch.counts[batch.row])
-        source.answer(self._replies(batch, staged, index, told))
+        replies = self._replies(batch, staged, index, told)
         now_s = time.perf_counter()
+        source.answer(replies)
         stamps = head["stamp"]
-        self._metrics.delivered(
-            len(head),
-            len(batch.entries),
-            (batch.taken_s - stamps[first]).tolist(),
-            (now_s - stamps[last]).tolist(),
-        )
-        return int(np.count_nonzero(first | (batch.place == 0))), int(np.count_nonzero(last))
+        run.steps, run.chunks = len(head), len(batch.entries)
+        run.waits_s = (batch.taken_s - stamps[first]).tolist()
+        run.latencies_s = (now_s - stamps[last]).tolist()
+        run.inferences = len(run.latencies_s)
+        run.output_s = run.inferences * (now_s - run.ended_s)
+        if not (first.all() and last.all()):
+            self._share(batch, first, last, run)
+
+    def _share(self, batch: RingBatch, first: Truths, last: Truths, run: RunTally) -> None:
+        """Count what earlier runs spent on the messages that end in this one, and keep it of those that continue."""
+        spent = batch.source.spent
+        continued = ~first[batch.place == 0]
+        ends = np.bincount(batch.row, weights=last, minlength=len(batch.counts)) > 0
+        lasting = ~last[batch.place + 1 == batch.counts[batch.row]]
+        run.earlier = Computed(*spent[batch.entries[continued & ends]].sum(axis=0).tolist())
+        before = spent[batch.entries[lasting]] * (continued & ~ends)[lasting, None]
+        spent[batch.entries[lasting]] = before + run.spent()
 
     def _replies(self, batch: RingBatch, staged: Staged, index: np.ndarray, wanted: np.ndarray) -> Records:
         """A record for each timestep for which `wanted`, bool[n], holds."""

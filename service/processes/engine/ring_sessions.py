@@ -57,6 +57,7 @@ class RingSessions:
         slot_version: uint32[entries], the version of the entry that the session took.
         used_s: float64[entries], when the last message arrived, by `time.perf_counter`.
         frontend: int64[entries], the process number of the session's front end.
+        spent: float64[entries, 3], what runs have spent on a message that has more to come, as `Computed`.
     """
 
     def __init__(self, model: LoadedModel, sessions: SessionTable) -> None:
@@ -81,6 +82,7 @@ class RingSessions:
         self.queued = np.zeros(entries, np.int64)
         self.used_s = np.zeros(entries, np.float64)
         self.frontend = np.zeros(entries, np.int64)
+        self.spent = np.zeros((entries, 3), np.float64)
         self._live: dict[int, Live[LoadedModel]] = {}
         self._pending: Records = np.zeros((0, self.inputs.record_bytes), np.uint8)
         chunk = max(2 * model.engine.max_batch * min(model.max_chunk, 64), 4096)

@@ -6,6 +6,7 @@ from streamcell.card import Tensor
 from streamcell.proto.inference import oip
 from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.metrics.request_metrics import Spent
 
 from .tensors import DATATYPES, dims
 
@@ -74,8 +75,7 @@ def statistics(model: LoadedModel) -> oip.ModelStatistics:
     figures = model.metrics.request_figures()
     infer = oip.InferStatistics()
     for name in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output"):
-        spent, duration = getattr(figures, name), getattr(infer, name)
-        duration.count, duration.ns = spent.count, spent.total_ns
+        getattr(infer, name).CopyFrom(_duration(getattr(figures, name)))
     for unused in (infer.cache_hit, infer.cache_miss):
         unused.SetInParent()
     return oip.ModelStatistics(
@@ -85,4 +85,17 @@ def statistics(model: LoadedModel) -> oip.ModelStatistics:
         inference_count=figures.inferences,
         execution_count=figures.executions,
         inference_stats=infer,
+        batch_stats=[
+            oip.InferBatchStatistics(
+                batch_size=each.rows,
+                compute_input=_duration(each.compute_input),
+                compute_infer=_duration(each.compute_infer),
+                compute_output=_duration(each.compute_output),
+            )
+            for each in figures.batches
+        ],
     )
+
+
+def _duration(spent: Spent) -> oip.StatisticDuration:
+    return oip.StatisticDuration(count=spent.count, ns=spent.total_ns)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from streamcell.card import Signature, Tensor
-from streamcell.service.batching.guarded_run import GuardedRun, Later, Misfit, RunTimes
+from streamcell.service.batching.guarded_run import GuardedRun, Later, Misfit
 from streamcell.service.engine.engine import Engine, Staged
 from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.value_check import ValueCheck
 
 SIGNATURE = Signature(
@@ -67,9 +68,9 @@ class Rows:
     def apart(self, rows: list[float]) -> Iterator[list[float]]:
         return ([value] for value in rows)
 
-    def completed(self, rows: list[float], staged: Staged, times: RunTimes) -> tuple[int, int]:
+    def completed(self, rows: list[float], staged: Staged, run: RunTally) -> None:
         self.said.append(("completed", rows))
-        return len(rows), len(rows)
+        run.inferences = len(rows)
 
     def refused(self, rows: list[float], cause: Exception, later: Later) -> None:
         self.said.append(("refused", rows))
@@ -94,7 +95,7 @@ def test_what_may_run_runs_once() -> None:
     metrics = run(engine, kind, 1, 2, 3)
     assert engine.ran == [[1, 2, 3]]
     assert kind.said == [("completed", [1, 2, 3])]
-    assert metrics.requests.inferences == 3
+    assert metrics.request_figures().inferences == 3
     assert not engine.cleared
 
 
@@ -119,7 +120,7 @@ def test_only_the_row_that_fails_alone_is_refused() -> None:
     metrics = run(engine, kind, 1, 2, 3)
     assert engine.ran == [[1, 2, 3], [1], [2], [3]]
     assert kind.said == [("completed", [1]), ("refused", [2]), ("completed", [3]), ("told", [2])]
-    assert metrics.requests.inferences == 2
+    assert metrics.request_figures().inferences == 2
     assert engine.cleared == 2  # before the first, and behind the one that failed
 
 

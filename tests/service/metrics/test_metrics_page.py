@@ -17,6 +17,7 @@ from streamcell.service.metrics import page as metrics_page
 from streamcell.service.metrics.histogram import LATENCY_BUCKETS_S, Histogram
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.metrics.page import Pages, Snapshot
+from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.metrics.triton_metrics import TritonMetrics
 
@@ -147,7 +148,9 @@ def test_the_sliced_page_is_the_one_that_prometheus_client_makes() -> None:
     metrics = ServerMetrics()
     for i in range(30):
         model = ModelMetrics(f'model "{i}"\n', "1")
-        model.delivered(5, 1, [0.001], [0.002])
+        run = RunTally(0.0, 0.001, 0.002)
+        run.steps, run.chunks, run.waits_s, run.latencies_s = 5, 1, [0.001], [0.002]
+        model.delivered(run, 1, 0.003)
         model.session_ended("closed")
         metrics.add(model)
     registry = CollectorRegistry()

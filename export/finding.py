@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from .user_errors import user_code
 
 # Two sizes of batch and time that no size of a model is likely to have both of.
 BATCH, TIME = (2, 3), (5, 4)
-_MOST_CANDIDATES = 6
+_MOST_CANDIDATES, _MOST_TRIES = 6, 40
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class _Search:
                 f"if they are inputs, give each an example. (Called without: {error})"
             ) from error
         grows = None
-        for slots, values in _returned(result, [p.name for p in self.candidates]):
+        for slots, values in islice(_returned(result, [p.name for p in self.candidates]), _MOST_TRIES):
             calling = replace(self.calling, states=slots)
             before = [leaf for slot, v in zip(slots, values, strict=True) for leaf in slot.nest.take(v)]
             if not before:
@@ -226,12 +226,13 @@ class _Search:
         """True if every state changes the result."""
         before = flat(self.run(calling, states, BATCH[0], TIME[0]))
         for index, state in enumerate(states):
-            other = [
-                *states[:index],
-                ~state if state.dtype is torch.bool else state + 1,
-                *states[index + 1 :],
-            ]
-            after = flat(self.run(calling, other, BATCH[0], TIME[0]))
+            changed = ~state if state.dtype is torch.bool else state + 1
+            try:
+                after = flat(
+                    self.run(calling, [*states[:index], changed, *states[index + 1 :]], BATCH[0], TIME[0])
+                )
+            except UserCodeError:  # another value may be none, as the row behind a table's last
+                continue
             if all(map(torch.equal, before, after)):
                 return False
         return True

@@ -84,6 +84,14 @@ def test_initial_values_of_a_tutorials_method_are_kept() -> None:
     assert (h.initial, c.initial) == (0.5, 0.0)
 
 
+def test_a_state_that_indexes_a_table_is_found() -> None:
+    # All but the last row: one more is none for some of the states that the module returns.
+    tokens = torch.full((4, 16), 10)
+    tokens[:, ::2] = 3
+    (state,) = found(o.LastToken(), {"token": tokens}).found.states
+    assert (state.input, state.dtype, state.initial) == ("before", "int64", 0.0)
+
+
 def test_several_inputs_go_by_their_parameters() -> None:
     user = found(o.TwoInputs(), {"tokens": TOKENS, "x": X[..., :3]})
     assert user.found.examples.names == ("tokens", "x")

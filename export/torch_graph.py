@@ -137,7 +137,8 @@ def _clean(model: onnx.ModelProto, signature: Signature, name: str) -> None:
 
 def _make_dynamic(name: str, dim: Any, axis: str) -> None:
     if dim.HasField("dim_value"):
-        raise ExportError(f"PyTorch fixed the {axis} of {name} to {dim.dim_value}")
+        remedy = "; export it one timestep a run, with layout batch" if axis == TIME else ""
+        raise ExportError(f"PyTorch fixed the {axis} of {name} to {dim.dim_value}{remedy}")
     dim.dim_param = axis
 
 

@@ -19,7 +19,7 @@ _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).resolve().parent)
 _PATHS = sysconfig.get_paths()
 _PACKAGES, _STANDARD = (_PATHS["purelib"], _PATHS["platlib"]), _PATHS["stdlib"]
-_MOST_TEXT = 600
+_MOST_TEXT, _MOST_LINE = 600, 120
 
 
 @contextmanager
@@ -69,6 +69,7 @@ def last_line(trace: TracebackType | None) -> str | None:
     own = [frame for frame in frames if not _in(frame.filename, *_PACKAGES)]
     frame = (own or frames)[-1]
     line = linecache.getline(frame.filename, frame.lineno or 0).strip()
+    line = line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]} …"
     return f"{_short(frame.filename)}:{frame.lineno}, in {frame.name}, {line!r}"
 
 

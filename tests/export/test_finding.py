@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from streamcell.export import ExportError, UserCodeError
+from streamcell.export import ExportError, UserCodeError, load_module
 from streamcell.export.study import study
 from streamcell.export.tensors import one_thread
 from streamcell.export.user_module import UserModule
@@ -267,6 +267,15 @@ def test_an_exception_without_a_line_of_the_user_names_no_file_of_ours() -> None
     assert str(told.value) == (
         "GRU does not run on x ([2, 5, 4]): RuntimeError: input.size(-1) must be equal to input_size. Expected 5, got 4"
     )
+
+
+def test_a_long_line_of_the_user_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "long.py").write_text(f"x = {' + '.join(['1'] * 400)} + missing\n")
+    with pytest.raises(
+        UserCodeError, match=r"does not run: .*long\.py:1, in <module>, 'x = 1 \+ 1.* …': NameError"
+    ) as told:
+        load_module(f"{tmp_path / 'long.py'}:x")
+    assert len(str(told.value)) < 400
 
 
 def test_a_call_leaves_the_module_as_it_was() -> None:

@@ -117,6 +117,13 @@ def test_compiled_modules_and_weights_that_cannot_be_copied(tmp_path: Path) -> N
         export_module(torch.jit.script(nn.GRU(5, 8)), tmp_path / "s.onnx", example_x=X)
 
 
+def test_a_recurrent_layer_that_pytorch_fixes_to_a_number_of_timesteps_is_told_the_other_layout(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ExportError, match=r"PyTorch .* time .*layout batch$"):
+        export_module(o.Hidden(nn.GRU), tmp_path / "m.onnx", example_x=X, layout="batch_time")
+
+
 class Branching(o.CharCell):
     """Looks at values to decide what to compute."""
 

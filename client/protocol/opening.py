@@ -1,4 +1,4 @@
-"""What a session is given when it opens, as the wire has it."""
+"""Encodes the inputs set at a session's opening."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from streamcell.proto import pb
 
 from .tensors import holds_arrays
 
-# By name: an array of the dtype that `Model.open_inputs` names, or Python numbers in nested lists, of which floats go
-# as float32 and ints as int64.
+# By name: an array of the dtype in `Model.open_inputs`, or Python numbers in nested lists: floats are sent as float32,
+# ints as int64.
 OpenInputs: TypeAlias = Mapping[str, Any] | None
 
 
 def open_inputs(inputs: OpenInputs, *, one_row: bool = False) -> list[pb.OpenInput]:
-    """The values in `inputs`; with `one_row` each has a first axis of size 1 put before its own.
+    """The wire messages of `inputs`; with `one_row` each value gets a first axis of size 1.
 
     Raises:
-        InvalidInput: WRONG_DTYPE or WRONG_SHAPE, if a value is no array of numbers. The rest is the server's to check.
+        InvalidInput: WRONG_DTYPE or WRONG_SHAPE, if a value is not an array of numbers. The server checks the rest.
     """
     found = []
     for name, value in (inputs or {}).items():

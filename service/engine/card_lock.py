@@ -1,4 +1,4 @@
-"""One process-wide lock for what must not happen while a CUDA graph is captured.
+"""One process-wide lock for operations that must not run while a CUDA graph is captured.
 
 ONNX Runtime captures in CUDA's global mode: while one thread captures, an allocation, a synchronous copy or a session
 that is made or ends on any other thread fails, and spoils the capture; a session with graphs that ends then ends the
@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 @contextmanager
 def alone(device: Device) -> Iterator[None]:
-    """Within, no other thread captures, allocates or frees on a card. On the CPU nothing is waited for."""
+    """A context in which no other thread captures, allocates or frees on a card. On the CPU it waits for nothing."""
     if device.on_host:
         yield
         return

@@ -251,9 +251,9 @@ class Engine:
                 staged = self.stage(rows, steps)
                 self.pad(staged, 0)
                 staged.go()
-        if self._programs.unsettled:
+        if self._programs.untuned:
             self._staged = OrderedDict((key, value) for key, value in self._staged.items() if key[1] != 1)
-            for rows, staged in self._programs.settle(self._scratch).items():
+            for rows, staged in self._programs.tune(self._scratch).items():
                 self._staged[rows, 1] = staged
 
     def close(self) -> None:

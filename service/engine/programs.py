@@ -186,11 +186,11 @@ class Programs:
         return self._single if size in self.single_sizes else self._operators
 
     @property
-    def unsettled(self) -> bool:
-        """Whether `settle` has something to do."""
+    def untuned(self) -> bool:
+        """True if `tune` has something to do."""
         return self._graphs or (self._measured and self._single is not None)
 
-    def settle(self, stage: Callable[[int], Staged]) -> dict[int, Staged]:
+    def tune(self, stage: Callable[[int], Staged]) -> dict[int, Staged]:
         """Measure both forms of the cell at every batch size, capture CUDA graphs and check their replays.
 
         Args:
@@ -203,9 +203,9 @@ class Programs:
         Raises:
             DeviceError: CUDA graphs that were asked for by name give other results than the model.
         """
-        settled: dict[int, Staged] = {}
+        tuned: dict[int, Staged] = {}
         for rows in self._sizes:
-            staged = settled[rows] = stage(rows)
+            staged = tuned[rows] = stage(rows)
             programs = [self.pick(rows, 1)]
             if self._measured and self._single is not None:
                 programs = [self._operators, self._single]
@@ -224,24 +224,24 @@ class Programs:
         if not self.single_sizes:
             self._single = None
         # Last of all: a replay that reads freed memory shows once others have used it.
-        self._check_replays(settled)
-        return settled
+        self._check_replays(tuned)
+        return tuned
 
     def close(self) -> None:
         """End the sessions. Nothing may run any more."""
         self._single = None
         del self._operators
 
-    def _check_replays(self, settled: dict[int, Staged]) -> None:
-        captured = [rows for rows in settled if self.pick(rows, 1).graphs]
+    def _check_replays(self, tuned: dict[int, Staged]) -> None:
+        captured = [rows for rows in tuned if self.pick(rows, 1).graphs]
         wrong = []
         for rows in captured:
-            plain = self.pick(rows, 1).runner(settled[rows])
+            plain = self.pick(rows, 1).runner(tuned[rows])
             with alone(self._options.device):
-                right = replays_as_it_runs(settled[rows], plain, self._pool.scratch_rows)
+                right = replays_as_it_runs(tuned[rows], plain, self._pool.scratch_rows)
             if not right:
                 wrong.append(rows)
-                settled[rows].go = plain
+                tuned[rows].go = plain
         if wrong and self._forced:
             raise DeviceError(
                 f"device {self._options.device}: CUDA graphs give wrong results at batch sizes {wrong}"

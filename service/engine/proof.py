@@ -1,7 +1,7 @@
-"""Whether a model answers the same however its messages are joined and whoever shares its batch.
+"""Proves that a model's outputs do not depend on how its messages are joined or on the other rows of its batch.
 
-Seeded random sequences run on an engine that serves nobody yet, on scratch rows: each row alone and step by step is the
-reference. Then they run in chunks, among loud neighbours, and with padding. The answers must be the same.
+Seeded random sequences run on scratch rows of an engine that has no sessions yet. The reference is each row alone and
+step by step. Then they run in chunks, among loud neighbours, and with padding. The outputs must be the same.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Kind: TypeAlias = Literal["rows", "steps"]
 _ROWS, _STEPS = 3, 8
 _MANY_ROWS, _MANY_STEPS, _ROUNDS = 16, 33, 3
 _SMALL = (2, 4)
-# What the inputs and outputs of one comparison may take: a model file says how large a timestep is.
+# Maximum bytes of one comparison's inputs and outputs: the model file decides how large a timestep is.
 _MOST_BYTES = 256 * 2**20
 _COPIES = 4  # of each value: drawn as float64, staged, expected, got
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that is not the same both ways.
+    """One value that differs between two ways.
 
     Attributes:
         kind: "rows": it depends on the other rows of its batch; "steps": on how timesteps are joined.
         output: the output's name, or "" if the run failed.
         expected: the value of the row alone, step by step.
         got: the value of the other way.
-        error: what ONNX Runtime said, if the run failed.
-        ragged: whether the rows had different `lengths`, and are right if they have not.
+        error: ONNX Runtime's message, if the run failed.
+        ragged: True if the rows had different `lengths`, and rows without are right.
     """
 
     kind: Kind
@@ -63,21 +63,21 @@ class Difference:
 
 
 class FailsAloneError(Exception):
-    """The model fails for one session and one timestep that nobody has sent; the text is what ONNX Runtime said."""
+    """The model fails for one session and one timestep that no client has sent; the text is ONNX Runtime's message."""
 
 
 class _OutOfTimeError(Exception):
-    """The time for the proof is over."""
+    """The proof's time limit is reached."""
 
 
 @dataclass(frozen=True)
 class ProofResult:
-    """What a proof has found.
+    """The result of a proof.
 
     Attributes:
-        found: what differs, at most one of each kind.
-        ways: how the rows were run besides alone and step by step, by name.
-        unproved: why no more was compared; "" if all was.
+        found: the differences, at most one of each kind.
+        ways: the names of the ways that were compared with each row alone and step by step.
+        unproved: why some comparisons were left out; "" if none were.
     """
 
     found: tuple[Difference, ...]
@@ -92,13 +92,13 @@ class ProofResult:
 
 
 def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogger) -> ProofResult:
-    """Compare ways of running a model. The engine must serve nobody; only scratch rows are written.
+    """Compare ways of running a model. The engine must have no sessions; only scratch rows are written.
 
     Args:
-        engine: on the CPU.
-        full: also more rows, longer sequences and several seeds.
-        limit_s: the proof stops after these seconds, with what it has found by then.
-        log: bound to the model; gets why a model was not proved.
+        engine: an engine on the CPU.
+        full: True for more rows, longer sequences and several seeds.
+        limit_s: seconds after which the proof stops, with the result so far.
+        log: bound to the model; gets the reason if a model was not proved.
 
     Raises:
         FailsAloneError: no run of it succeeds.
@@ -119,7 +119,7 @@ def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogg
 
 
 class _NoReferenceError(Exception):
-    """There is nothing to compare with."""
+    """There is no reference to compare with."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ class _Way:
     """One way of running all rows.
 
     Attributes:
-        name: what it is called.
-        kind: what differs if its outputs do.
-        groups: the rows that share runs.
-        parts: how the timesteps are cut.
-        combined: whether a difference means nothing if a simpler way has found one.
+        name: the way's name.
+        kind: the kind of difference if its outputs differ.
+        groups: the groups of rows that share runs.
+        parts: the sizes of the chunks.
+        combined: True if a difference means nothing once a simpler way has found one.
     """
 
     name: str
@@ -152,7 +152,7 @@ class _Proof:
         self._given: list[Array] = []  # uint8[rows, bytes] an open input
 
     def run(self, full: bool) -> None:
-        """Compare, in rounds."""
+        """Make the comparisons, in rounds."""
         size = (_ROWS, _STEPS)
         x = self._inputs(1, 1, 0)
         try:
@@ -177,7 +177,7 @@ class _Proof:
                 self._round(*many, seed=seed)
 
     def _fits(self, rows: int, steps: int) -> bool:
-        """Whether a comparison of this size takes no more memory than it may."""
+        """True if a comparison of this size fits the memory bound."""
         step_bytes = sum(tensor.step_bytes for tensor in (*self._signature.inputs, *self._signature.outputs))
         return _COPIES * rows * steps * step_bytes <= _MOST_BYTES
 
@@ -203,7 +203,7 @@ class _Proof:
             self._compare(x, expected, way)
 
     def _ways(self, rng: np.random.Generator, rows: int, steps: int, parts: list[int]) -> Iterator[_Way]:
-        """How the rows are run besides alone and in `parts`."""
+        """The ways to compare with each row alone and step by step."""
         signature, most = self._signature, self._engine.max_chunk
         chunks = bool(signature.states) and signature.has_time and most > 1
         alone = [[row] for row in range(rows)]
@@ -227,7 +227,7 @@ class _Proof:
         return self._sequences(x, way.groups, way.parts)
 
     def _run_at_rest(self) -> None:
-        """Run one row of one timestep that nobody has sent, as warm-up does."""
+        """Run one row of one timestep that no client has sent, like the warm-up."""
         self._engine.clear_inputs()
         staged = self._engine.stage(1, 1)
         self._engine.pad(staged, 0)
@@ -237,7 +237,7 @@ class _Proof:
             raise FailsAloneError(node_error_text(error)) from error
 
     def _reference(self, x: list[Array], parts: Sequence[int]) -> list[Array]:
-        """The outputs of each row alone. A model may refuse random numbers, as a table does that they index."""
+        """The outputs of each row alone. A model may fail for random numbers, such as one that uses them as indices."""
         try:
             return self._sequences(x, [[row] for row in range(len(x[0]))], parts)
         except (_OutOfTimeError, RunTimeout):
@@ -311,7 +311,7 @@ class _Proof:
         return outputs
 
     def _scratch(self, group: list[int]) -> list[int]:
-        """The rows of the pool that hold the states of `group`."""
+        """The rows of the pool with the states of `group`."""
         rows: list[int] = self._engine.pool.scratch_rows[: len(group)].tolist()
         return rows
 

@@ -1,4 +1,4 @@
-"""The memory that a run's inputs are written to and its outputs read from, on both sides of the device's border."""
+"""The memory of a run's inputs and outputs, in the host's and in the device's memory."""
 
 from __future__ import annotations
 

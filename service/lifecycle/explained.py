@@ -47,7 +47,7 @@ def first_runs(file: ModelFile) -> Iterator[None]:
 
 
 def description_remedy(file: ModelFile) -> str:
-    """What to do if a model's description is at fault."""
+    """The remedy if a model's description is wrong."""
     if file.description.source == "card":
         return "its card does not describe its graph: export it again"
     sidecar = sidecar_path(file.path).name

@@ -19,8 +19,8 @@ from prometheus_client.exposition import gzip_accepted
 
 from streamcell.service.settings import Settings
 
-from .http_reception import Reception, Visitor
 from .page import Pages
+from .request_reader import Connection, RequestReader
 
 _log = structlog.get_logger(__name__)
 
@@ -144,21 +144,21 @@ class _Connection(HTTPConnection):
 
     RequestHandlerClass = _Request
 
-    def __init__(self, server: _Http, visitor: Visitor) -> None:
-        self.visitor = visitor
+    def __init__(self, server: _Http, accepted: Connection) -> None:
+        self.accepted = accepted
 
         def file(connection: Any, mode: str, size: int) -> Any:
-            return io.BytesIO(visitor.head) if "r" in mode else makefile.StreamWriter(connection, mode, size)
+            return io.BytesIO(accepted.head) if "r" in mode else makefile.StreamWriter(connection, mode, size)
 
-        super().__init__(server, visitor.socket, file)
-        self.remote_addr = visitor.address
+        super().__init__(server, accepted.socket, file)
+        self.remote_addr = accepted.address
 
     def close(self) -> None:
         """Close the connection, so that another can be answered."""
         with contextlib.suppress(OSError):
             super().close()
-        self.visitor.close()
-        self.server.reception.done(self.visitor)
+        self.accepted.close()
+        self.server.reader.done(self.accepted)
 
 
 class _Gateway(Gateway):
@@ -174,7 +174,7 @@ class _Gateway(Gateway):
             request.path.decode("latin-1"),
             request.qs.decode("latin-1"),
             headers,
-            request.conn.visitor.arrived_s,
+            request.conn.accepted.arrived_s,
         )
         request.status = status.encode()
         more["Content-Length"] = str(len(body))
@@ -185,7 +185,7 @@ class _Gateway(Gateway):
 
 
 class _Http(HTTPServer):
-    """cheroot's parser and pool of threads behind `Reception`."""
+    """cheroot's parser and pool of threads behind `RequestReader`."""
 
     request_queue_size = _BACKLOG
     max_request_header_size = 16 * 1024
@@ -201,7 +201,7 @@ class _Http(HTTPServer):
         )
         self.answer = answer
         self._context = context
-        self.reception: Reception
+        self.reader: RequestReader
 
     def begin(self) -> None:
         """Bind the port and begin to answer.
@@ -224,18 +224,18 @@ class _Http(HTTPServer):
         if failed:
             host, port = self.bind_addr
             raise OSError(f"cannot listen on {host}:{port} for metrics: {failed[0]}") from failed[0]
-        self.reception = Reception(
+        self.reader = RequestReader(
             self.socket,
-            lambda visitor: self.requests.put(_Connection(self, visitor)),
+            lambda accepted: self.requests.put(_Connection(self, accepted)),
             context=self._context,
             slow=_slow,
             most_slow=_WORKERS - 1,
         )
-        self.reception.start()
+        self.reader.start()
 
     def end(self) -> None:
         """Stop answering; returns within a few seconds."""
-        self.reception.stop(_STOP_S)
+        self.reader.stop(_STOP_S)
         stop = threading.Thread(target=self.stop, daemon=True)
         stop.start()
         stop.join(_STOP_S)

@@ -50,7 +50,7 @@ class Reflection:
 
     def handlers(self, lane: Lane) -> dict[str, Handler]:
         """The method handlers by name."""
-        return {"ServerReflectionInfo": lane.stream(lambda call: _Conversation(call, self))}
+        return {"ServerReflectionInfo": lane.stream(lambda call: _ReflectionCall(call, self))}
 
     def enter(self) -> bool:
         """Admit one more call; False if the bound on running calls is reached."""
@@ -72,7 +72,7 @@ class Reflection:
         return answer
 
 
-class _Conversation:
+class _ReflectionCall:
     """One reflection call (a `calls.StreamHandler`)."""
 
     def __init__(self, call: Call, reflection: Reflection) -> None:

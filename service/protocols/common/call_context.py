@@ -1,4 +1,4 @@
-"""What every call needs, whichever protocol it speaks."""
+"""The objects that calls of both protocols need."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class ModelFinder(Protocol[M_co]):
 
 
 class ErrorCounter(Protocol):
-    """Counts the errors that clients are sent."""
+    """Counts the errors sent to clients."""
 
     def error(self, error: ServiceError) -> None:
-        """Count one."""
+        """Count one error."""
 
 
 @dataclass(frozen=True)
 class CallContext(Generic[M_co]):
-    """What every call needs. Front ends and the process that runs the models each have one."""
+    """The objects that every call needs. Each front end and the engine process has one."""
 
     models: ModelFinder[M_co]
     sessions: SessionTable

@@ -1,4 +1,4 @@
-"""What a session is given when it opens: every check that needs no session."""
+"""Checks the inputs set at a session's opening, as far as that needs no session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Openings: TypeAlias = tuple[np.ndarray[Any, np.dtype[np.uint8]], ...]
 
 
 class Given(NamedTuple):
-    """One value as a client sent it; no dtype or no shape: the client vouches for it."""
+    """One value from a client; dtype or shape may be missing: then they are not checked."""
 
     name: str
     data: bytes
@@ -47,18 +47,18 @@ def check_openings(
     allow_non_finite: bool,
     batch: bool = False,
 ) -> Openings:
-    """The values for `rows` sessions, defaults where none came.
+    """The values for `rows` sessions, with defaults for missing ones.
 
     Args:
-        signature: the model's.
-        given: what came.
-        rows: sessions.
-        allow_non_finite: whether floats may be NaN or infinite.
-        batch: whether a declared shape begins with the number of sessions.
+        signature: the model's signature.
+        given: the client's values.
+        rows: number of sessions.
+        allow_non_finite: True if floats may be NaN or infinite.
+        batch: True if a declared shape begins with the number of sessions.
 
     Raises:
         UnknownOpenInput, MissingOpenInput, MalformedMessage, WrongDtype, WrongShape, WrongByteCount, NonFiniteInput,
-        IndexOutOfRange: what is wrong with them; it names the input.
+        IndexOutOfRange: a value is wrong; the text names the input.
     """
     values = {each.name: each for each in given}
     known = {each.name for each in signature.open_inputs}
@@ -83,7 +83,7 @@ def openings_of(openings: Openings) -> list[tuple[bytes, ...]]:
 def check_opening(
     signature: Signature, given: Sequence[Given], *, allow_non_finite: bool
 ) -> tuple[bytes, ...]:
-    """As `check_openings`, for one session."""
+    """Like `check_openings`, for one session."""
     openings = check_openings(signature, given, allow_non_finite=allow_non_finite)
     return tuple(value.tobytes() for value in openings)
 

@@ -43,7 +43,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
-        """The server's."""
+        """The server's limits."""
         return cls(
             settings.max_message_bytes,
             settings.max_steps_per_message,
@@ -90,7 +90,7 @@ def check_dtypes(signature: Signature, dtypes: Sequence[str]) -> None:
 
 
 def count_steps(signature: Signature, payloads: Sequence[bytes], declared: int, rows: int = 1) -> int:
-    """The number of timesteps a row in `payloads`, each [rows, steps, *step_shape].
+    """The number of timesteps per row in `payloads`, each [rows, steps, *step_shape].
 
     Raises:
         WrongInputCount, WrongByteCount, NoSteps: the payloads do not have that shape.
@@ -121,7 +121,7 @@ def count_steps(signature: Signature, payloads: Sequence[bytes], declared: int, 
 
 
 def fast_path_limits(model: Model, limits: Limits) -> tuple[int, int]:
-    """(bytes of a step, most steps) of messages with one input that need no other check; 0, 0 if there are none.
+    """(bytes of a step, maximum steps) of messages with one input that need no other check; 0, 0 if there are none.
 
     Such messages are within every limit and run in one chunk, so their values are checked with their batch.
     """

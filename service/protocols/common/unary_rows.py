@@ -15,10 +15,10 @@ class UnaryCaller(Protocol):
     """The call that a request came from, such as a `calls.UnaryCall`."""
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Call `callback` if the client goes before the answer."""
+        """Call `callback` if the client disconnects before the answer."""
 
     def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
-        """As in `calls.UnaryCall`, while the request is being taken."""
+        """Like `calls.UnaryCall.run_after_arrivals`, while the request is being taken."""
 
 
 class RequestRows(ABC):
@@ -36,7 +36,7 @@ class RequestRows(ABC):
         states: bool = False,
         openings: Sequence[tuple[bytes, ...]] = (),
     ) -> None:
-        """Open a session a row and queue its work; `work[i].tag` is i. Once only.
+        """Open a session for each row and queue its work; `work[i].tag` is i. Call it once.
 
         Args:
             work: as `requests.make_rows` gives it.
@@ -66,7 +66,7 @@ class RequestRows(ABC):
             batcher.submit(session, row, caller.run_after_arrivals)
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
-        """Keep one row's outputs; answer once all rows are there."""
+        """Keep one row's outputs; answer when all rows are complete."""
         sessions = self._sessions
         if not sessions:
             return
@@ -82,7 +82,7 @@ class RequestRows(ABC):
         self._answer(outputs, steps)
 
     def resume(self) -> None:  # noqa: B027  # not for subclasses
-        """A row's queue is never full: it holds one message."""
+        """Never called: a row's queue, which holds one message, is never full."""
 
     def fail(self, error: ServiceError) -> None:
         """Fail the whole request: none of its rows is answered. Later failures are ignored."""
@@ -100,11 +100,11 @@ class RequestRows(ABC):
 
     @abstractmethod
     def _answer(self, outputs: list[bytes], steps: int) -> None:
-        """Answer with one tensor an output, [rows, steps, *step_shape]."""
+        """Answer with one tensor for each output, [rows, steps, *step_shape]."""
 
     @abstractmethod
     def _refuse(self, error: ServiceError) -> None:
-        """Answer with `error`, and count it among the server's."""
+        """Answer with `error`, and count it."""
 
     def _end(self) -> None:
         # A session refers to its listener: dropping the sessions breaks the cycle.

@@ -26,7 +26,7 @@ _SEND_BUFFER_BYTES = 512 * 1024
 _END = b"\r\n\r\n"
 
 
-class Visitor:
+class Connection:
     """One connection.
 
     Attributes:
@@ -38,8 +38,8 @@ class Visitor:
         slow: True if its answer may take long.
     """
 
-    def __init__(self, connection: socket.socket, address: str) -> None:
-        self.socket = connection
+    def __init__(self, accepted: socket.socket, address: str) -> None:
+        self.socket = accepted
         self.address = address
         self.head = b""
         self.arrived_s = 0.0
@@ -52,13 +52,13 @@ class Visitor:
             self.socket.close()
 
 
-class Reception:
+class RequestReader:
     """Accepts connections, reads the heads of their requests and passes them to the workers."""
 
     def __init__(
         self,
         listener: socket.socket,
-        answer: Callable[[Visitor], None],
+        answer: Callable[[Connection], None],
         *,
         context: ssl.SSLContext | None,
         slow: Callable[[bytes], bool],
@@ -68,7 +68,7 @@ class Reception:
 
         Args:
             listener: bound and listening.
-            answer: queues a visitor for a worker, which must call `done`.
+            answer: queues a connection for a worker, which must call `done`.
             context: for TLS; None: plain HTTP.
             slow: True for a head whose answer may take long.
             most_slow: the number of such answers at once, less than the number of workers.
@@ -84,11 +84,11 @@ class Reception:
         self._selector.register(listener, selectors.EVENT_READ)
         self._woken, self._wake = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ)
-        self._reading: dict[Visitor, None] = {}  # oldest first
-        self._queued: deque[Visitor] = deque()  # slow ones that wait for other slow ones
-        self._answered: set[Visitor] = set()
+        self._reading: dict[Connection, None] = {}  # oldest first
+        self._queued: deque[Connection] = deque()  # slow ones that wait for other slow ones
+        self._answered: set[Connection] = set()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="metrics-reception", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="metrics-reader", daemon=True)
 
     def start(self) -> None:
         """Begin to accept connections."""
@@ -100,12 +100,12 @@ class Reception:
         self._wake.close()
         self._thread.join(patience_s)
 
-    def done(self, visitor: Visitor) -> None:
-        """Note that `visitor` has been answered and its connection closed."""
+    def done(self, connection: Connection) -> None:
+        """Note that `connection` has been answered and closed."""
         following = None
         with self._lock:
-            self._answered.discard(visitor)
-            if visitor.slow:
+            self._answered.discard(connection)
+            if connection.slow:
                 if self._queued:
                     following = self._queued.popleft()
                     self._answered.add(following)
@@ -119,18 +119,18 @@ class Reception:
             waiting = self._reading or self._queued or self._answered
             for key, _ in self._selector.select(_TICK_S if waiting else None):
                 if key.data is not None:
-                    self._go_on(key.data)
+                    self._read_more(key.data)
                 elif key.fileobj is self._listener:
                     self._accept()
             self._expire()
-        for visitor in (*self._reading, *self._queued):
-            visitor.close()
+        for connection in (*self._reading, *self._queued):
+            connection.close()
         self._selector.close()
         self._woken.close()
 
     def _accept(self) -> None:
         try:
-            connection, address = self._listener.accept()
+            accepted, address = self._listener.accept()
         except BlockingIOError:
             return
         except OSError:  # no descriptor is free, or the client has already closed the connection
@@ -140,85 +140,85 @@ class Reception:
         with self._lock:
             busy = len(self._queued) + len(self._answered)
         if len(self._reading) + busy >= _MOST_CONNECTIONS and not self._drop_oldest():
-            connection.close()
+            accepted.close()
             return
-        connection.setblocking(False)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if self._context is not None:
             try:
-                connection = self._context.wrap_socket(
-                    connection, server_side=True, do_handshake_on_connect=False
+                accepted = self._context.wrap_socket(
+                    accepted, server_side=True, do_handshake_on_connect=False
                 )
             except OSError:
-                connection.close()
+                accepted.close()
                 return
-        visitor = Visitor(connection, str(address[0]))
-        self._reading[visitor] = None
-        self._selector.register(connection, selectors.EVENT_READ, visitor)
-        self._go_on(visitor)
+        connection = Connection(accepted, str(address[0]))
+        self._reading[connection] = None
+        self._selector.register(accepted, selectors.EVENT_READ, connection)
+        self._read_more(connection)
 
     def _drop_oldest(self) -> bool:
         """Close the connection that has been sending its head for longest; False if there is none."""
-        visitor = next(iter(self._reading), None)
-        if visitor is None:
+        connection = next(iter(self._reading), None)
+        if connection is None:
             return False
-        self._leave(visitor)
-        visitor.close()
+        self._forget(connection)
+        connection.close()
         return True
 
-    def _leave(self, visitor: Visitor) -> None:
-        del self._reading[visitor]
-        self._selector.unregister(visitor.socket)
+    def _forget(self, connection: Connection) -> None:
+        del self._reading[connection]
+        self._selector.unregister(connection.socket)
 
-    def _go_on(self, visitor: Visitor) -> None:
+    def _read_more(self, connection: Connection) -> None:
         """Read the bytes of a head that have arrived."""
         wanted = selectors.EVENT_READ
         try:
-            while _END not in visitor.head:
-                data = visitor.socket.recv(_READ_BYTES)
-                visitor.head += data
-                if not data or len(visitor.head) > _MOST_HEAD_BYTES:
-                    self._leave(visitor)
-                    visitor.close()
+            while _END not in connection.head:
+                data = connection.socket.recv(_READ_BYTES)
+                connection.head += data
+                if not data or len(connection.head) > _MOST_HEAD_BYTES:
+                    self._forget(connection)
+                    connection.close()
                     return
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
         except ssl.SSLWantWriteError:
             wanted = selectors.EVENT_WRITE
         except OSError:  # the client closed the connection, or does not speak TLS
-            self._leave(visitor)
-            visitor.close()
+            self._forget(connection)
+            connection.close()
             return
         else:
-            self._leave(visitor)
-            self._pass_on(visitor)
+            self._forget(connection)
+            self._hand_over(connection)
             return
-        self._selector.modify(visitor.socket, wanted, visitor)
+        self._selector.modify(connection.socket, wanted, connection)
 
-    def _pass_on(self, visitor: Visitor) -> None:
-        visitor.arrived_s = now_s = time.monotonic()
-        visitor.deadline_s = now_s + _ANSWER_S
-        visitor.socket.settimeout(_ANSWER_S)
-        visitor.slow = self._is_slow(visitor.head)
+    def _hand_over(self, connection: Connection) -> None:
+        connection.arrived_s = now_s = time.monotonic()
+        connection.deadline_s = now_s + _ANSWER_S
+        connection.socket.settimeout(_ANSWER_S)
+        connection.slow = self._is_slow(connection.head)
         with self._lock:
-            if visitor.slow:
+            if connection.slow:
                 if not self._free_slow:
-                    self._queued.append(visitor)
+                    self._queued.append(connection)
                     return
                 self._free_slow -= 1
-            self._answered.add(visitor)
-        self._answer(visitor)
+            self._answered.add(connection)
+        self._answer(connection)
 
     def _expire(self) -> None:
         now_s = time.monotonic()
-        for visitor in [each for each in self._reading if each.deadline_s < now_s]:
-            self._leave(visitor)
-            visitor.close()
+        for connection in [each for each in self._reading if each.deadline_s < now_s]:
+            self._forget(connection)
+            connection.close()
         with self._lock:
             while self._queued and self._queued[0].deadline_s < now_s:
                 self._queued.popleft().close()
             late = [each for each in self._answered if each.deadline_s < now_s]
-        for visitor in late:  # its worker's write then fails
+        for connection in late:  # its worker's write then fails
             with contextlib.suppress(OSError):
                 # Not SSLSocket.shutdown: the worker would then write plain text.
-                socket.socket.shutdown(visitor.socket, socket.SHUT_RDWR)
+                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model
 from streamcell.models import build
 from tests.support.parallel import made_once, turn
+from tests.support.ports import free_port
 
 # On models of this size PyTorch's threads wait for each other more than they compute.
 torch.set_num_threads(1)
@@ -256,9 +256,7 @@ def prometheus(worked: ServerProcess, program: Callable[[str], str], tmp_path: P
         "global: {scrape_interval: 200ms}\n"
         f"scrape_configs: [{{job_name: streamcell, static_configs: [{{targets: ['{target}']}}]}}]\n"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [

@@ -70,6 +70,7 @@ def test_an_open_loop_keeps_to_its_rate(load: Callable[..., dict[str, Any]]) -> 
     assert load(rate=100.0, measure_s=0.5)["messages"] <= 75  # 50, and what a stall had put off
 
 
+@pytest.mark.alone
 def test_thousands_of_sessions_open_at_once(load: Callable[..., dict[str, Any]]) -> None:
     assert load(sessions=4000)["total_messages"] >= 4000
 

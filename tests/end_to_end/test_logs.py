@@ -23,6 +23,7 @@ from onnx import parser
 
 from streamcell.client import Client, StreamCellError, connect
 from streamcell.proto.inference import oip, rpc
+from tests.support.ports import free_port
 
 # Its table has eight rows, so that its run fails for a number above seven.
 FRAGILE = """
@@ -42,13 +43,6 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "fragile.toml").write_text('layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n')
     (folder / "broken.onnx").write_bytes(b"no model")
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Mute:

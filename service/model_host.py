@@ -92,7 +92,9 @@ class ModelHost:
         if settings.model_control == "poll":  # one broken file does not hold up the others
             self._control.load_folder()
         infer = Infer(self.context, settings.max_infer_bytes, settings.queue_messages)
-        self._oip = OipService(infer, device, self.metrics)
+        self._oip = OipService(
+            infer, device, self.metrics, "triton" if settings.triton_names else "streamcell"
+        )
         self._thread = ControlThread()
         self._all_read = all_read
         self._stopping = threading.Event()

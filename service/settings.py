@@ -181,6 +181,9 @@ class Settings(BaseSettings):
         default=False, description="Serve the Prometheus port with --tls-cert and --tls-key."
     )
     triton_metrics: bool = Field(default=False, description="Also report Triton's metrics, nv_inference_*.")
+    triton_names: bool = Field(
+        default=False, description="Call the server triton in the Open Inference Protocol's metadata."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines to write: debug, info, warning or error."
     )

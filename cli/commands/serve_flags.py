@@ -188,6 +188,10 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         triton_metrics: Annotated[
             bool | None, _Option(help="Also report Triton's metrics, nv_inference_*.  [off]")
         ] = None,
+        triton_names: Annotated[
+            bool | None,
+            _Option(help="Call the server triton in the Open Inference Protocol's metadata.  [off]"),
+        ] = None,
         log_level: Annotated[
             str | None,
             _Option(help="Least severe log lines to write: debug, info, warning or error.  [info]"),

@@ -59,7 +59,9 @@ class Models(Generic[M]):
                     f"model {shown(name)} is being unloaded and takes no new sessions", model=name
                 )
             raise ModelNotFound(
-                f"no model named {shown(name)}; this server has: {', '.join(self._models) or 'none'}",
+                # Triton's words, which clients look for
+                f"Request for unknown model: {shown(name)} is not found; this server has: "
+                f"{', '.join(self._models) or 'none'}",
                 model=name,
             )
         if not version:

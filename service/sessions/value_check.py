@@ -51,7 +51,8 @@ class _Finite:
     def fine(self, values: Array) -> bool:
         flat = values.reshape(-1)
         # Any NaN or infinity shows in the sum of squares. Large numbers may overflow it; then each value is checked.
-        return math.isfinite(np.dot(flat, flat)) or bool(self.inside(values).all())
+        # `vdot` is the same product as `dot` and does not warn of the overflow.
+        return math.isfinite(np.vdot(flat, flat)) or bool(self.inside(values).all())
 
     def inside(self, values: Array) -> Truths:
         return np.isfinite(values)

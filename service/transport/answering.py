@@ -121,6 +121,10 @@ class Answering:
 
         return on_request
 
+    def never(self, error: Callable[[], ServiceError]) -> OnRequest:
+        """A method that the server does not have: whatever the request, `error` is its answer."""
+        return lambda call, data: self._refuse(call, error())
+
     def _refuse(self, call: UnaryCall, error: ServiceError) -> None:
         self._on_error(error)
         call.fail(*as_status(error))

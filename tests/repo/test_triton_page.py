@@ -13,6 +13,7 @@ import pytest
 import tritonclient.grpc
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import InferenceServerException
 
 from streamcell.client import connect
 
@@ -44,13 +45,28 @@ def moved(start_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     run(block("make_model.py"), folder)
     (version / "model.toml").write_text(block("model.toml"))
     (version.parent / "config.pbtxt").write_text(block("config.pbtxt"))  # it may stay where it was
-    return start_server(folder, "--triton-metrics")
+    return start_server(folder, "--triton-metrics", "--triton-names")
 
 
 def test_the_client_of_the_page_gets_what_the_page_says(moved: Any, tmp_path: Path) -> None:
     printed = run(block("client.py").replace("localhost:8500", moved.target), tmp_path)
     (said,) = re.findall(r"# (.*, then .*)$", block("client.py"), re.MULTILINE)
     assert printed.splitlines() == said.split(", then ")
+
+
+def test_a_client_that_checks_for_triton_s_name_and_texts_is_content(moved: Any) -> None:
+    """What Triton's own example of health and metadata checks, on this page's model."""
+    with tritonclient.grpc.InferenceServerClient(moved.target) as client:
+        assert client.is_server_live()
+        assert client.is_model_ready("moving_average")
+        assert client.get_server_metadata().name == "triton"
+        assert client.get_model_metadata("moving_average").name == "moving_average"
+        x = tritonclient.grpc.InferInput("INPUT", [1, 2], "FP32")
+        x.set_data_from_numpy(np.ones((1, 2), np.float32))
+        for ask in (lambda: client.get_model_metadata("wrong"), lambda: client.infer("wrong", [x])):
+            with pytest.raises(InferenceServerException) as caught:
+                ask()
+            assert caught.value.message().startswith("Request for unknown model")
 
 
 def test_the_states_are_those_of_the_graph_under_triton_s_rules(moved: Any) -> None:

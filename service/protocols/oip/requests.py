@@ -147,7 +147,9 @@ def plan(
         for name in tensor.parameters:
             if name.startswith("shared_memory") or name == "classification":
                 raise NotSupported(
-                    f"tensor {shown(tensor.name)}: this server does not have {shown(name)}", parameter=name
+                    f"tensor {shown(tensor.name)}: this server does not have {shown(name)}: send the tensors in the "
+                    "request, and read them whole from the reply",
+                    parameter=name,
                 )
     inputs, data, given = payloads(signature, request)
     if given and found.key is not None and not found.start:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version
 
 from streamcell.proto.inference import oip
 from streamcell.service.engine.device import Device
-from streamcell.service.errors import ModelUnloading, NotFound, ServiceError
+from streamcell.service.errors import ModelUnloading, NotFound, NotSupported, ServiceError
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.sessions.attention import Attention
@@ -25,15 +26,34 @@ SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 EXTENSIONS = ("sequence", "model_configuration", "model_repository", "statistics", "parameters")
 
 
+# Triton's calls that this server refuses in words, which its clients show, instead of as unknown methods. A client that
+# shares memory would name a file and offsets on the server's machine, and could change the bytes after their check.
+_NO_SHARED_MEMORY = (
+    "this server maps no client's memory: send the tensors in the request, and read them from the reply"
+)
+_NO_SETTINGS = "this server's log and traces are set by its flags alone, see docs/deploy.md"
+_REFUSED = {
+    **{
+        f"{kind}SharedMemory{action}": _NO_SHARED_MEMORY
+        for kind in ("System", "Cuda")
+        for action in ("Status", "Register", "Unregister")
+    },
+    "TraceSetting": _NO_SETTINGS,
+    "LogSettings": _NO_SETTINGS,
+}
+
+
 class OipService:
     """The calls that run no model, and the handlers of those that do."""
 
-    def __init__(self, infer: Infer, device: Device, metrics: ServerMetrics) -> None:
+    def __init__(self, infer: Infer, device: Device, metrics: ServerMetrics, name: str) -> None:
+        """`name`: the server's, for its metadata."""
         self._infer = infer
         self._streams: set[InferStream] = set()
         self._context = infer.context
         self._device = device
         self._metrics = metrics
+        self._name = name
 
     def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
         """The method handlers by name."""
@@ -52,6 +72,10 @@ class OipService:
             "ModelMetadata": lane.unary(now(oip.ModelMetadataRequest, self.model_metadata)),
             "ModelConfig": lane.unary(now(oip.ModelConfigRequest, self.model_config)),
             "ModelStatistics": lane.unary(now(oip.ModelStatisticsRequest, self.model_statistics)),
+            **{
+                name: lane.unary(answering.never(partial(NotSupported, f"{name}: {text}")))
+                for name, text in _REFUSED.items()
+            },
         }
 
     def server_live(self, request: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
@@ -73,7 +97,7 @@ class OipService:
     def server_metadata(self, request: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
         """Name, version, extensions."""
         return oip.ServerMetadataResponse(
-            name="streamcell", version=version("streamcell"), extensions=EXTENSIONS
+            name=self._name, version=version("streamcell"), extensions=EXTENSIONS
         )
 
     def model_metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -129,6 +129,10 @@ def test_an_unknown_model_or_version_is_not_found(triton: Any, ask: str) -> None
         with pytest.raises(InferenceServerException) as caught:
             getattr(triton, ask)(name, version)
         assert caught.value.status() == "StatusCode.NOT_FOUND"
+        # Triton's example clients look for this text, and their asyncio one at its beginning.
+        assert caught.value.message().startswith("Request for unknown model: 'nope' is not found") == (
+            not version
+        )
 
 
 def test_the_repository_is_listed_and_nothing_is_loaded_or_unloaded_unasked(
@@ -145,11 +149,30 @@ def test_the_repository_is_listed_and_nothing_is_loaded_or_unloaded_unasked(
     assert triton.is_model_ready("lstm")
 
 
-def test_what_is_not_offered_is_unimplemented(triton: Any) -> None:
-    for ask in (triton.get_trace_settings, triton.get_log_settings, triton.get_system_shared_memory_status):
-        with pytest.raises(InferenceServerException) as caught:
+@pytest.mark.conformance
+def test_what_is_not_offered_is_refused_in_words(served: Any, triton: Any) -> None:
+    memory = "send the tensors in the request"
+    asked: dict[Callable[[], Any], str] = {
+        triton.get_trace_settings: "docs/deploy.md",
+        triton.get_log_settings: "docs/deploy.md",
+        triton.get_system_shared_memory_status: memory,
+        lambda: triton.register_system_shared_memory("region", "/etc/passwd", 64, offset=2**63): memory,
+        triton.unregister_system_shared_memory: memory,
+        triton.get_cuda_shared_memory_status: memory,
+        lambda: triton.register_cuda_shared_memory("region", b"aGFuZGxl", 0, 64): memory,
+        triton.unregister_cuda_shared_memory: memory,
+    }
+    counted = {"code": "UNIMPLEMENTED", "reason": "NOT_SUPPORTED"}
+    before = served.metric("streamcell_errors_total", **counted)
+    for ask, words in asked.items():
+        with pytest.raises(InferenceServerException, match=words) as caught:
             ask()
         assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+    assert served.metric("streamcell_errors_total", **counted) == before + len(asked)
+    x = tritonclient.grpc.InferInput("x", [1, 3], "FP32")
+    x.set_shared_memory("region", 12)
+    with pytest.raises(InferenceServerException, match=memory):
+        triton.infer("mlp", [x])
 
 
 def test_reflection_gives_a_client_the_whole_service(served: Any) -> None:

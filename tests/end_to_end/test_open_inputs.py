@@ -22,8 +22,6 @@ from streamcell.client.errors import InvalidInput, StreamCellError
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 
-pytestmark = pytest.mark.conformance
-
 SESSIONS, STEPS, LANGUAGES = 16, 20, 5
 Array = np.ndarray[Any, Any]
 
@@ -156,6 +154,7 @@ class Voices:
         np.testing.assert_allclose(y, self.y[row], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.conformance
 def test_sessions_interleaved_at_random_chunk_sizes_keep_their_own(
     server: ServerProcess, folder: Path
 ) -> None:
@@ -167,6 +166,7 @@ def test_sessions_interleaved_at_random_chunk_sizes_keep_their_own(
     assert server.metric("streamcell_slots_used") == 0
 
 
+@pytest.mark.conformance
 def test_what_the_server_feeds_is_each_sessions_own(server: ServerProcess, folder: Path) -> None:
     x = np.random.default_rng(3).standard_normal((SESSIONS, STEPS, 8)).astype(np.float32)
     alone = ort.InferenceSession(folder / "walk.onnx", providers=["CPUExecutionProvider"])
@@ -252,6 +252,7 @@ def test_a_value_without_a_batch_axis_is_each_sessions_own_too(server: ServerPro
             session.close()
 
 
+@pytest.mark.conformance
 def test_generations_and_beams_from_the_opening_on_follow_it(server: ServerProcess) -> None:
     """A beam reads its session's own values although that has not run a step."""
     with connect(server.target) as client:
@@ -357,6 +358,7 @@ def test_what_does_not_fit_is_refused_by_name_and_takes_no_slot(server: ServerPr
     assert server.metric("streamcell_slots_used") == 0
 
 
+@pytest.mark.conformance
 def test_bytes_that_are_too_few_and_values_that_come_twice(server: ServerProcess) -> None:
     one = pb.OpenInput(name="speaker", value=FINE.tobytes())
     with grpc.insecure_channel(server.target) as channel:
@@ -385,6 +387,7 @@ def tensors(voices: Voices, row: int, steps: slice, *, opening: bool) -> list[tr
     return made
 
 
+@pytest.mark.conformance
 def test_tritons_client_gives_them_with_the_start_of_a_sequence(server: ServerProcess, folder: Path) -> None:
     voices = Voices(folder, 6, 8)
     answers: queue.Queue[Any] = queue.Queue()

@@ -156,41 +156,36 @@ class RequestMetrics:
         self._lock = threading.Lock()
 
     def ran(self, run: RunTally, rows: int, done_s: float) -> None:
-        """Count a run of `rows` rows whose last reply was handed over at `done_s`."""
-        taken_s, began_s, ended_s = run.taken_s, run.began_s, run.ended_s
+        """Count a run of `rows` rows whose last reply was handed over at `done_s`; 0 rows: only what was answered."""
         count = len(run.latencies_s)
-        input_s, infer_s, output_s = began_s - taken_s, ended_s - began_s, run.output_s
-        own = (input_s, infer_s, done_s - ended_s)
-        input_s, infer_s = input_s * count, infer_s * count
+        input_s, infer_s = run.began_s - run.taken_s, run.ended_s - run.began_s
+        own_s = (input_s, infer_s, done_s - run.ended_s)
+        answered_s = (input_s * count, infer_s * count, run.output_s)
         if run.earlier is not None:
-            input_s, infer_s, output_s = _sum(Computed(input_s, infer_s, output_s), run.earlier)
-        success_s = sum(run.latencies_s)
+            answered_s = _sum(Computed(*answered_s), run.earlier)
+        computed_ns = self._computed_ns
         with self._lock:
-            self._answer(count, run.inferences, success_s, input_s, infer_s, output_s)
-            self._last_ms = time.time_ns() // 1_000_000
-            batches = self._batches.get(rows)
-            if batches is None:
-                batches = self._batches[rows] = [0, 0, 0, 0]
-            batches[0] += 1
-            batches[1] += int(own[0] * 1e9)
-            batches[2] += int(own[1] * 1e9)
-            batches[3] += int(own[2] * 1e9)
+            self._count += count
+            self._inferences += run.inferences
+            self._success_ns += int(sum(run.latencies_s) * 1e9)
+            computed_ns[0] += int(answered_s[0] * 1e9)
+            computed_ns[1] += int(answered_s[1] * 1e9)
+            computed_ns[2] += int(answered_s[2] * 1e9)
+            if rows:
+                self._last_ms = time.time_ns() // 1_000_000
+                batches = self._batches.get(rows)
+                if batches is None:
+                    batches = self._batches[rows] = [0, 0, 0, 0]
+                batches[0] += 1
+                batches[1] += int(own_s[0] * 1e9)
+                batches[2] += int(own_s[1] * 1e9)
+                batches[3] += int(own_s[2] * 1e9)
 
     def answered(self, inferences: int, latency_s: float, computed: Computed | None) -> None:
         """Count a request that is answered apart from a run, of `inferences` rows."""
-        with self._lock:
-            self._answer(1, inferences, latency_s, *(computed or Computed()))
-
-    def _answer(
-        self, count: int, inferences: int, success_s: float, input_s: float, infer_s: float, output_s: float
-    ) -> None:
-        self._count += count
-        self._inferences += inferences
-        self._success_ns += int(success_s * 1e9)
-        computed_ns = self._computed_ns
-        computed_ns[0] += int(input_s * 1e9)
-        computed_ns[1] += int(infer_s * 1e9)
-        computed_ns[2] += int(output_s * 1e9)
+        apart = RunTally(0.0, 0.0, 0.0)
+        apart.inferences, apart.latencies_s, apart.earlier = inferences, [latency_s], computed
+        self.ran(apart, 0, 0.0)
 
     def fail(self, reason: str, requests: int, total_s: float) -> None:
         """Count `requests` requests that failed for one of Triton's reasons, and the sum of their times."""

@@ -245,8 +245,11 @@ def test_under_poll_a_good_version_is_served_beside_a_bad_one(
     with connect(server.target) as client:
         assert [(model.name, model.version) for model in client.models()] == [("m", "1"), ("own", "1")]
         # A served version whose file breaks stays, and so does one whose file goes, while another is broken.
-        (tmp_path / "m" / "1" / "model.toml").write_text("layout = 2")
-        save(model_of(ADD), tmp_path / "m" / "3" / "model.onnx", SIDECAR + STATE)
+        # Each change at once: a look in between would count another failure.
+        (tmp_path / ".broken").write_text("layout = 2")
+        (tmp_path / ".broken").rename(tmp_path / "m" / "1" / "model.toml")
+        save(model_of(ADD), tmp_path / ".made" / "model.onnx", SIDECAR + STATE)
+        (tmp_path / ".made").rename(tmp_path / "m" / "3")
         assert eventually(lambda: client.model("m").version == "3")
         assert [(model.name, model.version) for model in client.models()] == [
             ("m", "1"),

@@ -115,9 +115,9 @@ def test_durations_are_microseconds_and_add_up(worked: Any) -> None:
     }
     seconds = worked.metric("streamcell_step_latency_seconds_sum", model="lstm")
     assert spent["request"] == pytest.approx(seconds * 1e6, rel=1e-3)
-    # One session at a time: the parts make the whole, but for what lies between two clocks' readings.
-    whole = spent["queue"] + spent["compute_input"] + spent["compute_infer"]
-    assert 0 < whole <= spent["request"] * 1.001
+    # Each is rounded down, so the parts make the whole but for a microsecond each.
+    request = spent.pop("request")
+    assert request - 4 <= sum(spent.values()) <= request
     assert min(spent.values()) > 0
 
 

@@ -90,6 +90,21 @@ def test_the_parts_never_exceed_the_whole_while_streams_chunks_and_calls_run(
 
 
 @pytest.mark.conformance
+def test_frames_of_several_runs_are_divided_too(served: Any, triton: Any, eventually: Any) -> None:
+    before = read(triton, "gru")
+    with connect(served.target) as client, client.pool("gru", 5) as pool:
+        for _ in range(5):
+            pool.step(np.ones((5, 3), np.float32))
+        pool.run(np.ones((5, 150, 3), np.float32))
+    inferences = before.inference_count + 6 * 5
+    assert eventually(lambda: read(triton, "gru").inference_count == inferences)
+    check(read(triton, "gru"))
+    took = since(read(triton, "gru"), before)
+    assert min(took.values()) > 0
+    assert sum(took[name] for name in PARTS) == took["success"]
+
+
+@pytest.mark.conformance
 def test_a_client_s_time_contains_the_server_s(triton: Any, eventually: Any) -> None:
     """What is left is the network's: perf_analyzer shows it."""
     before = read(triton, "mlp")

@@ -76,7 +76,7 @@ def test_thousands_of_sessions_open_at_once(load: Callable[..., dict[str, Any]])
 
 
 def test_a_load_that_fails_says_what_the_server_did(load: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(LoadError, match="no model named 'nobody'"):
+    with pytest.raises(LoadError, match="unknown model: 'nobody'"):
         load(model="nobody")
     with pytest.raises(LoadError, match="12 bytes"):
         load(input_bytes=8)

@@ -83,6 +83,14 @@ class RawConnection:
         self.socket.sendall(frame(HEADERS, END_HEADERS, stream, request_headers(path)))
         return stream
 
+    def open_many(self, path: str, count: int) -> list[int]:
+        """Begin `count` calls at once; their streams."""
+        streams = list(range(self._next, self._next + 2 * count, 2))
+        self._next += 2 * count
+        headers = request_headers(path)
+        self.socket.sendall(b"".join(frame(HEADERS, END_HEADERS, stream, headers) for stream in streams))
+        return streams
+
     def reset(self, streams: list[int]) -> None:
         self.socket.sendall(b"".join(frame(RST_STREAM, 0, each, struct.pack(">I", 8)) for each in streams))
 

@@ -28,7 +28,8 @@ _READ_S = 10.0
 
 Services = Mapping[str, Mapping[str, Handler]]
 
-# A stream that is opened and reset at once costs the core 20 KB until it is processed: 80 MB in all.
+# Calls that may wait to begin, or --max-sessions if that is more: after a restart all clients may come at once. A
+# stream that is opened and reset at once costs the core 20 KB until it is processed, about as much as a session takes.
 _WAITING_CALLS = 4_000
 
 
@@ -68,6 +69,7 @@ class Transport:
         self._first_messages.on_late = on_error
         message_bytes = max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES
         lane.in_flight.bound(*memory_bounds(settings), message_bytes, on_error)
+        waiting = max(_WAITING_CALLS, settings.max_sessions)
         self._stopping = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="calls-housekeeping", daemon=True)
         self._grpc = lane.server(
@@ -76,8 +78,8 @@ class Transport:
                 ("grpc.max_concurrent_streams", settings.streams_a_connection),
                 ("grpc.max_allowed_incoming_connections", connections_allowed(settings)),
                 # Calls that begin at once are taken one by one; by itself the core refuses some from 1,000 on.
-                ("grpc.server.max_pending_requests", _WAITING_CALLS),
-                ("grpc.server.max_pending_requests_hard_limit", _WAITING_CALLS),
+                ("grpc.server.max_pending_requests", waiting),
+                ("grpc.server.max_pending_requests_hard_limit", waiting),
                 # What a stream may send before it is read. The core's own choice grows to 4 MiB, which is no bound with
                 # many streams; for a message that is awaited it makes room in any case.
                 ("grpc.http2.bdp_probe", 0),

@@ -13,7 +13,7 @@ import grpc
 import psutil
 import pytest
 
-from streamcell.benchmarks.load.raw_http2 import RawConnection
+from streamcell.benchmarks.load.raw_http2 import RawConnection, message
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 
@@ -63,6 +63,21 @@ def test_rapid_reset_stays_bounded_in_memory(start_server: Serve, models_dir: Pa
         assert stub.Predict(PREDICT, timeout=60).outputs == expected
     # 120,000 calls; where all of them were kept waiting they took 1.5 GB.
     assert most - before < 350 * MIB, f"{(most - before) / MIB:.0f} MiB"
+
+
+def test_as_many_calls_may_begin_at_once_as_there_may_be_sessions(
+    start_server: Serve, models_dir: Path, eventually: Eventually
+) -> None:
+    server = start_server(models_dir)
+    opening = message(pb.StreamRequest(open=pb.OpenSession(model="lstm")).SerializeToString())
+    with RawConnection(server.target) as connection:
+        streams = connection.open_many(STREAM, 9_500)  # --max-sessions is 10,000
+        for stream in streams:
+            assert connection.send(stream, opening, patience_s=60) == len(opening)
+        assert eventually(
+            lambda: connection.ended or server.metric("streamcell_sessions", model="lstm") == 9_500
+        )
+        assert not connection.ended
 
 
 def test_a_connection_is_told_how_many_streams_it_may_have(

@@ -122,10 +122,7 @@ class StreamCall:
             elif handler is not None:
                 size = len(message)
                 ahead = reading.arrived(size)
-                connection = self._connection
-                connection.taken += size + FRAMING_BYTES
-                if connection.taken > connection.look_at:
-                    connection.pause()
+                self._connection.taken += size + FRAMING_BYTES
                 ARRIVALS.messages += 1
         if handler is None:
             return

@@ -61,10 +61,7 @@ class UnaryCall(AnswerOnce):
                 self.fail(grpc.StatusCode.UNIMPLEMENTED, "a unary call carries one message; none came")
             else:
                 self._held = len(message)
-                connection = self._connection
-                connection.taken += self._held + FRAMING_BYTES
-                if connection.taken > connection.look_at:
-                    connection.pause()
+                self._connection.taken += self._held + FRAMING_BYTES
                 self._on_request(self, message)
         except Exception as error:  # a bug in a handler ends its call, not the serving thread
             _log.error("unary handler failed", exc_info=error)

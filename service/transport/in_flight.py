@@ -6,8 +6,9 @@ thread adds both up, off the path of a message. The difference also contains byt
 given them, which are no longer in memory. So it is limited to what the live calls can hold and what the process has
 grown.
 
-A connection over its bound is not read: HTTP/2's flow control stops its client until enough is answered. Between two
-looks it may take the room that it had at the first of them; then its calls stop reading, and the thread looks at once.
+A connection over its bound is not read: HTTP/2's flow control stops its client until enough is answered. On the
+lane of threads, which reads furthest ahead, it may take between two looks the room that it had at the first of them;
+then its calls stop reading, and the thread looks at once.
 Nothing else happens to a client that sends far ahead, however slow the server is. Calls end with MEMORY_IN_FLIGHT only
 if the server waits for the client: it reads no replies, or completes no messages.
 """

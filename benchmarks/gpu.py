@@ -130,7 +130,8 @@ def run_ticks(
             ticks = {f"torch.nn.{kind.upper()}": _torch_tick(device, kind, size, count)}
             engines, failed = _engines(open_model(path, path.stem), device, count)
             ticks |= {way: _tick(engine, count) for way, engine in engines.items()}
-            taken, failed = _taken(ticks, seconds, failed)
+            taken, broken = _taken(ticks, seconds)
+            failed |= broken
             ticks.clear()  # they hold sessions, which must end before their engines' streams do
             for engine in engines.values():
                 engine.close()
@@ -141,19 +142,18 @@ def run_ticks(
             }  # fmt: skip
 
 
-def _taken(
-    ticks: dict[str, Callable[[], None]], seconds: float, failed: dict[str, str]
-) -> tuple[dict[str, float], dict[str, str]]:
+def _taken(ticks: dict[str, Callable[[], None]], seconds: float) -> tuple[dict[str, float], dict[str, str]]:
     """The time of each in turn, without those that fail, and why they did."""
-    failed = dict(failed)
-    for way in list(ticks):
+    working: dict[str, Callable[[], None]] = {}
+    failed: dict[str, str] = {}
+    for way, tick in ticks.items():
         try:
-            ticks[way]()
+            tick()
+            working[way] = tick
         except Exception as error:  # any error: the other ways are still worth measuring
             failed[way] = f"{type(error).__name__}: {error}"
-            del ticks[way]
     try:
-        return (interleaved_us(ticks, seconds) if ticks else {}), failed
+        return (interleaved_us(working, seconds) if working else {}), failed
     except Exception as error:  # as above
         return {}, {**failed, "timing": f"{type(error).__name__}: {error}"}
 
@@ -202,7 +202,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 64, 1024])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each line of the table")
     parser.add_argument(
-        "--only", choices=["parity", "ticks"], help="after an error of the card its process cannot go on"
+        "--only",
+        choices=["parity", "ticks"],
+        help="measure this alone: an error of the card ends all that its process does there",
     )
     parser.add_argument("--runs", type=int, default=60, help="batches of each comparison")
     parser.add_argument(
@@ -227,6 +229,23 @@ def _against_target(tick: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**TARGET, "measured_us": measured, "met": measured is not None and measured <= TARGET["us"]}
 
 
+def _measure(asked: argparse.Namespace, device: Device, report: dict[str, Any]) -> Iterator[str]:
+    """Fill in the report; after each measurement a line about it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if asked.only != "ticks":
+            for line in run_parity(folder, device, runs=asked.runs):
+                report["parity"].append(line)
+                found = line.get("failed") or f"{line['error']:.1e} {'ok' if line['met'] else 'MISSED'}"
+                yield f"parity  {line['kind']:<18} {line['way']:<23} {found}"
+        if asked.only != "parity":
+            for tick in run_ticks(folder, device, asked.kinds, asked.hidden, asked.rows, asked.seconds):
+                report["ticks"].append(tick)
+                report["target"] += _against_target(tick)
+                each = "  ".join(f"{way} {us:.1f}" for way, us in tick["us"].items())
+                yield f"tick    {tick['kind']} {LAYERS}×{tick['hidden']:<5} B {tick['rows']:<5} µs: {each}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Compare, measure, write."""
     asked = parse(sys.argv[1:] if arguments is None else arguments)
@@ -240,25 +259,10 @@ def main(arguments: list[str] | None = None) -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     path = asked.out / "gpu.json"
     report: dict[str, Any] = {**about(device), "parity": [], "ticks": [], "target": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for line in run_parity(Path(folder), device, runs=asked.runs) if asked.only != "ticks" else ():
-            report["parity"].append(line)
-            path.write_text(
-                json.dumps(report, indent=1) + "\n"
-            )  # after each line: the next one may end the process
-            found = line.get("failed") or f"{line['error']:.1e} {'ok' if line['met'] else 'MISSED'}"
-            print(f"parity  {line['kind']:<18} {line['way']:<23} {found}", flush=True)
-        if asked.only == "parity":
-            asked.kinds = []
-        for tick in run_ticks(Path(folder), device, asked.kinds, asked.hidden, asked.rows, asked.seconds):
-            report["ticks"].append(tick)
-            report["target"] += _against_target(tick)
-            path.write_text(json.dumps(report, indent=1) + "\n")
-            each = "  ".join(f"{way} {us:.1f}" for way, us in tick["us"].items())
-            print(
-                f"tick    {tick['kind']} {LAYERS}×{tick['hidden']:<5} B {tick['rows']:<5} µs: {each}",
-                flush=True,
-            )
+    for line in _measure(asked, device, report):
+        # After each line: the next one may end the process.
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        print(line, flush=True)
     print(f"written: {path}")
     return 0 if all(line["met"] for line in report["parity"]) else 1
 

@@ -62,7 +62,6 @@ class Transport:
         self._on_error = on_error
         self._lane = lane
         self._names = tuple(services)
-        self._lane = lane
         self._health = health.Health(on_error)
         self._first_messages = lane.first_messages
         self._first_messages.after_s = settings.first_message_s

@@ -72,6 +72,14 @@ def in_flight(machine: Machine, errors: list[ServiceError]) -> InFlight:
     return made
 
 
+def connected(in_flight: InFlight, machine: Machine, count: int) -> list[Call]:
+    """Calls of a connection that has been looked at once, before it brought anything."""
+    calls = [Call(in_flight, peer="a") for _ in range(count)]
+    machine.received["a"] = 0
+    in_flight.look()
+    return calls
+
+
 def held_back(in_flight: InFlight) -> list[Call]:
     """The calls of a connection that has more in memory than it may."""
     calls = [Call(in_flight) for _ in range(6)]
@@ -139,9 +147,7 @@ def begin_and_reset(in_flight: InFlight, machine: Machine, count: int, peer: str
 def test_calls_that_ended_early_are_not_held_against_those_that_live(
     in_flight: InFlight, machine: Machine, errors: list[ServiceError]
 ) -> None:
-    calls = [Call(in_flight, peer="a") for _ in range(24)]
-    machine.received["a"] = 0
-    in_flight.look()
+    calls = connected(in_flight, machine, 24)
     machine.memory += 10 * MIB  # what malloc keeps
     begin_and_reset(in_flight, machine, 5000)
     for _ in range(100):
@@ -153,9 +159,7 @@ def test_calls_that_ended_early_are_not_held_against_those_that_live(
 def test_half_received_bytes_are_no_more_than_live_calls_can_hold(
     in_flight: InFlight, machine: Machine, errors: list[ServiceError]
 ) -> None:
-    call = Call(in_flight, peer="a")
-    machine.received["a"] = 0
-    in_flight.look()
+    (call,) = connected(in_flight, machine, 1)
     machine.memory += 1000 * MIB  # a model that was loaded, so the process says nothing
     begin_and_reset(in_flight, machine, 5000)
     assert call.connection.half_bytes <= 2 * MESSAGE
@@ -169,9 +173,7 @@ def test_half_received_bytes_are_no_more_than_live_calls_can_hold(
 def test_messages_that_are_never_whole_are_ended_though_calls_were_reset_before(
     in_flight: InFlight, machine: Machine, errors: list[ServiceError]
 ) -> None:
-    calls = [Call(in_flight, peer="a") for _ in range(40)]
-    machine.received["a"] = 0
-    in_flight.look()
+    calls = connected(in_flight, machine, 40)
     begin_and_reset(in_flight, machine, 5000)
     for _ in calls:
         machine.received["a"] += 3 * MIB
@@ -188,10 +190,7 @@ def test_what_malloc_gives_back_does_not_put_off_the_end_of_messages_that_are_ne
         machine.memory -= MIB // 2
 
     monkeypatch.setattr("streamcell.service.transport.in_flight.trim_memory", trim)
-    for _ in range(40):
-        Call(in_flight, peer="a")
-    machine.received["a"] = 0
-    in_flight.look()
+    connected(in_flight, machine, 40)
     while not errors and machine.received["a"] < 2 * BOUND:
         machine.received["a"] += 3 * MIB
         machine.memory += 3 * MIB
@@ -202,10 +201,8 @@ def test_what_malloc_gives_back_does_not_put_off_the_end_of_messages_that_are_ne
 def test_messages_that_are_read_while_the_kernel_is_asked_do_not_count_as_half_received(
     in_flight: InFlight, machine: Machine, errors: list[ServiceError]
 ) -> None:
-    calls = [Call(in_flight, peer="a") for _ in range(24)]
-    machine.received["a"] = 0
-    in_flight.look()
-    machine.memory += 1000 * MIB
+    calls = connected(in_flight, machine, 24)
+    machine.memory += 1000 * MIB  # so that it says nothing of the connection
 
     def read() -> None:
         machine.received["a"] += 60 * MIB
@@ -220,9 +217,7 @@ def test_messages_that_are_read_while_the_kernel_is_asked_do_not_count_as_half_r
     assert not errors
 
 
-def test_a_connection_is_not_read_once_it_has_brought_what_it_had_room_for(
-    in_flight: InFlight, machine: Machine
-) -> None:
+def test_a_connection_is_not_read_once_it_has_brought_what_it_had_room_for(in_flight: InFlight) -> None:
     call = Call(in_flight)
     in_flight.look()
     while not call.connection.stopped:
@@ -249,19 +244,16 @@ def test_many_connections_together_bring_no_more_than_the_server_has_room_for(in
 def test_large_messages_on_their_way_are_not_cut_while_others_become_whole(
     in_flight: InFlight, machine: Machine, errors: list[ServiceError]
 ) -> None:
-    calls = [Call(in_flight, peer="a") for _ in range(24)]
-    machine.received["a"] = 0
-    in_flight.look()
-    machine.memory += 1000 * MIB
+    calls = connected(in_flight, machine, 24)
+    machine.memory += 1000 * MIB  # so that it says nothing of the connection
     machine.received["a"] += 50 * MIB
     for at in range(20):
         machine.received["a"] += 24 * MIB
         calls[at].connection.take(24 * MIB)
         in_flight.look()
     assert not errors
-    machine.received["a"] += (
-        100 * MIB
-    )  # more than their client can have on their way while it completes messages
+    # More than their client can have on their way while it completes messages.
+    machine.received["a"] += 100 * MIB
     calls[0].connection.take(24 * MIB)
     in_flight.look()
     assert errors
@@ -270,10 +262,8 @@ def test_large_messages_on_their_way_are_not_cut_while_others_become_whole(
 def test_figures_that_are_not_of_one_moment_do_not_make_a_connection_another(
     in_flight: InFlight, machine: Machine, errors: list[ServiceError]
 ) -> None:
-    calls = [Call(in_flight, peer="a") for _ in range(24)]
-    machine.received["a"] = 0
-    in_flight.look()
-    machine.memory += 1000 * MIB
+    calls = connected(in_flight, machine, 24)
+    machine.memory += 1000 * MIB  # so that it says nothing of the connection
     for less in (0, MIB, 0):
         machine.received["a"] += 350 * MIB
         calls[0].connection.take(350 * MIB)

@@ -118,7 +118,7 @@ class RequestReader:
         while not self._stopping:
             waiting = self._reading or self._queued or self._answered
             for key, _ in self._selector.select(_TICK_S if waiting else None):
-                if key.data is not None:
+                if key.data in self._reading:  # it may just have been dropped for another
                     self._read_more(key.data)
                 elif key.fileobj is self._listener:
                     self._accept()

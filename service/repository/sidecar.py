@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +24,10 @@ from streamcell.service.load_errors import Problems, SidecarError
 MOST_BYTES = 1 << 20
 # Of one pipeline.
 MOST_STAGES = 16
+# Of one dotted key. tomllib keeps every beginning of a key, so its memory grows with the square of their number.
+MOST_PARTS = 64
+_PART = rb"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"?|'[^'\n]*+'?)"""
+_KEY = re.compile(_PART + rb"(?:[ \t]*+\.[ \t]*+" + _PART + rb")*+")
 _NO_LAYOUT = 'give either layout ("batch", "batch_time", "time_batch") or time_axis (0, 1, "none")'
 
 
@@ -250,6 +255,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise SidecarError(f"a sidecar has at most {MOST_BYTES} bytes, this one has more", path)
+        dotted = (key for key in _KEY.findall(text) if key.count(b".") >= MOST_PARTS)
+        if any(len(re.findall(_PART, key)) > MOST_PARTS for key in dotted):
+            raise SidecarError(f"not valid: a key has at most {MOST_PARTS} parts, one here has more", path)
         return tomllib.loads(text.decode())
     except RecursionError as error:
         raise SidecarError("not valid TOML: it is nested too deeply", path) from error

@@ -149,6 +149,10 @@ def deep_toml(at: Path, model_of: Any, save: Any) -> None:
     save(model_of(ADD), at / "bad.onnx", f"a = {'[' * 20_000}{']' * 20_000}")
 
 
+def toml_of_one_key(at: Path, model_of: Any, save: Any) -> None:
+    save(model_of(ADD), at / "bad.onnx", ".".join(["a"] * 65) + " = 1\n")
+
+
 def large_toml(at: Path, model_of: Any, save: Any) -> None:
     save(model_of(ADD), at / "bad.onnx", f"# {'x' * (1 << 20)}\n{SIDECAR}")
 
@@ -196,6 +200,7 @@ OPENED: dict[str, tuple[Make, str, str]] = {
     "bytes in its name": (bytes_in_its_name, r"\udcff\x1b[31m.onnx", "cannot be a model's name"),
     "bytes in a name inside": (bytes_in_a_name_inside, "bad.onnx", ""),
     "deep TOML": (deep_toml, "bad.toml", "nested too deeply"),
+    "a key of many parts": (toml_of_one_key, "bad.toml", "a key has at most 64 parts"),
     "large TOML": (large_toml, "bad.toml", "a sidecar has at most 1048576 bytes"),
     "a number without end": (number_without_end, "bad.toml", "not valid TOML"),
     "a large card": (large_card, "bad.onnx", "card has at most 1048576 bytes"),

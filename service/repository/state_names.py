@@ -34,6 +34,8 @@ _STATE_WORDS = frozenset(
 }
 
 _Stem = tuple[str, ...]
+# Of a name with a marker; one of more words, each of which may be the marker, has no other reading.
+_MOST_WORDS = 64
 
 
 def tokens(name: str) -> _Stem:
@@ -106,27 +108,40 @@ def state_pairs(inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphVal
 
     Dtype and shape play no part here. A name may occur in several pairs: then it is not clear which one holds.
     """
-    return [(i, o) for i in inputs for o in outputs if _is_pair(i, o)]
+    names = list(outputs)
+    # The outputs with each reading, by their place, and whether their marker alone makes it a state.
+    after: dict[_Stem, list[tuple[int, bool]]] = {}
+    for place, name in enumerate(names):
+        for stem, marked in _readings_after(name).items():
+            after.setdefault(stem, []).append((place, marked))
+    pairs = []
+    for i in inputs:
+        found = {
+            place
+            for stem, marked in _readings(i, _BEFORE, _IN).items()
+            for place, also in after.get(stem, ())
+            if names[place] != i and (marked or also or not _STATE_WORDS.isdisjoint(stem))
+        }
+        pairs += [(i, names[place]) for place in sorted(found)]
+    return pairs
 
 
-def _is_pair(input_name: str, output_name: str) -> bool:
-    if input_name == output_name:
-        return False
-    after = _readings(output_name, _AFTER, _OUT)
-    last = tokens(output_name)[-1:]
-    if last and len(last[0]) > 1 and last[0].endswith("n"):
+def _readings_after(name: str) -> dict[_Stem, bool]:
+    """The readings of an output's name."""
+    readings = _readings(name, _AFTER, _OUT)
+    *words, last = tokens(name) or ("",)
+    if len(last) > 1 and last.endswith("n"):
         # hn, cn
-        after[(*tokens(output_name)[:-1], last[0][:-1])] = True
-    for stem, marked in _readings(input_name, _BEFORE, _IN).items():
-        if stem in after and (marked or after[stem] or not _STATE_WORDS.isdisjoint(stem)):
-            return True
-    return False
+        readings[(*words, last[:-1])] = True
+    return readings
 
 
 def _readings(name: str, strong: frozenset[str], weak: frozenset[str]) -> dict[_Stem, bool]:
     """The possible rests of `name` without its marker → True if that marker alone makes it a state."""
     words = tokens(name)
     readings = {words: False}
+    if len(words) > _MOST_WORDS:
+        return readings
     for place, marker in enumerate(words):
         stem = words[:place] + words[place + 1 :]
         # Inside a name these two are more likely a number and a letter than markers.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
+import tracemalloc
 
 import pytest
 from onnx import parser
@@ -52,6 +54,27 @@ def test_names_that_make_a_state(i: str, o: str) -> None:
 )  # fmt: skip
 def test_names_that_make_none(i: str, o: str) -> None:
     assert not named(i, o)
+
+
+def test_names_of_many_words_take_no_memory_by_their_square() -> None:
+    name = "_".join(f"in_x{chr(97 + word % 26)}{chr(97 + word // 26)}" for word in range(600))
+    given = interface(f'(float[b, 4] "{name}") => (float[b, 4] "{name}_out")')
+    tracemalloc.start()
+    try:
+        assert state_pairs(given.inputs, given.outputs) == []
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_pairs_among_many_names_are_found_soon() -> None:
+    each = range(1000)
+    ins = ", ".join(f"float[b, 4] k{n}_prev" for n in each)
+    outs = ", ".join(f"float[b, 4] k{n}_next" for n in each)
+    given = interface(f"({ins}) => ({outs})")
+    began_s = time.process_time()
+    assert state_pairs(given.inputs, given.outputs) == [(f"k{n}_prev", f"k{n}_next") for n in each]
+    assert time.process_time() - began_s < 2  # 15 s if each name is read for each other
 
 
 READABLE: dict[str, tuple[str, Signature]] = {

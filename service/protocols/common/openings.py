@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -75,9 +75,15 @@ def check_openings(
     )
 
 
-def openings_of(openings: Openings) -> list[tuple[bytes, ...]]:
-    """The values by session, each as bytes."""
-    return [tuple(value.tobytes() for value in row) for row in zip(*openings, strict=True)]
+def row_openings(
+    signature: Signature, given: Sequence[Given], rows: int, *, allow_non_finite: bool
+) -> Iterator[tuple[bytes, ...]]:
+    """Like `check_openings`, for the rows of one request: by row, as bytes; nothing if the model has no such input.
+
+    All is checked at once, but a row's bytes are made when they are asked for: there may be far more rows than slots.
+    """
+    openings = check_openings(signature, given, rows, allow_non_finite=allow_non_finite, batch=True)
+    return (tuple(value.tobytes() for value in row) for row in zip(*openings, strict=True))
 
 
 def check_opening(

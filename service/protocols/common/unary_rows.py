@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from streamcell.service.errors import ServiceError
@@ -34,7 +34,7 @@ class RequestRows(ABC):
         caller: UnaryCaller,
         *,
         states: bool = False,
-        openings: Sequence[tuple[bytes, ...]] = (),
+        openings: Iterable[tuple[bytes, ...]] = (),
     ) -> None:
         """Open a session for each row and queue its work; `work[i].tag` is i. Call it once.
 

@@ -10,7 +10,7 @@ from streamcell.proto import pb
 from streamcell.service.errors import MalformedMessage, ServerDraining, ServiceError, as_status
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.protocols.common.call_context import CallContext
-from streamcell.service.protocols.common.openings import check_openings, given_in, openings_of
+from streamcell.service.protocols.common.openings import given_in, row_openings
 from streamcell.service.protocols.common.requests import (
     check_dtypes,
     check_size,
@@ -45,22 +45,11 @@ class PredictCall(RequestRows):
         self._call.fail(*as_status(error))
 
 
-def _openings(
-    model: LoadedModel, context: CallContext[LoadedModel], given: Iterable[pb.OpenInput], rows: int
-) -> list[tuple[bytes, ...]]:
-    openings = check_openings(
-        model.file.signature,
-        given_in(given),
-        rows,
-        allow_non_finite=context.limits.allow_non_finite,
-        batch=True,
-    )
-    return openings_of(openings)
-
-
 def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> None:
     """Answer one `Predict` request."""
     model: LoadedModel | None = None
+    openings: Iterable[tuple[bytes, ...]] = ()
+    allowed = context.limits.allow_non_finite
     try:
         if context.sessions.draining:
             raise ServerDraining("this server is shutting down and takes no new calls")
@@ -71,7 +60,8 @@ def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> 
             tensors = plain[1:]
             steps = count_steps(model.file.signature, tensors, 0)
             one = make_work(model, context.limits, tensors, steps, Output.ALL, 0)
-            openings = _openings(model, context, (), 1) if model.file.signature.open_inputs else ()
+            if model.file.signature.open_inputs:
+                openings = row_openings(model.file.signature, (), 1, allow_non_finite=allowed)
             PredictCall(call, context, model).start([one], call, openings=openings)
             return
         try:
@@ -86,8 +76,9 @@ def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> 
         steps = count_steps(signature, payloads, request.steps, rows)
         output = output_mode(request.output_mode, Output.ALL)
         work = make_rows(model, context.limits, payloads, steps, output, rows)
-        given = request.open_inputs
-        openings = _openings(model, context, given, rows) if given or signature.open_inputs else ()
+        if signature.open_inputs or request.open_inputs:
+            given = given_in(request.open_inputs)
+            openings = row_openings(signature, given, rows, allow_non_finite=allowed)
         PredictCall(call, context, model).start(work, call, openings=openings)
     except ServiceError as error:
         context.metrics.error(error)

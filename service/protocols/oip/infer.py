@@ -91,7 +91,7 @@ class Infer:
                     if model.file is not asked.file:
                         return self.read(entry, data)
                     work = self._work(model, asked, payloads)
-                    (opening,) = openings(model, asked, self.context.limits)
+                    opening = next(openings(model, asked, self.context.limits), ())
                     sequence = self.sequences.start(key, model, entry.peer, opening)
                 else:
                     found = self.sequences.find(key)

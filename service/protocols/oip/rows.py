@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from streamcell.service.errors import ServiceError, TooManyRows
 from streamcell.service.lifecycle.loaded_model import LoadedModel
-from streamcell.service.protocols.common.openings import check_openings, openings_of
+from streamcell.service.protocols.common.openings import row_openings
 from streamcell.service.protocols.common.requests import Limits, make_rows
 from streamcell.service.protocols.common.unary_rows import RequestRows
 from streamcell.service.sessions.session import Output
@@ -13,16 +15,11 @@ from .entry import IncomingRequest
 from .requests import ParsedRequest
 
 
-def openings(model: LoadedModel, plan: ParsedRequest, limits: Limits) -> list[tuple[bytes, ...]]:
-    """What each row of a request is given, or the session that it starts.
-
-    Raises:
-        InvalidArgument: as `check_openings`.
-    """
-    rows = plan.form.rows
-    signature, allowed = model.file.signature, limits.allow_non_finite
-    found = check_openings(signature, plan.given, rows, allow_non_finite=allowed, batch=True)
-    return openings_of(found) if found else [()] * rows
+def openings(model: LoadedModel, plan: ParsedRequest, limits: Limits) -> Iterator[tuple[bytes, ...]]:
+    """What each row of a request is given, or the session that it starts; as `row_openings`."""
+    return row_openings(
+        model.file.signature, plan.given, plan.form.rows, allow_non_finite=limits.allow_non_finite
+    )
 
 
 class Rows(RequestRows):

@@ -190,7 +190,7 @@ def test_a_model_whose_sessions_are_given_nothing_makes_no_call_for_that(
 
     calls = counted(everything)
     assert calls["StreamSession.deliver"] == 2
-    wasted = ("check_opening", "check_openings", "given_in", "openings_of", "_openings", "RowStaging._give")
+    wasted = ("check_opening", "check_openings", "given_in", "row_openings", "RowStaging._give")
     assert [name for name in wasted if calls[name]] == []
 
 

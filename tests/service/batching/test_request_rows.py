@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import parser
 
+from streamcell.proto import pb
 from streamcell.service.engine.device import Device
 from streamcell.service.errors import EngineFailed, SessionLimit
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
@@ -16,7 +20,7 @@ from streamcell.service.lifecycle.table import Models
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import Limits, make_rows
-from streamcell.service.protocols.native.predict import PredictCall
+from streamcell.service.protocols.native.predict import PredictCall, predict
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.session import Output
 from streamcell.service.sessions.table import SessionTable
@@ -118,3 +122,40 @@ def test_where_there_is_no_room_for_all_rows_none_is_taken(service: CallContext[
     with pytest.raises(SessionLimit):
         call(service)
     assert model.batcher.live == ROWS
+
+
+# A session is given 64 KiB at its opening, or has as many zeros.
+VOICE = (
+    "(float[b, 1] x, float[b, 16384] voice, float[b, 1] h) => (float[b, 1] y, float[b, 1] h_next)"
+    "{ loud = ReduceMax<axes = [1]>(voice) h_next = Add(x, h)"
+    " y = Add(h_next, loud) }"
+)
+SIDECAR = """
+layout = "batch"
+outputs = ["y"]
+inputs = ["x", { name = "voice", at = "open", default = 0 }]
+[[states]]
+input = "h"
+output = "h_next"
+"""
+
+
+def test_rows_without_a_slot_are_given_nothing_that_takes_memory(tmp_path: Path) -> None:
+    path = tmp_path / "voice.onnx"
+    onnx.save(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {VOICE}'), path)
+    path.with_suffix(".toml").write_text(SIDECAR)
+    model = load(open_model(path, "voice"), Settings.load(models=tmp_path, max_sessions=ROWS), Device())
+    service = CallContext(Models([model]), SessionTable(idle_timeout_s=0), ServerMetrics(), LIMITS)
+    rows = 2000
+    message = pb.PredictRequest(model="voice", inputs=[bytes(4 * rows)], batch=rows).SerializeToString()
+    caller = UnaryCaller()
+    tracemalloc.start()
+    try:
+        predict(caller, message, service)  # type: ignore[arg-type]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        model.runner.stop()
+    ((_, text),) = caller.failures
+    assert f"all {ROWS} sessions of this model are taken" in text
+    assert peak < 16 * 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,9 +34,13 @@ class Given(NamedTuple):
     shape: tuple[int, ...] = ()
 
 
-def given_in(inputs: Iterable[pb.OpenInput]) -> list[Given]:
-    """The values of a message."""
-    return [Given(each.name, each.value, each.dtype, tuple(each.shape)) for each in inputs]
+def given_in(signature: Signature, inputs: Sequence[pb.OpenInput]) -> list[Given]:
+    """The values of a message.
+
+    There may be millions, and one more than the model takes is enough: among these, one is unknown or comes twice.
+    """
+    few = inputs[: len(signature.open_inputs) + 1]
+    return [Given(each.name, each.value, each.dtype, tuple(each.shape)) for each in few]
 
 
 def check_openings(

@@ -66,7 +66,7 @@ class FrameStream(CallSession[LoadedModel]):
         try:
             frame.openings = check_openings(
                 model.file.signature,
-                given_in(request.open_inputs),
+                given_in(model.file.signature, request.open_inputs),
                 frame.open_count,
                 allow_non_finite=self._context.limits.allow_non_finite,
                 batch=True,

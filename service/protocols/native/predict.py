@@ -77,7 +77,7 @@ def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> 
         output = output_mode(request.output_mode, Output.ALL)
         work = make_rows(model, context.limits, payloads, steps, output, rows)
         if signature.open_inputs or request.open_inputs:
-            given = given_in(request.open_inputs)
+            given = given_in(signature, request.open_inputs)
             openings = row_openings(signature, given, rows, allow_non_finite=allowed)
         PredictCall(call, context, model).start(work, call, openings=openings)
     except ServiceError as error:

@@ -120,7 +120,7 @@ class StreamSession(CallSession[Model]):
         check_dtypes(signature, request.dtypes)
         opening: tuple[bytes, ...] = ()
         if signature.open_inputs or request.inputs:
-            given = given_in(request.inputs)
+            given = given_in(signature, request.inputs)
             opening = check_opening(signature, given, allow_non_finite=context.limits.allow_non_finite)
         self._output = output_mode(request.output_mode, Output.ALL)
         live = self._live = context.sessions.open(model, self, self._call.peer)

@@ -12,6 +12,8 @@ _log = structlog.get_logger(__name__)
 
 # Characters of one file's error. It may contain a draft of a sidecar.
 MOST_TEXT = 16_384
+# Problems that one error tells; a hostile file has any number of them.
+_MOST_PROBLEMS = 100
 
 
 class ModelLoadError(Exception):
@@ -60,6 +62,8 @@ def _clipped(text: str) -> str:
 
 def printable(text: str) -> str:
     """`text` with undecodable bytes and control characters escaped, for terminals and protobuf strings."""
+    if text.replace("\n", "").isprintable():
+        return text
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
         for c in text
@@ -67,20 +71,25 @@ def printable(text: str) -> str:
 
 
 class Problems:
-    """Gathers what is wrong with a file, so that one error tells all of it.
+    """Gathers what is wrong with a file, so that one error tells all of it, or a hundred problems of more.
 
     Attributes:
         context: of the first error noted that has one.
     """
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
+    def __init__(self) -> None:
         # Ordered, and each text once.
-        self._texts = dict.fromkeys(texts)
+        self._texts: dict[str, None] = {}
+        self._more = False
         self.context = ""
 
     def add(self, text: str) -> None:
         """Note one problem."""
-        self._texts[text] = None
+        text = _clipped(text)
+        if len(self._texts) < _MOST_PROBLEMS:
+            self._texts[text] = None
+        else:
+            self._more = self._more or text not in self._texts
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -88,21 +97,24 @@ class Problems:
         try:
             yield
         except ModelLoadError as error:
-            self._texts |= dict.fromkeys(error.problems)
+            for text in error.problems:
+                self.add(text)
             self.context = self.context or error.context
 
     def __bool__(self) -> bool:
         return bool(self._texts)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._texts)
+        yield from self._texts
+        if self._more:
+            yield "… and more"
 
     def __str__(self) -> str:
         """The only problem, or how many there are and one below another."""
         if len(self._texts) == 1:
             return next(iter(self._texts))
-        listed = "\n".join(["  - " + text.replace("\n", "\n    ") for text in self._texts])
-        return f"{len(self._texts)} problems:\n{listed}"
+        listed = "\n".join(["  - " + text.replace("\n", "\n    ") for text in self])
+        return f"{'more than ' * self._more}{len(self._texts)} problems:\n{listed}"
 
 
 class DeviceError(RuntimeError):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
 
 from streamcell.card import DTYPES, Layout, Signature, State, Tensor
+from streamcell.service.errors import cut, shown
 from streamcell.service.load_errors import Problems, SignatureError
 
 from .edit import initializer_names
 
 # One declared dimension: a size, a symbol's name, or None if the file declares nothing.
 Dim = int | str | None
+
+# Of inputs that must be fed, of outputs; of each one's name and axes. Reading a signature compares inputs with outputs.
+MOST_PORTS, MOST_NAME, _MOST_AXES = 1024, 1024, 64
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class GraphValue:
     dims: tuple[Dim, ...] | None
 
     def __str__(self) -> str:
-        dims = "?" if self.dims is None else ", ".join("?" if d is None else str(d) for d in self.dims)
+        dims = "?" if self.dims is None else ", ".join("?" if d is None else cut(d) for d in self.dims)
         return f"{self.dtype or 'unknown'}[{dims}]"
 
     @property
@@ -88,6 +93,11 @@ class GraphInterface:
         return GraphInterface(wider(self.inputs), wider(self.defaults), wider(self.outputs))
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
+        # Made once: each of many problems may end with it.
         lines = []
         for title, ports in (("inputs", self.inputs), ("default", self.defaults), ("outputs", self.outputs)):
             if ports:
@@ -97,13 +107,28 @@ class GraphInterface:
 
 
 def read_interface(graph: onnx.GraphProto) -> GraphInterface:
-    """The interface of `graph`, as declared."""
+    """The interface of `graph`, as declared.
+
+    Raises:
+        SignatureError: too many inputs or outputs, or one with too many axes or too long a name.
+    """
     initialized = initializer_names(graph)
     ports = [_port(value) for value in graph.input]
+    fed = [p for p in ports if p.name not in initialized]
+    outputs = [_port(value) for value in graph.output]
+    if max(len(fed), len(outputs)) > MOST_PORTS:
+        raise SignatureError(
+            f"a graph has at most {MOST_PORTS} inputs and as many outputs, this one has {len(fed)} and {len(outputs)}"
+        )
+    for p in (*ports, *outputs):
+        if len(p.name) > MOST_NAME or len(p.dims or ()) > _MOST_AXES:
+            raise SignatureError(
+                f"{shown(p.name)}: a name has at most {MOST_NAME} characters and a tensor at most {_MOST_AXES} axes"
+            )
     return GraphInterface(
-        inputs={p.name: p for p in ports if p.name not in initialized},
+        inputs={p.name: p for p in fed},
         defaults={p.name: p for p in ports if p.name in initialized},
-        outputs={p.name: p for p in map(_port, graph.output)},
+        outputs={p.name: p for p in outputs},
     )
 
 

@@ -7,7 +7,6 @@ sidecar.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from typing import NoReturn
 
@@ -124,10 +123,14 @@ class _Detection:
 
     def _check_names(self) -> None:
         """Check that every name has one role, and that no remaining name sounds like a state."""
-        for side, names in (("input", [i for i, _ in self._pairs]), ("output", [o for _, o in self._pairs])):
-            for name in [name for name, times in Counter(names).items() if times > 1]:
-                fits = [pair for pair in self._pairs if name in pair]
-                self._note(f"state {side} {name!r} fits more than one name: {fits}", *sum(fits, ()))
+        for place, side in enumerate(("input", "output")):
+            fitting: dict[str, list[tuple[str, str]]] = {}
+            for pair in self._pairs:
+                fitting.setdefault(pair[place], []).append(pair)
+            for name, fits in fitting.items():
+                if len(fits) > 1:
+                    names = [each for pair in fits for each in pair]
+                    self._note(f"state {side} {name!r} fits more than one name: {fits}", *names)
         for i, o in self._pairs:
             p, q = self._interface.inputs[i], self._interface.outputs[o]
             if not p.fits(q):

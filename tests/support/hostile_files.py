@@ -153,6 +153,19 @@ def toml_of_one_key(at: Path, model_of: Any, save: Any) -> None:
     save(model_of(ADD), at / "bad.onnx", ".".join(["a"] * 65) + " = 1\n")
 
 
+def many_inputs(at: Path, model_of: Any, save: Any) -> None:
+    inputs = ", ".join(f"float[n, 3] x{place}" for place in range(1025))
+    save(model_of(f"({inputs}) => (float[n, 3] y) {{ y = Identity(x0) }}"), at / "bad.onnx")
+
+
+def a_long_name(at: Path, model_of: Any, save: Any) -> None:
+    save(model_of(ADD.replace("y", "y" * 1025)), at / "bad.onnx")
+
+
+def many_axes(at: Path, model_of: Any, save: Any) -> None:
+    save(model_of(ADD.replace("[n, 3] y", f"[n, 3{', 1' * 63}] y")), at / "bad.onnx")
+
+
 def large_toml(at: Path, model_of: Any, save: Any) -> None:
     save(model_of(ADD), at / "bad.onnx", f"# {'x' * (1 << 20)}\n{SIDECAR}")
 
@@ -201,6 +214,9 @@ OPENED: dict[str, tuple[Make, str, str]] = {
     "bytes in a name inside": (bytes_in_a_name_inside, "bad.onnx", ""),
     "deep TOML": (deep_toml, "bad.toml", "nested too deeply"),
     "a key of many parts": (toml_of_one_key, "bad.toml", "a key has at most 64 parts"),
+    "many inputs": (many_inputs, "bad.onnx", "a graph has at most 1024 inputs and as many outputs"),
+    "a long name": (a_long_name, "bad.onnx", "a name has at most 1024 characters"),
+    "many axes": (many_axes, "bad.onnx", "a tensor at most 64 axes"),
     "large TOML": (large_toml, "bad.toml", "a sidecar has at most 1048576 bytes"),
     "a number without end": (number_without_end, "bad.toml", "not valid TOML"),
     "a large card": (large_card, "bad.onnx", "card has at most 1048576 bytes"),

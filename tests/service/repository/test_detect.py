@@ -10,7 +10,7 @@ import pytest
 from onnx import parser
 
 from streamcell.card import Signature, State, Tensor
-from streamcell.service.graph.interface import GraphInterface, read_interface
+from streamcell.service.graph.interface import GraphInterface, GraphValue, read_interface
 from streamcell.service.load_errors import DetectionError
 from streamcell.service.repository.detect import detect
 from streamcell.service.repository.sidecar import Sidecar
@@ -58,10 +58,10 @@ def test_names_that_make_none(i: str, o: str) -> None:
 
 def test_names_of_many_words_take_no_memory_by_their_square() -> None:
     name = "_".join(f"in_x{chr(97 + word % 26)}{chr(97 + word // 26)}" for word in range(600))
-    given = interface(f'(float[b, 4] "{name}") => (float[b, 4] "{name}_out")')
+    ins, outs = ({each: GraphValue(each, "float32", ("b", 4))} for each in (name, f"{name}_out"))
     tracemalloc.start()
     try:
-        assert state_pairs(given.inputs, given.outputs) == []
+        assert state_pairs(ins, outs) == []
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()

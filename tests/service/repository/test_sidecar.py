@@ -324,6 +324,14 @@ def test_everything_that_does_not_fit_the_graph_is_told_at_once(sidecar: Write) 
     assert str(caught.value).count("the graph has\n") == 1
 
 
+def test_a_report_does_not_grow_with_the_number_of_problems(sidecar: Write) -> None:
+    given = sidecar(GOOD.replace('["x"]', str([f"q{place}" for place in range(1000)])))
+    with pytest.raises(SidecarError, match=r"^more than 100 problems:\n") as caught:
+        resolve(given, interface(PLAIN))
+    assert len(caught.value.problems) == 101
+    assert caught.value.problems[-1] == "… and more"
+
+
 def test_everything_that_a_signature_gets_wrong_is_told_at_once() -> None:
     graph = interface("(float[b, 4] x, float[b, 5] h, float[b, 2] z) => (float[b, 2] y, float[b, 5] k)")
     signature = Signature(

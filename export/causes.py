@@ -17,9 +17,7 @@ from .purity import unchanged
 from .tensors import Array, as_tensor
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_POOLS = (
-    nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d,
-)  # fmt: skip
+_POOLS = (nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d)
 _NORMS = (nn.InstanceNorm1d, nn.GroupNorm, nn.BatchNorm1d)
 
 
@@ -53,6 +51,7 @@ def causes(calling: Calling, examples: Examples, initial: Callable[[int], list[t
     )
     layers = dict(calling.module.named_modules())
     mute: list[tuple[str, nn.Module]] = []
+    ahead: bool | None = None
     for name, layer in layers.items():
         seen = [use.get(name) for use in uses]
         first = seen[0]
@@ -75,7 +74,8 @@ def causes(calling: Calling, examples: Examples, initial: Callable[[int], list[t
         elif (isinstance(layer, nn.RNNBase) and first.without_state) or (looped and not calling.states):
             mute.append((name, layer))
         elif isinstance(layer, _CONVOLUTIONS):
-            ahead = _looks_ahead(calling, examples, initial)
+            if ahead is None:
+                ahead = _looks_ahead(calling, examples, initial)
             told += _convolution(name, what, layer, axes, ahead=ahead, stateless=not calling.states)
         elif isinstance(layer, nn.MultiheadAttention):
             told.append(
@@ -90,9 +90,7 @@ def causes(calling: Calling, examples: Examples, initial: Callable[[int], list[t
 
 def _axes(layer: nn.Module, shape: tuple[int, ...]) -> list[int]:
     """The axes of its input that a layer works along."""
-    if isinstance(layer, nn.RNNBase):
-        return [1 if layer.batch_first and len(shape) == 3 else 0]
-    if isinstance(layer, nn.MultiheadAttention):
+    if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
         return [1 if layer.batch_first and len(shape) == 3 else 0]
     if isinstance(layer, _CONVOLUTIONS):
         return list(range(len(shape) - len(layer.kernel_size), len(shape)))

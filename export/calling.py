@@ -109,7 +109,7 @@ def results_of(result: Any, slots: Sequence[Slot], before: Sequence[torch.Tensor
             outputs, after = attempt.split(result)
         except ValueError:
             continue
-        if outputs and all(a.shape == b.shape for a, b in zip(before, after, strict=True)):
+        if outputs and same_shapes(before, after):
             return attempt
         formed += [attempt] if outputs else []
     return next(iter(formed), None)
@@ -229,12 +229,13 @@ def parameters(module: nn.Module) -> list[inspect.Parameter]:
     """Those of the module's `forward`."""
     try:
         return list(inspect.signature(module.forward).parameters.values())
-    except (
-        AttributeError,
-        TypeError,
-        ValueError,
-    ):  # a function without a signature, as some that are written in C
+    except (AttributeError, TypeError, ValueError):  # some functions that are written in C have no signature
         return [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)]
+
+
+def same_shapes(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
+    """Whether each tensor has the shape of its counterpart."""
+    return all(a.shape == b.shape for a, b in zip(before, after, strict=True))
 
 
 def sounds_like_state(name: str) -> bool:

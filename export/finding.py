@@ -23,6 +23,7 @@ from .calling import (
     output_names,
     parameters,
     results_of,
+    same_shapes,
     sounds_like_state,
 )
 from .causes import causes, float64_cast
@@ -101,6 +102,9 @@ class _Search:
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
             and (p.default is inspect.Parameter.empty or is_nothing(p.default))
         ][:_MOST_CANDIDATES]
+        self.required = [p.name for p in self.candidates if p.default is inspect.Parameter.empty]
+        # Called without states.
+        self.bare = replace(self.calling, states=tuple(Slot(name, Nest.of(None)) for name in self.required))
 
     def draw(self, batch: int, time: int) -> list[torch.Tensor]:
         """Random inputs in the module's own order."""
@@ -168,7 +172,7 @@ class _Search:
         results = results_of(result, calling.states, before)
         count = len(flat(result))
         if results is None or (
-            results.mode == "whole" and before and not _alike(before, results.split(result)[1])
+            results.mode == "whole" and before and not same_shapes(before, results.split(result)[1])
         ):
             raise Misfit(
                 f"{self.name}.forward took {len(before)} states and returned {max(count - 1, 0)} after y; "
@@ -188,10 +192,9 @@ class _Search:
 
     def without_states(self) -> tuple[Calling, Callable[[int], list[torch.Tensor]]]:
         """The states are unknown: call without them and feed the outputs back."""
-        required = [p.name for p in self.candidates if p.default is inspect.Parameter.empty]
-        bare = replace(self.calling, states=tuple(Slot(name, Nest.of(None)) for name in required))
+        required = self.required
         try:
-            result = self.run(bare, (), BATCH[0], TIME[0])
+            result = self.run(self.bare, (), BATCH[0], TIME[0])
         except ExportError as error:
             if not required:
                 raise
@@ -214,7 +217,7 @@ class _Search:
                 continue
             if not self._used(calling, before):
                 continue
-            return calling, self._zeros(bare, calling.results, [t.dtype for t in before])
+            return calling, self._zeros(calling.results, [t.dtype for t in before])
         if grows is not None:
             raise ExportError(grows)
         if required:
@@ -259,13 +262,13 @@ class _Search:
         return None
 
     def _zeros(
-        self, bare: Calling, results: Results | None, dtypes: Sequence[torch.dtype]
+        self, results: Results | None, dtypes: Sequence[torch.dtype]
     ) -> Callable[[int], list[torch.Tensor]]:
         """Initial states of zeros, as long as what the module returns if it is called without."""
 
         def initial(batch: int) -> list[torch.Tensor]:
             assert results is not None
-            _, states = results.split(self.run(bare, (), batch, TIME[1]))
+            _, states = results.split(self.run(self.bare, (), batch, TIME[1]))
             return [torch.zeros(s.shape, dtype=dtype) for s, dtype in zip(states, dtypes, strict=True)]
 
         return initial
@@ -277,10 +280,8 @@ class _Search:
         """
         if not calling.states:
             return
-        required = [p.name for p in self.candidates if p.default is inspect.Parameter.empty]
-        bare = replace(calling, states=tuple(Slot(name, Nest.of(None)) for name in required))
         batch, time = BATCH[0], TIME[0]
-        without = flat(self.run(bare, (), batch, time))
+        without = flat(self.run(self.bare, (), batch, time))
         zeros = flat(self.run(calling, initial(batch), batch, time))
         if len(without) != len(zeros) or not all(
             a.shape == b.shape and torch.allclose(a.double(), b.double(), 1e-5, 1e-6)
@@ -312,13 +313,12 @@ class _Search:
             paths = list(found)
             shapes.append([list(y.shape) for y in found.values()])
         names = output_names(paths)
+        full = [
+            [batch] if order == "step" else [batch, time] if order == "batch_time" else [time, batch]
+            for batch, time in zip(BATCH, TIME, strict=True)
+        ]
         last = []
-        for index, name in enumerate(names):
-            here = [shape[index] for shape in shapes]
-            full = [
-                [batch] if order == "step" else [batch, time] if order == "batch_time" else [time, batch]
-                for batch, time in zip(BATCH, TIME, strict=True)
-            ]
+        for name, *here in zip(names, *shapes, strict=True):
             every = all(shape[: len(axes)] == axes for shape, axes in zip(here, full, strict=True))
             only = here[0][1:] == here[1][1:] and [shape[:1] for shape in here] == [
                 [batch] for batch in BATCH
@@ -367,10 +367,6 @@ def _returned(result: Any, candidates: Sequence[str]) -> Iterator[tuple[tuple[Sl
 def _chosen(candidates: Sequence[str], count: int) -> list[tuple[str, ...]]:
     """`count` of the candidates in their order, those with states' names first."""
     return sorted(combinations(candidates, count), key=lambda names: -sum(map(sounds_like_state, names)))
-
-
-def _alike(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
-    return all(a.shape == b.shape for a, b in zip(before, after, strict=True))
 
 
 def _open(axes: Sequence[int]) -> str:

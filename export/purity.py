@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .nested import items
-
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[list[str]]:
@@ -65,7 +63,6 @@ def _dotted(name: str, key: str) -> str:
 
 
 def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return True
-    parts = items(value) if isinstance(value, (tuple, list)) else None
-    return parts is not None and any(map(_holds_tensors, parts.values()))
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_tensors, value))
+    return isinstance(value, torch.Tensor)

@@ -162,7 +162,22 @@ class InputSpec:
             raise SpecError(f"--input {text}: sizes are whole numbers, as in x:float32[3,64]=0..1") from error
         if shape and min(shape) < 1:
             raise SpecError(f"--input {text}: each size must be at least 1")
+        if not _held(found["dtype"], *bounds):
+            raise SpecError(
+                f"--input {text}: the lowest value comes first, and {found['dtype']} must hold both"
+            )
         return cls(tuple(found["name"].split(".")), found["dtype"], shape, *bounds)
+
+
+def _held(dtype: str, low: float | None, high: float | None) -> bool:
+    """Whether values from `low` to `high` can be drawn: whole numbers are drawn as int64 first."""
+    if low is None or high is None or dtype == "bool":
+        return True
+    if dtype.startswith("float"):
+        most = float(np.finfo(dtype).max)
+        return -most <= low <= high <= most
+    limits = np.iinfo(dtype)
+    return limits.min <= low <= high <= min(limits.max, np.iinfo("int64").max)
 
 
 def example_tensor(spec: InputSpec, leading: int, tokens: int = 2, seed: int = 0) -> torch.Tensor:

@@ -187,6 +187,13 @@ def test_a_factory_may_give_one_of_our_own_models(source: Path, tmp_path: Path) 
         (["mine.py:Echo", "--input", "x"], "--input must be NAME:DTYPE[SIZES]"),
         (["mine.py:Echo", "--input", "x:float31[4]"], "float31 is no dtype; use float32,"),
         (["mine.py:Echo", "--input", "x:float32[0]"], "each size must be at least 1"),
+        (
+            ["mine.py:Echo", "--input", "x:int64=9..0"],
+            "the lowest value comes first, and int64 must hold both",
+        ),
+        (["mine.py:Echo", "--input", "x:int64=0..1e999"], "and int64 must hold both"),
+        (["mine.py:Echo", "--input", "x:uint8=0..300"], "and uint8 must hold both"),
+        (["mine.py:Echo", "--input", "x:float16[4]=-1e9..1"], "and float16 must hold both"),
         (["mine.py:Echo", "--input", "x:float32[4"], "--input must be NAME:DTYPE[SIZES]"),
         (["mine.py:Echo", "--input", "z:float32[4]"], "Echo.forward has no parameter 'z'; it takes x, h"),
         (["mine.py:Echo", "--input", "x:float32[4]", "--input", "x:int64"], "--input x is given twice"),

@@ -43,7 +43,11 @@ def _array(option: str, tensor: Tensor, text: str) -> Any:
     import numpy as np
 
     try:
-        value = np.load(text, allow_pickle=False) if text.endswith(".npy") else np.array(json.loads(text))
+        if text.endswith(".npy"):
+            with open(text, "rb") as file:
+                value = np.lib.format.read_array(file, allow_pickle=False)
+        else:
+            value = np.array(json.loads(text))
     except json.JSONDecodeError:
         raise TableError(f"--open {option}: expected a number, a JSON list or an .npy file") from None
     except ValueError as error:

@@ -326,6 +326,17 @@ def test_the_command_line_says_what_is_wrong_with_an_option(
     assert "'language' is given twice" in twice.stderr
 
 
+def test_the_command_line_says_which_file_is_no_npy(server: ServerProcess, tmp_path: Path) -> None:
+    path = tmp_path / "me.npy"
+    with path.open("wb") as file:
+        np.savez(file, me=np.ones(2))
+    for content in (path.read_bytes(), b""):
+        path.write_bytes(content)
+        result = streamed(server, "--open", f"speaker={path}")
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"streamcell stream: --open speaker={path}: ")
+
+
 FINE = np.ones(2, np.float32)
 WRONG = {
     "missing": ({}, "OPEN_INPUT_MISSING", r"speaker float32\[2\] when they open; send it with the opening"),

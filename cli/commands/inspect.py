@@ -66,13 +66,17 @@ def command(
         _write(found)
     elif not as_json and found.problems and not found.sidecar.exists() and found.sidecar_text():
         typer.echo(f"--write drafts a sidecar: {found.sidecar}")
-    end_with_loads(code)
-    sys.exit(code)
+    _end(code)
 
 
 def _fail(error: object) -> NoReturn:
     typer.echo(f"streamcell inspect: {error}", err=True)
-    sys.exit(2)
+    _end(2)
+
+
+def _end(code: int) -> NoReturn:
+    end_with_loads(code)
+    sys.exit(code)
 
 
 def _write(found: Inspection) -> None:
@@ -81,7 +85,7 @@ def _write(found: Inspection) -> None:
         _fail(f"{found.sidecar} was not written: the model cannot be read")
     try:
         with found.sidecar.open("x", encoding="utf-8") as out:
-            out.write(str(text))
+            out.write(text)
     except FileExistsError:
         _fail(f"{found.sidecar} exists already; move it away so that a new one can be written")
     except OSError as error:

@@ -85,7 +85,7 @@ class _Axes:
         self._names = {size for size in sizes if isinstance(size, str)}
 
     def is_among(self, axes: list[int], value: str) -> bool:
-        """Whether it is one of `axes`, some of which may count from the end, of `value`."""
+        """Whether one of these axes of `value`, negative ones counted from the end, is the batch or the time axis."""
         shape = self._shapes.get(value)
         if shape is None or not self._names:
             return self._otherwise in axes

@@ -79,8 +79,7 @@ class RawConnection:
 
     def open(self, path: str) -> int:
         """Begin a call; its stream."""
-        stream, self._next = self._next, self._next + 2
-        self.socket.sendall(frame(HEADERS, END_HEADERS, stream, request_headers(path)))
+        (stream,) = self.open_many(path, 1)
         return stream
 
     def open_many(self, path: str, count: int) -> list[int]:

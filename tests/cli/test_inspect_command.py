@@ -10,18 +10,14 @@ from pathlib import Path
 
 import onnx
 import pytest
-from onnx import parser
+
+from tests.support.onnx_files import parsed, save
 
 STREAMCELL = Path(sys.executable).with_name("streamcell")
 GOOD = "(float[b, 3] x, float[b, 4] h) => (float[b, 3] y, float[b, 4] h_next) { y = Neg(x) h_next = Neg(h) }"
 UNCLEAR = (
     "(float[b, 3] x, float[b, 4] a, int64 r) => (float[b, 3] y, float[b, 4] z) { y = Neg(x) z = Neg(a) }"
 )
-
-
-def save(path: Path, text: str) -> Path:
-    onnx.save(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}'), path)
-    return path
 
 
 def inspect(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +33,7 @@ def inspect(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
 
 
 def test_a_model_that_can_be_served_is_described_as_one_json_object(tmp_path: Path) -> None:
-    path = save(tmp_path / "good.onnx", GOOD)
+    path = save(parsed(GOOD), tmp_path / "good.onnx")
     path.with_suffix(".toml").write_text(
         'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h"\noutput = "h_next"\ninitial = -inf'
     )
@@ -54,7 +50,7 @@ def test_a_model_that_can_be_served_is_described_as_one_json_object(tmp_path: Pa
 
 
 def test_a_model_that_can_be_served_is_described_in_words(tmp_path: Path) -> None:
-    done = inspect(save(tmp_path / "good.onnx", GOOD), "--proof", "quick")
+    done = inspect(save(parsed(GOOD), tmp_path / "good.onnx"), "--proof", "quick")
     assert done.returncode == 0
     for line in (
         f"{tmp_path / 'good.onnx'}: can be served as 'good', version 1",
@@ -68,7 +64,7 @@ def test_a_model_that_can_be_served_is_described_in_words(tmp_path: Path) -> Non
 
 
 def test_an_unclear_model_gets_a_sidecar_to_fill_in_and_the_server_says_where(tmp_path: Path) -> None:
-    path = save(tmp_path / "unclear.onnx", UNCLEAR)
+    path = save(parsed(UNCLEAR), tmp_path / "unclear.onnx")
     done = inspect(path, "--write")
     assert done.returncode == 1
     assert "cannot be served: 3 problems" in done.stdout
@@ -104,7 +100,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 
 def test_names_in_a_file_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
-    model = onnx.load(save(tmp_path / "m.onnx", GOOD.replace("h_next", "k")))
+    model = onnx.load(save(parsed(GOOD.replace("h_next", "k")), tmp_path / "m.onnx"))
     model.graph.input[1].name = "h\x1b[31m"
     onnx.save(model, tmp_path / "m.onnx")
     done = inspect(tmp_path / "m.onnx")

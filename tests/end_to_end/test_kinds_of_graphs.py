@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper
 
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
@@ -19,6 +19,7 @@ from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import parsed
 
 Array = np.ndarray[Any, Any]
 SESSIONS, TIME = 4, 8
@@ -37,10 +38,6 @@ class Kind:
     model: onnx.ModelProto
     states: dict[str, Array]
     external: bool = False
-
-
-def parsed(text: str, opset: int = 17) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {text}')
 
 
 def zeros(*shape: int, dtype: Any = np.float32) -> Array:

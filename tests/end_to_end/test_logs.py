@@ -17,18 +17,16 @@ from typing import IO, Any
 
 import grpc
 import numpy as np
-import onnx
 import pytest
-from onnx import parser
 
 from streamcell.client import Client, StreamCellError, connect
 from streamcell.proto.inference import oip, rpc
+from tests.support.onnx_files import parsed, save
 from tests.support.ports import free_port
 
 # Its table has eight rows, so that its run fails for a number above seven.
 FRAGILE = """
-<ir_version: 8, opset_import: ["" : 17]>
-g (float[batch, 1] x) => (float[batch, 1] y) <float[8] t = {0, 1, 2, 3, 4, 5, 6, 7}>
+(float[batch, 1] x) => (float[batch, 1] y) <float[8] t = {0, 1, 2, 3, 4, 5, 6, 7}>
 { i = Cast <to = 7> (x) y = Gather (t, i) }
 """
 START_S = 120.0
@@ -39,8 +37,8 @@ EXPLICIT = ("--model-control", "explicit")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model whose run fails for some inputs, and one that cannot be loaded."""
     folder = tmp_path_factory.mktemp("fragile")
-    onnx.save(parser.parse_model(FRAGILE), folder / "fragile.onnx")
-    (folder / "fragile.toml").write_text('layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n')
+    sidecar = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n'
+    save(parsed(FRAGILE), folder / "fragile.onnx", sidecar)
     (folder / "broken.onnx").write_bytes(b"no model")
     return folder
 

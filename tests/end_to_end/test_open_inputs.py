@@ -9,11 +9,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 import tritonclient.grpc as triton
-from onnx import parser
 from typer.testing import CliRunner
 
 from streamcell.cli import app
@@ -21,6 +19,7 @@ from streamcell.client import connect, connect_async
 from streamcell.client.errors import InvalidInput, StreamCellError
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
+from tests.support.onnx_files import parsed, save
 
 SESSIONS, STEPS, LANGUAGES = 16, 20, 5
 Array = np.ndarray[Any, Any]
@@ -83,20 +82,13 @@ start = 0
 """
 
 
-def save(folder: Path, name: str, graph: str, sidecar: str) -> Path:
-    path = folder / f"{name}.onnx"
-    onnx.save(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {graph}'), path)
-    path.with_suffix(".toml").write_text(sidecar)
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("given")
-    save(made, "voice", GRAPH, SIDECAR)
-    save(made, "rate", RATE, RATE_SIDECAR)
-    save(made, "song", SONG, SONG_SIDECAR)
-    save(made, "walk", WALK, WALK_SIDECAR)
+    save(parsed(GRAPH), made / "voice.onnx", SIDECAR)
+    save(parsed(RATE), made / "rate.onnx", RATE_SIDECAR)
+    save(parsed(SONG), made / "song.onnx", SONG_SIDECAR)
+    save(parsed(WALK), made / "walk.onnx", WALK_SIDECAR)
     return made
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper, parser
+from onnx import helper, numpy_helper
+
+from tests.support import onnx_files
 
 Save = Callable[..., Path]
 
@@ -18,7 +20,7 @@ def model_of() -> Callable[..., onnx.ModelProto]:
     """Makes a model from a graph in ONNX's textual syntax and initializers by name."""
 
     def make(text: str, opset: int = 17, **initializers: np.ndarray) -> onnx.ModelProto:
-        model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {text}')
+        model = onnx_files.parsed(text, opset)
         model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in initializers.items())
         return model
 
@@ -28,15 +30,7 @@ def model_of() -> Callable[..., onnx.ModelProto]:
 @pytest.fixture(scope="session")
 def save() -> Save:
     """Saves a model, and a sidecar with it."""
-
-    def write(model: onnx.ModelProto, path: Path, sidecar: str | None = None) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(model, path)
-        if sidecar is not None:
-            path.with_suffix(".toml").write_text(sidecar, encoding="utf-8")
-        return path
-
-    return write
+    return onnx_files.save
 
 
 @pytest.fixture(scope="session")

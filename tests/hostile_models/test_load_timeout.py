@@ -23,6 +23,7 @@ from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import parsed
 
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h"\noutput = "h_next"\n'
 
@@ -82,9 +83,8 @@ def test_a_load_that_failed_leaves_no_engine_behind(endless: Any, save: Any, tmp
 def folding(nodes: int, size: int) -> onnx.ModelProto:
     """A file of a few kilobytes whose constants take minutes and gigabytes to compute: products of huge matrices."""
     text = " ".join(f"m{i + 1} = MatMul(m{i}, m0)" for i in range(nodes))
-    model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 3] x, float[n, 3] h) => (float[n, 3] y, float[n, 3] '
-        "h_next) { m0 = ConstantOfShape(size) "
+    model = parsed(
+        "(float[n, 3] x, float[n, 3] h) => (float[n, 3] y, float[n, 3] h_next) { m0 = ConstantOfShape(size) "
         f"{text} r = ReduceMax <keepdims = 0> (m{nodes}) z = Mul(r, zero) y = Add(x, z) h_next = Add(h, x) }}"
     )
     values = {"size": np.array([size, size]), "zero": np.zeros((), np.float32)}

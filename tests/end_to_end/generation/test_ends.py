@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from onnx import parser, save
 
 from streamcell.client import (
     Client,
@@ -24,6 +23,7 @@ from streamcell.client import (
 from streamcell.client.errors import from_rpc
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
+from tests.support.onnx_files import parsed, save
 
 GO = 11
 Serve = Callable[..., ServerProcess]
@@ -192,8 +192,7 @@ def test_a_short_generation_finishes_within_the_grace_and_a_long_one_does_not(
 
 
 GROWING = """
-<ir_version: 8, opset_import: ["" : 17]>
-g (float[n, 2] x, float[n, 1] h) => (float[n, 2] y, float[n, 1] h_next)
+(float[n, 2] x, float[n, 1] h) => (float[n, 2] y, float[n, 1] h_next)
 <float[1] big = {1e20}> { y = Mul(x, big) h_next = Identity(h) }
 """
 SIDECAR = """
@@ -214,8 +213,7 @@ head = "real"
 def test_a_value_that_overflows_ends_it_unless_all_values_are_allowed(
     tmp_path: Path, start_server: Serve, non_finite: str
 ) -> None:
-    save(parser.parse_model(GROWING), tmp_path / "growing.onnx")
-    (tmp_path / "growing.toml").write_text(SIDECAR, encoding="utf-8")
+    save(parsed(GROWING), tmp_path / "growing.onnx", SIDECAR)
     server = start_server(tmp_path, "--non-finite", non_finite)
     with connect(server.target) as client, client.session("growing") as session:
         whole = session.generate(5, first=np.ones(2, np.float32)).all()

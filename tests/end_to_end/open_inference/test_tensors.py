@@ -8,13 +8,12 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from streamcell.proto.inference import oip, rpc
 from streamcell.service.protocols.oip.tensors import DATATYPES
+from tests.support.onnx_files import parsed, save
 
 Steps = np.ndarray[Any, Any]
 Expected = Callable[[str, Steps], Steps]
@@ -36,10 +35,9 @@ def echoes(start_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     graphs["two"] = (
         "(float[n, 2] a, int64[n] b) => (int64[n] c, float[n, 2] d) { c = Identity(b) d = Identity(a) }"
     )
+    sidecars = {"two": 'layout = "batch"\ninputs = ["a", "b"]\noutputs = ["c", "d"]\n'}
     for name, graph in graphs.items():
-        model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> m {graph}')
-        onnx.save(model, folder / f"{name}.onnx")
-    (folder / "two.toml").write_text('layout = "batch"\ninputs = ["a", "b"]\noutputs = ["c", "d"]\n')
+        save(parsed(graph), folder / f"{name}.onnx", sidecars.get(name))
     return start_server(folder)
 
 

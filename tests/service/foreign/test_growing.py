@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from onnx import parser
 
 from streamcell.service.load_errors import GrowingStateError
 from streamcell.service.repository.model_file import open_model
+from tests.support import onnx_files
 
 NEW = "k = Unsqueeze(x, one)"
 GROWS = f"{{ {NEW}  present_k = Concat<axis = 1>(past_k, k)  y = ReduceSum<keepdims = 0>(present_k, one) }}"
@@ -36,13 +36,9 @@ GROWING: dict[str, tuple[str, str | None, int]] = {
 
 
 def save(folder: Path, graph: str, sidecar: str | None) -> Path:
-    path = folder / "m.onnx"
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {graph}')
+    model = onnx_files.parsed(graph, 18)
     model.graph.initializer.extend([onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])])
-    onnx.save(model, path)
-    if sidecar is not None:
-        path.with_suffix(".toml").write_text(sidecar)
-    return path
+    return onnx_files.save(model, folder / "m.onnx", sidecar)
 
 
 def test_a_state_that_only_seems_to_grow_may_be_said_to_stay(tmp_path: Path) -> None:

@@ -21,14 +21,11 @@ from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.load_errors import ModelLoadError, PipelineError, RepositoryError, SidecarError
 from streamcell.service.repository.model_file import discover, open_model
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import parsed, save
 
 Arrays = dict[str, np.ndarray]
 # What a test calls a graph of the stage `file` with; gives the outputs by name.
 Call = Callable[[str, Arrays], Arrays]
-
-
-def graph(text: str, opset: int = 17) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {text}')
 
 
 def recurrent(time: bool) -> onnx.ModelProto:
@@ -91,16 +88,14 @@ JOIN = "(float[b,4] p, float[b,4] q, float[b,4] x) => (float[b,4] y) { m = Mul(p
 
 def write(folder: Path, files: dict[str, onnx.ModelProto], toml: str, name: str = "pipe") -> Path:
     for file, model in files.items():
-        path = folder / f"{file}.onnx"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(model, path)
+        save(model, folder / f"{file}.onnx")
     path = folder / f"{name}.toml"
     path.write_text(toml)
     return path
 
 
 def two_in_a_row(folder: Path) -> None:
-    files = {"dtln/model_1": graph(FIRST), "dtln/model_2": graph(SECOND, 13)}
+    files = {"dtln/model_1": parsed(FIRST), "dtln/model_2": parsed(SECOND, 13)}
     write(
         folder,
         files,
@@ -138,7 +133,7 @@ def two_in_a_row_step(call: Call, x: np.ndarray, s: Arrays) -> np.ndarray:
 
 
 def features(folder: Path) -> None:
-    files = {"extractor": graph(BRANCHES, 11), "net": recurrent(time=True)}
+    files = {"extractor": parsed(BRANCHES, 11), "net": recurrent(time=True)}
     write(
         folder,
         files,
@@ -168,10 +163,10 @@ def features_step(call: Call, x: np.ndarray, s: Arrays) -> np.ndarray:
 
 def two_readers(folder: Path) -> None:
     files = {
-        "source": graph(WEIGHED.replace("W", "1, 1, 1, 1")),
-        "left": graph(WEIGHED.replace("W", "1, 2, 3, 4")),
-        "right": graph(WEIGHED.replace("W", "-1, 0.5, 1, 2"), 15),
-        "join": graph(JOIN),
+        "source": parsed(WEIGHED.replace("W", "1, 1, 1, 1")),
+        "left": parsed(WEIGHED.replace("W", "1, 2, 3, 4")),
+        "right": parsed(WEIGHED.replace("W", "-1, 0.5, 1, 2"), 15),
+        "join": parsed(JOIN),
     }
     sides = "".join(
         f"""
@@ -223,7 +218,7 @@ def without_a_batch(folder: Path) -> None:
     }"""
     write(
         folder,
-        {"parts/alone": graph(text)},
+        {"parts/alone": parsed(text)},
         """
         layout = "batch"
         batch_axis = "none"
@@ -451,7 +446,7 @@ def test_what_makes_no_graph_is_refused_in_words(tmp_path: Path, name: str) -> N
         if isinstance(given, bytes):
             (tmp_path / f"{file}.onnx").write_bytes(given)
         else:
-            model = parser.parse_model(given) if given.startswith("<") else graph(given)
+            model = parser.parse_model(given) if given.startswith("<") else parsed(given)
             onnx.save(model, tmp_path / f"{file}.onnx")
     (tmp_path / "pipe.toml").write_text(SIDE + stages)
     with pytest.raises(ModelLoadError, match=error) as caught:
@@ -465,7 +460,7 @@ def test_what_makes_no_graph_is_refused_in_words(tmp_path: Path, name: str) -> N
 def test_everything_that_is_wrong_with_the_wires_is_told_at_once(tmp_path: Path) -> None:
     toml = write(
         tmp_path,
-        {"a": graph(PLAIN), "b": graph(PLAIN.replace("3", "4"))},
+        {"a": parsed(PLAIN), "b": parsed(PLAIN.replace("3", "4"))},
         SIDE + STAGES.replace("{ x", '{ z = "c.y", x'),
     )
     with pytest.raises(PipelineError, match=r"(?s)2 problems:.*no such input.*does not fit into"):
@@ -476,7 +471,7 @@ def test_everything_that_is_wrong_with_the_wires_is_told_at_once(tmp_path: Path)
 def test_a_link_that_leads_out_of_the_folder_of_models_is_refused(tmp_path: Path, what: str) -> None:
     models, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
     stages = STAGES.replace("a.onnx", "in/a.onnx")
-    toml = write(models, {"in/a": graph(PLAIN), "b": graph(PLAIN)}, SIDE + stages)
+    toml = write(models, {"in/a": parsed(PLAIN), "b": parsed(PLAIN)}, SIDE + stages)
     elsewhere.mkdir()
     linked = {"the file": models / "in" / "a.onnx", "the folder": models / "in", "the TOML file": toml}[what]
     linked.rename(elsewhere / "moved")
@@ -487,7 +482,7 @@ def test_a_link_that_leads_out_of_the_folder_of_models_is_refused(tmp_path: Path
 
 
 def test_files_that_are_too_large_together_are_not_read(tmp_path: Path) -> None:
-    toml = write(tmp_path, {"a": graph(PLAIN), "b": graph(PLAIN)}, SIDE + STAGES)
+    toml = write(tmp_path, {"a": parsed(PLAIN), "b": parsed(PLAIN)}, SIDE + STAGES)
     for name in ("a", "b"):
         with (tmp_path / f"{name}.onnx").open("r+b") as file:
             file.truncate(2**30 + 1)
@@ -496,7 +491,7 @@ def test_files_that_are_too_large_together_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_beside_a_model_of_its_name_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, {"a": graph(PLAIN), "b": graph(PLAIN)}, SIDE + STAGES, "a")
+    write(tmp_path, {"a": parsed(PLAIN), "b": parsed(PLAIN)}, SIDE + STAGES, "a")
     with pytest.raises(RepositoryError, match=r"a\.toml: .*stages: a pipeline has no \.onnx file beside it"):
         discover(tmp_path)
 
@@ -518,7 +513,7 @@ def test_a_changed_stage_is_noticed(
     frontends: int,
 ) -> None:
     toml = SIDE + STAGES.replace("a.onnx", "in/a.onnx")
-    write(tmp_path, {"in/a": graph(PLAIN), "b": graph(PLAIN)}, toml)
+    write(tmp_path, {"in/a": parsed(PLAIN), "b": parsed(PLAIN)}, toml)
     server = start_server(tmp_path, "--model-control", "poll", "--model-poll-s", "0.1")
     x = np.array([[0.1, -0.2, 0.3]], np.float32)
 
@@ -532,19 +527,19 @@ def test_a_changed_stage_is_noticed(
             return lambda: bool(np.allclose(client.predict("pipe", x), np.tanh(expected), atol=1e-6))
 
         assert answers(np.tanh(x))()
-        replace(graph(PLAIN.replace("Tanh(x)", "Neg(x)")))
+        replace(parsed(PLAIN.replace("Tanh(x)", "Neg(x)")))
         assert eventually(answers(-x))
-        replace(graph(PLAIN.replace("3", "4")))
+        replace(parsed(PLAIN.replace("3", "4")))
         assert eventually(lambda: any(e["event"] == "model not loaded" for e in server.log))
         assert answers(-x)()
-        replace(graph(PLAIN.replace("Tanh(x)", "Abs(x)")))
+        replace(parsed(PLAIN.replace("Tanh(x)", "Abs(x)")))
         assert eventually(answers(np.abs(x)))
 
 
 def test_what_a_stage_takes_from_the_step_before_of_another_is_a_state(tmp_path: Path) -> None:
     files = {
-        "a": graph(WEIGHED.replace("W", "1, 2, 3, 4")),
-        "b": graph("(float[b,4] x) => (float[b,4] y) { y = Neg(x) }"),
+        "a": parsed(WEIGHED.replace("W", "1, 2, 3, 4")),
+        "b": parsed("(float[b,4] x) => (float[b,4] y) { y = Neg(x) }"),
     }
     feedback = STAGES + '[[states]]\ninput = "a.h"\noutput = "b.y"\n'
     model = open_model(write(tmp_path, files, SIDE + feedback), "pipe")
@@ -565,7 +560,7 @@ def test_a_stage_with_functions_of_its_own_is_merged(tmp_path: Path) -> None:
 def test_the_example_in_the_documentation_is_valid(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "foreign-models.md").read_text(encoding="utf-8")
     (toml,) = re.findall(r"### Pipelines of several files.*?```toml\n(.*?)```", page, re.DOTALL)
-    files = {"denoiser/model_1": graph(FIRST), "denoiser/model_2": graph(SECOND)}
+    files = {"denoiser/model_1": parsed(FIRST), "denoiser/model_2": parsed(SECOND)}
     write(tmp_path, files, toml, "denoiser")
     (file,) = discover(tmp_path)
     assert file.name == "denoiser"
@@ -594,7 +589,7 @@ def test_the_states_of_files_with_cards_need_not_be_said(
         <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}> {
             first = Slice(x, zero, one, two)  y = Concat<axis = 2>(x, first)
         }"""
-    path = write(tmp_path, {"widen": graph(widen)}, toml)
+    path = write(tmp_path, {"widen": parsed(widen)}, toml)
     for name in ("tcn", "deep"):
         shutil.copy(models_dir / f"{name}.onnx", tmp_path)
     model = load(

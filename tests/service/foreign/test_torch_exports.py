@@ -14,13 +14,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import parser
 from torch import nn
 
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
+from tests.support.onnx_files import parsed, save
 
 SIZE, HIDDEN, ROWS, TIME = 5, 8, 6, 17
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -165,17 +165,15 @@ SIDECAR = 'inputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h0"\noutput = "
 def test_a_time_axis_of_one_timestep_is_no_axis_of_the_step(
     interface: str, said: str | None, shape: tuple[int, ...] | None, tmp_path: Path
 ) -> None:
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {interface} {PASSES}')
-    onnx.save(model, tmp_path / "m.onnx")
-    if said is not None:
-        (tmp_path / "m.toml").write_text(said + SIDECAR)
+    sidecar = None if said is None else said + SIDECAR
+    path = save(parsed(f"{interface} {PASSES}"), tmp_path / "m.onnx", sidecar)
     if shape is None:
         with pytest.raises(
             ModelLoadError, match=r"\[time, b, …\]|fixes the time axis at 2|wrote down the 4 timesteps"
         ):
-            open_model(tmp_path / "m.onnx", "m")
+            open_model(path, "m")
         return
-    file = open_model(tmp_path / "m.onnx", "m")
+    file = open_model(path, "m")
     assert (file.signature.layout, file.signature.inputs[0].step_shape) == ("batch", shape)
     assert file.signature.outputs[0].step_shape == shape
     session = ort.InferenceSession(file.load().SerializeToString(), providers=["CPUExecutionProvider"])

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import parser
 
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
@@ -19,6 +17,7 @@ from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.load_errors import DetectionError, SidecarError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
+from tests.support import onnx_files
 
 W = ", ".join(f"{0.1 * (i % 5) - 0.2:.1f}" for i in range(12))
 R = ", ".join(f"{0.1 * (i % 7) - 0.3:.1f}" for i in range(16))
@@ -102,12 +101,8 @@ OPEN = {"only_the_state_said": (2, 5)}
 
 
 def save(folder: Path, name: str, graph: str, sidecar: str | None = None) -> Path:
-    path = folder / f"{name}.onnx"
     opset = 11 if name.endswith("opset_11") else 18
-    onnx.save(parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {graph}'), path)
-    if sidecar is not None:
-        path.with_suffix(".toml").write_text(sidecar)
-    return path
+    return onnx_files.save(onnx_files.parsed(graph, opset), folder / f"{name}.onnx", sidecar)
 
 
 @pytest.fixture(scope="module")

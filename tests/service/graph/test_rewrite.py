@@ -6,19 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import parser
 
 from streamcell.card import Signature, State, Tensor
 from streamcell.service.graph.pooled import READ_SLOTS, WRITE_SLOTS, initial_value, pool_states
 from streamcell.service.load_errors import RewriteError, SignatureError
+from tests.support.onnx_files import parsed
 
 SCATTERS = ("nd", "elements")
-
-
-def parse(text: str, opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> g {text}')
 
 
 def tensor(name: str, *shape: int, dtype: str = "float32") -> Tensor:
@@ -43,7 +38,7 @@ TWO = "(float[b,4] x, float[b,4] h, float[b,4] c) => (float[b,4] y, float[b,4] h
 
 
 def test_outputs_that_nobody_asked_for_are_not_computed() -> None:
-    model = parse(
+    model = parsed(
         "(float[b,4] x, float[b,4] h) => (float[b,4] y, float[b,4] spare, float[b,4] h_next)"
         "{ y = Neg(x) spare = Exp(x) h_next = Add(h, x) }"
     )
@@ -59,7 +54,7 @@ JOINED = "n1 = Add(first, x) n2 = Add(second, n1) h_next = Concat<axis=0>(n1, n2
 def layered(body: str) -> list[str]:
     """The operators of a model whose state has two layers, in its pool as a card has it."""
     described = signature([X], [Y], [state("h", "h_next", 2, 4, axis=1)])
-    pooled = pool_states(parse(f"{LAYERS} {{ {body} }}"), described, few_kernels=True)
+    pooled = pool_states(parsed(f"{LAYERS} {{ {body} }}"), described, few_kernels=True)
     return [node.op_type for node in pooled.model.graph.node]
 
 
@@ -82,14 +77,14 @@ def test_a_state_that_is_not_only_cut_or_not_joined_is_transposed(body: str) -> 
 
 
 def test_an_opset_that_cannot_be_converted_is_refused() -> None:
-    model = parse(BORDER + "{ k = MaxUnpool(x, x) y = Neg(k) h_next = Identity(h) }", 8)
+    model = parsed(BORDER + "{ k = MaxUnpool(x, x) y = Neg(k) h_next = Identity(h) }", 8)
     with pytest.raises(RewriteError, match=r"opset 8.*needs 11"):
         pool_states(model, signature([X], [Y], [H]))
 
 
 def test_a_pooled_graph_is_not_pooled_twice() -> None:
     described = signature([X], [Y], [H])
-    pooled = pool_states(parse(BORDER + "{ y = Neg(h) h_next = Identity(x) }"), described)
+    pooled = pool_states(parsed(BORDER + "{ y = Neg(h) h_next = Identity(x) }"), described)
     again = signature([X], [Y], [state(pooled.pools[0].input, pooled.pools[0].output, 4)])
     inputs = [*again.inputs, Tensor(name=READ_SLOTS, dtype="int64")]
     inputs.append(Tensor(name=WRITE_SLOTS, dtype="int64", step_shape=(1,)))
@@ -140,13 +135,13 @@ WRONG: dict[str, tuple[Callable[[], Signature], dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_signature_that_is_not_the_graphs_is_refused(case: str) -> None:
     make, constants, message = WRONG[case]
-    model = parse(BORDER + "{ y = Neg(h) h_next = Add(h, x) }")
+    model = parsed(BORDER + "{ y = Neg(h) h_next = Add(h, x) }")
     with pytest.raises(SignatureError, match=message):
         pool_states(model, make(), constants)
 
 
 def test_a_bound_that_is_not_the_graphs_batch_is_refused() -> None:
-    model = parse(
+    model = parsed(
         "(float[1,4] x, float[1,4] h) => (float[1,4] y, float[1,4] h_next) { y = Neg(h) h_next = Neg(x) }"
     )
     with pytest.raises(SignatureError, match="max_batch is 4"):

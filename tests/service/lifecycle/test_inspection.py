@@ -6,12 +6,12 @@ from pathlib import Path
 
 import onnx
 import pytest
-from onnx import parser
 
 from streamcell.card import Generation, ModelCard, Signature, State, Tensor, write_card
 from streamcell.service.lifecycle.inspection import Inspection, inspect_model
 from streamcell.service.repository.describe import describe
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import parsed, save
 
 NEXT = "(float[b, 3] x, float[2, b, 3] h) => (float[b, 3] y, float[2, b, 3] h_next) { y = Neg(x) h_next = Add(h, x) }"
 MEAN = NEXT.replace("y = Neg(x)", "m = ReduceMean <axes = [0], keepdims = 1> (x) y = Sub(x, m)")
@@ -21,15 +21,8 @@ UNCLEAR = (
 )
 
 
-def model_of(text: str) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}')
-
-
 def inspected(folder: Path, text: str, sidecar: str | None = None) -> Inspection:
-    path = folder / "m.onnx"
-    onnx.save(model_of(text), path)
-    if sidecar is not None:
-        path.with_suffix(".toml").write_text(sidecar)
+    path = save(parsed(text), folder / "m.onnx", sidecar)
     return inspect_model(path, Settings.load(models=folder, max_sessions=10))
 
 
@@ -113,14 +106,14 @@ AGAIN = {
 
 @pytest.mark.parametrize("case", AGAIN)
 def test_a_sidecar_that_is_written_says_the_same(case: str, tmp_path: Path) -> None:
-    model = model_of(AGAIN[case].replace('"x\\"\\n\U0001f600"', "x").replace('"y#"', "y"))
+    model = parsed(AGAIN[case].replace('"x\\"\\n\U0001f600"', "x").replace('"y#"', "y"))
     if case == "strange names":
         model.graph.input[0].name, model.graph.output[0].name = 'x"\n\x7f\U0001f600', "y# = 'z'"
     assert_said_again(model, tmp_path)
 
 
 def test_a_sidecar_that_is_written_for_a_card_says_the_same_and_overrides_it(tmp_path: Path) -> None:
-    model = model_of("(int64[b] x, float[b, 4] a) => (float[b, 5] y, float[b, 4] z) { }")
+    model = parsed("(int64[b] x, float[b, 4] a) => (float[b, 5] y, float[b, 4] z) { }")
     signature = Signature(
         inputs=(Tensor(name="x", dtype="int64"),),
         outputs=(Tensor(name="y", dtype="float32", step_shape=(5,), distribution="categorical_logits"),),

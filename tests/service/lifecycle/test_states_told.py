@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
-from onnx import parser
 from structlog.testing import capture_logs
 
 from streamcell.card import ModelCard, Signature, State, Tensor, write_card
@@ -15,6 +13,7 @@ from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import parsed, save
 
 NAMED = "(float[b, 3] x, float[b, 3] h) => (float[b, 3] y, float[b, 3] h_next) { y = Add(x, h) h_next = Identity(y) }"
 SIDECAR = (
@@ -27,7 +26,7 @@ DOUBTFUL = """(float[b, 8] x, float[b, 3] q) => (float[b, 3] y)
 
 def log_of(path: Path, text: str, *, card: bool = False, sidecar: bool = False) -> list[dict[str, Any]]:
     """What the log says while the model is loaded."""
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}')
+    model = parsed(text)
     if card:
         signature = Signature(
             inputs=(Tensor(name="x", dtype="float32", step_shape=(3,)),),
@@ -36,9 +35,7 @@ def log_of(path: Path, text: str, *, card: bool = False, sidecar: bool = False) 
             layout="batch",
         )
         write_card(model, ModelCard(name="m", kind="M", signature=signature))
-    onnx.save(model, path / "m.onnx")
-    if sidecar:
-        (path / "m.toml").write_text(SIDECAR)
+    save(model, path / "m.onnx", SIDECAR if sidecar else None)
     with capture_logs() as log:
         load(open_model(path / "m.onnx", "m"), Settings.load(models=path), Device()).release()
     return [dict(entry) for entry in log]

@@ -7,7 +7,6 @@ import tomllib
 import tracemalloc
 
 import pytest
-from onnx import parser
 
 from streamcell.card import Signature, State, Tensor
 from streamcell.service.graph.interface import GraphInterface, GraphValue, read_interface
@@ -18,12 +17,7 @@ from streamcell.service.repository.sidecar_fit import new_axes, resolve
 from streamcell.service.repository.sidecar_template import sidecar_template
 from streamcell.service.repository.state_names import alike, state_pairs
 from streamcell.service.repository.unbatched import find_unbatched
-
-
-def interface(text: str) -> GraphInterface:
-    return read_interface(
-        parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph
-    )
+from tests.support.onnx_files import interface, parsed
 
 
 def named(i: str, o: str) -> bool:
@@ -411,9 +405,7 @@ def test_the_sidecar_to_begin_with_says_that_there_is_no_batch_axis() -> None:
 
 
 def test_a_symbol_s_name_does_not_leave_its_comment() -> None:
-    model = parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[b, 8] x) => (float[b, m] y) {}'
-    )
+    model = parsed("(float[b, 8] x) => (float[b, m] y) {}")
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = 'm\nname = "mine"'
     said = filled_in(sidecar_template(read_interface(model.graph)), "1")
     assert said.name is None
@@ -434,9 +426,7 @@ def test_the_sidecar_in_the_error_serves_the_model_once_it_is_filled_in() -> Non
 
 
 def test_a_tensor_without_a_declared_shape_is_unclear() -> None:
-    model = parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[b, 8] x) => (float[b, 3] y) { }'
-    )
+    model = parsed("(float[b, 8] x) => (float[b, 3] y) { }")
     model.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(DetectionError, match="'x' has no declared shape"):
         detect(read_interface(model.graph))

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import parser
 
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Engine, EngineOptions
@@ -23,6 +21,7 @@ from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.session import Output, Work
 from streamcell.service.settings import Settings
+from tests.support import onnx_files
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[dict[str, Array]], list[Array]]
@@ -204,10 +203,7 @@ CASES = {
 
 
 def save(folder: Path, case: Case) -> Path:
-    path = folder / "fed.onnx"
-    onnx.save(parser.parse_model(f'<ir_version: 8, opset_import: ["" : {case.opset}]> g {case.graph}'), path)
-    path.with_suffix(".toml").write_text(case.sidecar)
-    return path
+    return onnx_files.save(onnx_files.parsed(case.graph, case.opset), folder / "fed.onnx", case.sidecar)
 
 
 class Client:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper, parser
+from onnx import numpy_helper
 
 from streamcell.card import METADATA_KEY, ModelCard, Signature, State, Tensor, write_card
 from streamcell.service.load_errors import (
@@ -20,6 +20,7 @@ from streamcell.service.load_errors import (
     SignatureError,
 )
 from streamcell.service.repository.model_file import discover, open_model
+from tests.support.onnx_files import parsed, save
 
 SIGNATURE = Signature(
     inputs=(Tensor(name="x", dtype="float32", step_shape=(4,)),),
@@ -39,17 +40,15 @@ output = "b"
 
 def unnamed() -> onnx.ModelProto:
     """A delay line whose state's names say nothing."""
-    return parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]>'
-        "g (float[n,4] x, float[n,4] a) => (float[n,4] y, float[n,4] b) { y = Neg(a) b = Identity(x) }"
+    return parsed(
+        "(float[n,4] x, float[n,4] a) => (float[n,4] y, float[n,4] b) { y = Neg(a) b = Identity(x) }"
     )
 
 
 def clear() -> onnx.ModelProto:
     """The same with names that say it."""
-    return parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]>'
-        "g (float[n,4] x, float[n,4] h) => (float[n,4] y, float[n,4] h_next) { y = Neg(h) h_next = Identity(x) }"
+    return parsed(
+        "(float[n,4] x, float[n,4] h) => (float[n,4] y, float[n,4] h_next) { y = Neg(h) h_next = Identity(x) }"
     )
 
 
@@ -57,14 +56,6 @@ def carded(signature: Signature = SIGNATURE) -> onnx.ModelProto:
     model = unnamed()
     write_card(model, ModelCard(name="delay", kind="Delay", signature=signature))
     return model
-
-
-def save(model: onnx.ModelProto, path: Path, sidecar: str | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, path)
-    if sidecar is not None:
-        path.with_suffix(".toml").write_text(sidecar, encoding="utf-8")
-    return path
 
 
 def test_models_by_file_and_by_version_folder_newest_last(tmp_path: Path) -> None:
@@ -183,10 +174,7 @@ def test_a_sidecar_may_rename_but_not_to_a_name_that_is_taken(tmp_path: Path) ->
 
 
 def test_constants_come_with_the_file(tmp_path: Path) -> None:
-    model = parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]>'
-        "g (float[n,4] x, float rate) => (float[n,4] y) { y = Mul(x, rate) }"
-    )
+    model = parsed("(float[n,4] x, float rate) => (float[n,4] y) { y = Mul(x, rate) }")
     sidecar = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n[constants]\nrate = 3'
     file = open_model(save(model, tmp_path / "gain.onnx", sidecar), "gain")
     assert file.constants["rate"] == 3.0
@@ -195,9 +183,7 @@ def test_constants_come_with_the_file(tmp_path: Path) -> None:
 
 
 def test_weights_in_a_file_of_their_own_are_read_on_load_only(tmp_path: Path) -> None:
-    model = parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]>g (float[n,4] x) => (float[n,4] y) { y = Mul(x, w) }'
-    )
+    model = parsed("(float[n,4] x) => (float[n,4] y) { y = Mul(x, w) }")
     model.graph.initializer.append(numpy_helper.from_array(np.arange(4, dtype=np.float32), "w"))
     path = tmp_path / "gain.onnx"
     onnx.save(model, path, save_as_external_data=True, location="gain.weights", size_threshold=0)
@@ -211,9 +197,7 @@ def test_weights_in_a_file_of_their_own_are_read_on_load_only(tmp_path: Path) ->
 
 
 def test_weights_outside_the_models_folder_are_refused(tmp_path: Path) -> None:
-    model = parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]>g (float[n,4] x) => (float[n,4] y) { y = Mul(x, w) }'
-    )
+    model = parsed("(float[n,4] x) => (float[n,4] y) { y = Mul(x, w) }")
     model.graph.initializer.append(numpy_helper.from_array(np.arange(4, dtype=np.float32), "w"))
     path = save(model, tmp_path / "models" / "gain.onnx")
     (tmp_path / "secret").write_bytes(b"\0" * 16)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import parser
 
 from streamcell.card import Generation, Signature, State, Tensor
-from streamcell.service.graph.interface import GraphInterface, check_signature, read_interface
+from streamcell.service.graph.interface import check_signature
 from streamcell.service.load_errors import SidecarError, SignatureError
 from streamcell.service.repository.sidecar import Sidecar, SidecarInput, SidecarState, read_sidecar
 from streamcell.service.repository.sidecar_fit import resolve
+from tests.support.onnx_files import interface
 
 VAD = (
     "(float[batch, samples] input, float[2, batch, 128] state, int64 sr)"
@@ -35,12 +35,6 @@ output = "stateN"
 
 
 Write = Callable[[str], Sidecar]
-
-
-def interface(text: str) -> GraphInterface:
-    return read_interface(
-        parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text} {{ }}').graph
-    )
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from tests.support import onnx_files
 
 SIDE = 'inputs = ["x"]\noutputs = ["y"]\n'
 STATE = '[[states]]\ninput = "s"\noutput = "s_out"\n'
@@ -20,14 +22,14 @@ CHUNK = f'layout = "batch_time"\n{SIDE}{STATE}'
 
 def step_model(body: str, *, outputs: str = "", constants: str = "") -> onnx.ModelProto:
     """x float32[batch, 3] and the state s float32[batch, 3] → y and s_out, which `body` computes."""
-    return parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
-g (float[b, 3] x, float[b, 3] s) => (float[b, 3] y, float[b, 3] s_out{outputs}) {constants} {{ {body} }}""")
+    return onnx_files.parsed(f"""
+(float[b, 3] x, float[b, 3] s) => (float[b, 3] y, float[b, 3] s_out{outputs}) {constants} {{ {body} }}""")
 
 
 def chunk_model(body: str, *, inputs: str = "", constants: str = "") -> onnx.ModelProto:
     """x float32[batch, time, 3] and the state s float32[batch, 3] → y and s_out, which `body` computes."""
-    return parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
-g (float[b, t, 3] x, float[b, 3] s{inputs}) => (float[b, t, 3] y, float[b, 3] s_out)
+    return onnx_files.parsed(f"""
+(float[b, t, 3] x, float[b, 3] s{inputs}) => (float[b, t, 3] y, float[b, 3] s_out)
 <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] last = {{-1}}, int64[1] two = {{2}}, int64[1] all = {{9999}},
  float nought = {{0}}{constants}> {{ {body} }}""")
 
@@ -229,7 +231,4 @@ HEALTHY = {
 
 def save(folder: Path, name: str, model: onnx.ModelProto, sidecar: str) -> Path:
     """`name`.onnx and `name`.toml in `folder`."""
-    path = folder / f"{name}.onnx"
-    onnx.save(model, path)
-    path.with_suffix(".toml").write_text(sidecar)
-    return path
+    return onnx_files.save(model, folder / f"{name}.onnx", sidecar)

@@ -12,7 +12,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import structlog
-from onnx import parser
 from structlog.testing import capture_logs
 
 from streamcell.client import connect
@@ -25,6 +24,7 @@ from streamcell.service.lifecycle.proved import proved_engine
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import parsed
 
 from .models import (
     CASES,
@@ -173,14 +173,13 @@ def test_a_proof_out_of_time_restricts_nothing(tmp_path: Path) -> None:
 
 def test_a_model_that_fails_for_random_input_is_served_unproved(tmp_path: Path) -> None:
     table = """
-<ir_version: 8, opset_import: ["" : 17]>
-g (float[batch, 1] x) => (float[batch, 1] y) <float[8] t = {0, 1, 2, 3, 4, 5, 6, 7}>
+(float[batch, 1] x) => (float[batch, 1] y) <float[8] t = {0, 1, 2, 3, 4, 5, 6, 7}>
 { i = Cast <to = 7> (x) y = Gather (t, i) }
 """
     path = save(
         tmp_path,
         "table",
-        parser.parse_model(table),
+        parsed(table),
         'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n',
     )
     model = loaded(path)

@@ -12,12 +12,9 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from streamcell.card import Signature, State, Tensor
 from streamcell.service.graph.pooled import READ_SLOTS, WRITE_SLOTS, pool_states
+from tests.support.onnx_files import parsed
 
 SCATTERS = ("nd", "elements")
-
-
-def parse(text: str, opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> g {text}')
 
 
 def tensor(name: str, *shape: int, dtype: str = "float32") -> Tensor:
@@ -50,7 +47,7 @@ LSTM = """(float[t,b,3] x, int32[b] n, float[1,b,4] h, float[1,b,4] c)
 def lstm(**more: Any) -> tuple[onnx.ModelProto, Signature]:
     """An LSTM operator as it is by nature: time first, states [layers, batch, hidden]."""
     rng = np.random.default_rng(1)
-    model = parse(LSTM)
+    model = parsed(LSTM)
     del model.graph.output[0]
     for name, shape in (("w", (1, 16, 3)), ("r", (1, 16, 4)), ("bias", (1, 32))):
         value = rng.normal(size=shape).astype(np.float32)
@@ -73,7 +70,7 @@ def test_time_first_recurrent_operator_with_ragged_lengths_is_served_batch_first
 
 
 def test_lengths_of_another_integer_type_are_taken_as_int32(in_pool: Any) -> None:
-    model = parse(
+    model = parsed(
         "(float[b,t,4] x, int64[b] n, float[b,4] h) => (float[b,t,4] y, float[b,4] h_next) {"
         " f = Cast<to = 1>(n) axes = Constant<value_ints = [1]>() col = Unsqueeze(f, axes) h_next = Add(h, col)"
         " mid = Unsqueeze(h, axes) y = Add(x, mid) }"
@@ -88,7 +85,7 @@ def test_lengths_of_another_integer_type_are_taken_as_int32(in_pool: Any) -> Non
 def test_time_first_outputs_that_are_inputs_or_feed_others_keep_their_values(
     tmp_path: Path, check: Any
 ) -> None:
-    model = parse(
+    model = parsed(
         "(float[t,b,4] x, float[b,4] h) => (float[t,b,4] x, float[t,b,4] y, float[t,b,4] z, float[b,4] h_next)"
         "{ y = Add(x, h) z = Neg(y) axes = Constant<value_ints = [0]>() h_next = ReduceSum<keepdims = 0>(z, axes) }"
     )
@@ -105,7 +102,7 @@ def test_states_of_every_dtype_and_axis_wait_for_their_read(
     dtype: str, kind: int, scatter: str, in_pool: Any
 ) -> None:
     """A delay line: what comes out is what went in a step before, so a write before the read would show."""
-    model = parse(
+    model = parsed(
         "(float[b,2] x, uint8[3,2,b] h) => (float[b,2] y, uint8[3,2,b] h_next)"
         "{ y0 = Cast<to = 1>(h) y1 = Transpose<perm = [2,0,1]>(y0) at = Constant<value_ints = [1]>()"
         "  y2 = ReduceSum<keepdims = 0>(y1, at) y = Identity(y2)"
@@ -127,7 +124,7 @@ def test_states_of_every_dtype_and_axis_wait_for_their_read(
 
 @pytest.mark.parametrize("scatter", SCATTERS)
 def test_a_number_a_session_is_a_state(scatter: str, tmp_path: Path, check: Any) -> None:
-    model = parse(
+    model = parsed(
         "(float[b,4] x, int64[b] h) => (float[b,4] y, int64[b] h_next)"
         "{ one = Constant<value = int64 {1}>() h_next = Add(h, one) f = Cast<to = 1>(h)"
         "  axes = Constant<value_ints = [1]>() col = Unsqueeze(f, axes) y = Mul(x, col) }"
@@ -142,7 +139,7 @@ def test_a_number_a_session_is_a_state(scatter: str, tmp_path: Path, check: Any)
 
 def test_names_may_hold_any_character(tmp_path: Path, check: Any) -> None:
     names = ("serving/x:0", "h 1\n", "état", "streamcell.pool.h 1\n", "")
-    model = parse(BORDER + "{ k = Neg(h) y = Identity(k) h_next = Identity(x) }")
+    model = parsed(BORDER + "{ k = Neg(h) y = Identity(k) h_next = Identity(x) }")
     renamed = {"x": names[0], "h": names[1], "h_next": names[2], "k": names[3]}
     for value in (*model.graph.input, *model.graph.output):
         value.name = renamed.get(value.name, value.name)
@@ -153,7 +150,7 @@ def test_names_may_hold_any_character(tmp_path: Path, check: Any) -> None:
 
 
 def test_a_fork_reads_one_row_and_writes_another(in_pool: Any) -> None:
-    model = parse(BORDER + "{ h_next = Add(x, h) y = Identity(h_next) }")
+    model = parsed(BORDER + "{ h_next = Add(x, h) y = Identity(h_next) }")
     described = signature([X], [Y], [H])
     pooled_run = in_pool(pool_states(model, described), described, 4)
     one = np.ones((1, 4), np.float32)
@@ -164,7 +161,7 @@ def test_a_fork_reads_one_row_and_writes_another(in_pool: Any) -> None:
 
 def test_the_pool_is_updated_where_it_lies(in_pool: Any) -> None:
     """The output is the input's memory, and nothing of the pool's size is allocated for a run."""
-    model = parse(BORDER + "{ h_next = Tanh(h) y = Add(x, h) }")
+    model = parsed(BORDER + "{ h_next = Tanh(h) y = Add(x, h) }")
     described = signature([X], [Y], [H])
     pooled_run = in_pool(pool_states(model, described), described, 100)
     pooled_run.step({"x": np.ones((2, 4), np.float32)}, [0, 0], [3, 4])
@@ -181,7 +178,7 @@ def test_the_pool_is_updated_where_it_lies(in_pool: Any) -> None:
 
 
 def test_constants_and_defaults_are_fixed_in_the_graph(tmp_path: Path, check: Any) -> None:
-    model = parse(
+    model = parsed(
         "(float[b,4] x, float[b,4] h, int64 rate, float[1] gain, float[1] bias) => (float[b,4] y, float[b,4] h_next)"
         "<float[1] gain = {3}, float[1] bias = {5}>"
         "{ f = Cast<to = 1>(rate) a = Mul(x, f) h_next = Add(a, h) g = Mul(h_next, gain) y = Add(g, bias) }"
@@ -193,7 +190,7 @@ def test_constants_and_defaults_are_fixed_in_the_graph(tmp_path: Path, check: An
 
 
 def test_inputs_and_states_lose_their_defaults(tmp_path: Path, check: Any) -> None:
-    model = parse(
+    model = parsed(
         "(float[1,4] x, float[1,4] h) => (float[b,4] y, float[b,4] h_next)"
         "<float[1,4] x = {9,9,9,9}, float[1,4] h = {8,8,8,8}> { h_next = Add(x, h) y = Neg(h) }"
     )
@@ -204,14 +201,14 @@ def test_a_batch_of_the_example_is_opened_where_the_signature_has_no_bound(
     tmp_path: Path, check: Any
 ) -> None:
     text = "(float[1,4] x, float[2,1,4] h) => (float[1,4] y, float[2,1,4] h_next) <float[1,4] s> {"
-    model = parse(text.replace(" <float[1,4] s>", "") + "s = Add(x, x) h_next = Add(h, s) y = Neg(s) }")
+    model = parsed(text.replace(" <float[1,4] s>", "") + "s = Add(x, x) h_next = Add(h, s) y = Neg(s) }")
     model.graph.value_info.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, [1, 4]))
     pooled_run = check(model, signature([X], [Y], [state("h", "h_next", 2, 4, axis=1)]), tmp_path)
     assert pooled_run.session.get_inputs()[0].shape == ["batch", 4]
 
 
 def test_a_fixed_batch_stays_fixed_where_the_signature_says_so(in_pool: Any) -> None:
-    model = parse(
+    model = parsed(
         "(float[2,4] x, float[2,4] h) => (float[2,4] y, float[2,4] h_next)"
         "{ size = Constant<value_ints = [2,4]>() r = Reshape(x, size) h_next = Add(h, r) y = Neg(h) }"
     )
@@ -221,17 +218,17 @@ def test_a_fixed_batch_stays_fixed_where_the_signature_says_so(in_pool: Any) -> 
     pooled_run = in_pool(pooled, described, 5)
     pooled_run.step({"x": np.array([[1.0] * 4, [2.0] * 4], np.float32)}, [0, 0], [4, 1])
     np.testing.assert_array_equal(pooled_run.memory[0][:, 0], [0, 2, 0, 0, 1])
-    assert pool_states(parse(BORDER + "{ y = Neg(x) h_next = Neg(h) }"), described).fixed_batch is None
+    assert pool_states(parsed(BORDER + "{ y = Neg(x) h_next = Neg(h) }"), described).fixed_batch is None
 
 
 def test_declared_shapes_that_contradict_are_forgotten(tmp_path: Path, check: Any) -> None:
-    model = parse(BORDER + "{ s = Add(x, h) y = Neg(s) h_next = Identity(s) }")
+    model = parsed(BORDER + "{ s = Add(x, h) y = Neg(s) h_next = Identity(s) }")
     model.graph.value_info.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, [17, 3]))
     check(model, signature([X], [Y], [H]), tmp_path)
 
 
 def test_a_model_without_states_gets_no_slots(tmp_path: Path, check: Any) -> None:
-    model = parse("(float[t,b,4] x) => (float[t,b,4] y) { y = Neg(x) }")
+    model = parsed("(float[t,b,4] x) => (float[t,b,4] y) { y = Neg(x) }")
     pooled = pool_states(model, signature([X], [Y], [], layout="time_batch"))
     assert pooled.pools == ()
     assert [i.name for i in pooled.model.graph.input] == ["x"]
@@ -240,7 +237,7 @@ def test_a_model_without_states_gets_no_slots(tmp_path: Path, check: Any) -> Non
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(9, 3), (10, 5), (11, 6), (21, 10)])
 def test_opsets_and_ir_versions_old_and_new(opset: int, ir_version: int, tmp_path: Path, check: Any) -> None:
-    model = parse(
+    model = parsed(
         "(float[b,4] x, float[b,4] h, float[1,4] w) => (float[b,4] y, float[b,4] h_next) <float[1,4] w = {1,2,3,4}>"
         "{ a = Mul(x, w) h_next = Add(h, a) y = Identity(h) }",
         opset,

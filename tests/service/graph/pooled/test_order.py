@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
-from onnx import parser
 
 from streamcell.card import Signature, State, Tensor
+from tests.support.onnx_files import parsed
 
 LEVELS = ("off", "basic", "all")
 SCATTERS = ("nd", "elements")
-
-
-def parse(text: str, opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> g {text}')
 
 
 def tensor(name: str, *shape: int, dtype: str = "float32") -> Tensor:
@@ -115,5 +110,5 @@ def test_every_read_comes_before_the_write_of_the_same_pool(
     case: str, scatter: str, level: str, tmp_path: Path, check: Any
 ) -> None:
     text, described = ORDER[case]
-    model = parse(text, opset=18 if "num_outputs" in text else 17)
+    model = parsed(text, opset=18 if "num_outputs" in text else 17)
     check(model, described, tmp_path, scatter=scatter, level=level, batch=described.max_batch)

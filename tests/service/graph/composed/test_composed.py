@@ -21,7 +21,10 @@ from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
 
-from .graphs import HEALTHY, LAYOUTS, TOKENS, WIDTH, WRONG, RandomModel, compose
+from .builder import WIDTH
+from .graphs import LAYOUTS, TOKENS, RandomModel, compose
+from .healthy import HEALTHY
+from .wrong import WRONG
 
 SEEDS = range(2 * len(WRONG))
 SESSIONS, TIME = 16, 10

@@ -21,34 +21,24 @@ Arrays = dict[str, np.ndarray]
 Call = Callable[[str, Arrays], Arrays]
 
 
-def recurrent(time: bool) -> onnx.ModelProto:
-    """z [b, time, 4] or [b, 4], s [1, b, 5] → out [b, time, 5] or [b, 5], s_next; a GRU."""
+def recurrent() -> onnx.ModelProto:
+    """z [b, time, 4], s [1, b, 5] → out [b, time, 5], s_next; a GRU."""
     rng = np.random.default_rng(4)
-    lead = ["b", "time"] if time else ["b"]
     value = helper.make_tensor_value_info
-    turned = [helper.make_node("Transpose", ["z"], ["seq"], perm=[1, 0, 2])] if time else []
-    if not time:
-        turned = [helper.make_node("Unsqueeze", ["z", "zero"], ["seq"])]
-    back = [helper.make_node("Squeeze", ["all", "one"], ["tb"])]
-    back.append(
-        helper.make_node("Transpose", ["tb"], ["out"], perm=[1, 0, 2])
-        if time
-        else helper.make_node("Squeeze", ["tb", "zero"], ["out"])
-    )
     made = helper.make_graph(
         [
-            *turned,
+            helper.make_node("Transpose", ["z"], ["seq"], perm=[1, 0, 2]),
             helper.make_node("GRU", ["seq", "W", "R", "", "", "s"], ["all", "s_next"], hidden_size=5),
-            *back,
+            helper.make_node("Squeeze", ["all", "one"], ["tb"]),
+            helper.make_node("Transpose", ["tb"], ["out"], perm=[1, 0, 2]),
         ],
         "g",
-        [value("z", TensorProto.FLOAT, [*lead, 4]), value("s", TensorProto.FLOAT, [1, "b", 5])],
-        [value("out", TensorProto.FLOAT, [*lead, 5]), value("s_next", TensorProto.FLOAT, [1, "b", 5])],
+        [value("z", TensorProto.FLOAT, ["b", "time", 4]), value("s", TensorProto.FLOAT, [1, "b", 5])],
+        [value("out", TensorProto.FLOAT, ["b", "time", 5]), value("s_next", TensorProto.FLOAT, [1, "b", 5])],
         [
             numpy_helper.from_array(rng.standard_normal((1, 15, 4)).astype(np.float32), "W"),
             numpy_helper.from_array(rng.standard_normal((1, 15, 5)).astype(np.float32), "R"),
             numpy_helper.from_array(np.array([1]), "one"),
-            numpy_helper.from_array(np.array([0]), "zero"),
         ],
     )
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -126,7 +116,7 @@ def two_in_a_row_step(call: Call, x: np.ndarray, s: Arrays) -> np.ndarray:
 
 
 def features(folder: Path) -> None:
-    files = {"extractor": parsed(BRANCHES, 11), "net": recurrent(time=True)}
+    files = {"extractor": parsed(BRANCHES, 11), "net": recurrent()}
     write(
         folder,
         files,

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from streamcell.proto import pb, rpc
 from streamcell.service.sessions.session import Output
+from tests.support.arrays import noise, truth
 
 CONFORMANCE = pytest.mark.conformance
 SESSIONS, BATCH, CHUNK, STEPS = 12, 4, 4, 16
@@ -36,10 +37,6 @@ def opening(count: int, model: str = "lstm", **fields: Any) -> pb.FrameRequest:
 
 def rows(handles: Any, x: np.ndarray, **fields: Any) -> pb.FrameRequest:
     return pb.FrameRequest(handles=packed(handles), inputs=[x.astype("<f4").tobytes()], **fields)
-
-
-def noise(*shape: int, seed: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def reasons(reply: pb.FrameResponse) -> dict[tuple[str, int], str]:
@@ -283,12 +280,6 @@ def test_frames_of_several_streams_and_single_sessions_run_side_by_side(
     for which, call in enumerate(singles):
         y = [np.frombuffer(reply.outputs[0], "<f4") for reply in list(call)[1:]]
         np.testing.assert_allclose(y, truth(modules["lstm"], alone[which : which + 1])[0], **TOLERANCE)
-
-
-def truth(module: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        y: np.ndarray = module(torch.from_numpy(x))[0].numpy()
-    return y
 
 
 def test_a_frame_larger_than_a_batch_runs_in_several(server: Any, stub: Any) -> None:

@@ -24,22 +24,12 @@ from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
 from tests.support import every_method
+from tests.support.arrays import noise, truth
 from tests.support.every_method import METHODS
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 CLASSES = 9
 WIDE = 1024  # few replies fill what gRPC sends ahead
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
-
-
-def truth(module: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    """float32[B, T, I] → float32[B, T, O]"""
-    with torch.no_grad():
-        y: np.ndarray = module(torch.from_numpy(x))[0].numpy()
-    return y
 
 
 @pytest.fixture(scope="module")

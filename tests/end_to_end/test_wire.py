@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from streamcell.proto import pb, rpc
+from tests.support.arrays import noise
 
 CONFORMANCE = pytest.mark.conformance
 Steps = np.ndarray
@@ -38,10 +39,6 @@ def open_(model: str = "lstm", **fields: Any) -> pb.StreamRequest:
 
 def chunk(x: Steps, **fields: Any) -> pb.StreamRequest:
     return pb.StreamRequest(inputs=[x.astype("<f4").tobytes()], **fields)
-
-
-def noise(*shape: int) -> Steps:
-    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
 
 
 def expected(module: torch.nn.Module, x: Steps) -> Steps:

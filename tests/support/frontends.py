@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import numpy as np
 import psutil
-import torch
 
 from streamcell.client import Client, connect
 from streamcell.client.local_server import ServerProcess
@@ -54,13 +52,3 @@ class Spread:
             sum(each.status == psutil.CONN_ESTABLISHED for each in process.net_connections("tcp"))
             for process in processes(server, "frontend")
         ]
-
-
-def truth(module: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        y: np.ndarray = module(torch.from_numpy(x[None]))[0][0].numpy()
-    return y
-
-
-def noise(*shape: int, seed: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -22,10 +22,6 @@ Expected = Callable[[str, Steps], Steps]
 ids = itertools.count(1000)
 
 
-def noise(*shape: int, seed: int = 3) -> Steps:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 def close(y: Steps, expected: Steps) -> None:
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 

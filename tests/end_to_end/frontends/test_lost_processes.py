@@ -21,7 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from streamcell.client import Client, StreamCellError, connect
 from streamcell.client.errors import Unavailable
 from streamcell.client.local_server import ServerProcess
-from tests.support.frontends import TOLERANCE, Eventually, Spread, noise, processes, truth
+from tests.support.arrays import noise, truth
+from tests.support.frontends import TOLERANCE, Eventually, Spread, processes
 
 
 class Steady:
@@ -55,7 +56,9 @@ class Steady:
         assert not self._thread.is_alive()
         steps = len(self._y)
         assert steps
-        np.testing.assert_allclose(np.stack(self._y), truth(self._module, self._x[:steps]), **TOLERANCE)
+        np.testing.assert_allclose(
+            np.stack(self._y), truth(self._module, self._x[None, :steps])[0], **TOLERANCE
+        )
 
 
 def test_a_front_end_that_dies_takes_only_its_own_streams_along(
@@ -116,7 +119,7 @@ def test_an_engine_that_dies_ends_every_stream_with_a_typed_error_and_comes_back
     for client in spread:  # the same connections
         with client.session("lstm") as session:
             x = noise(5, 3)
-            np.testing.assert_allclose(session.run(x), truth(modules["lstm"], x), **TOLERANCE)
+            np.testing.assert_allclose(session.run(x), truth(modules["lstm"], x[None])[0], **TOLERANCE)
 
 
 def test_while_there_is_no_engine_calls_are_told_so(

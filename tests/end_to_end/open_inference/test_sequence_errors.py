@@ -10,7 +10,8 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from streamcell.proto.inference import oip
-from tests.support.infer_requests import Expected, close, ids, noise, request, stub
+from tests.support.arrays import noise
+from tests.support.infer_requests import Expected, close, ids, request, stub
 
 NAN = np.full((1, 3), np.nan, np.float32)
 

@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from streamcell.export import export_model
 from streamcell.proto import pb, rpc
-from tests.support.infer_requests import Expected, Steps, _input, close, ids, noise, request, stub
+from tests.support.arrays import noise
+from tests.support.infer_requests import Expected, Steps, _input, close, ids, request, stub
 
 
 def test_a_broken_stream_leaves_its_sequences_alone(served: Any, triton: Any, expected: Expected) -> None:

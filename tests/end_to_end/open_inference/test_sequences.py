@@ -15,7 +15,8 @@ from tritonclient.utils import InferenceServerException
 from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.proto import pb, rpc
-from tests.support.infer_requests import Expected, _input, close, ids, noise, request, stub
+from tests.support.arrays import noise
+from tests.support.infer_requests import Expected, _input, close, ids, request, stub
 
 
 @pytest.mark.parametrize("sequence", [2**40 + 7, "a name, ünusual"])

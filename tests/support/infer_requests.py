@@ -40,7 +40,7 @@ def stub(target: str) -> Any:
     return oip_rpc.GRPCInferenceServiceStub(grpc.insecure_channel(target))
 
 
-def _input(x: Steps) -> Any:
+def input_of(x: Steps) -> Any:
     given = tritonclient.grpc.InferInput("x", list(x.shape), "FP32")
     given.set_data_from_numpy(x)
     return given

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from streamcell.export import export_model
 from streamcell.proto import pb, rpc
 from tests.support.arrays import noise
-from tests.support.infer_requests import Expected, Steps, _input, close, ids, request, stub
+from tests.support.infer_requests import Expected, Steps, close, ids, input_of, request, stub
 
 
 def test_a_broken_stream_leaves_its_sequences_alone(served: Any, triton: Any, expected: Expected) -> None:
@@ -32,7 +32,7 @@ def test_a_broken_stream_leaves_its_sequences_alone(served: Any, triton: Any, ex
     next(call)
     call.cancel()
     done.set()
-    y = triton.infer("lstm", [_input(x[1:])], sequence_id=sequence, sequence_end=True).as_numpy("y")
+    y = triton.infer("lstm", [input_of(x[1:])], sequence_id=sequence, sequence_end=True).as_numpy("y")
     close(y[0], expected("lstm", x[None])[0, 1])
 
 
@@ -76,7 +76,7 @@ def test_a_server_that_shuts_down_does_not_wait_for_sequences_that_nobody_holds(
 ) -> None:
     server = start_server(models_dir, "--grace-s", "30")
     with tritonclient.grpc.InferenceServerClient(server.target) as client:
-        client.infer("lstm", [_input(noise(1, 3))], sequence_id=1, sequence_start=True)
+        client.infer("lstm", [input_of(noise(1, 3))], sequence_id=1, sequence_start=True)
         open_ = stub(server.target).ModelStreamInfer(iter(()), wait_for_ready=True)
         assert list(open_) == []
     began_s = time.monotonic()
@@ -120,7 +120,7 @@ def test_a_sequence_stays_on_its_version_and_is_told_of_its_end(
     with tritonclient.grpc.InferenceServerClient(server.target) as client:
 
         def step(t: int, sequence: int, **more: Any) -> Steps:
-            y: Steps = client.infer("m", [_input(x[t : t + 1])], sequence_id=sequence, **more).as_numpy("y")
+            y: Steps = client.infer("m", [input_of(x[t : t + 1])], sequence_id=sequence, **more).as_numpy("y")
             return y[0]
 
         close(step(0, 1, sequence_start=True), expected("gru", x[None])[0, 0])
@@ -129,7 +129,7 @@ def test_a_sequence_stays_on_its_version_and_is_told_of_its_end(
         close(step(0, 2, sequence_start=True), expected("lstm", x[None])[0, 0])
         close(step(1, 1), expected("gru", x[None])[0, 1])
         with pytest.raises(InferenceServerException, match="has no version '1'"):
-            client.infer("m", [_input(x[1:2])], model_version="1", sequence_id=2)
+            client.infer("m", [input_of(x[1:2])], model_version="1", sequence_id=2)
         close(step(1, 2), expected("lstm", x[None])[0, 1])
         close(step(2, 1, sequence_end=True, model_version="1"), expected("gru", x[None])[0, 2])
         client.unload_model("m")
@@ -153,7 +153,7 @@ def test_versions_that_are_served_side_by_side_are_asked_for_by_number(
             for t in range(2):
                 answer = client.infer(
                     "m",
-                    [_input(x[t : t + 1])],
+                    [input_of(x[t : t + 1])],
                     model_version=version,
                     sequence_id=sequence,
                     sequence_start=t == 0,
@@ -163,8 +163,8 @@ def test_versions_that_are_served_side_by_side_are_asked_for_by_number(
         with pytest.raises(
             InferenceServerException, match="on version 1 it has not been started, on version 2 it is"
         ):
-            client.infer("m", [_input(x[:1])], model_version="1", sequence_id=2)
-        assert client.infer("m", [_input(x[:1])], sequence_id=1).get_response().model_version == "1"
+            client.infer("m", [input_of(x[:1])], model_version="1", sequence_id=2)
+        assert client.infer("m", [input_of(x[:1])], sequence_id=1).get_response().model_version == "1"
 
 
 def test_a_sequence_is_listed_and_closed_as_any_session_is(served: Any, talk: Any) -> None:

@@ -16,7 +16,7 @@ from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.proto import pb, rpc
 from tests.support.arrays import noise
-from tests.support.infer_requests import Expected, _input, close, ids, request, stub
+from tests.support.infer_requests import Expected, close, ids, input_of, request, stub
 
 
 @pytest.mark.parametrize("sequence", [2**40 + 7, "a name, ünusual"])
@@ -161,22 +161,22 @@ def test_a_sequence_goes_on_over_other_streams_and_unary_calls(
     served: Any, open_talk: Any, triton: Any, expected: Expected
 ) -> None:
     x, sequence = noise(4, 3), next(ids)
-    y = [triton.infer("lstm", [_input(x[:1])], sequence_id=sequence, sequence_start=True).as_numpy("y")]
+    y = [triton.infer("lstm", [input_of(x[:1])], sequence_id=sequence, sequence_start=True).as_numpy("y")]
     for t in (1, 2):
         talk = open_talk(served.target)
         talk.send("lstm", x[t : t + 1], sequence_id=sequence)
         y.append(talk.y())
         talk.client.stop_stream(cancel_requests=True)
-    y.append(triton.infer("lstm", [_input(x[3:])], sequence_id=sequence, sequence_end=True).as_numpy("y"))
+    y.append(triton.infer("lstm", [input_of(x[3:])], sequence_id=sequence, sequence_end=True).as_numpy("y"))
     close(np.concatenate(y), expected("lstm", x[None])[0])
     with pytest.raises(InferenceServerException, match="must specify the START flag") as caught:
-        triton.infer("lstm", [_input(x[:1])], sequence_id=sequence)
+        triton.infer("lstm", [input_of(x[:1])], sequence_id=sequence)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
 def test_one_id_over_several_streams_at_once_loses_no_step(served: Any, triton: Any) -> None:
     sequence, peer = next(ids), stub(served.target)
-    triton.infer("lstm", [_input(noise(1, 3))], sequence_id=sequence, sequence_start=True)
+    triton.infer("lstm", [input_of(noise(1, 3))], sequence_id=sequence, sequence_start=True)
     errors: list[str] = []
 
     def run() -> None:
@@ -191,7 +191,7 @@ def test_one_id_over_several_streams_at_once_loses_no_step(served: Any, triton: 
     with grpc.insecure_channel(served.target) as channel:
         native: Any = rpc.StreamCellStub(channel)  # type: ignore[no-untyped-call]
         (session,) = native.ListSessions(pb.ListSessionsRequest(model="lstm")).sessions
-    triton.infer("lstm", [_input(noise(1, 3))], sequence_id=sequence, sequence_end=True)
+    triton.infer("lstm", [input_of(noise(1, 3))], sequence_id=sequence, sequence_end=True)
     assert not errors
     assert session.step_index == 401
 

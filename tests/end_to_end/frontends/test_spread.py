@@ -94,11 +94,12 @@ def test_sessions_are_listed_and_closed_from_any_front_end(
         assert caught.value.reason == "SESSION_CLOSED"
 
 
-def test_idle_sessions_expire(serve: Callable[..., ServerProcess]) -> None:
+def test_idle_sessions_expire(serve: Callable[..., ServerProcess], eventually: Eventually) -> None:
     server = serve("--idle-timeout-s", "0.5")
     with connect(server.target) as client, client.session("lstm") as session:
         session.step(np.zeros(3, np.float32))
-        threading.Event().wait(2)
+        ended = {"model": "lstm", "reason": "session_expired"}
+        assert eventually(lambda: server.metric("streamcell_sessions_ended_total", **ended) == 1)
         with pytest.raises(StreamCellError) as caught:
             session.step(np.zeros(3, np.float32))
         assert caught.value.reason == "SESSION_EXPIRED"

@@ -86,13 +86,11 @@ def axes() -> Kind:
 
 def external() -> Kind:
     text = "(float[b, 3] x, float[b, 64] s) => (float[b, 3] y, float[b, 64] s_next)"
-    model = parsed(
-        f"{text} {{ a = MatMul(x, w) c = MatMul(s, r) d = Add(a, c) s_next = Tanh(d) y = MatMul(s_next, o) }}"
-    )
+    body = "a = MatMul(x, w) c = MatMul(s, r) d = Add(a, c) s_next = Tanh(d) y = MatMul(s_next, o)"
     rng = np.random.default_rng(2)
-    for name, shape in (("w", (3, 64)), ("r", (64, 64)), ("o", (64, 3))):
-        value = rng.normal(0, 0.1, shape).astype(np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    shapes = {"w": (3, 64), "r": (64, 64), "o": (64, 3)}
+    weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    model = parsed(f"{text} {{ {body} }}", **weights)
     return Kind(model, {"s": zeros(1, 64)}, external=True)
 
 

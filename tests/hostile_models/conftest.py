@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-
-from tests.support import onnx_files
-
-Save = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def model_of() -> Callable[..., onnx.ModelProto]:
-    """Makes a model from a graph in ONNX's textual syntax and initializers by name."""
-
-    def make(text: str, opset: int = 17, **initializers: np.ndarray) -> onnx.ModelProto:
-        model = onnx_files.parsed(text, opset)
-        model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in initializers.items())
-        return model
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def save() -> Save:
-    """Saves a model, and a sidecar with it."""
-    return onnx_files.save
 
 
 @pytest.fixture(scope="session")

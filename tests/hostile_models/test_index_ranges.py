@@ -16,6 +16,7 @@ from streamcell.service.graph.pooled import pool_states
 from streamcell.service.load_errors import SidecarError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.value_check import ValueCheck
+from tests.support.onnx_files import parsed, save
 
 TABLE = np.arange(30, dtype=np.float32).reshape(10, 3)
 SMALL = TABLE[:4]
@@ -51,9 +52,9 @@ ONE = [
 
 @pytest.mark.parametrize(("nodes", "expected"), ONE, ids=[nodes for nodes, _ in ONE])
 def test_a_range_is_found_through_what_moves_or_shifts_an_index(
-    nodes: str, expected: tuple[int, int], model_of: Any
+    nodes: str, expected: tuple[int, int]
 ) -> None:
-    model = model_of(
+    model = parsed(
         f"(int64[n] x) => (float[n,3] y) {{ {nodes} }}",
         table=TABLE, small=SMALL, one=np.array([1]), flat=np.array([-1]), ten=np.array(10),
         pair=np.zeros(2, np.float32), rows=np.zeros((1, 3), np.float32),
@@ -76,8 +77,8 @@ OPEN = [
 
 
 @pytest.mark.parametrize("nodes", OPEN)
-def test_what_cannot_be_known_is_left_to_the_run(nodes: str, model_of: Any) -> None:
-    model = model_of(
+def test_what_cannot_be_known_is_left_to_the_run(nodes: str) -> None:
+    model = parsed(
         f"(int64[n] x) => (float[n,3] y) {{ {nodes} }}", table=TABLE, one=np.array([1]), low=np.array(0)
     )
     assert ranges(model) == ()
@@ -95,8 +96,8 @@ SEVERAL = [
 
 
 @pytest.mark.parametrize(("nodes", "expected"), SEVERAL, ids=[nodes for nodes, _ in SEVERAL])
-def test_elements_of_a_step_have_ranges_of_their_own(nodes: str, expected: Any, model_of: Any) -> None:
-    model = model_of(
+def test_elements_of_a_step_have_ranges_of_their_own(nodes: str, expected: Any) -> None:
+    model = parsed(
         f"(int64[n, 3] x) => (float[n,3] y) {{ {nodes} }}",
         table=TABLE, small=SMALL, c0=np.array([0]), c1=np.array([1]), c2=np.array([2]),
         steps=np.array([0, 1, 2]), flat=np.array([-1]),
@@ -105,8 +106,8 @@ def test_elements_of_a_step_have_ranges_of_their_own(nodes: str, expected: Any, 
     assert ranges(model, shape=(3,)) == tuple(pair or limits for pair in expected)
 
 
-def test_a_range_is_found_in_the_body_of_a_scan(model_of: Any) -> None:
-    model = model_of(
+def test_a_range_is_found_in_the_body_of_a_scan() -> None:
+    model = parsed(
         "(int64[n, t] x, float[n, 3] h) => (float[n, t, 3] y, float[n, 3] h_next) {"
         " h_next, y = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],"
         " body = b (float[n, 3] old, int64[n] token) => (float[n, 3] new, float[n, 3] out)"
@@ -116,10 +117,8 @@ def test_a_range_is_found_in_the_body_of_a_scan(model_of: Any) -> None:
     assert ranges(model, layout="batch_time") == ((0, 9),)
 
 
-def test_the_card_and_the_graph_both_count_and_a_sidecar_overrules_them(
-    tmp_path: Path, model_of: Any, save: Any
-) -> None:
-    model = model_of("(int64[n] x) => (float[n,3] y) { y = Gather(table, x) }", table=TABLE)
+def test_the_card_and_the_graph_both_count_and_a_sidecar_overrules_them(tmp_path: Path) -> None:
+    model = parsed("(int64[n] x) => (float[n,3] y) { y = Gather(table, x) }", table=TABLE)
     said = Tensor(name="x", dtype="int64", index_ranges=((2, 50),))
     signature = Signature(inputs=(said,), outputs=(Tensor(name="y", dtype="float32"),), layout="batch")
     assert with_index_ranges(model.graph, signature).inputs[0].index_ranges == ((2, 9),)
@@ -151,9 +150,9 @@ def test_rows_with_an_index_outside_are_found_in_every_dtype(dtype: str) -> None
         assert check.bad_rows([array], 1) == ([0] if len(index_ranges) > 1 else [])
 
 
-def test_padding_rests_on_an_index_that_the_table_has(model_of: Any) -> None:
+def test_padding_rests_on_an_index_that_the_table_has() -> None:
     """Ids that begin at 5: the zeros that nobody has sent are no row of the table, and must refuse nobody."""
-    model = model_of(
+    model = parsed(
         "(int64[n, t] x, int64[n] n, float[n, 3] h) => (float[n, t, 3] y, float[n, 3] h_next)"
         " { a = Sub(x, five) y = Gather(table, a) h_next = Identity(h) }",
         table=TABLE, five=np.array(5),

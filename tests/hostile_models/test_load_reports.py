@@ -17,6 +17,7 @@ from streamcell.client.local_server import ServerProcess
 from streamcell.service.load_errors import DeviceError, RepositoryError, load_failure
 from streamcell.service.repository.selection import at_start
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import parsed, save
 
 TYPES = "(float[n, 3] x, int64[n, 3] h) => (float[n, 3] y, int64[n, 3] k) { y = Add(x, h) k = Identity(h) }"
 GROWS = (
@@ -27,17 +28,17 @@ RESERVED = '"streamcell.read_slots"'
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n'
 STATE = '[[states]]\ninput = "h"\noutput = "k"\n'
 ADD = "(float[n, 3] x, float[n, 3] h) => (float[n, 3] y, float[n, 3] k) { y = Add(x, h) k = Identity(y) }"
-Make = Callable[[Any], tuple[onnx.ModelProto, str | None]]
+Make = Callable[[], tuple[onnx.ModelProto, str | None]]
 
 
-def opset_of_the_future(model_of: Any) -> tuple[onnx.ModelProto, str | None]:
-    model = model_of(ADD)
+def opset_of_the_future() -> tuple[onnx.ModelProto, str | None]:
+    model = parsed(ADD)
     model.opset_import[0].version = 99
     return model, SIDECAR + STATE
 
 
-def weights_that_are_missing(model_of: Any) -> tuple[onnx.ModelProto, str | None]:
-    model = model_of("(float[n, 3] x) => (float[n, 3] y) { y = Add(x, w) }", w=np.ones(3, np.float32))
+def weights_that_are_missing() -> tuple[onnx.ModelProto, str | None]:
+    model = parsed("(float[n, 3] x) => (float[n, 3] y) { y = Add(x, w) }", w=np.ones(3, np.float32))
     (tensor,) = model.graph.initializer
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -45,9 +46,9 @@ def weights_that_are_missing(model_of: Any) -> tuple[onnx.ModelProto, str | None
     return model, SIDECAR
 
 
-def card_that_lies(model_of: Any) -> tuple[onnx.ModelProto, str | None]:
+def card_that_lies() -> tuple[onnx.ModelProto, str | None]:
     """Its sizes are open in the graph, so that only a run shows it."""
-    model = model_of("(float[n, m] x) => (float[n, o] y) { y = MatMul(x, w) }", w=np.ones((3, 3), np.float32))
+    model = parsed("(float[n, m] x) => (float[n, o] y) { y = MatMul(x, w) }", w=np.ones((3, 3), np.float32))
     signature = Signature(
         inputs=(Tensor(name="x", dtype="float32", step_shape=(4,)),),
         outputs=(Tensor(name="y", dtype="float32", step_shape=(3,)),),
@@ -57,8 +58,8 @@ def card_that_lies(model_of: Any) -> tuple[onnx.ModelProto, str | None]:
     return model, None
 
 
-def lstm_without_cell(model_of: Any) -> tuple[onnx.ModelProto, str | None]:
-    model = model_of(
+def lstm_without_cell() -> tuple[onnx.ModelProto, str | None]:
+    model = parsed(
         "(float[t, n, 3] x, float[1, n, 4] h) => (float[t, n, 4] y, float[1, n, 4] k)"
         " { a, k = LSTM <hidden_size = 4> (x, W, R, , , h) y = Squeeze(a, one) }",
         W=np.random.default_rng(1).standard_normal((1, 16, 3)).astype(np.float32),
@@ -70,24 +71,24 @@ def lstm_without_cell(model_of: Any) -> tuple[onnx.ModelProto, str | None]:
 
 # By file name: how it is made, why it cannot be served, and what the user is told to do.
 BAD: dict[str, tuple[Make, str, str]] = {
-    "unclear": (lambda of: (of(ADD.replace("h", "a")), None), r"may be a state", r"unclear\.toml beside it"),
+    "unclear": (lambda: (parsed(ADD.replace("h", "a")), None), r"may be a state", r"unclear\.toml beside it"),
     "sidecar": (
-        lambda of: (of(ADD), SIDECAR + STATE + "batchaxis = 0\n"),
+        lambda: (parsed(ADD), SIDECAR + STATE + "batchaxis = 0\n"),
         r"states\.0\.batchaxis: unknown key",
         r"did you mean 'batch_axis'\?",
     ),
     "names": (
-        lambda of: (of(ADD), SIDECAR.replace('"y"', '"yy"') + STATE),
+        lambda: (parsed(ADD), SIDECAR.replace('"y"', '"yy"') + STATE),
         r"outputs: 'yy': the graph has no such name",
         r"did you mean 'y'\?",
     ),
     "operator": (
-        lambda of: (of(ADD.replace("Identity", "Divine")), SIDECAR + STATE),
+        lambda: (parsed(ADD.replace("Identity", "Divine")), SIDECAR + STATE),
         r"ONNX Runtime does not take the graph: .*Divine",
         r"export it again with standard operators",
     ),
     "types": (
-        lambda of: (of(TYPES), SIDECAR + STATE),
+        lambda: (parsed(TYPES), SIDECAR + STATE),
         r"ONNX Runtime does not take the graph: .*Add",
         r"export it again",
     ),
@@ -98,8 +99,8 @@ BAD: dict[str, tuple[Make, str, str]] = {
         r"put the files of its weights at the paths that it names",
     ),
     "step": (
-        lambda of: (
-            of("(float[n, m] x) => (float[n, o] y) { y = MatMul(x, w) }", w=np.ones((3, 3), np.float32)),
+        lambda: (
+            parsed("(float[n, m] x) => (float[n, o] y) { y = MatMul(x, w) }", w=np.ones((3, 3), np.float32)),
             SIDECAR.replace('["x"]', '[{ name = "x", step_shape = [4] }]').replace(
                 '["y"]', '[{ name = "y", step_shape = [3] }]'
             ),
@@ -108,15 +109,15 @@ BAD: dict[str, tuple[Make, str, str]] = {
         r"step_shape.* in .*step\.toml",
     ),
     "output": (
-        lambda of: (
-            of("(float[n, 3] x) => (float[n, m] y) { y = Concat <axis = 1> (x, x) }"),
+        lambda: (
+            parsed("(float[n, 3] x) => (float[n, m] y) { y = Concat <axis = 1> (x, x) }"),
             SIDECAR.replace('["y"]', '[{ name = "y", step_shape = [3] }]'),
         ),
         r"one timestep it fails: ",
         r"step_shape.* in .*output\.toml",
     ),
     "grows": (
-        lambda of: (of(GROWS), SIDECAR + STATE + "batch_axis = 0\nshape = [3]\n"),
+        lambda: (parsed(GROWS), SIDECAR + STATE + "batch_axis = 0\nshape = [3]\n"),
         r"state 'h' grows with every step",
         r"Export the model with a rolling cache",
     ),
@@ -127,15 +128,15 @@ BAD: dict[str, tuple[Make, str, str]] = {
     ),
     "forgets": (lstm_without_cell, r"no initial_c", r"export it with initial_c as an input"),
     "bomb": (
-        lambda of: (
-            of(ADD.replace("3] h", f"{1 << 40}] h").replace("3] k", f"{1 << 40}] k")),
+        lambda: (
+            parsed(ADD.replace("3] h", f"{1 << 40}] h").replace("3] k", f"{1 << 40}] k")),
             SIDECAR + STATE,
         ),
         r"too little memory",
         r"give the server more memory",
     ),
     "reserved": (
-        lambda of: (of(ADD.replace("h", RESERVED)), SIDECAR + STATE.replace('"h"', RESERVED)),
+        lambda: (parsed(ADD.replace("h", RESERVED)), SIDECAR + STATE.replace('"h"', RESERVED)),
         r"reserved name",
         r"is it pooled already\?",
     ),
@@ -143,17 +144,17 @@ BAD: dict[str, tuple[Make, str, str]] = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, model_of: Any, save: Any) -> Path:
+def folder(tmp_path: Path) -> Path:
     """Good models among bad ones; beside them a TOML that belongs to none."""
     folder = tmp_path / "models"
     for name, (make, _, _) in BAD.items():
-        model, sidecar = make(model_of)
+        model, sidecar = make()
         save(model, folder / f"{name}.onnx", sidecar)
     (folder / "noise.onnx").write_bytes(b"this is not a model")
     (folder / "loose").mkdir()
-    save(model_of(ADD), folder / "loose" / "model.onnx")
+    save(parsed(ADD), folder / "loose" / "model.onnx")
     for name in ("a-good", "z-good"):
-        save(model_of(ADD), folder / f"{name}.onnx", SIDECAR + STATE)
+        save(parsed(ADD), folder / f"{name}.onnx", SIDECAR + STATE)
     (folder / "zgood.toml").write_text(SIDECAR)
     return folder
 
@@ -213,11 +214,11 @@ def test_a_server_that_polls_serves_the_good_models_and_reports_the_others(
     assert "Traceback" not in "".join(server.said)
 
 
-def test_named_models_are_reported_together_and_no_others(tmp_path: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD), tmp_path / "good.onnx", SIDECAR + STATE)
-    save(model_of(ADD), tmp_path / "names.onnx", SIDECAR.replace('"y"', '"yy"') + STATE)
-    save(model_of(ADD), tmp_path / "other.onnx", "layout = 1")
-    save(model_of(ADD), tmp_path / "loose" / "model.onnx")
+def test_named_models_are_reported_together_and_no_others(tmp_path: Path) -> None:
+    save(parsed(ADD), tmp_path / "good.onnx", SIDECAR + STATE)
+    save(parsed(ADD), tmp_path / "names.onnx", SIDECAR.replace('"y"', '"yy"') + STATE)
+    save(parsed(ADD), tmp_path / "other.onnx", "layout = 1")
+    save(parsed(ADD), tmp_path / "loose" / "model.onnx")
     names = ("good", "names", "loose", "goood")
     found = at_start(Settings.load(models=tmp_path, model_control="explicit", load_model=names))
     assert [file.name for file in found.files] == ["good"]
@@ -230,13 +231,13 @@ def test_named_models_are_reported_together_and_no_others(tmp_path: Path, model_
 
 
 def test_under_poll_a_good_version_is_served_beside_a_bad_one(
-    start_server: Any, eventually: Any, tmp_path: Path, model_of: Any, save: Any
+    start_server: Any, eventually: Any, tmp_path: Path
 ) -> None:
     """At the start as later, and a name that a sidecar takes from another file is not that file's fault."""
-    save(model_of(ADD), tmp_path / "m" / "1" / "model.onnx", SIDECAR + STATE)
-    save(model_of(ADD), tmp_path / "m" / "2" / "model.onnx", "layout = 1")
-    save(model_of(ADD), tmp_path / "impostor.onnx", f'name = "own"\n{SIDECAR}{STATE}')
-    save(model_of(ADD), tmp_path / "own.onnx", SIDECAR + STATE)
+    save(parsed(ADD), tmp_path / "m" / "1" / "model.onnx", SIDECAR + STATE)
+    save(parsed(ADD), tmp_path / "m" / "2" / "model.onnx", "layout = 1")
+    save(parsed(ADD), tmp_path / "impostor.onnx", f'name = "own"\n{SIDECAR}{STATE}')
+    save(parsed(ADD), tmp_path / "own.onnx", SIDECAR + STATE)
     server = start_server(tmp_path, "--model-control", "poll", "--model-poll-s", "0.1", "--versions", "all")
     said = {entry["model"]: entry["reason"] for entry in server.log if entry["event"] == "model not loaded"}
     assert said.keys() == {"m", "own"}
@@ -248,7 +249,7 @@ def test_under_poll_a_good_version_is_served_beside_a_bad_one(
         # Each change at once: a look in between would count another failure.
         (tmp_path / ".broken").write_text("layout = 2")
         (tmp_path / ".broken").rename(tmp_path / "m" / "1" / "model.toml")
-        save(model_of(ADD), tmp_path / ".made" / "model.onnx", SIDECAR + STATE)
+        save(parsed(ADD), tmp_path / ".made" / "model.onnx", SIDECAR + STATE)
         (tmp_path / ".made").rename(tmp_path / "m" / "3")
         assert eventually(lambda: client.model("m").version == "3")
         assert [(model.name, model.version) for model in client.models()] == [

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
@@ -23,12 +22,12 @@ from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
-from tests.support.onnx_files import parsed
+from tests.support.onnx_files import parsed, save
 
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h"\noutput = "h_next"\n'
 
 
-def test_a_warm_up_that_does_not_end_is_ended(endless: Any, save: Any, tmp_path: Path) -> None:
+def test_a_warm_up_that_does_not_end_is_ended(endless: Any, tmp_path: Path) -> None:
     path = save(endless(above=-1), tmp_path / "endless.onnx", SIDECAR)
     settings = Settings.load(models=tmp_path, load_timeout_s=0.5)
     with pytest.raises(
@@ -60,7 +59,7 @@ def test_an_error_of_the_load_is_its_own() -> None:
         within(60, TimeLimit(), make, lambda made: None, "broken")
 
 
-def test_a_load_that_failed_leaves_no_engine_behind(endless: Any, save: Any, tmp_path: Path) -> None:
+def test_a_load_that_failed_leaves_no_engine_behind(endless: Any, tmp_path: Path) -> None:
     """Not even until the garbage collector comes by: a folder that is polled may bring one after another."""
     path = save(endless(above=-1), tmp_path / "endless.onnx", SIDECAR)
     settings = Settings.load(models=tmp_path, load_timeout_s=0.3)
@@ -83,16 +82,15 @@ def test_a_load_that_failed_leaves_no_engine_behind(endless: Any, save: Any, tmp
 def folding(nodes: int, size: int) -> onnx.ModelProto:
     """A file of a few kilobytes whose constants take minutes and gigabytes to compute: products of huge matrices."""
     text = " ".join(f"m{i + 1} = MatMul(m{i}, m0)" for i in range(nodes))
-    model = parsed(
+    return parsed(
         "(float[n, 3] x, float[n, 3] h) => (float[n, 3] y, float[n, 3] h_next) { m0 = ConstantOfShape(size) "
-        f"{text} r = ReduceMax <keepdims = 0> (m{nodes}) z = Mul(r, zero) y = Add(x, z) h_next = Add(h, x) }}"
+        f"{text} r = ReduceMax <keepdims = 0> (m{nodes}) z = Mul(r, zero) y = Add(x, z) h_next = Add(h, x) }}",
+        size=np.array([size, size]),
+        zero=np.zeros((), np.float32),
     )
-    values = {"size": np.array([size, size]), "zero": np.zeros((), np.float32)}
-    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
-    return model
 
 
-def test_constants_that_take_for_ever_to_compute_are_not_computed_unseen(save: Any, tmp_path: Path) -> None:
+def test_constants_that_take_for_ever_to_compute_are_not_computed_unseen(tmp_path: Path) -> None:
     """As the session is made nobody could end it; as nodes of a run they are ended."""
     path = save(folding(400, 3000), tmp_path / "folding.onnx", SIDECAR)
     settings = Settings.load(models=tmp_path, load_timeout_s=1)
@@ -101,7 +99,7 @@ def test_constants_that_take_for_ever_to_compute_are_not_computed_unseen(save: A
 
 
 def test_a_server_that_starts_with_one_ends_with_the_report(
-    frontends: int, endless: Any, save: Any, tmp_path: Path
+    frontends: int, endless: Any, tmp_path: Path
 ) -> None:
     save(endless(above=-1), tmp_path / "endless.onnx", SIDECAR)
     server = ServerProcess(tmp_path, "--load-timeout-s", "1", "--frontends", str(frontends))
@@ -113,7 +111,7 @@ def test_a_server_that_starts_with_one_ends_with_the_report(
 
 
 def test_while_serving_it_holds_up_neither_sessions_nor_other_models(
-    start_server: Any, eventually: Any, endless: Any, save: Any, tmp_path: Path
+    start_server: Any, eventually: Any, endless: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "models"
     save(endless(), folder / "good.onnx", SIDECAR)

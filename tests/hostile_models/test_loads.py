@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,14 +12,13 @@ from streamcell.service.load_errors import MOST_TEXT, ModelLoadError, Repository
 from streamcell.service.repository.model_file import discover
 from streamcell.service.settings import Settings
 from tests.support.hostile_files import ADD, LOADED, SIDECAR, STATE, Make
+from tests.support.onnx_files import parsed, save
 
 
 @pytest.mark.parametrize(("make", "text"), LOADED.values(), ids=LOADED.keys())
-def test_what_cannot_be_loaded_is_reported(
-    make: Make, text: str, tmp_path: Path, model_of: Any, save: Any
-) -> None:
-    save(model_of(ADD), tmp_path / "good.onnx", SIDECAR + STATE)
-    make(tmp_path, model_of, save)
+def test_what_cannot_be_loaded_is_reported(make: Make, text: str, tmp_path: Path) -> None:
+    save(parsed(ADD), tmp_path / "good.onnx", SIDECAR + STATE)
+    make(tmp_path)
     with pytest.raises(RepositoryError) as caught:
         load_all(discover(tmp_path), Settings.load(models=tmp_path), Device(), lambda: None)
     (error,) = caught.value.errors
@@ -29,11 +27,9 @@ def test_what_cannot_be_loaded_is_reported(
     assert len(str(error)) < 2 * MOST_TEXT
 
 
-def test_too_little_memory_is_told_with_numbers_and_what_to_set(
-    tmp_path: Path, model_of: Any, save: Any
-) -> None:
+def test_too_little_memory_is_told_with_numbers_and_what_to_set(tmp_path: Path) -> None:
     wide = ADD.replace("3]", "1000000]")
-    save(model_of(wide), tmp_path / "wide.onnx", SIDECAR + STATE)
+    save(parsed(wide), tmp_path / "wide.onnx", SIDECAR + STATE)
     settings = Settings.load(models=tmp_path, max_sessions=2_000_000, max_batch=2)
     with pytest.raises(
         ModelLoadError,

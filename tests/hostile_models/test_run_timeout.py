@@ -17,6 +17,7 @@ from streamcell.service.errors import RunTimeout
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import save
 
 SIDECAR = """
 layout = "batch"
@@ -31,7 +32,7 @@ LIMIT_S = "1"
 
 
 @pytest.fixture(scope="module")
-def server(start_server: Any, endless: Any, save: Any, tmp_path_factory: Any) -> Any:
+def server(start_server: Any, endless: Any, tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("endless")
     save(endless(), folder / "endless.onnx", SIDECAR)
     save(endless(), folder / "other.onnx", SIDECAR)
@@ -96,7 +97,7 @@ def test_rows_of_a_frame_and_of_predict_are_told_so(server: Any) -> None:
 
 
 @pytest.fixture
-def loaded(endless: Any, save: Any, tmp_path: Any) -> Any:
+def loaded(endless: Any, tmp_path: Any) -> Any:
     made: list[LoadedModel] = []
 
     def make(**settings: Any) -> LoadedModel:

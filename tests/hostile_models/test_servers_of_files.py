@@ -24,16 +24,15 @@ from tests.support.hostile_files import (
     state_bomb,
     unknown_operator,
 )
+from tests.support.onnx_files import parsed, save
 
 
-def test_a_server_with_all_of_them_ends_with_one_report(
-    frontends: int, tmp_path: Path, model_of: Any, save: Any
-) -> None:
+def test_a_server_with_all_of_them_ends_with_one_report(frontends: int, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
-    save(model_of(ADD), folder / "good.onnx", SIDECAR + STATE)
+    save(parsed(ADD), folder / "good.onnx", SIDECAR + STATE)
     for make in (fifo_version, deep_toml, bytes_in_its_name):
-        make(folder, model_of, save)
+        make(folder)
     server = ServerProcess(folder, "--frontends", str(frontends))
     assert server.process.wait(60) == 1
     server.stop()
@@ -43,7 +42,7 @@ def test_a_server_with_all_of_them_ends_with_one_report(
     for make in (unknown_operator, state_bomb):
         folder = tmp_path / make.__name__
         folder.mkdir()
-        make(folder, model_of, save)
+        make(folder)
         server = ServerProcess(folder, "--frontends", str(frontends))
         assert server.process.wait(60) == 1
         server.stop()
@@ -54,18 +53,18 @@ def test_a_server_with_all_of_them_ends_with_one_report(
 
 @pytest.mark.parametrize("kind", ["poll", "explicit"])
 def test_model_control_goes_on_whatever_is_put_into_the_folder(
-    kind: str, start_server: Any, eventually: Any, tmp_path: Path, model_of: Any, save: Any
+    kind: str, start_server: Any, eventually: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "models"
     good = ADD
-    save(model_of(good), folder / "good.onnx", SIDECAR + STATE)
+    save(parsed(good), folder / "good.onnx", SIDECAR + STATE)
     flags = ["--model-poll-s", "0.1"] if kind == "poll" else ["--load-model", "good"]
     server = start_server(folder, "--model-control", kind, *flags)
     makes = [make for make, *_ in OPENED.values()] + [make for make, _ in LOADED.values()]
     for number, make in enumerate(makes):
         own = tmp_path / str(number)
         (own / "models").mkdir(parents=True)
-        make(own / "models", model_of, save)
+        make(own / "models")
         for entry in sorted((own / "models").iterdir()):
             to = f"bad{number}{entry.suffix}" if entry.stem == "bad" else entry.name
             if not os.path.lexists(folder / to):
@@ -73,10 +72,10 @@ def test_model_control_goes_on_whatever_is_put_into_the_folder(
     with connect(server.target) as client, client.session("good") as session:
         assert (session.step(np.ones(3, np.float32)) == 1).all()
         if kind == "poll":
-            save(model_of(good), folder / "zulu.onnx", SIDECAR + STATE)
+            save(parsed(good), folder / "zulu.onnx", SIDECAR + STATE)
             assert eventually(lambda: "zulu" in {model.name for model in client.models()})
             count = server.metric("streamcell_model_load_failures_total")
-            save(model_of(good), folder / "zulu2.onnx", SIDECAR + STATE)
+            save(parsed(good), folder / "zulu2.onnx", SIDECAR + STATE)
             assert eventually(lambda: "zulu2" in {model.name for model in client.models()})
             # What has not changed is not tried again.
             assert server.metric("streamcell_model_load_failures_total") == count
@@ -93,13 +92,13 @@ def test_model_control_goes_on_whatever_is_put_into_the_folder(
 
 
 def test_a_file_that_is_still_being_written_is_tried_again_when_it_has_changed(
-    start_server: Any, eventually: Any, tmp_path: Path, model_of: Any, save: Any
+    start_server: Any, eventually: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "models"
-    save(model_of(ADD), folder / "good.onnx", SIDECAR + STATE)
+    save(parsed(ADD), folder / "good.onnx", SIDECAR + STATE)
     server = start_server(folder, "--model-control", "poll", "--model-poll-s", "0.05")
     table = np.zeros((1000, 1000), np.float32)
-    model = model_of(
+    model = parsed(
         "(float[n, 3] x) => (float[n, 3] y) { t = ReduceMax <keepdims = 0> (w) y = Add(x, t) }", w=table
     )
     data = model.SerializeToString()
@@ -110,7 +109,7 @@ def test_a_file_that_is_still_being_written_is_tried_again_when_it_has_changed(
         file.flush()
         assert eventually(lambda: server.metric(failures, model="slow") >= 1)
         tried = server.metric(failures, model="slow")
-        save(model_of(ADD), folder / "after.onnx", SIDECAR + STATE)
+        save(parsed(ADD), folder / "after.onnx", SIDECAR + STATE)
         assert eventually(lambda: "after" in {model.name for model in client.models()})
         assert server.metric(failures, model="slow") == tried
         file.write(data[len(data) // 2 :])

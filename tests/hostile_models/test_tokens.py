@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from streamcell.client import connect
 from streamcell.client.errors import InvalidInput, RowsRefused
 from streamcell.proto import pb, rpc
+from tests.support.onnx_files import parsed, save
 
 TOKENS, CHUNK = 10, 4
 TABLE = np.random.default_rng(5).standard_normal((TOKENS, 3)).astype(np.float32)
@@ -27,10 +28,10 @@ output = "h_next"
 
 
 @pytest.fixture(scope="module")
-def server(start_server: Any, model_of: Any, save: Any, tmp_path_factory: Any) -> Any:
+def server(start_server: Any, tmp_path_factory: Any) -> Any:
     """Serves h' = h + the sum of the table's rows, y = those rows: a wrapped index would show in both."""
     folder = tmp_path_factory.mktemp("tokens")
-    model = model_of(
+    model = parsed(
         "(int64[n, t] x, float[n, 3] h) => (float[n, t, 3] y, float[n, 3] h_next)"
         " { y = Gather(table, x) s = ReduceSum <keepdims = 0> (y, one) h_next = Add(h, s) }",
         table=TABLE, one=np.array([1]),

@@ -14,17 +14,12 @@ import onnx
 from onnx import helper
 
 from streamcell.card import METADATA_KEY, ModelCard, Signature, Tensor, write_card
+from tests.support.onnx_files import parsed, save
 
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n'
-
-
 STATE = '[[states]]\ninput = "h"\noutput = "h_next"\n'
-
-
 ADD = "(float[n, 3] x, float[n, 3] h) => (float[n, 3] y, float[n, 3] h_next) { y = Add(x, h) h_next = Identity(y) }"
-
-
-Make = Callable[[Path, Any, Any], None]
+Make = Callable[[Path], None]
 
 
 def card_of(model: onnx.ModelProto, **changes: Any) -> onnx.ModelProto:
@@ -37,51 +32,51 @@ def card_of(model: onnx.ModelProto, **changes: Any) -> onnx.ModelProto:
     return model
 
 
-def fifo(at: Path, model_of: Any, save: Any) -> None:
+def fifo(at: Path) -> None:
     os.mkfifo(at / "bad.onnx")
 
 
-def fifo_sidecar(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD), at / "bad.onnx")
+def fifo_sidecar(at: Path) -> None:
+    save(parsed(ADD), at / "bad.onnx")
     os.mkfifo(at / "bad.toml")
 
 
-def fifo_version(at: Path, model_of: Any, save: Any) -> None:
+def fifo_version(at: Path) -> None:
     (at / "bad" / "1").mkdir(parents=True)
     os.mkfifo(at / "bad" / "1" / "model.onnx")
 
 
-def sock(at: Path, model_of: Any, save: Any) -> None:
+def sock(at: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(os.path.relpath(at / "bad.onnx"))
 
 
-def broken_link(at: Path, model_of: Any, save: Any) -> None:
+def broken_link(at: Path) -> None:
     (at / "bad.onnx").symlink_to("nothing")
 
 
-def circle(at: Path, model_of: Any, save: Any) -> None:
+def circle(at: Path) -> None:
     (at / "bad.onnx").symlink_to("bad.onnx")
 
 
-def out_of_the_folder(at: Path, model_of: Any, save: Any) -> None:
-    (at / "bad.onnx").symlink_to(save(model_of(ADD), at.parent / "elsewhere" / "m.onnx"))
+def out_of_the_folder(at: Path) -> None:
+    (at / "bad.onnx").symlink_to(save(parsed(ADD), at.parent / "elsewhere" / "m.onnx"))
 
 
-def folder_out_of_it(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD), at.parent / "elsewhere" / "1" / "model.onnx")
+def folder_out_of_it(at: Path) -> None:
+    save(parsed(ADD), at.parent / "elsewhere" / "1" / "model.onnx")
     (at / "bad").symlink_to(at.parent / "elsewhere")
 
 
-def sidecar_out_of_it(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD), at / "bad.onnx")
+def sidecar_out_of_it(at: Path) -> None:
+    save(parsed(ADD), at / "bad.onnx")
     (at.parent / "passwd").write_text("root:x:0:0")
     (at / "bad.toml").symlink_to(at.parent / "passwd")
 
 
 def weights_at(location: str) -> Make:
-    def make(at: Path, model_of: Any, save: Any) -> None:
-        model = model_of(ADD)
+    def make(at: Path) -> None:
+        model = parsed(ADD)
         attribute = helper.make_tensor("w", onnx.TensorProto.FLOAT, [3], bytes(12), raw=True)
         attribute.ClearField("raw_data")
         attribute.data_location = onnx.TensorProto.EXTERNAL
@@ -95,26 +90,26 @@ def weights_at(location: str) -> Make:
     return make
 
 
-def weights_in_a_link(at: Path, model_of: Any, save: Any) -> None:
+def weights_in_a_link(at: Path) -> None:
     (at.parent / "secret").write_bytes(bytes(12))
     (at / "weights").symlink_to(at.parent / "secret")
-    weights_at("weights")(at, model_of, save)
+    weights_at("weights")(at)
 
 
-def weights_in_a_pipe(at: Path, model_of: Any, save: Any) -> None:
+def weights_in_a_pipe(at: Path) -> None:
     os.mkfifo(at / "weights")
-    weights_at("weights")(at, model_of, save)
+    weights_at("weights")(at)
 
 
-def zero_bytes(at: Path, model_of: Any, save: Any) -> None:
+def zero_bytes(at: Path) -> None:
     (at / "bad.onnx").touch()
 
 
-def malformed(at: Path, model_of: Any, save: Any) -> None:
-    (at / "bad.onnx").write_bytes(model_of(ADD).SerializeToString()[:-20])
+def malformed(at: Path) -> None:
+    (at / "bad.onnx").write_bytes(parsed(ADD).SerializeToString()[:-20])
 
 
-def nested_protobuf(at: Path, model_of: Any, save: Any) -> None:
+def nested_protobuf(at: Path) -> None:
     data = b""
     for _ in range(5000):  # a graph in a node's attribute in a graph …
         for field in (6, 5, 1):
@@ -130,64 +125,64 @@ def _varint(number: int) -> bytes:
     return out + bytes([number])
 
 
-def huge(at: Path, model_of: Any, save: Any) -> None:
+def huge(at: Path) -> None:
     with (at / "bad.onnx").open("wb") as file:
         file.truncate(1 << 40)
 
 
-def bytes_in_its_name(at: Path, model_of: Any, save: Any) -> None:
+def bytes_in_its_name(at: Path) -> None:
     with open(os.fsencode(at) + b"/\xff\x1b[31m.onnx", "wb") as file:
-        file.write(model_of(ADD).SerializeToString())
+        file.write(parsed(ADD).SerializeToString())
 
 
-def bytes_in_a_name_inside(at: Path, model_of: Any, save: Any) -> None:
-    data = model_of(ADD.replace("y", "yyyy")).SerializeToString()
+def bytes_in_a_name_inside(at: Path) -> None:
+    data = parsed(ADD.replace("y", "yyyy")).SerializeToString()
     (at / "bad.onnx").write_bytes(data.replace(b"yyyy", b"\xff\xfe\x80\x81"))
 
 
-def deep_toml(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD), at / "bad.onnx", f"a = {'[' * 20_000}{']' * 20_000}")
+def deep_toml(at: Path) -> None:
+    save(parsed(ADD), at / "bad.onnx", f"a = {'[' * 20_000}{']' * 20_000}")
 
 
-def toml_of_one_key(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD), at / "bad.onnx", ".".join(["a"] * 65) + " = 1\n")
+def toml_of_one_key(at: Path) -> None:
+    save(parsed(ADD), at / "bad.onnx", ".".join(["a"] * 65) + " = 1\n")
 
 
-def many_inputs(at: Path, model_of: Any, save: Any) -> None:
+def many_inputs(at: Path) -> None:
     inputs = ", ".join(f"float[n, 3] x{place}" for place in range(1025))
-    save(model_of(f"({inputs}) => (float[n, 3] y) {{ y = Identity(x0) }}"), at / "bad.onnx")
+    save(parsed(f"({inputs}) => (float[n, 3] y) {{ y = Identity(x0) }}"), at / "bad.onnx")
 
 
-def a_long_name(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD.replace("y", "y" * 1025)), at / "bad.onnx")
+def a_long_name(at: Path) -> None:
+    save(parsed(ADD.replace("y", "y" * 1025)), at / "bad.onnx")
 
 
-def many_axes(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD.replace("[n, 3] y", f"[n, 3{', 1' * 63}] y")), at / "bad.onnx")
+def many_axes(at: Path) -> None:
+    save(parsed(ADD.replace("[n, 3] y", f"[n, 3{', 1' * 63}] y")), at / "bad.onnx")
 
 
-def large_toml(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD), at / "bad.onnx", f"# {'x' * (1 << 20)}\n{SIDECAR}")
+def large_toml(at: Path) -> None:
+    save(parsed(ADD), at / "bad.onnx", f"# {'x' * (1 << 20)}\n{SIDECAR}")
 
 
-def number_without_end(at: Path, model_of: Any, save: Any) -> None:
-    save(model_of(ADD), at / "bad.onnx", f"max_batch = {'9' * 100_000}\n{SIDECAR}")
+def number_without_end(at: Path) -> None:
+    save(parsed(ADD), at / "bad.onnx", f"max_batch = {'9' * 100_000}\n{SIDECAR}")
 
 
-def large_card(at: Path, model_of: Any, save: Any) -> None:
-    model = card_of(model_of(ADD))
+def large_card(at: Path) -> None:
+    model = card_of(parsed(ADD))
     model.metadata_props[0].value = model.metadata_props[0].value.replace("{", "{" + " " * (1 << 20), 1)
     save(model, at / "bad.onnx")
 
 
-def deep_card(at: Path, model_of: Any, save: Any) -> None:
-    model = model_of(ADD)
+def deep_card(at: Path) -> None:
+    model = parsed(ADD)
     model.metadata_props.add(key=METADATA_KEY, value='{"config": ' + '{"a": ' * 50_000 + "1" + "}" * 50_001)
     save(model, at / "bad.onnx")
 
 
-def dtype_that_is_none(at: Path, model_of: Any, save: Any) -> None:
-    model = model_of(ADD)
+def dtype_that_is_none(at: Path) -> None:
+    model = parsed(ADD)
     model.graph.input[0].type.tensor_type.elem_type = 4711
     save(model, at / "bad.onnx", SIDECAR + STATE)
 
@@ -225,45 +220,45 @@ OPENED: dict[str, tuple[Make, str, str]] = {
 }
 
 
-def unknown_operator(at: Path, model_of: Any, save: Any) -> None:
-    model = model_of(ADD)
+def unknown_operator(at: Path) -> None:
+    model = parsed(ADD)
     model.graph.node[0].op_type = "Divine"
     save(model, at / "bad.onnx", SIDECAR + STATE)
 
 
-def no_kernel(at: Path, model_of: Any, save: Any) -> None:
+def no_kernel(at: Path) -> None:
     text = (
         "(double[t, n, 3] x, double[1, n, 4] h) => (double[t, 1, n, 4] y, double[1, n, 4] h_next)"
         " { y, h_next = RNN <hidden_size = 4> (x, W, R, , , h) }"
     )
-    model = model_of(text, W=np.zeros((1, 4, 3)), R=np.zeros((1, 4, 4)))
+    model = parsed(text, W=np.zeros((1, 4, 3)), R=np.zeros((1, 4, 4)))
     side = 'layout = "time_batch"\ninputs = ["x"]\noutputs = [{ name = "y", step_shape = [1, 4] }]\n'
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "n"
     model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 1
     save(model, at / "bad.onnx", side + STATE + "batch_axis = 1\n")
 
 
-def state_bomb(at: Path, model_of: Any, save: Any) -> None:
-    model = model_of(ADD.replace("float[n, 3] h", f"float[n, {1 << 40}] h"))
+def state_bomb(at: Path) -> None:
+    model = parsed(ADD.replace("float[n, 3] h", f"float[n, {1 << 40}] h"))
     save(model, at / "bad.onnx", SIDECAR + STATE)
 
 
-def state_overflow(at: Path, model_of: Any, save: Any) -> None:
+def state_overflow(at: Path) -> None:
     big = ", ".join([str(1 << 62)] * 4)
-    model = model_of(ADD.replace("float[n, 3] h", f"float[n, {big}] h"))
+    model = parsed(ADD.replace("float[n, 3] h", f"float[n, {big}] h"))
     save(model, at / "bad.onnx", SIDECAR + STATE)
 
 
-def step_bomb(at: Path, model_of: Any, save: Any) -> None:
+def step_bomb(at: Path) -> None:
     save(
-        model_of(f"(int64[n, {1 << 40}] x) => (int64[n, {1 << 40}] y) {{ y = Identity(x) }}"),
+        parsed(f"(int64[n, {1 << 40}] x) => (int64[n, {1 << 40}] y) {{ y = Identity(x) }}"),
         at / "bad.onnx",
         SIDECAR,
     )
 
 
-def output_bomb(at: Path, model_of: Any, save: Any) -> None:
-    model = model_of(
+def output_bomb(at: Path) -> None:
+    model = parsed(
         "(float[n, 3] x) => (float[n, 3] y)"
         " { b = ConstantOfShape(size) c = ReduceMax <keepdims = 0> (b) y = Add(x, c) }",
         size=np.array([1 << 40]),
@@ -271,15 +266,15 @@ def output_bomb(at: Path, model_of: Any, save: Any) -> None:
     save(model, at / "bad.onnx", SIDECAR)
 
 
-def shapes_that_lie(at: Path, model_of: Any, save: Any) -> None:
-    model = model_of("(float[n, 3] x) => (float[n, 3] y) { y = MatMul(x, w) }", w=np.ones((3, 3), np.float32))
+def shapes_that_lie(at: Path) -> None:
+    model = parsed("(float[n, 3] x) => (float[n, 3] y) { y = MatMul(x, w) }", w=np.ones((3, 3), np.float32))
     model.graph.initializer[0].dims[:] = [3, 1 << 61]
     save(model, at / "bad.onnx", SIDECAR)
 
 
-def external_length_lies(at: Path, model_of: Any, save: Any) -> None:
+def external_length_lies(at: Path) -> None:
     (at / "weights").write_bytes(struct.pack("<3f", 1, 2, 3))
-    model = model_of("(float[n, 3] x) => (float[n, 3] y) { y = Add(x, w) }", w=np.ones(3, np.float32))
+    model = parsed("(float[n, 3] x) => (float[n, 3] y) { y = Add(x, w) }", w=np.ones(3, np.float32))
     (tensor,) = model.graph.initializer
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -289,8 +284,8 @@ def external_length_lies(at: Path, model_of: Any, save: Any) -> None:
     (at / "bad.toml").write_text(SIDECAR)
 
 
-def function_of_itself(at: Path, model_of: Any, save: Any) -> None:
-    model = model_of("(float[n, 3] x) => (float[n, 3] y) { y = Neg(x) }")
+def function_of_itself(at: Path) -> None:
+    model = parsed("(float[n, 3] x) => (float[n, 3] y) { y = Neg(x) }")
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     call = helper.make_node("F", ["a"], ["b"], domain="local")
     model.functions.append(helper.make_function("local", "F", ["a"], ["b"], [call], opsets))

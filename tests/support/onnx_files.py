@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from streamcell.service.graph.interface import GraphInterface, read_interface
 
 
-def parsed(text: str, opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
-    """The model of a graph: `(inputs) => (outputs) <initializers> { nodes }`."""
-    return parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> g {text}')
+def parsed(text: str, opset: int = 17, ir_version: int = 8, **initializers: np.ndarray) -> onnx.ModelProto:
+    """The model of a graph, `(inputs) => (outputs) <initializers> { nodes }`, with more initializers by name."""
+    model = parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> g {text}')
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in initializers.items())
+    return model
 
 
 def interface(text: str) -> GraphInterface:

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import parser
 
 from streamcell.proto import pb
 from streamcell.service.engine.device import Device
@@ -25,6 +23,7 @@ from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.session import Output
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.settings import Settings
+from tests.support.onnx_files import parsed, save
 
 ROWS, STEPS = 3, 4
 LIMITS = Limits(1 << 20, 4096, allow_non_finite=False, max_generate_steps=100, max_beam_width=8)
@@ -141,9 +140,7 @@ output = "h_next"
 
 
 def test_rows_without_a_slot_are_given_nothing_that_takes_memory(tmp_path: Path) -> None:
-    path = tmp_path / "voice.onnx"
-    onnx.save(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {VOICE}'), path)
-    path.with_suffix(".toml").write_text(SIDECAR)
+    path = save(parsed(VOICE), tmp_path / "voice.onnx", SIDECAR)
     model = load(open_model(path, "voice"), Settings.load(models=tmp_path, max_sessions=ROWS), Device())
     service = CallContext(Models([model]), SessionTable(idle_timeout_s=0), ServerMetrics(), LIMITS)
     rows = 2000

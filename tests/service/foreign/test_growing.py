@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
+import numpy as np
 import pytest
 
 from streamcell.service.load_errors import GrowingStateError
@@ -36,8 +36,7 @@ GROWING: dict[str, tuple[str, str | None, int]] = {
 
 
 def save(folder: Path, graph: str, sidecar: str | None) -> Path:
-    model = onnx_files.parsed(graph, 18)
-    model.graph.initializer.extend([onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])])
+    model = onnx_files.parsed(graph, 18, one=np.array([1]))
     return onnx_files.save(model, folder / "m.onnx", sidecar)
 
 

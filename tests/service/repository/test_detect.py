@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from streamcell.card import Signature, State, Tensor
-from streamcell.service.graph.interface import GraphInterface, GraphValue, read_interface
+from streamcell.service.graph.interface import GraphValue, read_interface
 from streamcell.service.load_errors import DetectionError
 from streamcell.service.repository.detect import detect
 from streamcell.service.repository.sidecar import Sidecar

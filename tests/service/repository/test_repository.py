@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper
 
 from streamcell.card import METADATA_KEY, ModelCard, Signature, State, Tensor, write_card
 from streamcell.service.load_errors import (
@@ -183,8 +182,7 @@ def test_constants_come_with_the_file(tmp_path: Path) -> None:
 
 
 def test_weights_in_a_file_of_their_own_are_read_on_load_only(tmp_path: Path) -> None:
-    model = parsed("(float[n,4] x) => (float[n,4] y) { y = Mul(x, w) }")
-    model.graph.initializer.append(numpy_helper.from_array(np.arange(4, dtype=np.float32), "w"))
+    model = parsed("(float[n,4] x) => (float[n,4] y) { y = Mul(x, w) }", w=np.arange(4, dtype=np.float32))
     path = tmp_path / "gain.onnx"
     onnx.save(model, path, save_as_external_data=True, location="gain.weights", size_threshold=0)
     (file,) = discover(tmp_path)
@@ -197,8 +195,7 @@ def test_weights_in_a_file_of_their_own_are_read_on_load_only(tmp_path: Path) ->
 
 
 def test_weights_outside_the_models_folder_are_refused(tmp_path: Path) -> None:
-    model = parsed("(float[n,4] x) => (float[n,4] y) { y = Mul(x, w) }")
-    model.graph.initializer.append(numpy_helper.from_array(np.arange(4, dtype=np.float32), "w"))
+    model = parsed("(float[n,4] x) => (float[n,4] y) { y = Mul(x, w) }", w=np.arange(4, dtype=np.float32))
     path = save(model, tmp_path / "models" / "gain.onnx")
     (tmp_path / "secret").write_bytes(b"\0" * 16)
     model.graph.initializer[0].ClearField("raw_data")

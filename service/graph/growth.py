@@ -29,13 +29,14 @@ def refuse_growing(
         by_name: whether it is enough that an axis is called otherwise after the step.
     """
     found = []
+    makers = {name: node for node in graph.node for name in node.output if name}
     for i, o in states:
         before, after = interface.all_inputs.get(i), interface.outputs.get(o)
         if before is None or after is None:
             continue
         axis = _declared(before, after)
         if axis is None:
-            axis = _appended(graph, before, after)
+            axis = _appended(makers, before, after)
         sure = axis is not None
         if axis is None and by_name:
             axis = _renamed(before, after)
@@ -87,9 +88,8 @@ def _longer(before: Dim, after: Dim) -> bool:
     return "+" in after and before in (part.strip() for part in after.split("+"))
 
 
-def _appended(graph: onnx.GraphProto, before: GraphValue, after: GraphValue) -> int | None:
+def _appended(makers: Mapping[str, onnx.NodeProto], before: GraphValue, after: GraphValue) -> int | None:
     """The axis along which a Concat puts something behind or before the state, and nothing cuts the result."""
-    makers = {name: node for node in graph.node for name in node.output if name}
     rank = len(before.dims or after.dims or ())
     origin, moves = _origin(after.name, makers, rank)
     node = makers.get(origin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +28,8 @@ from .sidecar_fit import new_axes, resolve
 from .state_names import possible_states, state_pairs
 from .unbatched import find_unbatched
 
+# They are logged in one line.
+_MOST_DOUBTS = 20
 Source: TypeAlias = Literal["sidecar", "card", "graph"]
 
 
@@ -43,7 +46,7 @@ class Description:
         name: the sidecar's name for the model, if any.
         new_axes: inputs and outputs without a batch axis, with the index at which to add it.
         old_axes: inputs and outputs with a time axis of one fixed timestep, with its index.
-        doubts: pairs that may be states of a graph that seems to have none.
+        doubts: the first pairs that may be states of a graph that seems to have none.
         feeds: inputs of the graph with `new_axes` that the server feeds.
     """
 
@@ -122,12 +125,12 @@ def describe(
 
 
 def _doubts(interface: GraphInterface, signature: Signature) -> tuple[str, ...]:
-    """Pairs that may be states, by their shapes, in a graph that seems to have none."""
+    """The first pairs that may be states, by their shapes, in a graph that seems to have none."""
     if signature.states:
         return ()
     return tuple(
         f"input {shown(i)}, {interface.inputs[i]}, and output {shown(o)}, {interface.outputs[o]}"
-        for i, o in possible_states(interface.inputs, interface.outputs)
+        for i, o in islice(possible_states(interface.inputs, interface.outputs), _MOST_DOUBTS)
     )
 
 

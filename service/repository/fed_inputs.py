@@ -12,7 +12,7 @@ from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_
 from streamcell.service.graph.pooled import initial_value
 from streamcell.service.load_errors import Problems, RewriteError, SidecarError
 
-from .sidecar import Sidecar, SidecarInput, nearest
+from .sidecar import Sidecar, SidecarInput, did_you_mean
 from .sidecar_fit import invalid, max_batch, new_axes, tensor_of
 
 
@@ -60,10 +60,9 @@ def fed_inputs(sidecar: Sidecar, interface: GraphInterface) -> tuple[Sidecar, Fe
 def _port(each: SidecarInput, interface: GraphInterface) -> GraphValue:
     if (port := interface.all_inputs.get(each.name)) is not None:
         return port
-    near = nearest(each.name, interface.all_inputs)
-    hint = f"; did you mean {near!r}?" if near else ""
     raise SidecarError(
-        f"inputs: {each.name!r}: the graph has no such name{hint}", context=f"the graph has\n{interface}"
+        f"inputs: {each.name!r}: the graph has no such name{did_you_mean(each.name, interface.all_inputs)}",
+        context=f"the graph has\n{interface}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -150,7 +151,7 @@ class Signature(_Strict):
                 raise ValueError("`lengths` needs a layout with a time axis")
         # A state's output may be an output as well: y = h'.
         for names in (taken, [t.name for t in self.outputs], [s.output for s in self.states]):
-            if twice := sorted({name for name in names if names.count(name) > 1}):
+            if twice := sorted(name for name, times in Counter(names).items() if times > 1):
                 raise ValueError(f"named more than once: {', '.join(twice)}")
         states = {state.input: (state.dtype, state.shape, state.batch_axis) for state in self.states}
         for value in self.open_inputs:

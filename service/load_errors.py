@@ -13,7 +13,7 @@ _log = structlog.get_logger(__name__)
 # Characters of one file's error. It may contain a draft of a sidecar.
 MOST_TEXT = 16_384
 # Problems that one error tells; a hostile file has any number of them.
-_MOST_PROBLEMS = 100
+MOST_PROBLEMS = 100
 
 
 class ModelLoadError(Exception):
@@ -86,7 +86,7 @@ class Problems:
     def add(self, text: str) -> None:
         """Note one problem."""
         text = _clipped(text)
-        if len(self._texts) < _MOST_PROBLEMS:
+        if len(self._texts) < MOST_PROBLEMS:
             self._texts[text] = None
         else:
             self._more = self._more or text not in self._texts

@@ -18,7 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from streamcell.card import Generation, Layout
 from streamcell.card.signature import Dimension, Dtype
-from streamcell.service.load_errors import Problems, SidecarError
+from streamcell.service.graph.interface import MOST_PORTS
+from streamcell.service.load_errors import MOST_PROBLEMS, Problems, SidecarError
 
 # Of the whole file.
 MOST_BYTES = 1 << 20
@@ -28,6 +29,8 @@ MOST_STAGES = 16
 MOST_PARTS = 64
 _PART = rb"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"?|'[^'\n]*+'?)"""
 _KEY = re.compile(_PART + rb"(?:[ \t]*+\.[ \t]*+" + _PART + rb")*+")
+# Characters of a name that is compared with others: the time grows with the square of their number.
+_MOST_LIKE = 128
 _NO_LAYOUT = 'give either layout ("batch", "batch_time", "time_batch") or time_axis (0, 1, "none")'
 
 
@@ -113,8 +116,12 @@ def _named(value: object) -> object:
     )
 
 
-Inputs = Annotated[tuple[SidecarInput, ...], BeforeValidator(_named), Field(min_length=1)]
-Outputs = Annotated[tuple[SidecarTensor, ...], BeforeValidator(_named), Field(min_length=1)]
+Inputs = Annotated[
+    tuple[SidecarInput, ...], BeforeValidator(_named), Field(min_length=1, max_length=MOST_PORTS)
+]
+Outputs = Annotated[
+    tuple[SidecarTensor, ...], BeforeValidator(_named), Field(min_length=1, max_length=MOST_PORTS)
+]
 Number = bool | int | float
 
 
@@ -123,7 +130,7 @@ class Sidecar(_Strict):
 
     inputs: Inputs
     outputs: Outputs
-    states: tuple[SidecarState, ...] = ()
+    states: Annotated[tuple[SidecarState, ...], Field(max_length=MOST_PORTS)] = ()
     # The files that are merged into one graph, to which everything else in this file refers.
     stages: Annotated[tuple[Stage, ...], Field(max_length=MOST_STAGES)] = ()
     layout: Layout | None = None
@@ -204,7 +211,7 @@ def inspect_sidecar(path: Path) -> tuple[Sidecar | None, Problems]:
             return Sidecar.model_validate(data), problems
         except ValidationError as error:
             found = error.errors(include_url=False)
-            for each in found:
+            for each in found[: MOST_PROBLEMS + 1]:
                 problems.add(explain(each))
             if ("layout" in data) == ("time_axis" in data):
                 problems.add(_NO_LAYOUT)
@@ -313,8 +320,10 @@ def quoted(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The name in `known` that `name` probably means, ignoring case, `-` and `_`."""
-    plain = {_plain(each): each for each in known}
+    """The name in `known` that `name` probably means, ignoring case, `-` and `_`; long names mean none."""
+    if len(name) > _MOST_LIKE:
+        return None
+    plain = {_plain(each): each for each in known if len(each) <= _MOST_LIKE}
     near = difflib.get_close_matches(_plain(name), plain, 1)
     return plain[near[0]] if near else None
 

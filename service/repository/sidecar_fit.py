@@ -15,7 +15,10 @@ from streamcell.service.errors import shown
 from streamcell.service.graph.interface import GraphInterface, GraphValue, axes_before_step, unfed
 from streamcell.service.load_errors import Problems, SidecarError
 
-from .sidecar import Sidecar, SidecarState, SidecarTensor, did_you_mean, explain, nearest
+from .sidecar import Sidecar, SidecarState, SidecarTensor, explain, nearest
+
+# Unknown names that are compared with those of the graph: with a thousand of them each takes some 60 ms.
+_MOST_HINTS = 20
 
 
 def resolve(
@@ -66,7 +69,7 @@ class _Fit:
         self._unbatched = new_axes(sidecar)
         self._problems = Problems()
         self._guesses: set[str] = set()  # names that unknown names probably mean
-        self._unknown = False
+        self._unknown = 0
 
     def signature(self) -> tuple[Signature, dict[str, npt.NDArray[Any]]]:
         sidecar, interface = self._sidecar, self._interface
@@ -94,9 +97,12 @@ class _Fit:
     def _port(self, ports: dict[str, GraphValue], name: str, key: str) -> GraphValue | None:
         if name in ports:
             return ports[name]
-        self._unknown = True
-        self._guesses.update(filter(None, [nearest(name, ports)]))
-        self._problems.add(f"{key}: the graph has no such name{did_you_mean(name, ports)}")
+        near = nearest(name, ports) if self._unknown < _MOST_HINTS else None
+        self._unknown += 1
+        if near is not None:
+            self._guesses.add(near)
+        hint = f"; did you mean {near!r}?" if near is not None else ""
+        self._problems.add(f"{key}: the graph has no such name{hint}")
         return None
 
     def _tensors(

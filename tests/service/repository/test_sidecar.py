@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from streamcell.card import Generation, Signature, State, Tensor
 from streamcell.service.graph.interface import check_signature
@@ -157,6 +159,7 @@ def test_constants_take_the_dtype_and_shape_of_the_graph(
 GOOD = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n'
 BAD_FILES = {
     "no TOML": ("layout = ", "not valid TOML: Invalid value"),
+    "many inputs": (GOOD.replace('"x"', '"x", ' * 1025), "inputs: .*at most 1024"),
     "no layout": ('inputs = ["x"]\noutputs = ["y"]', "give either layout"),
     "two layouts": (GOOD + "time_axis = 1", "give either layout"),
     "a layout nobody knows": (GOOD.replace('"batch"', '"batched"'), "layout: .*'batch_time'.*got 'batched'"),
@@ -324,6 +327,23 @@ def test_a_report_does_not_grow_with_the_number_of_problems(sidecar: Write) -> N
         resolve(given, interface(PLAIN))
     assert len(caught.value.problems) == 101
     assert caught.value.problems[-1] == "… and more"
+
+
+def test_many_unknown_names_are_told_soon(sidecar: Write) -> None:
+    inputs = ", ".join(f"float[b, 4] layer{place}_hidden" for place in range(1000))
+    given = sidecar(GOOD.replace('["x"]', str([f"lauer{place}_hidden" for place in range(1000)])))
+    began_s = time.process_time()
+    with pytest.raises(SidecarError, match=r"'lauer0_hidden': .* did you mean 'layer0_hidden'"):
+        resolve(given, interface(f"({inputs}) => (float[b, 2] y)"))
+    assert time.process_time() - began_s < 10  # two minutes if each name is compared with each
+
+
+def test_a_name_given_many_times_is_told_soon() -> None:
+    x = Tensor(name="x", dtype="float32")
+    began_s = time.process_time()
+    with pytest.raises(ValidationError, match="named more than once: x"):
+        Signature(inputs=(x,) * 100_000, outputs=(x,))
+    assert time.process_time() - began_s < 5  # half a minute if each name is counted anew
 
 
 def test_everything_that_a_signature_gets_wrong_is_told_at_once() -> None:

@@ -50,7 +50,7 @@ def _change(members: FrameSessions, frame: Frame, batcher: Batcher, metrics: Mod
         members.reset(_known(members, frame, "reset", frame.reset, lambda status: status == LIVE))
     if frame.open_count:
         try:
-            frame.opened = members.open(frame.open_count, batcher.capacity, time.monotonic(), frame.openings)
+            frame.opened = members.open(frame.open_count, batcher.capacity, time.monotonic())
         except (ModelUnloading, SessionLimit) as error:
             frame.refusals.append(Refusal("open", 0, error))
         else:

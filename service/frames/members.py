@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .frame import Frame
 
 Statuses: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
-Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 # A handle's status. An expired or failed session keeps its handle until the client closes it.
 FREE, LIVE, EXPIRED, FAILED = range(4)
@@ -41,7 +40,6 @@ class FrameSessions(Session):
         "expire_before_s",
         "frame_listener",
         "fresh_members",
-        "openings",
         "refused_in",
         "scratch",
         "slot_versions",
@@ -74,7 +72,6 @@ class FrameSessions(Session):
         self.used_s = np.zeros(0, np.float64)
         self.refused_in = np.zeros(0, np.int64)  # the number of the last frame in which a row was refused
         self.scratch = np.zeros(0, np.int64)
-        self.openings: list[Bytes] = []  # uint8[handles, bytes] an open input: what members were given
 
     @property
     def fresh_count(self) -> int:
@@ -95,10 +92,8 @@ class FrameSessions(Session):
         """True if there is something to do in a turn."""
         return self.current is not None or bool(self.queue) or self.expire_before_s > 0
 
-    def open(self, count: int, capacity: Capacity, now_s: float, openings: Sequence[Bytes] = ()) -> Ints:
+    def open(self, count: int, capacity: Capacity, now_s: float) -> Ints:
         """`count` new members at the initial state: int64[count] handles, the lowest that are free.
-
-        `openings` has uint8[count, bytes] for each open input.
 
         Raises:
             SessionLimit: the model has too little room; none was opened.
@@ -115,20 +110,9 @@ class FrameSessions(Session):
         self.slots[handles] = slots
         self.slot_versions[handles] = slot_versions
         self.used_s[handles] = now_s
-        self._note_openings(handles, openings)
         self.reset(handles)
         self.members += count
         return handles
-
-    def _note_openings(self, handles: Ints, openings: Sequence[Bytes]) -> None:
-        if not self.openings:
-            self.openings = [np.zeros((0, values.shape[1]), np.uint8) for values in openings]
-        for place, values in enumerate(openings):
-            have = self.openings[place]
-            if more := len(self.status) - len(have):
-                have = np.concatenate((have, np.zeros((more, have.shape[1]), np.uint8)))
-                self.openings[place] = have
-            have[handles] = values
 
     def _grow(self, more: int) -> None:
         more = max(more, len(self.status))

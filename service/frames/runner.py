@@ -38,6 +38,11 @@ class FrameRunner:
         self._input_bytes = [tensor.step_bytes for tensor in engine.signature.inputs]
         self._output_bytes = [tensor.step_bytes for tensor in engine.signature.outputs]
         self._stateful = bool(engine.signature.states)
+        # uint8[pool's rows, bytes] for each open input: what members were given, by slot. Not by handle: one stays in
+        # use until its member is closed, though that may have expired, so there may be any number of handles.
+        self._given = [
+            np.zeros((engine.pool.rows, value.step_bytes), np.uint8) for value in engine.signature.open_inputs
+        ]
         # Values are checked when a frame arrives: of a row that runs in several slices all or none is applied.
         self._guarded = GuardedRun(engine, metrics, check=None)
 
@@ -100,6 +105,10 @@ class FrameRunner:
         if not admit(members, frame, self._batcher, self._metrics):
             members.current = None
             return
+        if len(frame.opened):
+            slots = members.slots[frame.opened]
+            for given, values in zip(self._given, frame.openings, strict=True):
+                given[slots] = values
         frame.begin(
             self._output_bytes,
             max_batch=self._engine.max_batch,
@@ -148,8 +157,8 @@ class FrameRunner:
                 fresh = members.fresh_members[handles]
                 staged.read[at:end] = np.where(fresh, INITIAL_ROW, slots)
                 if staged.given and fresh.any():
-                    for view, values in zip(staged.given, members.openings, strict=True):
-                        view[at:end][fresh] = values[handles[fresh]]
+                    for view, given in zip(staged.given, self._given, strict=True):
+                        view[at:end][fresh] = given[slots[fresh]]
             at = end
         self._engine.pad(staged, used)
         return staged

@@ -1,10 +1,15 @@
-"""The rows of one Predict call: answered whole, failed once, and silent once the caller has gone."""
+"""The rows of one Predict call: answered whole, failed once, and silent once the caller has gone.
+
+And what rows and members of frames are given at their opening: it takes no more memory than there are slots.
+"""
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -18,6 +23,7 @@ from streamcell.service.lifecycle.table import Models
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import Limits, make_rows
+from streamcell.service.protocols.native.frame_stream import FrameStream
 from streamcell.service.protocols.native.predict import PredictCall, predict
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.session import Output
@@ -139,20 +145,61 @@ output = "h_next"
 """
 
 
-def test_rows_without_a_slot_are_given_nothing_that_takes_memory(tmp_path: Path) -> None:
+@pytest.fixture
+def voice(tmp_path: Path) -> Iterator[CallContext[LoadedModel]]:
     path = save(parsed(VOICE), tmp_path / "voice.onnx", SIDECAR)
     model = load(open_model(path, "voice"), Settings.load(models=tmp_path, max_sessions=ROWS), Device())
-    service = CallContext(Models([model]), SessionTable(idle_timeout_s=0), ServerMetrics(), LIMITS)
+    yield CallContext(Models([model]), SessionTable(idle_timeout_s=0), ServerMetrics(), LIMITS)
+    model.runner.stop()
+
+
+def test_rows_without_a_slot_are_given_nothing_that_takes_memory(voice: CallContext[LoadedModel]) -> None:
     rows = 2000
     message = pb.PredictRequest(model="voice", inputs=[bytes(4 * rows)], batch=rows).SerializeToString()
     caller = UnaryCaller()
     tracemalloc.start()
     try:
-        predict(caller, message, service)  # type: ignore[arg-type]
+        predict(caller, message, voice)  # type: ignore[arg-type]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-        model.runner.stop()
     ((_, text),) = caller.failures
     assert f"all {ROWS} sessions of this model are taken" in text
     assert peak < 16 * 2**20
+
+
+class StreamCaller(UnaryCaller):
+    """The call of a stream, with its replies."""
+
+    gone = "cancelled"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replies: SimpleQueue[bytes] = SimpleQueue()
+
+    def reply(self, data: bytes, *, last: bool = True) -> None:
+        self.replies.put(data)
+
+
+def test_members_that_expired_keep_their_handles_but_nothing_they_were_given(
+    voice: CallContext[LoadedModel], eventually: Callable[[Callable[[], bool]], bool]
+) -> None:
+    model, caller = voice.models.find("voice"), StreamCaller()
+    stream = FrameStream(caller, voice)  # type: ignore[arg-type]
+    request = pb.FrameRequest(open=pb.OpenFrames(model="voice"))
+    tracemalloc.start()
+    try:
+        for at in range(100):
+            request.open_sessions = ROWS
+            assert stream.on_message(request.SerializeToString())
+            reply = pb.FrameResponse.FromString(caller.replies.get(timeout=30))
+            assert np.frombuffer(reply.handles, "<u4").tolist() == [*range(at * ROWS, (at + 1) * ROWS)]
+            request = pb.FrameRequest()
+            members = stream._live.session  # type: ignore[union-attr]
+            members.expire_members(time.monotonic() + 1)
+            assert eventually(lambda: model.batcher.capacity.live == 0)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        stream.on_end(True)
+    assert grown < 4 * 2**20

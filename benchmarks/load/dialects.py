@@ -28,6 +28,7 @@ class Dialect:
         then: session number → every later message.
         check: (last reply, replies, steps a message) → None, or WrongReply if they do not add up.
         last: session number → what ends it, if half-closing the stream does not.
+        nth: (session number, n, messages a session) → message n of a client whose sessions follow each other.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Dialect:
     then: Callable[[int], bytes]
     check: Callable[[bytes, int, int], None]
     last: Callable[[int], bytes] | None = None
+    nth: Callable[[int, int, int], bytes] | None = None
 
 
 def payload(step_bytes: int, steps: int) -> bytes:
@@ -61,7 +63,14 @@ def streamcell(model: str, step_bytes: int, output_bytes: int, steps: int) -> Di
                 f"got step {answer.step_index} and {sizes}"
             )
 
-    return Dialect(_STREAM, False, lambda session: first, lambda session: then, check)
+    return Dialect(
+        _STREAM,
+        False,
+        lambda session: first,
+        lambda session: then,
+        check,
+        nth=lambda session, n, messages: then if n % messages else first,
+    )
 
 
 def predict(model: str, step_bytes: int, output_bytes: int, steps: int) -> Dialect:

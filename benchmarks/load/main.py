@@ -11,6 +11,7 @@ from typing import Any
 from streamcell.service.gc_tuning import tune_gc
 
 from .dialects import Dialect
+from .short import short_sessions
 from .spec import Load, LoadError, Window
 from .streams import Connection, PingPong, Pipelined, Run, Scheduled, Stream, UnaryCaller
 
@@ -65,6 +66,8 @@ def run_load(load: Load) -> dict[str, Any]:
 def _stream(
     load: Load, run: Run, connection: Connection, speech: Dialect, number: int
 ) -> Stream | UnaryCaller:
+    if load.messages:
+        return short_sessions(run, connection, speech, number, load.messages)
     if speech.unary:
         return UnaryCaller(run, connection, speech.method, speech.first(number))
     kind: type[Stream] = (
@@ -90,7 +93,8 @@ def _finish(run: Run, streams: list[Any], speech: Dialect, load: Load) -> None:
     """Wait until every message is answered, end the sessions and check the last answers."""
     _wait(lambda: all(stream.replies == stream.sent for stream in streams), run, "the last answers")
     for number, stream in enumerate(streams):
-        speech.check(stream.last, stream.replies, load.steps)
+        replies = (stream.replies - 1) % load.messages + 1 if load.messages else stream.replies
+        speech.check(stream.last, replies, load.steps)
         stream.end(speech.last(number) if speech.last is not None else None)
     _wait(lambda: all(stream.over.is_set() for stream in streams), run, "the streams to end")
 

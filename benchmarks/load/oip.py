@@ -1,4 +1,5 @@
-"""The Open Inference Protocol, as Triton and KServe speak it: one sequence a stream of `ModelStreamInfer`.
+"""The Open Inference Protocol, as Triton and KServe speak it: one sequence a stream of `ModelStreamInfer`, or calls of
+`ModelInfer`.
 
 Needs the PyPI package `tritonclient[grpc]`, for its messages.
 """
@@ -14,7 +15,9 @@ import grpc
 from .dialects import Dialect, WrongReply, payload
 
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _METADATA = "/inference.GRPCInferenceService/ModelMetadata"
+_MOST_SESSIONS = 10_000  # at a time
 
 
 def _messages() -> Any:
@@ -52,8 +55,10 @@ def border(target: str, model: str) -> dict[str, Any]:
     }
 
 
-def oip(model: str, input_name: str, input_shape: tuple[int, ...], output_name: str) -> Dialect:
-    """A dialect of sequences whose ids no earlier load has used."""
+def oip(
+    model: str, input_name: str, input_shape: tuple[int, ...], output_name: str, *, unary: bool = False
+) -> Dialect:
+    """A dialect of sequences whose ids no earlier load has used. `unary`: by `ModelInfer`, for short sessions only."""
     messages = _messages()
     base = secrets.randbits(40) << 20
     data = payload(4 * math.prod(input_shape), 1)
@@ -68,16 +73,30 @@ def oip(model: str, input_name: str, input_shape: tuple[int, ...], output_name: 
         serialized: bytes = message.SerializeToString()
         return serialized
 
+    def nth(session: int, n: int, messages: int) -> bytes:
+        number, place = divmod(n, messages)
+        # As Triton's clients do, with both flags in every request.
+        return request(
+            number * _MOST_SESSIONS + session,
+            sequence_start=place == 0,
+            sequence_end=place == messages - 1,
+        )
+
+    def check_call(reply: bytes, replies: int, steps: int) -> None:
+        if not messages.ModelInferResponse.FromString(reply).raw_output_contents:
+            raise WrongReply(f"expected an output; got {reply!r}")
+
     def check(reply: bytes, replies: int, steps: int) -> None:
         answer = messages.ModelStreamInferResponse.FromString(reply)
         if answer.error_message or not answer.infer_response.raw_output_contents:
             raise WrongReply(f"expected an output; got {answer.error_message or answer!r}")
 
     return Dialect(
-        _STREAM,
-        False,
+        _INFER if unary else _STREAM,
+        unary,
         lambda session: request(session, sequence_start=True),
         request,
-        check,
+        check_call if unary else check,
         lambda session: request(session, sequence_end=True),
+        nth,
     )

@@ -24,12 +24,14 @@ class Load:
 
     Attributes:
         target: "HOST:PORT".
-        dialect: "streamcell", "predict", "echo" (as streamcell), "echo-unary" (as predict), "frames" or "oip".
+        dialect: "streamcell", "predict", "echo" (as streamcell), "echo-unary" (as predict), "frames", "oip" or
+            "oip-unary" (sequences of unary calls: `messages` of them each).
         model: the model's name.
         input_bytes, output_bytes: of one timestep, for float32 tensors.
         sessions: streams, or callers of a unary method.
         outstanding: messages of a stream without an answer.
         steps: timesteps a message.
+        messages: of a session, which then ends and is followed by a new one; 0: it lasts as long as the load.
         rate: messages a second over all streams, sent on schedule; 0: each when the previous one is answered.
         hold: only open the sessions, with one message each, and keep them until the next line of input.
         input_name, input_shape, output_name: of an "oip" model, batch axis included.
@@ -48,6 +50,7 @@ class Load:
     sessions: int = 64
     outstanding: int = 1
     steps: int = 1
+    messages: int = 0
     rate: float = 0.0
     hold: bool = False
     input_name: str = "x"
@@ -67,10 +70,11 @@ class Load:
             ValueError: there is no such dialect.
         """
         border = (self.model, self.input_bytes, self.output_bytes, self.steps)
-        if self.dialect == "oip":
+        if self.dialect in ("oip", "oip-unary"):
             from .oip import oip
 
-            return oip(self.model, self.input_name, self.input_shape, self.output_name)
+            unary = self.dialect == "oip-unary"
+            return oip(self.model, self.input_name, self.input_shape, self.output_name, unary=unary)
         make: dict[str, Callable[[str, int, int, int], Dialect]] = {
             "streamcell": streamcell,
             "echo": streamcell,
@@ -79,7 +83,7 @@ class Load:
         }
         if self.dialect not in make:
             raise ValueError(
-                f"expected a dialect of {', '.join([*make, 'frames', 'oip'])}; got {self.dialect!r}"
+                f"expected a dialect of {', '.join([*make, 'frames', 'oip', 'oip-unary'])}; got {self.dialect!r}"
             )
         plain = make[self.dialect](*border)
         return echo(plain) if self.dialect.startswith("echo") else plain

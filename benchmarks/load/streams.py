@@ -100,10 +100,13 @@ class Stream:
         self.last = b""
         self.sent, self.replies = 1, 0
         self.over = threading.Event()
+        self._begin(method, first)
+
+    def _begin(self, method: str, first: bytes) -> None:
         # What needs `_call` is started once it is there: events come on another thread.
-        self._call: Any = connection.call(
+        self._call: Any = self._connection.call(
             method.encode(),
-            ((cygrpc.ReceiveInitialMetadataOperation(0),), _ignore),
+            ((cygrpc.ReceiveInitialMetadataOperation(0),), ignore),
             ((cygrpc.ReceiveStatusOnClientOperation(0),), self._on_status),
         )
         opening = (
@@ -111,7 +114,7 @@ class Stream:
             cygrpc.SendMessageOperation(first, 0),
             cygrpc.ReceiveMessageOperation(0),
         )
-        connection.operate(self._call, opening, self._on_first)
+        self._connection.operate(self._call, opening, self._on_first)
 
     def _on_first(self, event: Any) -> None:
         """The session is open; a subclass sends the next messages."""
@@ -141,7 +144,7 @@ class Stream:
             operations = (cygrpc.SendMessageOperation(last, 0), *operations)
             if not self.reads_ahead:
                 operations = (*operations, cygrpc.ReceiveMessageOperation(0))
-        self._connection.operate(self._call, operations, _ignore)
+        self._connection.operate(self._call, operations, ignore)
 
 
 class PingPong(Stream):
@@ -155,9 +158,13 @@ class PingPong(Stream):
             self._began_s.append(time.perf_counter())
             self._connection.operate(
                 self._call,
-                (cygrpc.SendMessageOperation(self._then, 0), cygrpc.ReceiveMessageOperation(0)),
+                (cygrpc.SendMessageOperation(self._next(), 0), cygrpc.ReceiveMessageOperation(0)),
                 self._on_first,
             )
+
+    def _next(self) -> bytes:
+        """The message to send now; it is counted in `sent` already."""
+        return self._then
 
 
 class Pipelined(Stream):
@@ -236,13 +243,17 @@ class UnaryCaller:
         self._began_s = time.perf_counter()
         operations = (
             cygrpc.SendInitialMetadataOperation((), 0),
-            cygrpc.SendMessageOperation(self._message, 0),
+            cygrpc.SendMessageOperation(self._next(), 0),
             cygrpc.SendCloseFromClientOperation(0),
             cygrpc.ReceiveInitialMetadataOperation(0),
             cygrpc.ReceiveMessageOperation(0),
             cygrpc.ReceiveStatusOnClientOperation(0),
         )
         self._connection.call(self._method, (operations, self._on_answer))
+
+    def _next(self) -> bytes:
+        """The message to send now; it is counted in `sent` already."""
+        return self._message
 
     def _on_answer(self, event: Any) -> None:
         message, status = event.batch_operations[4].message(), event.batch_operations[5]
@@ -262,5 +273,5 @@ class UnaryCaller:
         """Nothing: its last call ends by itself."""
 
 
-def _ignore(event: Any) -> None:
-    pass
+def ignore(event: Any) -> None:
+    """The tag of operations whose end does not matter."""

@@ -31,7 +31,12 @@ def load(served: ServerProcess) -> Callable[..., dict[str, Any]]:
 
     def run_one(**changes: Any) -> dict[str, Any]:
         about = {"model": "lstm", "input_bytes": INPUT_BYTES, "output_bytes": OUTPUT_BYTES, "sessions": 4}
-        about |= {"warm_up_s": 0.05, "measure_s": 0.2, "pids": tuple(family(served.pid))}
+        about |= {
+            "input_shape": (1, 3),
+            "warm_up_s": 0.05,
+            "measure_s": 0.2,
+            "pids": tuple(family(served.pid)),
+        }
         return run_load(Load(served.target, **{**about, **changes}))
 
     return run_one
@@ -48,9 +53,16 @@ def load(served: ServerProcess) -> Callable[..., dict[str, Any]]:
         {"dialect": "predict", "model": "mlp"},
         {"dialect": "frames"},
         {"dialect": "frames", "outstanding": 2},
+        {"messages": 1},
+        {"messages": 3},
+        {"dialect": "oip", "messages": 2},
+        {"dialect": "oip-unary", "messages": 2},
     ],
-    ids=["ping-pong", "pipelined", "chunks", "open loop", "two connections", "predict", "frames", "frames×2"],
-)
+    ids=[
+        "ping-pong", "pipelined", "chunks", "open loop", "two connections", "predict", "frames", "frames×2",
+        "sessions of one message", "sessions of three", "sequences", "sequences of calls",
+    ],
+)  # fmt: skip
 def test_every_step_of_a_load_is_one_that_the_server_counts(
     load: Callable[..., dict[str, Any]], served: ServerProcess, changes: dict[str, Any]
 ) -> None:
@@ -64,6 +76,21 @@ def test_every_step_of_a_load_is_one_that_the_server_counts(
     assert found[CPU] > 0
     # What was measured, and what came before and after it.
     assert served.metric("streamcell_steps_total", model=model) - before >= steps
+
+
+@pytest.mark.parametrize("dialect", ["streamcell", "oip", "oip-unary"])
+def test_short_sessions_are_as_many_as_their_messages_say(
+    load: Callable[..., dict[str, Any]], served: ServerProcess, dialect: str
+) -> None:
+    names = ("streamcell_sessions_opened_total", "streamcell_sessions_ended_total")
+    before = [served.metric(name, model="lstm") for name in names]
+    messages = load(dialect=dialect, messages=2)["total_messages"]
+    opened, ended = (
+        served.metric(name, model="lstm") - then for name, then in zip(names, before, strict=True)
+    )
+    # Each of the four clients may stop after its session's first message.
+    assert messages / 2 <= opened <= messages / 2 + 4
+    assert opened - 4 <= ended <= opened
 
 
 def test_an_open_loop_keeps_to_its_rate(load: Callable[..., dict[str, Any]]) -> None:

@@ -208,18 +208,21 @@ class Connection:
         )
 
     def unread(self, bound: int) -> set[Held]:
-        """Calls with unread replies whose end brings it below `bound`; empty if they hold little."""
+        """Calls with unread replies whose end lets it be read again below `bound`; empty if they hold little.
+
+        What is in the core counts too: neither of both may be enough to act alone.
+        """
         stalled = {
             call: each.held_bytes for call, each in list(self.seen.items()) if each.looks >= PATIENCE_LOOKS
         }
         if sum(stalled.values()) <= bound // 4:
             return set()
-        found, total = set(), self.held_bytes
+        found, freed = set(), 0
         for call in sorted(stalled, key=lambda each: -stalled[each]):
-            if total <= 3 * bound // 4:
+            if self.bytes - freed <= 3 * bound // 4 or self.held_bytes - freed <= bound // 2:
                 break
             found.add(call)
-            total -= stalled[call]
+            freed += stalled[call]
         return found
 
     def end(self, calls: set[Held], error: ServiceError, *, half: bool) -> None:

@@ -162,26 +162,26 @@ class InFlight:
             connection.look(figures.get(peer), limits, patient=patient)
         self.bytes = rest = sum(each.bytes for each in self._connections.values())
         for connection in sorted(self._connections.values(), key=lambda each: -each.bytes):
-            if connection.bytes > self._connection_bytes or rest > self._server_bytes:
+            bound = self._connection_bytes
+            if connection.bytes > bound or rest > self._server_bytes:
                 rest -= connection.bytes
+                bound = min(
+                    bound, connection.bytes
+                )  # if all together have too much, each gives of what it has
             elif not connection.stopped:
                 continue
             elif connection.bytes < 3 * self._connection_bytes // 4:
                 connection.go_on()
                 continue
             # It is over its bound, or was and is not well below it yet: the server may be waiting for its client.
-            if connection.held_bytes > self._bound(connection) // 2:
+            if connection.held_bytes > bound // 2:
                 connection.stop()
             elif connection.stopped:  # the rest is in the core, and only reading frees it
                 connection.go_on()
-            self._end_offenders(connection, before.get(connection.peer, {}))
+            self._end_offenders(connection, bound, before.get(connection.peer, {}))
         for connection in self._connections.values():
             connection.look_at = connection.taken + self._room(connection.bytes)
         self.held_back = sum(each.stopped for each in self._connections.values())
-
-    def _bound(self, connection: Connection) -> int:
-        """The bound of a connection that is over a bound; if that is the server's, at most its present bytes."""
-        return min(self._connection_bytes, connection.bytes)
 
     def _correct(self, connection: Connection) -> None:
         """Limit the estimate to the process's growth after free memory was returned to the system."""
@@ -191,23 +191,22 @@ class InFlight:
         if memory and excess > 0:
             connection.correct(excess)
 
-    def _waits_for_the_rest(self, connection: Connection) -> bool:
+    def _waits_for_the_rest(self, connection: Connection, bound: int) -> bool:
         """True if half-received messages take a connection over its bound and their rest does not arrive."""
         stuck = connection.stuck_bytes
         # Half-received messages grow although nothing is read. So act soon if they are much, and more than a client
         # that completes messages as fast as it begins others has in flight.
         grows = 2 if connection.whole_bytes > stuck // 4 else 1
         much = stuck > grows * self._connection_bytes or self.bytes > 3 * self._server_bytes // 2
-        return stuck > self._bound(connection) // 2 and (much or connection.looks_stuck >= PATIENCE_LOOKS)
+        return stuck > bound // 2 and (much or connection.looks_stuck >= PATIENCE_LOOKS)
 
-    def _end_offenders(self, connection: Connection, before: dict[Held, Seen]) -> None:
+    def _end_offenders(self, connection: Connection, bound: int, before: dict[Held, Seen]) -> None:
         """End the calls of a connection over its bound for whose client the server can only wait."""
-        half = self._waits_for_the_rest(connection)
+        half = self._waits_for_the_rest(connection, bound)
         if half:
             self._correct(connection)
-            if not self._waits_for_the_rest(connection):
+            if not self._waits_for_the_rest(connection, bound):
                 return
-        bound = self._bound(connection)
         ended = connection.half_received(before) if half else connection.unread(bound)
         if not ended:
             return

@@ -133,6 +133,27 @@ def test_what_only_reading_can_bring_out_of_the_core_does_not_keep_a_connection_
     assert not errors
 
 
+@pytest.mark.parametrize("stuck", [True, False], ids=["never whole", "in windows"])
+def test_unread_replies_and_bytes_in_the_core_that_are_too_much_only_together_do_not_stop_a_connection_for_good(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError], stuck: bool
+) -> None:
+    calls = connected(in_flight, machine, 384)
+    unread, others = calls[:16], calls[16:]
+    for call in unread:
+        call.unsent, call.messages = 2 * MIB, 2
+    for call in others:
+        call.half_open = stuck  # else it is not being read, and its window is full
+    machine.received["a"] = 23 * MIB
+    machine.memory += 100 * MIB
+    in_flight.look()
+    assert in_flight.held_back == 1
+    for _ in range(60):
+        in_flight.look()
+    assert in_flight.held_back == 0
+    assert {call.ended for call in others} == {None}
+    assert 0 < len(errors) < len(unread)
+
+
 def begin_and_reset(in_flight: InFlight, machine: Machine, count: int, peer: str = "a") -> None:
     """Calls whose messages come and are given to nobody."""
     for at in range(count):

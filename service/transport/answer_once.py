@@ -32,11 +32,12 @@ class AnswerOnce:
                 return
         callback()
 
-    def _gone(self) -> None:
-        """The call is over."""
+    def _gone(self) -> bool:
+        """Note that the call is over; True if it was not answered, and will not be."""
         with self._lock:
-            self._cancelled = not self._done
+            gone = self._cancelled = not self._done
             self._done = True
             callback, self._callback = self._callback, None
         if callback is not None:
             callback()
+        return gone

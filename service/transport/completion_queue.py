@@ -246,18 +246,22 @@ def when_read(server: grpc.Server, callback: Callable[[], None]) -> bool:
     return True
 
 
-def server_on_queue(workers: futures.ThreadPoolExecutor, options: Any, *, spin_s: float) -> grpc.Server:
+def server_on_queue(
+    workers: futures.ThreadPoolExecutor, options: Any, *, spin_s: float, kind: type | None = None
+) -> grpc.Server:
     """`grpc.server` with a `ServingQueue`, which polls for `spin_s` if there is more than one core.
+
+    `kind`: a class to use in place of the core's server.
 
     If this grpcio builds its servers differently, the server has grpcio's own queue.
     """
     with _patching:
-        original = cygrpc.CompletionQueue
-        cygrpc.CompletionQueue = ServingQueue
+        originals = cygrpc.CompletionQueue, cygrpc.Server
+        cygrpc.CompletionQueue, cygrpc.Server = ServingQueue, kind or cygrpc.Server
         try:
             server = grpc.server(workers, options=options)
         finally:
-            cygrpc.CompletionQueue = original
+            cygrpc.CompletionQueue, cygrpc.Server = originals
     queue = _queue_of(server)
     if queue is not None and len(os.sched_getaffinity(0)) > 1:
         queue.spin_s = spin_s

@@ -8,48 +8,37 @@ from typing import Any
 
 import grpc
 
-from .calls import Handler, OnRequest, OpenStream, Options
+from .calls import Handler, Metadata, OnRequest, OpenStream, Options
 from .completion_queue import beats, server_on_queue, when_read
 from .fast_stream import StreamCall
 from .fast_unary import UnaryCall
 from .first_messages import FirstMessages
 from .in_flight import InFlight
+from .new_calls import Begin, CallServer, take_new_calls
 from .threaded_lane import ThreadedLane
 
 _OTHERS = 4
 
 
-class _Inline(futures.ThreadPoolExecutor):
-    """Runs a handler on grpcio's serving thread: a lane's handler only starts operations, so it needs no hop."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
-        future: futures.Future[Any] = futures.Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 class FastLane:
     """Makes handlers whose calls run on the fast lane (a `calls.Lane`).
 
-    An interceptor that wraps a behaviour, as tracing does, hides that it is the lane's: threads drive such calls.
+    Threads drive the calls of a server that has interceptors, or is not of this lane.
     """
 
     name = "fast"
 
     def __init__(self) -> None:
-        self._inline = _Inline(1)
         self.in_flight = InFlight()
         self._threaded = ThreadedLane(self.in_flight)
         self.first_messages: FirstMessages = self._threaded.first_messages
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server on a `ServingQueue`; its threads are for the calls that no lane drives."""
-        return server_on_queue(
-            futures.ThreadPoolExecutor(_OTHERS, thread_name_prefix="calls"), options, spin_s=spin_s
-        )
+        workers = futures.ThreadPoolExecutor(_OTHERS, thread_name_prefix="calls")
+        server = server_on_queue(workers, options, spin_s=spin_s, kind=CallServer)
+        take_new_calls(server)
+        return server
 
     def beats(self, server: grpc.Server) -> int | None:
         """A number that changes while the server's thread comes by for events."""
@@ -61,29 +50,22 @@ class FastLane:
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
-        wrapped: Any = self._threaded.stream(open_).stream_stream
 
-        def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
-            if finish is None:
-                return wrapped(requests, context)
-            StreamCall(context, finish, open_, self.first_messages, self.in_flight)
-            return None
+        def begin(call: Any, metadata: Metadata) -> StreamCall:
+            return StreamCall(call, metadata, open_, self.first_messages, self.in_flight)
 
-        return self._handler(behaviour)
+        return _beginning(self._threaded.stream(open_), begin)
 
     def unary(self, on_request: OnRequest) -> Handler:
         """A unary method."""
-        wrapped: Any = self._threaded.unary(on_request).stream_stream
 
-        def behaviour(requests: Any, context: Any, finish: Callable[[None], None] | None = None) -> Any:
-            if finish is None:
-                return wrapped(requests, context)
-            UnaryCall(context, finish, on_request, self.first_messages, self.in_flight)
-            return None
+        def begin(call: Any, metadata: Metadata) -> UnaryCall:
+            return UnaryCall(call, on_request, self.first_messages, self.in_flight)
 
-        return self._handler(behaviour)
+        return _beginning(self._threaded.unary(on_request), begin)
 
-    def _handler(self, behaviour: Any) -> Handler:
-        behaviour.experimental_non_blocking = True
-        behaviour.experimental_thread_pool = self._inline
-        return grpc.stream_stream_rpc_method_handler(behaviour)
+
+def _beginning(handler: Handler, begin: Begin) -> Handler:
+    """`handler`, whose calls `begin` begins on a server of the lane."""
+    handler.stream_stream.begin = begin  # type: ignore[union-attr]
+    return handler

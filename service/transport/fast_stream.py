@@ -1,10 +1,9 @@
 """The fast lane: calls driven by operations of our own on grpcio's completion queue.
 
 grpcio's serving thread calls the tags of these operations, so a stream needs no thread and no event loop. This
-module, `fast_unary.py` and `completion_queue.py` are the only ones that touch grpcio's private surface; what
-they rely on
-`tests/service/transport/test_lane_contract.py` checks, and `lane_choice.py` falls back to the public API if
-that no longer works.
+module, `fast_unary.py`, `new_calls.py` and `completion_queue.py` are the only ones that touch grpcio's private surface;
+what they rely on `tests/service/transport/test_lane_contract.py` checks, and `lane_choice.py` falls back to the public
+API if that no longer works.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 
 import grpc
 import structlog
-from grpc import _server
 from grpc._cython import cygrpc
 
 from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
@@ -36,28 +34,31 @@ class StreamCall:
     For a client that waits for each answer, sending it and receiving the next message is one batch of operations;
     `read_pacing.py` tells such a client from one that pipelines.
 
+    The headers go out with the first reply, or with the status.
+
     Operations are started under the call's lock, to keep their order. That freezes nothing: the core queues them, or
     writes to a socket that never blocks, and calls no tag inside. Handlers are called without the lock.
     """
 
     __slots__ = (
-        "_call", "_connection", "_context", "_finish", "_first", "_handler", "_lock", "_open", "_outbox", "_over",
-        "_reading", "_sending", "_sending_bytes", "_status", "_waiting", "_wake", "gone", "peer", "sent",
+        "_begun", "_call", "_cancelled", "_closed", "_connection", "_first", "_handler", "_lock", "_metadata",
+        "_outbox", "_over", "_reading", "_sending", "_sending_bytes", "_status", "_status_due", "_waiting", "_wake",
+        "gone", "peer", "sent",
     )  # fmt: skip
 
     def __init__(
         self,
-        context: Any,
-        finish: Callable[[None], None],
+        call: Any,
+        metadata: Metadata,
         open_: OpenStream,
         first: FirstMessages,
         in_flight: InFlight,
     ) -> None:
-        self.peer: str = context.peer()
+        """Begin `call`, the core's. On the serving thread."""
+        self.peer: str = call.peer().decode()
         self.gone = "cancelled"
-        self._call = context._rpc_event.call
-        self._context = context
-        self._finish = finish
+        self._call = call
+        self._metadata = metadata
         self._first = first
         self._lock = threading.Lock()
         self._outbox: deque[bytes] = deque()
@@ -67,34 +68,27 @@ class StreamCall:
         self._waiting = (
             False  # the send is in one batch with a receive, which ends only with the next message
         )
+        self._begun = False  # the headers have been sent
         self._over = False  # the status is in flight or the call has ended: nothing more is sent
+        self._status_due = False  # the status is in flight
+        self._closed = self._cancelled = False  # nothing more can be sent; by the client
         self.sent = 0  # replies sent
         self._wake: Callable[[], None] | None = None  # resumes the handler that waits for room
         self._reading = ReadPacing()
-        self._open = open_
         self._handler: StreamHandler | None = None
         self._connection = in_flight.join(self)
-        context.add_callback(self._on_end)
-        context._state.initial_metadata_allowed = False
-        # The handler is opened by this operation's tag: grpcio holds locks of the whole server here.
-        self._call.start_server_batch((cygrpc.SendInitialMetadataOperation((), 0),), self._on_headers)
-
-    # Tags, called on grpcio's serving thread
-
-    def _on_headers(self, event: Any) -> Any:
-        if self._over:
-            return AGAIN
-        self._first.watch(self, self.end)
+        call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_close)
+        first.watch(self, self.end)
         try:
-            handler = self._open(self)
+            self._handler = open_(self)
         except Exception as error:
             self._fault(error)
-            return AGAIN
+            return
         with self._lock:
-            self._handler = handler
             if self._may_read():
                 self._read()
-        return AGAIN
+
+    # Tags, called on grpcio's serving thread
 
     def _on_read(self, event: Any) -> Any:
         self._arrived(event.batch_operations[0].message())
@@ -103,7 +97,7 @@ class StreamCall:
     def _on_sent_and_read(self, event: Any) -> Any:
         # Count the read as in flight first, so that flushed replies do not start another.
         self._sent()
-        self._arrived(event.batch_operations[1].message())
+        self._arrived(event.batch_operations[-1].message())
         return AGAIN
 
     def _on_sent(self, event: Any) -> Any:
@@ -144,12 +138,27 @@ class StreamCall:
             if (ahead or reading.ahead or not reading.unanswered) and self._may_read():
                 self._read()
 
-    def _on_end(self) -> None:
-        """grpcio's termination callback: once, when nothing of the call is outstanding."""
+    def _on_close(self, event: Any) -> Any:
+        cancelled = event.batch_operations[0].cancelled()
+        with self._lock:
+            self._closed, self._cancelled = True, cancelled
+            if self._status_due or not (cancelled or self._over):
+                return AGAIN
+            self._over = True
+        return self._finished()
+
+    def _on_status(self, event: Any) -> Any:
+        with self._lock:
+            self._status_due = False
+            if not self._closed:
+                return AGAIN
+        return self._finished()
+
+    def _finished(self) -> Any:
+        """Nothing of the call is outstanding: tell its handler, once, and the server."""
         no_longer_idle()
         self._first.unwatch(self)
         self._connection.leave(self)
-        cancelled = self._context._state.client is _server._CANCELLED
         with self._lock:
             handler, self._handler = self._handler, None
             self._over = True
@@ -157,13 +166,14 @@ class StreamCall:
             self._outbox.clear()
         if handler is not None:
             try:
-                handler.on_end(cancelled)
+                handler.on_end(self._cancelled)
             except Exception as error:
                 _log.error("stream handler failed at its end", exc_info=error)
+        return self, ()
 
     def metadata(self) -> Metadata:
         """The metadata that the client sent."""
-        return tuple((key, value) for key, value in self._context.invocation_metadata())
+        return tuple((key, value) for key, value in self._metadata)
 
     # Called from any thread
 
@@ -244,10 +254,8 @@ class StreamCall:
                 return
             self._status = (code, details, trailing)
             # The core keeps the order: the status may follow a send that is in flight.
-            if self._outbox or (self._sending and not self._waiting):
-                return
-            self._over = True
-        self._send_status()
+            if not (self._outbox or (self._sending and not self._waiting)):
+                self._send_status()
 
     def cut(self, code: grpc.StatusCode, details: str, trailing: Trailing, reason: str) -> None:
         """End the call now, unsent replies dropped; `reason` is why its session has ended."""
@@ -257,8 +265,7 @@ class StreamCall:
             self.gone = reason
             self._outbox.clear()
             self._status = (code, details, trailing)
-            self._over = True
-        self._send_status()
+            self._send_status()
 
     def drop(self) -> None:
         """End the call, after `cut`, even if its client reads nothing: the status would wait behind a reply."""
@@ -315,16 +322,22 @@ class StreamCall:
         # nothing else is to be sent before that message and the reply is small.
         self._sending_bytes = size = len(data)
         self._waiting = read and size < LARGE_BYTES and not self._reading.unanswered and not self._outbox
+        send: tuple[Any, ...] = (cygrpc.SendMessageOperation(data, 0),)
+        if not self._begun:
+            self._begun = True
+            send = (cygrpc.SendInitialMetadataOperation((), 0), *send)
         if self._waiting:
             self._reading.reading = True
-            self._call.start_server_batch(
-                (cygrpc.SendMessageOperation(data, 0), cygrpc.ReceiveMessageOperation(0)),
-                self._on_sent_and_read,
-            )
+            self._call.start_server_batch((*send, cygrpc.ReceiveMessageOperation(0)), self._on_sent_and_read)
             return
         if read:
             self._read()
-        self._call.start_server_batch((cygrpc.SendMessageOperation(data, 0),), self._on_sent)
+        self._call.start_server_batch(send, self._on_sent)
+
+    def _send_status(self) -> None:
+        assert self._status is not None
+        self._over = self._status_due = True
+        self._call.start_server_batch(status_operations(*self._status, begun=self._begun), self._on_status)
 
     # Without
 
@@ -336,27 +349,17 @@ class StreamCall:
                 wake, self._wake = self._wake, None
             if self._outbox:
                 self._send(self._outbox.popleft())
-                end = False
             else:
                 self._sending = False
-                end = self._status is not None and not self._over
-                self._over = self._over or end
+                if self._status is not None and not self._over:
+                    self._send_status()
         if wake is not None:
             wake()
-        if end:
-            self._send_status()
-
-    def _send_status(self) -> None:
-        assert self._status is not None
-        code, details, trailing = self._status
-        finish_call(self._context, self._finish, code, details, trailing)
 
 
-def finish_call(
-    context: Any, finish: Callable[[None], None], code: grpc.StatusCode, details: str, trailing: Trailing
-) -> None:
-    """End a call through grpcio, which also handles a call that has ended."""
-    context.set_code(code)
-    context.set_details(details)
-    context.set_trailing_metadata(tuple(trailing))
-    finish(None)
+def status_operations(
+    code: grpc.StatusCode, details: str, trailing: Trailing, *, begun: bool
+) -> tuple[Any, ...]:
+    """What ends a call. `begun`: its headers have been sent."""
+    status = cygrpc.SendStatusFromServerOperation(tuple(trailing), code.value[0], details.encode(), 0)
+    return (status,) if begun else (cygrpc.SendInitialMetadataOperation((), 0), status)

@@ -7,13 +7,12 @@ from typing import Any
 
 import grpc
 import structlog
-from grpc import _server
 from grpc._cython import cygrpc
 
 from .answer_once import AnswerOnce
 from .calls import FAULT, OnRequest, Trailing
 from .completion_queue import AGAIN, ARRIVALS, call_soon, expect
-from .fast_stream import PASSES, finish_call
+from .fast_stream import PASSES, status_operations
 from .first_messages import FirstMessages
 from .in_flight import FRAMING_BYTES, InFlight
 
@@ -24,33 +23,33 @@ class UnaryCall(AnswerOnce):
     """One unary call on the fast lane (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
 
     __slots__ = (
-        "_answered", "_call", "_connection", "_context", "_finish", "_first_message", "_held", "_on_request", "_status",
+        "_answered", "_call", "_closed", "_connection", "_first_message", "_held", "_on_request", "_sent", "_status",
         "messages", "peer",
     )  # fmt: skip
 
     def __init__(
         self,
-        context: Any,
-        finish: Callable[[None], None],
+        call: Any,
         on_request: OnRequest,
         first: FirstMessages,
         in_flight: InFlight,
     ) -> None:
+        """Begin `call`, the core's. On the serving thread."""
         super().__init__()
         ARRIVALS.calls += 1
-        self.peer: str = context.peer()
-        self._call = context._rpc_event.call
-        self._context = context
-        self._finish = finish
+        self.peer: str = call.peer().decode()
+        self._call = call
         self._on_request = on_request
         self._first_message = first
         self._held = self.messages = 0  # bytes of the request, then of the response; requests received
         self._answered = False  # True: `_held` are bytes of the response
         self._status = (0, "")
+        self._sent = False  # the status
+        self._closed = False  # the client has gone, or has all that was sent to it
         self._connection = in_flight.join(self)
-        if context.add_callback(self._gone):
-            first.watch(self, self.fail)
-            self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
+        call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_close)
+        first.watch(self, self.fail)
+        call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
 
     def _on_read(self, event: Any) -> Any:
         message = event.batch_operations[0].message()
@@ -85,11 +84,6 @@ class UnaryCall(AnswerOnce):
 
         return call_soon(self._call, again)
 
-    def _gone(self) -> None:
-        self._first_message.unwatch(self)
-        self._connection.leave(self)
-        super()._gone()
-
     @property
     def half_open(self) -> bool:
         """True if its request may be in flight."""
@@ -121,27 +115,30 @@ class UnaryCall(AnswerOnce):
         if not self._first():
             return
         self._held, self._answered = len(data), True
-        state = self._context._state
-        with state.condition:
-            # grpcio's own bookkeeping of a call whose status is sent: see grpc._server._status.
-            if state.client is _server._CANCELLED or state.statused:
-                return
-            state.initial_metadata_allowed = False
-            operations = (
-                cygrpc.SendInitialMetadataOperation((), 0),
-                cygrpc.SendMessageOperation(data, 0),
-                cygrpc.SendStatusFromServerOperation((), cygrpc.StatusCode.ok, b"", 0),
-            )
-            self._call.start_server_batch(operations, self._on_answered)
-            state.statused = True
-            state.due.add(self)
-
-    def _on_answered(self, event: Any) -> Any:
-        state = self._context._state
-        with state.condition:
-            return _server._possibly_finish_call(state, self)  # type: ignore[arg-type]
+        operations = (
+            cygrpc.SendInitialMetadataOperation((), 0),
+            cygrpc.SendMessageOperation(data, 0),
+            cygrpc.SendStatusFromServerOperation((), cygrpc.StatusCode.ok, b"", 0),
+        )
+        self._call.start_server_batch(operations, self._on_status)
 
     def fail(self, code: grpc.StatusCode, details: str, trailing: Trailing = ()) -> None:
         """End the call with an error."""
         if self._first():
-            finish_call(self._context, self._finish, code, details, trailing)
+            operations = status_operations(code, details, trailing, begun=False)
+            self._call.start_server_batch(operations, self._on_status)
+
+    # Both tags come on the serving thread; the later one ends the call.
+
+    def _on_close(self, event: Any) -> Any:
+        self._closed = True
+        return self._finished() if self._gone() or self._sent else AGAIN
+
+    def _on_status(self, event: Any) -> Any:
+        self._sent = True
+        return self._finished() if self._closed else AGAIN
+
+    def _finished(self) -> Any:
+        self._first_message.unwatch(self)
+        self._connection.leave(self)
+        return self, ()

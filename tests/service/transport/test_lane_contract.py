@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from streamcell.service.transport import lane_choice
-from streamcell.service.transport.fast_lane import FastLane, _Inline
+from streamcell.service.transport.calls import Call
+from streamcell.service.transport.fast_lane import FastLane
 from streamcell.service.transport.lane_choice import LaneError, check, choose_lane
 from streamcell.service.transport.threaded_lane import ThreadedLane
 
@@ -26,60 +26,86 @@ from streamcell.service.transport.threaded_lane import ThreadedLane
 def test_the_names_are_there() -> None:
     for owner, names in (
         (cygrpc, ("SendInitialMetadataOperation", "SendMessageOperation", "ReceiveMessageOperation")),
-        (cygrpc, ("SendStatusFromServerOperation", "StatusCode")),
-        (_server, ("_CANCELLED", "_possibly_finish_call", "_RPCState")),
+        (cygrpc, ("SendStatusFromServerOperation", "ReceiveCloseOnServerOperation", "StatusCode", "Server")),
+        (
+            _server,
+            ("_REQUEST_CALL_TAG", "_ServerStage", "_GenericMethod", "_HandlerCallDetails", "_handle_call"),
+        ),
     ):
         for name in names:
             assert hasattr(owner, name), f"grpcio {grpc.__version__} has no {owner.__name__}.{name}"
 
 
-def test_a_call_finishes_by_the_same_bookkeeping() -> None:
-    assert list(inspect.signature(_server._possibly_finish_call).parameters) == ["state", "token"]
-    state = _server._RPCState()  # type: ignore[no-untyped-call]
-    for name in ("condition", "client", "statused", "due", "callbacks", "initial_metadata_allowed"):
-        assert hasattr(state, name), f"grpcio {grpc.__version__}: _RPCState has no {name}"
+def test_a_call_that_the_lane_does_not_drive_is_set_up_by_grpcio() -> None:
+    assert list(inspect.signature(_server._handle_call).parameters) == [
+        "rpc_event", "method_with_handler", "interceptor_pipeline", "thread_pool", "concurrency_exceeded",
+    ]  # fmt: skip
+    server: Any = FastLane().server()
+    for name in (
+        "lock",
+        "stage",
+        "due",
+        "rpc_states",
+        "generic_handlers",
+        "interceptor_pipeline",
+        "thread_pool",
+    ):
+        assert hasattr(server._state, name), f"grpcio {grpc.__version__}: _ServerState has no {name}"
 
 
-def serve_one_call(behaviour: Any) -> None:
-    """Have a real server answer one stream, without messages, by the non-blocking `behaviour`."""
-    behaviour.experimental_non_blocking = True
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    handlers = {"Stream": grpc.stream_stream_rpc_method_handler(behaviour)}
+class FirstThen:
+    """Calls `then` with the core's call at its first message, and ends it once that has called `done`."""
+
+    def __init__(self, call: Call, then: Callable[[Any, Callable[[], None]], None]) -> None:
+        self.call = call
+        self.then = then
+
+    def on_message(self, data: bytes) -> bool:
+        self.then(self.call._call, self.call.end)  # type: ignore[attr-defined]
+        return True
+
+    def on_half_close(self) -> None: ...
+
+    def on_end(self, cancelled: bool) -> None: ...
+
+
+def serve_one_call(then: Callable[[Any, Callable[[], None]], None]) -> None:
+    """Have a real server on the lane take one stream."""
+    lane = FastLane()
+    server = lane.server()
+    handlers = {"Stream": lane.stream(lambda call: FirstThen(call, then))}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stream: Any = channel.stream_stream("/test/Stream")
-        assert list(stream(iter([]), timeout=10)) == []
-    server.stop(0).wait(10)
+        assert list(stream(iter([b"x"]), timeout=10)) == []
+    assert server.stop(0).wait(10)
 
 
-def test_a_non_blocking_handler_gets_the_call_and_a_callback() -> None:
+def test_a_call_of_the_lane_takes_operations_and_needs_no_state_of_grpcio() -> None:
     seen: list[Any] = []
 
-    def behaviour(requests: Any, context: Any, finish: Any) -> None:
-        seen.extend([context._rpc_event.call.start_server_batch, context._state, finish])
-        finish(None)
+    def then(call: Any, done: Callable[[], None]) -> None:
+        seen.append(call.start_server_batch)
+        done()
 
-    serve_one_call(behaviour)
-    assert len(seen) == 3
-    assert isinstance(seen[1], _server._RPCState)
+    serve_one_call(then)
+    assert len(seen) == 1
 
 
 def test_a_batch_of_no_operations_comes_behind_what_has_arrived() -> None:
     order: list[str] = []
 
-    def behaviour(requests: Any, context: Any, finish: Any) -> None:
-        call = context._rpc_event.call
-        later = _later(order, "third", lambda: finish(None))
+    def then(call: Any, done: Callable[[], None]) -> None:
+        later = _later(order, "third", done)
         first = _later(order, "first", lambda: call.start_server_batch((), later))
         assert call.start_server_batch((), first) == cygrpc.CallError.ok
         assert call.start_server_batch((), _later(order, "second")) == cygrpc.CallError.ok
         assert order == []  # not at once
 
-    # As the lane has it: on the serving thread itself, which takes no tag meanwhile.
-    behaviour.experimental_thread_pool = _Inline(1)  # type: ignore[attr-defined]
-    serve_one_call(behaviour)
+    # On the serving thread itself, which takes no tag meanwhile.
+    serve_one_call(then)
     assert order == ["first", "second", "third"]
 
 
@@ -144,7 +170,7 @@ def test_the_lane_can_be_chosen() -> None:
 def test_no_other_module_reaches_below_the_public_surface() -> None:
     folder = Path(lane_choice.__file__).parents[1]
     for path in folder.rglob("*.py"):
-        if path.name not in ("fast_stream.py", "fast_unary.py", "completion_queue.py"):
+        if path.name not in ("fast_stream.py", "fast_unary.py", "new_calls.py", "completion_queue.py"):
             text = path.read_text()
             assert "cygrpc" not in text, path.name
             assert "from grpc import _" not in text, path.name

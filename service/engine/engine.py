@@ -198,7 +198,7 @@ class Engine:
             CudaError: a copy to or from the card failed.
         """
         limit = self.limit
-        limit.due_s = time.perf_counter() + limit.run_s
+        limit.due_s = time.monotonic() + limit.run_s
         try:
             staged.go()
         except Exception as error:  # ONNX Runtime's errors share no base class

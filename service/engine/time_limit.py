@@ -26,7 +26,7 @@ class TimeLimit:
 
     Attributes:
         run_s: seconds that a run may take; infinity: any.
-        due_s: when what the engine is at must be over, by `time.perf_counter`.
+        due_s: when what the engine is at must be over, by `time.monotonic`.
     """
 
     def __init__(self, run_s: float = 0.0) -> None:
@@ -63,7 +63,7 @@ class TimeLimit:
 
     def begin(self, limit_s: float) -> None:
         """Something begins that must be over in `limit_s`; 0 for no limit."""
-        self.due_s = time.perf_counter() + limit_s if limit_s else math.inf
+        self.due_s = time.monotonic() + limit_s if limit_s else math.inf
         if limit_s:
             _WATCH.add(self, limit_s)
 
@@ -124,7 +124,7 @@ class _Watch:
             with self._lock:
                 limits = list(self._limits)
             for limit in limits:
-                limit.look(time.perf_counter())
+                limit.look(time.monotonic())
             del limits
 
 

@@ -102,7 +102,7 @@ def test_rows_from_standard_input_are_answered_as_they_come(
             np.testing.assert_allclose(answer, expected[t], **TOLERANCE)
         process.stdin.close()
         assert process.stdout.read() == ""
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_reader_that_has_had_enough_is_no_error_to_shout_about(
@@ -118,7 +118,7 @@ def test_a_reader_that_has_had_enough_is_no_error_to_shout_about(
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
 
 
 @pytest.mark.parametrize(

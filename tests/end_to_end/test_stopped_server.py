@@ -19,8 +19,8 @@ from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
 
-SESSIONS = 24
-IDLE_S, STOPPED_S = 2.0, 3.0
+SESSIONS = 12
+IDLE_S, STOPPED_S = 3.0, 4.0
 STEP = pb.StreamRequest(inputs=[bytes(12)])
 
 

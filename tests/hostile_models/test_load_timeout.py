@@ -115,7 +115,7 @@ def test_while_serving_it_holds_up_neither_sessions_nor_other_models(
 ) -> None:
     folder = tmp_path / "models"
     save(endless(), folder / "good.onnx", SIDECAR)
-    server = start_server(folder, "--model-control", "poll", "--model-poll-s", "0.1", "--load-timeout-s", "1")
+    server = start_server(folder, "--model-control", "poll", "--model-poll-s", "0.1", "--load-timeout-s", "2")
     with connect(server.target) as client, client.session("good") as session:
         save(endless(above=-1), folder / "a-bad.onnx", SIDECAR)
         save(endless(), folder / "later.onnx", SIDECAR)

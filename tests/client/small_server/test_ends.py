@@ -66,26 +66,26 @@ def test_leaving_with_an_exception_cancels_at_once(small: Any, client: Client) -
     with pytest.raises(KeyError):
         leave()
     assert not session.alive
-    assert small.ended.wait(10)
+    assert small.ended.wait(60)
 
 
 def test_a_slow_reply_times_out_and_ends_the_session(small: Any, client: Client) -> None:
-    with client.session("sum", timeout_s=0.3) as session:
+    with client.session("sum", timeout_s=1.5) as session:
         for _ in range(3):
             session.step(ONE)
-        time.sleep(0.5)  # waiting for nothing is no wait
+        time.sleep(1.6)  # waiting for nothing is no wait
         session.step(ONE)
         small.hold.clear()
-        with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.3 s"):
+        with pytest.raises(DeadlineExceeded, match=r"no answer within 1\.5 s"):
             session.step(ONE)
         with pytest.raises(DeadlineExceeded):
             session.step(ONE)
-    assert small.ended.wait(10)
+    assert small.ended.wait(60)
 
 
 def test_a_sessions_lifetime_is_a_grpc_deadline(small: Any, client: Client) -> None:
     small.hold.clear()
-    with client.session("sum", lifetime_s=0.5) as session, pytest.raises(DeadlineExceeded) as caught:
+    with client.session("sum", lifetime_s=1) as session, pytest.raises(DeadlineExceeded) as caught:
         session.step(ONE)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -155,12 +155,12 @@ def test_a_session_left_open_warns_and_lets_its_thread_go(
     small: Any, client: Client, eventually: Any
 ) -> None:
     client.session("sum").close()  # whatever threads are for good are there now
-    assert small.ended.wait(10)
+    assert small.ended.wait(60)
     small.ended.clear()
     before = _client_threads()
     session = client.session("sum")
     assert _client_threads() > before
     with pytest.warns(ResourceWarning, match="unclosed session s1"):
         del session
-    assert small.ended.wait(10)
+    assert small.ended.wait(60)
     assert eventually(lambda: _client_threads() <= before)

@@ -40,7 +40,7 @@ def test_a_broken_stream_leaves_its_sequences_alone(served: Any, triton: Any, ex
 def test_an_idle_sequence_expires_and_its_client_is_told_so(
     start_server: Any, models_dir: Any, open_talk: Any, eventually: Any
 ) -> None:
-    server = start_server(models_dir, "--idle-timeout-s", "0.5", "--max-sessions", "3")
+    server = start_server(models_dir, "--idle-timeout-s", "2", "--max-sessions", "3")
     talk = open_talk(server.target)
     for sequence in (1, 2, 3, 4):
         talk.send("lstm", noise(1, 3), sequence_id=sequence, sequence_start=True)
@@ -74,20 +74,18 @@ def test_an_idle_sequence_expires_and_its_client_is_told_so(
 def test_a_server_that_shuts_down_does_not_wait_for_sequences_that_nobody_holds(
     start_server: Any, models_dir: Any
 ) -> None:
-    server = start_server(models_dir, "--grace-s", "30")
+    server = start_server(models_dir, "--grace-s", "3600")
     with tritonclient.grpc.InferenceServerClient(server.target) as client:
         client.infer("lstm", [input_of(noise(1, 3))], sequence_id=1, sequence_start=True)
         open_ = stub(server.target).ModelStreamInfer(iter(()), wait_for_ready=True)
         assert list(open_) == []
-    began_s = time.monotonic()
-    assert server.stop() == 0
-    assert time.monotonic() - began_s < 15
+    assert server.stop() == 0  # a server that waits is killed after half a minute
 
 
 def test_a_server_that_shuts_down_lets_sequences_end_and_then_ends_the_stream(
     start_server: Any, models_dir: Any, expected: Expected
 ) -> None:
-    server = start_server(models_dir, "--grace-s", "20")
+    server = start_server(models_dir, "--grace-s", "60")
     x, asked = noise(2, 3), queue.Queue[Any]()
     replies = stub(server.target).ModelStreamInfer(iter(asked.get, None))
     asked.put(request(x[:1], sequence_id=1, sequence_start=True))

@@ -25,6 +25,10 @@ from streamcell.models import build
 from tests.support.parallel import made_once, turn
 from tests.support.ports import free_port
 
+# Each process that a test starts would compile StreamCell's 200 modules anew: a third of a server's start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # On models of this size PyTorch's threads wait for each other more than they compute.
 torch.set_num_threads(1)
 

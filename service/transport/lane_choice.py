@@ -12,7 +12,7 @@ from .threaded_lane import ThreadedLane
 
 _log = structlog.get_logger(__name__)
 
-_PATIENCE_S = 2.0
+_PATIENCE_S = 30.0  # a lane that does not work says so at once; one that does may start on a busy machine
 _SERVICE = "streamcell.selfcheck"
 
 

@@ -51,7 +51,9 @@ class Feed:
 @pytest.fixture(scope="module")
 def small(start_server: Any, models_dir: Path) -> Any:
     """A server with few slots and a short idle time-out."""
-    return start_server(models_dir, "--max-sessions", "4", "--idle-timeout-s", str(IDLE_S), "--queue-messages", "4")
+    return start_server(
+        models_dir, "--max-sessions", "4", "--idle-timeout-s", str(IDLE_S), "--queue-messages", "4"
+    )
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from streamcell.client import Client, connect
 from streamcell.client.local_server import ServerProcess
 
 SESSIONS = 24
+FLAGS = ("--max-sessions", str(SESSIONS), "--queue-messages", "4")
 
 
 # Connections of their own, so that the kernel deals them out over the front ends.

@@ -1,4 +1,4 @@
-"""Servers with two front ends, and clients on both."""
+"""Servers with two front ends, and clients on both: one for the tests of a module that leave it as it was."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from streamcell.client import Client
 from streamcell.client.local_server import ServerProcess
-from tests.support.frontends import SESSIONS, Spread
+from tests.support.frontends import FLAGS, Spread
 
 
 @pytest.fixture
 def serve(models_dir: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Starts servers with two front ends."""
+    """Starts servers with two front ends, for one test."""
     with ExitStack() as stack:
 
         def start(*flags: str) -> ServerProcess:
@@ -24,12 +24,13 @@ def serve(models_dir: Path) -> Iterator[Callable[..., ServerProcess]]:
         yield start
 
 
-@pytest.fixture
-def server(serve: Callable[..., ServerProcess]) -> ServerProcess:
-    return serve("--max-sessions", str(SESSIONS), "--queue-messages", "4")
+@pytest.fixture(scope="module")
+def server(models_dir: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(models_dir, "--frontends", "2", *FLAGS) as server:
+        yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def spread(server: ServerProcess) -> Iterator[list[Client]]:
     with ExitStack() as stack:
         yield Spread(server, stack).clients

@@ -7,7 +7,7 @@ import signal
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from streamcell.client import Client, StreamCellError, connect
 from streamcell.client.errors import Unavailable
 from streamcell.client.local_server import ServerProcess
 from tests.support.arrays import noise, truth
-from tests.support.frontends import TOLERANCE, Eventually, Spread, processes
+from tests.support.frontends import FLAGS, TOLERANCE, Eventually, Spread, processes
 
 
 class Steady:
@@ -59,6 +59,18 @@ class Steady:
         np.testing.assert_allclose(
             np.stack(self._y), truth(self._module, self._x[None, :steps])[0], **TOLERANCE
         )
+
+
+@pytest.fixture
+def server(serve: Callable[..., ServerProcess]) -> ServerProcess:
+    """One for each test, for the tests kill its processes."""
+    return serve(*FLAGS)
+
+
+@pytest.fixture
+def spread(server: ServerProcess) -> Iterator[list[Client]]:
+    with ExitStack() as stack:
+        yield Spread(server, stack).clients
 
 
 def test_a_front_end_that_dies_takes_only_its_own_streams_along(

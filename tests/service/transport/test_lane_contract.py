@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,16 @@ def test_the_serving_thread_reads_the_sockets() -> None:
 def test_both_lanes_pass_the_check_made_at_start_up() -> None:
     check(FastLane())
     check(ThreadedLane())
+
+
+def test_a_busy_machine_is_not_taken_for_a_grpcio_that_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = FastLane.stream
+
+    def late(self: FastLane, open_: Any) -> Any:
+        return stream(self, lambda call: (time.sleep(1.3), open_(call))[1])  # two streams are opened
+
+    monkeypatch.setattr(FastLane, "stream", late)
+    assert choose_lane("auto").name == "fast"
 
 
 @pytest.fixture

@@ -101,6 +101,25 @@ class SessionClosed(SessionLost):
     """The session was closed by this client, or by any client's `close_session`."""
 
 
+class SessionTakenOver(SessionLost):
+    """Another opening with the session's token has taken it; it goes on there."""
+
+
+class StateBehind(SessionLost):
+    """The server's session lacks messages that this client can no longer send."""
+
+    default_code = _Code.FAILED_PRECONDITION
+
+
+class RepliesGone(StreamCellError):
+    """The server no longer keeps replies that this client lacks; the session is unchanged.
+
+    `metadata["applied"]` is the number of messages applied: a `Ticket` with that as `received` goes on without them.
+    """
+
+    default_code = _Code.FAILED_PRECONDITION
+
+
 class Unavailable(StreamCellError, ConnectionError):
     """The server cannot be reached, or the connection was lost."""
 
@@ -161,6 +180,9 @@ _BY_REASON: dict[str, type[StreamCellError]] = {
     "SESSION_NOT_FOUND": SessionNotFound,
     "UNKNOWN_HANDLE": SessionNotFound,
     "NOT_SUPPORTED": ProtocolMisuse,
+    "SESSION_TAKEN_OVER": SessionTakenOver,
+    "STATE_BEHIND": StateBehind,
+    "REPLIES_GONE": RepliesGone,
     "SESSION_LIMIT": SessionLimit,
     "MESSAGE_TOO_LARGE": MessageTooLarge,
     "SESSION_EXPIRED": SessionExpired,

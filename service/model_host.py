@@ -33,6 +33,7 @@ from streamcell.service.protocols.oip.service import SERVICE as OIP_SERVICE
 from streamcell.service.protocols.oip.service import OipService
 from streamcell.service.repository.selection import at_start
 from streamcell.service.sessions.attention import Attention
+from streamcell.service.sessions.kept_replies import KeptRoom
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.transport.answering import Answering
 from streamcell.service.transport.calls import Call, Handler, Lane
@@ -83,9 +84,11 @@ class ModelHost:
         if settings.model_control != "poll":
             found = at_start(settings)
             self.models = Models(load_all(found.files, settings, device, wakeup, found.errors, found.notes))
-        self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s)
+        self.sessions = SessionTable(idle_timeout_s=settings.idle_timeout_s, linger_s=settings.linger_s)
+        kept = KeptRoom(settings.kept_reply_bytes, settings.max_kept_reply_bytes, settings.queue_messages)
+        self.metrics.kept_replies = kept.figures
         self.context: CallContext[LoadedModel] = CallContext(
-            self.models, self.sessions, self.metrics, Limits.of(settings)
+            self.models, self.sessions, self.metrics, Limits.of(settings), kept
         )
         changes = ModelChanges(settings, device, self.models, self.sessions, self.metrics, self._report)
         self._control = ModelLifecycle(settings, self.sessions, changes)
@@ -156,7 +159,7 @@ class ModelHost:
     def drain(self) -> None:
         """Take no new sessions, give live ones the grace period, and end the rest with a typed error.
 
-        Returns at once if no session is live.
+        Returns at once if no session is live. Nobody waits for sessions without a stream.
         """
         self.metrics.readiness.serve(False)
         self.sessions.drain()
@@ -164,7 +167,7 @@ class ModelHost:
         deadline_s = time.monotonic() + self.settings.grace_s
         attention = Attention(_DRAINING_S)
         look_s = time.monotonic() + _DRAINING_S
-        while len(self.sessions) and time.monotonic() < deadline_s:
+        while self.sessions.attached and time.monotonic() < deadline_s:
             time.sleep(0.02)
             if time.monotonic() >= look_s:
                 look_s = time.monotonic() + _DRAINING_S

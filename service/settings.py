@@ -86,6 +86,15 @@ class Settings(BaseSettings):
     idle_timeout_s: Annotated[float, Field(ge=0)] = Field(
         default=300.0, description="Idle seconds before a session ends; 0: never."
     )
+    linger_s: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="Seconds that resumable sessions live without a stream; 0: refuse them."
+    )
+    kept_reply_bytes: _Positive = Field(
+        default=4 * 1024 * 1024, description="Maximum bytes of replies kept for a resumable session."
+    )
+    max_kept_reply_bytes: _Positive = Field(
+        default=256 * 1024 * 1024, description="Maximum bytes of replies kept for all resumable sessions."
+    )
     grace_s: Annotated[float, Field(ge=0)] = Field(
         default=10.0, description="Seconds that streams get to end after SIGTERM."
     )

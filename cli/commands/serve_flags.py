@@ -90,6 +90,16 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         idle_timeout_s: Annotated[
             float | None, _Option(help="Idle seconds before a session ends; 0: never.  [300]")
         ] = None,
+        linger_s: Annotated[
+            float | None,
+            _Option(help="Seconds that resumable sessions live without a stream; 0: refuse them.  [60]"),
+        ] = None,
+        kept_reply_bytes: Annotated[
+            int | None, _Option(help="Maximum bytes of replies kept for a resumable session.  [4194304]")
+        ] = None,
+        max_kept_reply_bytes: Annotated[
+            int | None, _Option(help="Maximum bytes of replies kept for all resumable sessions.  [268435456]")
+        ] = None,
         grace_s: Annotated[
             float | None, _Option(help="Seconds that streams get to end after SIGTERM.  [10]")
         ] = None,

@@ -97,6 +97,11 @@ class BatchQueue:
         """Queue a session that has work and none in the engine."""
         self.ready.append(session)
 
+    def remove(self, session: Session) -> None:
+        """Take a ready session out: it has no work any more."""
+        self.ready.remove(session)
+        session.ready = False
+
     @property
     def any(self) -> bool:
         """True if a session is ready."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from streamcell.service.errors import ServerDraining
 from streamcell.service.sessions.capacity import Capacity
-from streamcell.service.sessions.session import Group, Session, SessionListener
+from streamcell.service.sessions.session import Group, Session, SessionListener, Work
 
 from .batch import Batch, BatchQueue
 from .inline import AfterArrivals, InlineRuns, Wakeup
@@ -121,6 +121,26 @@ class Batcher:
             self._on_cancelled(dropped)
         return True
 
+    def drop_waiting(self, session: Session) -> list[Work]:
+        """Drop the queued messages of `session` of which nothing has run, and return them.
+
+        What has begun goes on: a run in the engine, a message cut into several runs, a generation.
+        """
+        with self._lock:
+            queue = session.queue
+            left = [work for work in queue if work.begun]
+            dropped: list[Work] = [work for work in queue if not work.begun]
+            queue.clear()
+            queue.extend(left)
+            for work in dropped:
+                work.drop(self.capacity)
+            if session.ready and not queue:
+                self._batches.remove(session)
+            session.paused = False
+        if dropped:
+            self._on_cancelled(len(dropped))
+        return dropped
+
     def close(self, *, closed: bool = True) -> None:
         """If `closed`, opening a session raises ModelUnloading from now on; else it succeeds again."""
         self.capacity.closed = closed
@@ -181,7 +201,7 @@ class Batcher:
     def release(self, session: Session, gate: int | None = None) -> None:
         """Open the gate of that number, even if the session does not wait at it yet; None: whichever it waits at."""
         with self._lock:
-            session.opened_gate = session.opened_gate if gate is None else gate
+            session.opened_gate = max(session.opened_gate, gate or 0)
             if session.gate and gate in (None, session.gate):
                 session.gate = 0
                 if session.queue and not session.ended:

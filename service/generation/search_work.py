@@ -110,6 +110,11 @@ class Search(Group):
         return len(self.active) or 1
 
     @property
+    def begun(self) -> bool:
+        """True if its first run was formed."""
+        return bool(self._sources)
+
+    @property
     def over(self) -> bool:
         """True once it has ended."""
         return self.reason is not None

@@ -83,6 +83,11 @@ class Generating(Work):
             self._chosen.append(chosen)
 
     @property
+    def begun(self) -> bool:
+        """True if a step was applied."""
+        return self.applied > 0
+
+    @property
     def due(self) -> bool:
         """True if a reply is due."""
         return self._steps >= self.per_reply or self.reason is not None

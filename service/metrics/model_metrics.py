@@ -47,6 +47,8 @@ class ModelMetrics:
         self.steps = self.chunks = self.computed_steps = self.cancelled = self.opened = 0
         self.generated_steps = 0
         self.ended: Counter[str] = Counter()
+        self.resumes: Counter[tuple[str, str]] = Counter()  # by source and result
+        self.replies_resent = 0
         self.generations_ended: Counter[str] = Counter()
         self.load_s = 0.0
         # "rows": one session a run; "steps": one timestep a run.
@@ -90,6 +92,18 @@ class ModelMetrics:
         if count:
             with self._lock:
                 self.ended[reason] += count
+
+    def session_resumed(self, source: str, result: str, replies: int = 0) -> None:
+        """Count an opening that resumes a session.
+
+        Args:
+            source: where the session was: "detached", or "stream" if another stream had it.
+            result: "resumed", "state_behind" or "replies_gone".
+            replies: how many replies were sent again.
+        """
+        with self._lock:
+            self.resumes[source, result] += 1
+            self.replies_resent += replies
 
     def work_cancelled(self, chunks: int) -> None:
         """Count `chunks` queued messages that were dropped because their session had ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 import onnxruntime as ort
@@ -35,6 +35,8 @@ class ServerMetrics(Collector):
         self._stalled: frozenset[tuple[str, str]] = frozenset()
         self._stalls: Counter[str] = Counter({"serving": 0, "engine": 0, "frontend": 0})
         self.lane = ""
+        # Kept replies: their bytes, and how many were dropped because of a bound.
+        self.kept_replies: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._errors: Counter[tuple[str, str]] = Counter()
         self._load_failures: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -131,6 +133,7 @@ class ServerMetrics(Collector):
             cancelled.add_metric(model.labels, model.cancelled)
             for reason, count in sorted(model.ended.items()):
                 ended.add_metric([*model.labels, reason], count)
+        yield from self._resumes()
         generations = CounterMetricFamily(
             "streamcell_generations_ended", "Generations ended, by reason.", labels=(*_MODEL, "reason")
         )
@@ -158,6 +161,30 @@ class ServerMetrics(Collector):
             for kind, count in self._stalls.items():
                 stalls.add_metric([kind], count)
         yield from (opened, ended, cancelled, generations, errors, failures, stalls)
+
+    def _resumes(self) -> Iterable[Metric]:
+        resumes = CounterMetricFamily(
+            "streamcell_resumes", "Openings that resume a session.", labels=(*_MODEL, "source", "result")
+        )
+        resent = CounterMetricFamily(
+            "streamcell_replies_resent", "Replies sent again to resumed sessions.", labels=_MODEL
+        )
+        for model in self.models:
+            for (source, result), count in sorted(model.resumes.items()):
+                resumes.add_metric([*model.labels, source, result], count)
+            resent.add_metric(model.labels, model.replies_resent)
+        kept_bytes, dropped = self.kept_replies()
+        yield from (resumes, resent)
+        yield CounterMetricFamily(
+            "streamcell_kept_replies_dropped",
+            "Kept replies dropped because of a bound on their bytes.",
+            value=dropped,
+        )
+        yield GaugeMetricFamily(
+            "streamcell_kept_reply_bytes",
+            "Bytes of the replies kept for resumable sessions.",
+            value=kept_bytes,
+        )
 
     def _gauges(self) -> Iterable[Metric]:
         sessions = GaugeMetricFamily("streamcell_sessions", "Live sessions.", labels=(*_MODEL, "state"))

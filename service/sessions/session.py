@@ -66,6 +66,11 @@ class Work:
         """Give back the room that it holds; it will not run again."""
 
     @property
+    def begun(self) -> bool:
+        """True if a part of it has run."""
+        return self.done > 0
+
+    @property
     def steps_given(self) -> int:
         """The timesteps that the reply carries."""
         if self.output is Output.ALL:
@@ -107,6 +112,7 @@ class Session:
     """
 
     __slots__ = (
+        "detached_s",
         "ended",
         "fresh",
         "gate",
@@ -128,6 +134,7 @@ class Session:
         "slot_version",
         "source",
         "step_index",
+        "token_hash",
     )
 
     def __init__(
@@ -162,6 +169,8 @@ class Session:
         self.opening: tuple[bytes, ...] = ()  # what it was given when it opened: a value an open input
         self.source: Any = None  # the `batching.turn_taking.Source` in which it becomes ready
         self.last_output = b""  # the last timestep of the output that generations feed back
+        self.token_hash = b""  # SHA-256 of a resumable session's token
+        self.detached_s: float | None = None  # since when it has no stream, and waits to be resumed
 
     def drop_queue(self, capacity: Capacity) -> None:
         """Drop the queued work, and give back the room that it holds."""

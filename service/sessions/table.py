@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import math
 import secrets
 import threading
 import time
@@ -27,6 +30,8 @@ from .session import Session, SessionListener
 M = TypeVar("M", bound=Model)
 M_co = TypeVar("M_co", bound=Model, covariant=True)
 
+_NO_TOKEN = bytes(32)  # no token has this SHA-256
+
 
 @dataclass(frozen=True, slots=True)
 class Live(Generic[M_co]):
@@ -42,12 +47,14 @@ class SessionTable:
 
     Attributes:
         idle_timeout_s: how long a session may be idle, in seconds.
+        linger_s: how long a resumable session may be without a stream, in seconds.
         catch_up: waits until every session of which a client knows is in the table. Front ends open sessions themselves
             and tell this process of them.
     """
 
-    def __init__(self, *, idle_timeout_s: float) -> None:
+    def __init__(self, *, idle_timeout_s: float, linger_s: float = 0.0) -> None:
         self.idle_timeout_s = idle_timeout_s
+        self.linger_s = linger_s
         self.catch_up: Callable[[], object] = lambda: None
         self._live: dict[str, Live[Model]] = {}
         self._opened = 0
@@ -56,20 +63,44 @@ class SessionTable:
         self._lock = threading.Lock()
         self._draining = False
 
-    def open(self, model: M, listener: SessionListener, peer: str) -> Live[M]:
-        """Start a session on `model`.
+    def open(
+        self, model: M, listener: SessionListener, peer: str, session_id: str = "", token_hash: bytes = b""
+    ) -> Live[M]:
+        """Start a session on `model`; `session_id` and `token_hash` are those of a resumable one.
 
         Raises:
             ServerDraining: the server is shutting down.
             SessionLimit: the model has no room for another session.
+            SessionNotFound: a session has this id already.
         """
         self.check_not_draining()
         try:
-            session: Session = model.batcher.open(secrets.token_hex(8), listener, peer)
+            session: Session = model.batcher.open(session_id or secrets.token_hex(8), listener, peer)
         except ServiceError as error:
             model.metrics.request_failed(error)
             raise
-        return self.adopt(session, model)
+        session.token_hash = token_hash
+        try:
+            return self.adopt(session, model)
+        except SessionNotFound:
+            model.batcher.end(session)
+            raise
+
+    def claim(self, session_id: str, token: bytes) -> Live[Model]:
+        """The live resumable session of that id, for whoever has its token.
+
+        Raises:
+            SessionNotFound: there is none, or it has another token. Neither error nor work tells which.
+        """
+        live = self._owned(self._live.get(session_id), hash_token(token))
+        if live is None:
+            raise not_found(session_id)
+        return live
+
+    @staticmethod
+    def _owned(live: Live[Model] | None, given: bytes) -> Live[Model] | None:
+        known = b"" if live is None else live.session.token_hash
+        return live if hmac.compare_digest(known or _NO_TOKEN, given) else None
 
     def enter(self, model: M, make: Callable[[str], Session]) -> Live[M]:
         """List the session that `make` makes for an id. Its sequences are opened and counted elsewhere.
@@ -88,6 +119,8 @@ class SessionTable:
 
     def _list(self, session: Session, model: M) -> Live[M]:
         with self._lock:
+            if session.session_id in self._live:
+                raise not_found(session.session_id)
             self._opened += 1
             live = Live(session, model, self._opened)
             self._live[session.session_id] = live
@@ -134,7 +167,7 @@ class SessionTable:
         """
         live = self._live.get(session_id)
         if live is None:
-            raise _not_found(session_id)
+            raise not_found(session_id)
         return live
 
     def all(self) -> list[Live[Model]]:
@@ -166,10 +199,15 @@ class SessionTable:
             return ([], after, False) if order is None else order.after(after, most)
 
     def counts(self, metrics: ModelMetrics) -> dict[str, int]:
-        """Live sessions of the model version with these `metrics`, by state: "open" if no step was applied yet."""
-        counts = {"open": 0, "active": 0}
+        """Live sessions of the model version with these `metrics`, by state.
+
+        They are "open" if no step was applied yet, "detached" if they wait to be resumed.
+        """
+        counts = {"open": 0, "active": 0, "detached": 0}
         for live in self._named(metrics.labels[0]):
-            if live.model.metrics is metrics:
+            if live.model.metrics is metrics and live.session.detached_s is not None:
+                counts["detached"] += 1
+            elif live.model.metrics is metrics:
                 fresh = live.session.fresh_count
                 counts["open"] += fresh
                 counts["active"] += live.session.members - fresh
@@ -180,35 +218,38 @@ class SessionTable:
         name = metrics.labels[0]
         return sum(live.session.queued for live in self._named(name) if live.model.metrics is metrics)
 
-    def close(self, session_id: str) -> int:
-        """End a session at another client's request and return its step index.
+    def close(self, session_id: str, token: bytes = b"") -> int:
+        """End a session at another client's request and return its step index; a resumable one needs its token.
 
         The table no longer lists it, even if a front end has not learned of its end yet.
 
         Raises:
             SessionNotFound: it has ended, or never was.
         """
-        live = self._take(session_id)
+        token_hash = hash_token(token)
+        live = self._take(session_id, token_hash)
         if live is None:
             self.catch_up()
-            live = self._take(session_id)
+            live = self._take(session_id, token_hash)
         if live is None:
-            raise _not_found(session_id)
+            raise not_found(session_id)
         live.session.listener.fail(
             SessionClosed("the session was closed through CloseSession", session_id=session_id)
         )
         return live.session.step_index
 
-    def _take(self, session_id: str) -> Live[Model] | None:
-        """Take a session off the list; None if it is not there."""
+    def _take(self, session_id: str, token_hash: bytes) -> Live[Model] | None:
+        """Take a session off the list; None if it is not there, or has another token."""
         with self._lock:
-            live = self._live.get(session_id)
+            found = self._live.get(session_id)
+            owned = self._owned(found, token_hash)
+            live = found if found is not None and not found.session.token_hash else owned
             if live is not None:
                 self._forget(live)
             return live
 
     def expire_idle(self, attention: Attention, all_read: Callable[[], bool] = lambda: True) -> None:
-        """End every session that had no message and no work for the idle time-out.
+        """End every session that had no message and no work for the idle time-out, or no stream for its linger time.
 
         A session with members of its own ends its idle members, too.
 
@@ -217,30 +258,34 @@ class SessionTable:
             all_read: waits until all arrived messages are in their sessions' queues. If it returns False, no session
                 ends in this pass.
         """
-        if not self.idle_timeout_s:
-            return
-        oldest_s = attention.before_s(self.idle_timeout_s)
-        idle = (
-            _idle(live.session, oldest_s) or live.session.has_idle_members(oldest_s) for live in self.all()
+        idle_s = attention.before_s(self.idle_timeout_s) if self.idle_timeout_s else -math.inf
+        left_s = attention.before_s(self.linger_s)
+        over = (
+            _expired(live.session, idle_s, left_s) or live.session.has_idle_members(idle_s)
+            for live in self.all()
         )
-        if any(idle) and all_read():
+        if any(over) and all_read():
             attention.attended()
-            self._expire(oldest_s)
+            self._expire(idle_s, left_s)
 
-    def _expire(self, oldest_s: float) -> None:
+    def _expire(self, idle_s: float, left_s: float) -> None:
         for live in self.all():
             session = live.session
-            if _idle(session, oldest_s):
-                session.listener.fail(
-                    SessionExpired(
-                        f"no message for {self.idle_timeout_s:g} s: the session has expired and its state is gone",
-                        session_id=session.session_id,
-                        idle_timeout_s=self.idle_timeout_s,
-                        step_index=session.step_index,
-                    )
-                )
-            elif session.has_idle_members(oldest_s):
-                session.expire_members(oldest_s)
+            if _expired(session, idle_s, left_s):
+                session.listener.fail(self._expiry(session))
+            elif session.has_idle_members(idle_s):
+                session.expire_members(idle_s)
+
+    def _expiry(self, session: Session) -> SessionExpired:
+        what = f"no message for {self.idle_timeout_s:g} s"
+        if session.detached_s is not None:
+            what = f"its client did not resume it within {self.linger_s:g} s"
+        return SessionExpired(
+            f"{what}: the session has expired and its state is gone",
+            session_id=session.session_id,
+            idle_timeout_s=self.idle_timeout_s,
+            step_index=session.step_index,
+        )
 
     def drain(self) -> None:
         """From now on take no new sessions."""
@@ -261,12 +306,29 @@ class SessionTable:
         for live in self.all():
             live.session.listener.fail(error())
 
+    @property
+    def attached(self) -> int:
+        """The number of live sessions, without those that wait to be resumed."""
+        return sum(live.session.detached_s is None for live in self.all())
+
     def __len__(self) -> int:
         return len(self._live)
 
 
-def _not_found(session_id: str) -> SessionNotFound:
+def hash_token(token: bytes) -> bytes:
+    """What the server keeps of a token."""
+    return hashlib.sha256(token).digest()
+
+
+def not_found(session_id: str) -> SessionNotFound:
     return SessionNotFound(f"no live session {shown(session_id)}", session_id=session_id)
+
+
+def _expired(session: Session, idle_s: float, left_s: float) -> bool:
+    """True if the session is detached since before `left_s`, or has a stream and is idle since before `idle_s`."""
+    if session.detached_s is not None:
+        return session.detached_s < left_s
+    return _idle(session, idle_s)
 
 
 def _idle(session: Session, oldest_s: float) -> bool:

@@ -29,6 +29,9 @@ class Call(Protocol):
     def metadata(self) -> Metadata:
         """The metadata that the client sent. Call it when the call begins."""
 
+    def hand_to(self, handler: StreamHandler) -> None:
+        """Let another handler take the later messages and the end. Call within `on_message`."""
+
     def reply(self, data: bytes, *, last: bool = True) -> None:
         """Send one message, in order. Does nothing once the call has ended.
 

@@ -175,6 +175,11 @@ class StreamCall:
         """The metadata that the client sent."""
         return tuple((key, value) for key, value in self._metadata)
 
+    def hand_to(self, handler: StreamHandler) -> None:
+        """Let another handler take the later messages and the end."""
+        with self._lock:
+            self._handler = handler
+
     # Called from any thread
 
     def reply(self, data: bytes, *, last: bool = True) -> None:

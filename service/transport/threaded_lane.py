@@ -97,8 +97,6 @@ class StreamCall:
 
     def _read(self, requests: Iterator[bytes]) -> None:
         """Give every message to the handler; runs on the stream's reading thread."""
-        handler = self._handler
-        assert handler is not None
         try:
             self._reading = True
             for message in until_gone(requests):
@@ -111,15 +109,16 @@ class StreamCall:
                     self.messages += 1
                     self._unanswered.append(len(message))
                 self._connection.take(len(message) + FRAMING_BYTES)
-                room = handler.on_message(message)
+                assert self._handler is not None
+                room = self._handler.on_message(message)
                 del message  # the next one may take long to arrive
                 with self._changed:
                     self._paused = not room and not self._resumed
                     self._changed.wait_for(self._may_read)
                 self._reading = True
             # A cancelled call's requests may end like a half-closed one's.
-            if self._context.is_active() and self._status is None:
-                handler.on_half_close()
+            if self._context.is_active() and self._status is None and self._handler is not None:
+                self._handler.on_half_close()
         except Exception as error:
             self._fault(error)
         with self._changed:
@@ -154,6 +153,10 @@ class StreamCall:
     def _fault(self, error: Exception) -> None:
         _log.error("stream handler failed", exc_info=error)
         self.end(grpc.StatusCode.INTERNAL, FAULT)
+
+    def hand_to(self, handler: StreamHandler) -> None:
+        """Let another handler take the later messages and the end."""
+        self._handler = handler
 
     def reply(self, data: bytes, *, last: bool = True) -> None:
         """Send one message, in order."""

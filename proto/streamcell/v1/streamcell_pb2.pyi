@@ -14,6 +14,12 @@ class OutputMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_MODE_LAST: _ClassVar[OutputMode]
     OUTPUT_MODE_NONE: _ClassVar[OutputMode]
 
+class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DURABILITY_UNSPECIFIED: _ClassVar[Durability]
+    DURABILITY_NONE: _ClassVar[Durability]
+    DURABILITY_PROCESS: _ClassVar[Durability]
+
 class Feedback(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FEEDBACK_UNSPECIFIED: _ClassVar[Feedback]
@@ -42,10 +48,14 @@ class SessionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SESSION_STATE_UNSPECIFIED: _ClassVar[SessionState]
     SESSION_STATE_OPEN: _ClassVar[SessionState]
     SESSION_STATE_ACTIVE: _ClassVar[SessionState]
+    SESSION_STATE_DETACHED: _ClassVar[SessionState]
 OUTPUT_MODE_UNSPECIFIED: OutputMode
 OUTPUT_MODE_ALL: OutputMode
 OUTPUT_MODE_LAST: OutputMode
 OUTPUT_MODE_NONE: OutputMode
+DURABILITY_UNSPECIFIED: Durability
+DURABILITY_NONE: Durability
+DURABILITY_PROCESS: Durability
 FEEDBACK_UNSPECIFIED: Feedback
 FEEDBACK_VALUE: Feedback
 FEEDBACK_ARGMAX: Feedback
@@ -63,20 +73,41 @@ FRAME_PART_OPEN: FramePart
 SESSION_STATE_UNSPECIFIED: SessionState
 SESSION_STATE_OPEN: SessionState
 SESSION_STATE_ACTIVE: SessionState
+SESSION_STATE_DETACHED: SessionState
 
 class OpenSession(_message.Message):
-    __slots__ = ("model", "version", "output_mode", "dtypes", "inputs")
+    __slots__ = ("model", "version", "output_mode", "dtypes", "inputs", "session", "token", "durability", "window", "received", "resume", "attempt", "held", "first", "received_steps")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_MODE_FIELD_NUMBER: _ClassVar[int]
     DTYPES_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_STEPS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     output_mode: OutputMode
     dtypes: _containers.RepeatedScalarFieldContainer[str]
     inputs: _containers.RepeatedCompositeFieldContainer[OpenInput]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[OpenInput, _Mapping]]] = ...) -> None: ...
+    session: bytes
+    token: bytes
+    durability: Durability
+    window: int
+    received: int
+    resume: bool
+    attempt: int
+    held: int
+    first: int
+    received_steps: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[OpenInput, _Mapping]]] = ..., session: _Optional[bytes] = ..., token: _Optional[bytes] = ..., durability: _Optional[_Union[Durability, str]] = ..., window: _Optional[int] = ..., received: _Optional[int] = ..., resume: bool = ..., attempt: _Optional[int] = ..., held: _Optional[int] = ..., first: _Optional[int] = ..., received_steps: _Optional[int] = ...) -> None: ...
 
 class OpenInput(_message.Message):
     __slots__ = ("name", "value", "dtype", "shape")
@@ -173,7 +204,7 @@ class GenerationSpec(_message.Message):
     def __init__(self, output: _Optional[str] = ..., input: _Optional[str] = ..., head: _Optional[str] = ..., encoding: _Optional[str] = ..., offset: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., max_steps: _Optional[int] = ...) -> None: ...
 
 class StreamRequest(_message.Message):
-    __slots__ = ("open", "inputs", "steps", "output_mode", "tag", "generate", "stop_generation")
+    __slots__ = ("open", "inputs", "steps", "output_mode", "tag", "generate", "stop_generation", "received", "received_steps")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +212,8 @@ class StreamRequest(_message.Message):
     TAG_FIELD_NUMBER: _ClassVar[int]
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     STOP_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_STEPS_FIELD_NUMBER: _ClassVar[int]
     open: OpenSession
     inputs: _containers.RepeatedScalarFieldContainer[bytes]
     steps: int
@@ -188,10 +221,12 @@ class StreamRequest(_message.Message):
     tag: int
     generate: Generate
     stop_generation: int
-    def __init__(self, open: _Optional[_Union[OpenSession, _Mapping]] = ..., inputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., stop_generation: _Optional[int] = ...) -> None: ...
+    received: int
+    received_steps: int
+    def __init__(self, open: _Optional[_Union[OpenSession, _Mapping]] = ..., inputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., stop_generation: _Optional[int] = ..., received: _Optional[int] = ..., received_steps: _Optional[int] = ...) -> None: ...
 
 class SessionOpened(_message.Message):
-    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation", "open_inputs")
+    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation", "applied", "step_index", "durability", "linger_s", "window", "applied_steps", "open_inputs")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +235,12 @@ class SessionOpened(_message.Message):
     MAX_STEPS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    STEP_INDEX_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    LINGER_S_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_STEPS_FIELD_NUMBER: _ClassVar[int]
     OPEN_INPUTS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
@@ -209,8 +250,14 @@ class SessionOpened(_message.Message):
     max_steps_per_message: int
     idle_timeout_s: float
     generation: GenerationSpec
+    applied: int
+    step_index: int
+    durability: Durability
+    linger_s: float
+    window: int
+    applied_steps: int
     open_inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., open_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., applied: _Optional[int] = ..., step_index: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., linger_s: _Optional[float] = ..., window: _Optional[int] = ..., applied_steps: _Optional[int] = ..., open_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("opened", "outputs", "steps", "step_index", "tag", "generated")
@@ -478,10 +525,12 @@ class ListSessionsResponse(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CloseSessionRequest(_message.Message):
-    __slots__ = ("session_id",)
+    __slots__ = ("session_id", "token")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     session_id: str
-    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
+    token: bytes
+    def __init__(self, session_id: _Optional[str] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class CloseSessionResponse(_message.Message):
     __slots__ = ("step_index",)

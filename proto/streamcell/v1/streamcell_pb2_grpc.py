@@ -115,8 +115,8 @@ class StreamCellServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CloseSession(self, request, context):
-        """Ends a session of any client, or a stream of frames with all its sessions. Its stream ends with SESSION_CLOSED; its
-        state is discarded.
+        """Ends a session of any client, or a stream of frames with all its sessions; a resumable session with its token only.
+        Its stream ends with SESSION_CLOSED; its state is discarded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

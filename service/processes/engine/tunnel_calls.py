@@ -103,6 +103,10 @@ class TunnelCall:
 
     # From the handler
 
+    def hand_to(self, handler: StreamHandler) -> None:
+        """Let another handler take the later messages and the end."""
+        self.handler = handler
+
     def reply(self, data: bytes, *, last: bool = True) -> None:
         """Send one message after those before it."""
         with self._lock:

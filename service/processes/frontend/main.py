@@ -16,6 +16,7 @@ from streamcell.service.processes.children import ATTACHED, DRAIN, READY, RELOAD
 from streamcell.service.processes.pipe import Pipe
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import Limits
+from streamcell.service.protocols.native.openings import is_resumable
 from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.settings import Settings
@@ -158,19 +159,23 @@ class _Unrouted:
     def __init__(self, call: Call, frontend: FrontendProcess) -> None:
         self._call = call
         self._frontend = frontend
-        self.on_message: Callable[[bytes], bool] = self._first
-        self.on_half_close: Callable[[], None] = call.end
-        self.on_end: Callable[[bool], None] = lambda cancelled: None
 
-    def _first(self, data: bytes) -> bool:
+    def on_half_close(self) -> None:
+        """End a call without messages."""
+        self._call.end()
+
+    def on_end(self, cancelled: bool) -> None:
+        """Nothing to do."""
+
+    def on_message(self, data: bytes) -> bool:
+        """Give the call to the handler of its kind."""
         handler: StreamHandler
         small = len(data) <= self._frontend.context.limits.max_message_bytes  # else the handler reports it
         if small and _passed_whole(self._frontend.link, data):
             handler = PassedStream(self._call, self._frontend.link.tunnel, _STREAM)
         else:
             handler = StreamSession(self._call, self._frontend.context)
-        self.on_message, self.on_half_close = handler.on_message, handler.on_half_close
-        self.on_end = handler.on_end
+        self._call.hand_to(handler)
         return handler.on_message(data)
 
 
@@ -180,4 +185,4 @@ def _passed_whole(link: FrontendLink, first: bytes) -> bool:
         request = pb.StreamRequest.FromString(first).open
     except DecodeError:  # the stream's handler reports it
         return False
-    return link.whole(request.model, request.version)
+    return is_resumable(request) or link.whole(request.model, request.version)

@@ -114,6 +114,9 @@ class RemoteMetrics:
     def session_opened(self, count: int = 1) -> None:
         """Nothing to do: the engine process counts opened sessions."""
 
+    def session_resumed(self, source: str, result: str, replies: int = 0) -> None:
+        """Nothing to do: resumable sessions are the engine process's."""
+
     def session_ended(self, reason: str, count: int = 1) -> None:
         """Count `count` ended sessions."""
         if count:

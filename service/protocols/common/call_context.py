@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from streamcell.service.errors import ServiceError
+from streamcell.service.sessions.kept_replies import KeptRoom
 from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.table import SessionTable
 
@@ -36,9 +37,14 @@ class ErrorCounter(Protocol):
 
 @dataclass(frozen=True)
 class CallContext(Generic[M_co]):
-    """The objects that every call needs. Each front end and the engine process has one."""
+    """The objects that every call needs. Each front end and the engine process has one.
+
+    Attributes:
+        kept: the room for kept replies; None in a front end, which has no resumable sessions.
+    """
 
     models: ModelFinder[M_co]
     sessions: SessionTable
     metrics: ErrorCounter
     limits: Limits
+    kept: KeptRoom | None = None

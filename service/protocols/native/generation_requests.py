@@ -8,7 +8,7 @@ import time
 
 from streamcell.card import Generation, Signature
 from streamcell.proto import pb
-from streamcell.service.errors import BadGeneration, GenerationUnsupported
+from streamcell.service.errors import BadGeneration, GenerationUnsupported, MalformedMessage
 from streamcell.service.generation.beam_search import BeamSearch
 from streamcell.service.generation.reply import GenerationListener
 from streamcell.service.generation.sampling import Chooser, Feedback, Recipe
@@ -17,12 +17,34 @@ from streamcell.service.generation.work import Generating
 from streamcell.service.protocols.common.requests import Limits, count_steps
 from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.session import Output, Session
+from streamcell.service.sessions.table import Live
 
 _FEEDBACK = {
     pb.FEEDBACK_VALUE: Feedback.VALUE,
     pb.FEEDBACK_ARGMAX: Feedback.ARGMAX,
     pb.FEEDBACK_SAMPLE: Feedback.SAMPLE,
 }
+
+
+def make_generating(
+    request: pb.StreamRequest,
+    live: Live[Model],
+    limits: Limits,
+    listener: GenerationListener,
+    output: Output,
+    *,
+    fresh: bool,
+) -> Generating | Search:
+    """Work for one `generate` message to the session `live`; otherwise as `make_generation` and `make_search`."""
+    if request.generate.HasField("beam"):
+        return make_search(request, live.model, limits, listener, live.session, fresh=fresh)
+    return make_generation(request, live.model, limits, listener, output, fresh=fresh)
+
+
+def check_stop(request: pb.StreamRequest) -> None:
+    """Raise MalformedMessage if `stop_generation` or `received` is not alone in its message."""
+    if request.inputs or request.steps or request.HasField("generate") or request.HasField("open"):
+        raise MalformedMessage("stop_generation or received stands alone in a message")
 
 
 def make_generation(

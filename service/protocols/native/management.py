@@ -73,7 +73,8 @@ class Management:
 
     def close_session(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
         """End a session; raises SessionNotFound."""
-        return pb.CloseSessionResponse(step_index=self._context.sessions.close(request.session_id))
+        step_index = self._context.sessions.close(request.session_id, request.token)
+        return pb.CloseSessionResponse(step_index=step_index)
 
 
 def _place(token: str) -> int:

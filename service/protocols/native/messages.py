@@ -9,6 +9,7 @@ from streamcell.card import OpenInput, Tensor
 from streamcell.proto import pb
 from streamcell.service.protocols.common.requests import Limits
 from streamcell.service.sessions.model import Model
+from streamcell.service.sessions.session import Session
 from streamcell.service.sessions.table import Live
 
 if TYPE_CHECKING:  # a front end has no engine to load
@@ -79,7 +80,7 @@ def session_message(live: Live[Model]) -> pb.Session:
         session_id=session.session_id,
         model=live.model.file.name,
         version=live.model.file.version,
-        state=pb.SESSION_STATE_OPEN if session.fresh else pb.SESSION_STATE_ACTIVE,
+        state=_state(session),
         step_index=session.step_index,
         queued_messages=session.queued,
         age_s=now_s - session.opened_s,
@@ -87,6 +88,12 @@ def session_message(live: Live[Model]) -> pb.Session:
         peer=session.peer,
         members=session.members,
     )
+
+
+def _state(session: Session) -> pb.SessionState:
+    if session.detached_s is not None:
+        return pb.SESSION_STATE_DETACHED
+    return pb.SESSION_STATE_OPEN if session.fresh else pb.SESSION_STATE_ACTIVE
 
 
 def opened(live: Live[Model], idle_timeout_s: float, limits: Limits) -> pb.SessionOpened:

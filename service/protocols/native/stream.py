@@ -13,9 +13,7 @@ from streamcell.service.generation.reply import Reply
 from streamcell.service.generation.search_work import Search
 from streamcell.service.generation.work import Generating
 from streamcell.service.protocols.common.call_context import CallContext
-from streamcell.service.protocols.common.openings import check_opening, given_in
 from streamcell.service.protocols.common.requests import (
-    check_dtypes,
     count_steps,
     fast_path_limits,
     make_work,
@@ -27,8 +25,10 @@ from streamcell.service.sessions.table import Live
 from streamcell.service.transport.calls import Call
 
 from .call_session import CallSession
-from .generation_requests import make_generation, make_search
+from .generation_requests import check_stop, make_generating
 from .messages import opened
+from .openings import check_open, is_resumable
+from .resumable_stream import ResumableStream
 from .wire import generated_response, only_input, stream_response
 
 
@@ -68,6 +68,8 @@ class StreamSession(CallSession[Model]):
         if request.HasField("open"):
             if live is not None:
                 raise AlreadyOpen("this stream's session is open: only the first message may carry `open`")
+            if is_resumable(request.open):
+                return self._resume(request)
             live = self._open(request.open)
             if not (request.inputs or request.steps or request.HasField("generate")):
                 self._call.reply(self._reply([], 0, 0, request.tag))
@@ -93,19 +95,14 @@ class StreamSession(CallSession[Model]):
     def _generate(self, live: Live[Model], request: pb.StreamRequest, output: Output) -> bool:
         """Queue one generation. Messages are read while it runs, because one may stop it."""
         limits, fresh = self._context.limits, not self._submitted
-        work: Generating | Search
-        if request.generate.HasField("beam"):
-            work = make_search(request, live.model, limits, self, live.session, fresh=fresh)
-        else:
-            work = make_generation(request, live.model, limits, self, output, fresh=fresh)
+        work = make_generating(request, live, limits, self, output, fresh=fresh)
         self._submitted += 1
         self._generations.append(work)
         self._call.read_on()
         return live.model.batcher.submit(live.session, work)
 
     def _stop(self, live: Live[Model], request: pb.StreamRequest) -> bool:
-        if request.inputs or request.steps or request.HasField("generate") or request.HasField("open"):
-            raise MalformedMessage("stop_generation stands alone in a message")
+        check_stop(request)
         self._call.skip()
         for work in list(self._generations):
             if work.tag == request.stop_generation:
@@ -113,15 +110,15 @@ class StreamSession(CallSession[Model]):
         live.model.batcher.release(live.session)
         return True
 
+    def _resume(self, request: pb.StreamRequest) -> bool:
+        """Give the call to the handler of resumable sessions."""
+        stream = ResumableStream(self._call, self._context)
+        self._call.hand_to(stream)
+        return stream.begin(request)
+
     def _open(self, request: pb.OpenSession) -> Live[Model]:
         context = self._context
-        model = context.models.find(request.model, request.version)
-        signature = model.file.signature
-        check_dtypes(signature, request.dtypes)
-        opening: tuple[bytes, ...] = ()
-        if signature.open_inputs or request.inputs:
-            given = given_in(signature, request.inputs)
-            opening = check_opening(signature, given, allow_non_finite=context.limits.allow_non_finite)
+        model, opening = check_open(request, context)
         self._output = output_mode(request.output_mode, Output.ALL)
         live = self._live = context.sessions.open(model, self, self._call.peer)
         live.session.opening = opening

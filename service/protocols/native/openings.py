@@ -1,0 +1,103 @@
+"""Checks of openings, and what those of resumable sessions ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from streamcell.proto import pb
+from streamcell.service.errors import MalformedMessage
+from streamcell.service.protocols.common.call_context import CallContext
+from streamcell.service.protocols.common.openings import check_opening, given_in
+from streamcell.service.protocols.common.requests import check_dtypes
+from streamcell.service.sessions.kept_replies import Place
+from streamcell.service.sessions.model import Model
+from streamcell.service.sessions.resume_errors import DurabilityUnsupported
+
+M = TypeVar("M", bound=Model)
+
+_ID_BYTES, _TOKEN_BYTES = 16, 32
+
+
+def check_open(request: pb.OpenSession, context: CallContext[M]) -> tuple[M, tuple[bytes, ...]]:
+    """The model that `request` names, and the values of its session's opening.
+
+    Raises:
+        ModelNotFound, VersionNotFound, ModelUnloading: as `ModelFinder.find`.
+        WrongDtype, WrongInputCount, …: the dtypes or the values do not fit.
+    """
+    model = context.models.find(request.model, request.version)
+    signature = model.file.signature
+    check_dtypes(signature, request.dtypes)
+    opening: tuple[bytes, ...] = ()
+    if signature.open_inputs or request.inputs:
+        given = given_in(signature, request.inputs)
+        opening = check_opening(signature, given, allow_non_finite=context.limits.allow_non_finite)
+    return model, opening
+
+
+def is_resumable(request: pb.OpenSession) -> bool:
+    """True if an opening asks for a session that outlives its stream."""
+    lasting = request.durability > pb.DURABILITY_NONE
+    return bool(request.session or request.token or request.window or request.resume or lasting)
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What the opening of a resumable session says.
+
+    Attributes:
+        session_id: in hexadecimal.
+        token: the secret.
+        window: of the session, if it is created now.
+        attempt: higher than at each earlier opening.
+        place: what the client has.
+        held: the lowest number of a message that will still come.
+        first: the number of the first message behind this opening; 0: the client waits for the reply.
+        must_exist: the session is not created.
+    """
+
+    session_id: str
+    token: bytes
+    window: int
+    attempt: int
+    place: Place
+    held: int
+    first: int
+    must_exist: bool
+
+    @classmethod
+    def of(cls, request: pb.StreamRequest) -> Resume:
+        """The opening in `request`, which `is_resumable`.
+
+        Raises:
+            MalformedMessage: a field is missing or has a wrong size.
+            DurabilityUnsupported: it asks for more than sessions in memory.
+        """
+        asked = request.open
+        if asked.durability > pb.DURABILITY_NONE:
+            raise DurabilityUnsupported(
+                "this server's sessions do not outlive its process: ask for DURABILITY_NONE, or for nothing",
+                asked=asked.durability,
+                has=pb.DURABILITY_NONE,
+            )
+        if len(asked.session) != _ID_BYTES or len(asked.token) != _TOKEN_BYTES:
+            raise MalformedMessage(
+                f"a resumable session needs a `session` of {_ID_BYTES} bytes and a `token` of {_TOKEN_BYTES}, "
+                f"got {len(asked.session)} and {len(asked.token)}"
+            )
+        if not asked.window or not asked.attempt:
+            raise MalformedMessage("a resumable session needs a `window` and an `attempt` of 1 or more")
+        if request.inputs or request.steps or request.HasField("generate"):
+            raise MalformedMessage("the opening of a resumable session carries no steps: send them behind it")
+        received = asked.received
+        return cls(
+            asked.session.hex(),
+            asked.token,
+            asked.window,
+            asked.attempt,
+            (received, asked.received_steps),
+            asked.held or received + 1,
+            asked.first,
+            asked.resume or max(received, asked.received_steps, asked.held - 1, asked.first - 1) > 0,
+        )

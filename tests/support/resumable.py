@@ -1,0 +1,136 @@
+"""A model that shows each lost and each doubled step for ever, and resumable sessions on the wire."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.rpc import error_details_pb2, status_pb2
+
+from streamcell.proto import pb, rpc
+
+from .onnx_files import parsed, save
+
+# y is the sum of all inputs so far. A generation feeds y back, so it doubles the sum.
+SUM = (
+    "(float[b, t, 1] x, float[b, 1] h) => (float[b, t, 1] y, float[b, 1] h_next)"
+    "{ one = Constant<value = int64[1] {1}>() axis = Constant<value = int64 {1}>()"
+    " last = Constant<value = int64 {-1}>() sum = CumSum(x, axis) before = Unsqueeze(h, one)"
+    " y = Add(sum, before) h_next = Gather<axis = 1>(y, last) }"
+)
+SIDECAR = """
+layout = "batch_time"
+inputs = ["x"]
+outputs = ["y"]
+[[states]]
+input = "h"
+output = "h_next"
+[generation]
+output = "y"
+input = "x"
+head = "real"
+"""
+
+
+def save_sum(folder: Path) -> Path:
+    """Save the model as `sum` in `folder`."""
+    save(parsed(SUM), folder / "sum.onnx", SIDECAR)
+    return folder
+
+
+def step(*x: float, **fields: Any) -> pb.StreamRequest:
+    """A message of timesteps."""
+    return pb.StreamRequest(inputs=[np.array(x, "<f4").tobytes()], **fields)
+
+
+def sums(reply: pb.StreamResponse) -> list[float]:
+    """The outputs of a reply."""
+    found: list[float] = np.frombuffer(b"".join(reply.outputs), "<f4").tolist()
+    return found
+
+
+class Owner:
+    """Who has a session's token: makes its openings, each with the next attempt."""
+
+    def __init__(self, window: int = 4, model: str = "sum") -> None:
+        self.session, self.token = secrets.token_bytes(16), secrets.token_bytes(32)
+        self.attempt = 0
+        self.window = window
+        self.model = model
+
+    @property
+    def id(self) -> str:
+        return self.session.hex()
+
+    def opening(self, **fields: Any) -> pb.StreamRequest:
+        self.attempt += 1
+        given = {
+            "model": self.model, "session": self.session, "token": self.token, "window": self.window,
+            "attempt": self.attempt, **fields,
+        }  # fmt: skip
+        return pb.StreamRequest(open=pb.OpenSession(**given))
+
+    def resume(self, received: int, **fields: Any) -> pb.StreamRequest:
+        return self.opening(resume=True, received=received, **fields)
+
+
+class Raw:
+    """One `Stream` call on a connection of its own."""
+
+    def __init__(self, target: str, *messages: pb.StreamRequest) -> None:
+        self.channel = grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.call = rpc.StreamCellStub(self.channel).Stream(  # type: ignore[no-untyped-call]
+            iter(self._requests.get, None), timeout=60
+        )
+        self.send(*messages)
+
+    def send(self, *messages: pb.StreamRequest) -> None:
+        for message in messages:
+            self._requests.put(message)
+
+    def reply(self) -> pb.StreamResponse:
+        reply: pb.StreamResponse = next(self.call)
+        return reply
+
+    def opened(self) -> pb.SessionOpened:
+        reply = self.reply()
+        assert reply.HasField("opened")
+        return reply.opened
+
+    def replies(self, count: int) -> list[pb.StreamResponse]:
+        return [self.reply() for _ in range(count)]
+
+    def error(self) -> tuple[str, dict[str, str], str]:
+        """The reason of the error that ends the call, its facts and its text; replies before it are dropped."""
+        try:
+            for _ in self.call:
+                pass
+        except grpc.RpcError as error:
+            return reason_of(error)
+        raise AssertionError("the call ended without an error")
+
+    def half_close(self) -> list[pb.StreamResponse]:
+        """Send no more, and read to the end."""
+        self._requests.put(None)
+        return list(self.call)
+
+    def cut(self) -> None:
+        """Break the connection."""
+        self._requests.put(None)
+        self.channel.close()
+
+
+def reason_of(error: Any) -> tuple[str, dict[str, str], str]:
+    """An error's reason, facts and text."""
+    trailing = dict(error.trailing_metadata() or ())
+    info = error_details_pb2.ErrorInfo()
+    if "grpc-status-details-bin" not in trailing:
+        return error.code().name, {}, error.details() or ""
+    status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    assert status.details[0].Unpack(info)
+    return info.reason, dict(info.metadata), status.message

@@ -159,6 +159,10 @@ class Settings(BaseSettings):
         default=100,
         description="Microseconds to poll for messages before blocking; 0: never poll.",
     )
+    hold_replies: bool = Field(
+        default=True,
+        description="Send a batch's replies to one connection in one segment (TCP on Linux).",
+    )
     intra_op_threads: _Positive = Field(default=1, description="ONNX Runtime's threads for one run.")
     fixed_shapes: bool | None = Field(
         default=None,

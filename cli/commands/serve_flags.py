@@ -163,6 +163,10 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
             int | None,
             _Option(help="Microseconds to poll for messages before blocking; 0: never poll.  [100]"),
         ] = None,
+        hold_replies: Annotated[
+            bool | None,
+            _Option(help="Send a batch's replies to one connection in one segment (TCP on Linux).  [on]"),
+        ] = None,
         intra_op_threads: Annotated[
             int | None, _Option(help="ONNX Runtime's threads for one run.  [1]")
         ] = None,

@@ -15,6 +15,7 @@ from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.session import Output, Work
 from streamcell.service.sessions.value_check import ValueCheck, check_length
+from streamcell.service.transport.segments import SEGMENTS, WORTH
 
 from .batch import Batch
 from .batcher import Batcher
@@ -143,7 +144,14 @@ class BatchRunner:
         if self._feedback is not None:
             self._feedback.advance(batch, outputs, strides)
         self._batcher.complete(batch, applied=True)
-        self._answer(batch, outputs, strides, run)
+        if used < WORTH:
+            self._answer(batch, outputs, strides, run)
+            return
+        held = SEGMENTS.hold([row.session.peer for row in batch.rows])
+        try:
+            self._answer(batch, outputs, strides, run)
+        finally:
+            SEGMENTS.release(held)
 
     def _answer(self, batch: Batch, outputs: list[bytes], strides: list[int], run: RunTally) -> None:
         clock = time.perf_counter

@@ -15,6 +15,7 @@ from .fast_unary import UnaryCall
 from .first_messages import FirstMessages
 from .in_flight import InFlight
 from .new_calls import Begin, CallServer, take_new_calls
+from .segments import SEGMENTS
 from .threaded_lane import ThreadedLane
 
 _OTHERS = 4
@@ -29,7 +30,8 @@ class FastLane:
     name = "fast"
 
     def __init__(self) -> None:
-        self.in_flight = InFlight()
+        # This lane's replies are on the socket once given; others' threads would send them after the release.
+        self.in_flight = InFlight(segments=SEGMENTS)
         self._threaded = ThreadedLane(self.in_flight)
         self.first_messages: FirstMessages = self._threaded.first_messages
 

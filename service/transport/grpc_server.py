@@ -109,6 +109,7 @@ class Transport:
             )
         )
         self.port = self._bind(settings, settings.port if port is None else port)
+        lane.in_flight.listens(self.port, hold=settings.hold_replies)
 
     def _bind(self, settings: Settings, port: int) -> int:
         address = f"{settings.host}:{port}"

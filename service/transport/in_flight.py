@@ -25,6 +25,7 @@ import structlog
 from streamcell.service.errors import MemoryInFlight, ServiceError
 
 from .connection_memory import PATIENCE_LOOKS, Connection, Held, Limits, Seen
+from .segments import Segments, Socket
 from .tcp_figures import TcpFigures, memory_bytes, trim_memory
 
 _log = structlog.get_logger(__name__)
@@ -52,10 +53,20 @@ class InFlight:
         self,
         figures: Callable[[Container[str]], dict[str, tuple[int, int]]] | None = None,
         memory: Callable[[], int] = memory_bytes,
+        segments: Segments | None = None,
     ) -> None:
-        """`figures`: like `TcpFigures.of`; `memory`: returns the process's bytes, 0 if unknown."""
+        """Make it without bounds.
+
+        Args:
+            figures: like `TcpFigures.of`.
+            memory: returns the process's bytes, 0 if unknown.
+            segments: told the sockets of its connections, if these may be held.
+        """
         self._connections: dict[str, Connection] = {}
-        self._figures = figures or TcpFigures().of
+        self._tcp = TcpFigures()
+        self._figures = figures or self._tcp.of
+        self.segments = segments  # None: no socket is held
+        self._holdable: dict[str, Socket] = {}  # what `segments` has been told
         self._memory = memory
         self._least_memory = 0  # the process's minimum at all looks
         self._server_bytes = self._connection_bytes = self._message_bytes = 0
@@ -98,6 +109,12 @@ class InFlight:
         self._message_bytes = message_bytes
         self._on_error = on_error
 
+    def listens(self, port: int, *, hold: bool) -> None:
+        """Note the server's port; `hold`: whether segments to its clients may be held."""
+        self._tcp.port = port
+        if not hold:
+            self.segments = None
+
     def figures(self) -> tuple[int, int]:
         """Bytes in memory and connections that are not read, at the last look."""
         return self.bytes, self.held_back
@@ -106,6 +123,12 @@ class InFlight:
         """End the thread."""
         self._stopping.set()
         self._wake.set()
+        self._tell({})
+
+    def _tell(self, sockets: dict[str, Socket]) -> None:
+        known, self._holdable = self._holdable, sockets
+        if self.segments is not None:
+            self.segments.learn(known, sockets)
 
     def _room(self, held: int) -> float:
         """Bytes that a connection with `held` bytes in memory may take before the next look."""
@@ -144,6 +167,7 @@ class InFlight:
             connection.note_taken()
         figures, memory = self._figures(self._connections), self._memory()
         self._least_memory = min(self._least_memory or memory, memory)
+        self._tell(self._tcp.sockets)
         crowded = self.bytes > 3 * self._server_bytes // 2
         limits = Limits(
             window_bytes(self._connection_bytes),

@@ -15,6 +15,8 @@ import termios
 from collections.abc import Container
 from contextlib import suppress
 
+from .segments import Socket, cookie_of
+
 # struct tcp_info of linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received, present since Linux 4.1.
 _INFO_BYTES, _ACKED_AT = 136, 120
 _FDS = "/proc/self/fd"
@@ -48,7 +50,16 @@ def peer_name(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
 
 
 class TcpFigures:
-    """Finds connections by their peers."""
+    """Finds connections by their peers.
+
+    Attributes:
+        port: the port that the server listens on; 0: unknown, and any connection with such a peer counts.
+        sockets: the sockets found by the last `of`; empty while `port` is unknown.
+    """
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.sockets: dict[str, Socket] = {}
 
     def of(self, peers: Container[str]) -> dict[str, tuple[int, int]]:
         """For each connected peer: bytes received and read, and bytes acknowledged.
@@ -58,17 +69,25 @@ class TcpFigures:
         try:
             numbers = [int(name) for name in os.listdir(_FDS)]
         except OSError:
-            return {}
+            numbers = []
         found = {}
+        sockets = {}
         for fd in numbers:
-            figures = _figures(fd, peers)
+            figures = _figures(fd, peers, self.port)
             if figures is not None:
-                found[figures[0]] = figures[1:]
+                peer, received, acked, cookie = figures
+                found[peer] = received, acked
+                if cookie:
+                    sockets[peer] = Socket(fd, cookie)
+        self.sockets = sockets
         return found
 
 
-def _figures(fd: int, peers: Container[str]) -> tuple[str, int, int] | None:
-    """The figures of one descriptor. It is not ours and may be closed at any moment, so nothing refers to it later."""
+def _figures(fd: int, peers: Container[str], port: int) -> tuple[str, int, int, bytes] | None:
+    """The figures of one descriptor: peer, bytes received and acknowledged, and the socket's cookie if `port` is known.
+
+    It is not ours and may be closed at any moment, so whoever refers to it later compares the cookie.
+    """
     try:
         # Of this family, whose addresses are longer: others fit, too.
         seen = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd)
@@ -79,7 +98,8 @@ def _figures(fd: int, peers: Container[str]) -> tuple[str, int, int] | None:
         if not isinstance(address, tuple):
             return None
         peer = peer_name(address)
-        if peer not in peers:
+        # A client may have connected from the same port to another one of this process, for metrics.
+        if peer not in peers or (port and seen.getsockname()[1] != port):
             return None
         # Read the unread bytes first: bytes that arrive in between count as read now or the next time.
         unread = array.array("i", [0])
@@ -88,8 +108,12 @@ def _figures(fd: int, peers: Container[str]) -> tuple[str, int, int] | None:
         if len(info) < _INFO_BYTES:
             return None
         acked, received = struct.unpack_from("QQ", info, _ACKED_AT)
+        cookie = b""
+        if port:
+            with suppress(OSError):  # some kernels have none
+                cookie = cookie_of(seen)
     except OSError:
         return None
     finally:
         seen.detach()
-    return peer, received - unread[0], acked
+    return peer, received - unread[0], acked, cookie

@@ -16,6 +16,7 @@ from streamcell.service.processes.ring_records import (
     END,
     FAIL,
     OPEN,
+    Head,
     Layout,
     head_of,
     text_at,
@@ -24,6 +25,7 @@ from streamcell.service.processes.ring_records import (
 )
 from streamcell.service.sessions.session import Output, Session, SessionListener, Work
 from streamcell.service.sessions.shared_capacity import SharedCapacity
+from streamcell.service.transport.segments import SEGMENTS, WORTH
 
 from .message_writer import MessageWriter
 
@@ -240,6 +242,19 @@ class RemoteBatcher:
         cut = last | fail
         cut[:-1] |= entry[1:] != entry[:-1]
         cut[-1] = True
+        if len(records) < WORTH:
+            self._deliver(records, head, cut)
+            return
+        sessions = self._sessions
+        answered = [sessions.get(number) for number in entry[last].tolist()]
+        held = SEGMENTS.hold([session.peer for session in answered if session is not None])
+        try:
+            self._deliver(records, head, cut)
+        finally:
+            SEGMENTS.release(held)
+
+    def _deliver(self, records: Records, head: Head, cut: Head) -> None:
+        """Deliver the messages that end in `records`; `cut`: bool[n], the last record of each group."""
         data = records.tobytes()
         begin = 0
         fields = head.tolist()

@@ -14,6 +14,10 @@ from streamcell.service.sessions.session import Session, Work
 class UnaryCaller(Protocol):
     """The call that a request came from, such as a `calls.UnaryCall`."""
 
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Call `callback` if the client disconnects before the answer."""
 
@@ -54,7 +58,7 @@ class RequestRows(ABC):
         self._sessions: list[Session] = []
         try:
             for _ in work:
-                self._sessions.append(batcher.open("", self))
+                self._sessions.append(batcher.open("", self, caller.peer))
         except ServiceError:
             self._end()
             raise

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+from mypy_extensions import mypyc_attr
+
 from .batch import Batch
 
 # Calls a function on the thread that reads messages, after those that have arrived; False if it cannot.
@@ -23,6 +25,7 @@ _WEIGHT = 0.1  # of the newest run
 _SURELY = 0.8  # inline runs begin only once a run takes less than this part of what it may take
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class InlinePolicy:
     """Decides whether a model's runs are short enough to execute inline. `short` says how to do the next one."""
 

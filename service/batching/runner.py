@@ -43,11 +43,11 @@ class Runner:
         self._batcher = batcher
         batch_runner = BatchRunner(engine, batcher, metrics, feedback, allow_non_finite=allow_non_finite)
         # A CUDA graph is bound to the thread that captured it.
-        self._inline = batch_runner.run if engine.device.on_host else None
+        self._runs_inline = batch_runner.run if engine.device.on_host else None
         # How each kind of job is run.
         self._runs: dict[type, Callable[[Any], None]] = {Batch: batch_runner.run}
         self._warm: Future[None] = Future()
-        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
+        self._engine_thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     def _loop(self) -> None:
         try:
@@ -71,16 +71,16 @@ class Runner:
         Raises:
             DeviceError and ONNX Runtime's errors: the warm-up failed; the thread has ended.
         """
-        self._thread.start()
+        self._engine_thread.start()
         try:
             self._warm.result()
         finally:
             self._warm = Future()  # an error in it would keep the engine alive
-        self._batcher.inline.serve(self._inline)
+        self._batcher.inline.serve(self._runs_inline)
 
     def stop(self) -> None:
         """Finish the running job and end the thread. Call after the sessions have been ended."""
         self._batcher.stop()
-        self._thread.join()
+        self._engine_thread.join()
         self._batcher.inline.serve(None)
         self._engine.close()

@@ -125,7 +125,7 @@ class FrameRunner:
         for each in sorted(slices, key=lambda pair: pair[1].shortest):
             part = each[1]
             rows += len(part.rows)
-            longest = max(part.longest, *(other.longest for _, other in runs[-1])) if runs else 0
+            longest = max(part.longest, *[other.longest for _, other in runs[-1]]) if runs else 0
             fits = longest <= (2 * shortest if self._ragged else shortest)
             if runs and fits and rows <= self._engine.max_batch:
                 runs[-1].append(each)

@@ -16,18 +16,13 @@ from .reply import GenerationListener, RankedSequence, Reply, StopReason
 class BeamStep(Work):
     """One hypothesis' next step."""
 
-    __slots__ = ("search",)
+    __slots__ = ("group", "search")
 
     generates = True
 
     def __init__(self, search: Search) -> None:
         super().__init__((), 1, Output.NONE, 0, 0.0)
-        self.search = search
-
-    @property
-    def group(self) -> Search:  # type: ignore[override]
-        """The search that it is a row of."""
-        return self.search
+        self.group = self.search = search
 
 
 class Beam(Session):

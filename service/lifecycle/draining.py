@@ -105,6 +105,6 @@ class DrainingModels:
                     f"model {name!r} was unloaded; the session's state is gone",
                     model=name,
                     session_id=live.session.session_id,
-                    step_index=live.session.step_index,
+                    step_index=live.session.figures()[0],
                 )
             )

@@ -52,7 +52,7 @@ class OpeningOrder(Generic[_Item]):
         return items, self._numbers[end - 1] if end > begin else number, end < len(self._numbers)
 
     def __iter__(self) -> Iterator[_Item]:
-        return (item for item in self._items if item is not None)
+        return iter([item for item in self._items if item is not None])
 
     def __len__(self) -> int:
         return len(self._items) - self._gaps

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from streamcell.service.errors import ServiceError
 from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.metrics.request_metrics import Computed
@@ -81,14 +83,15 @@ class Work:
 class Group(Work):
     """Work that takes several rows, all in one batch. It is one entry of its session's queue."""
 
-    __slots__ = ("session",)
+    __slots__ = ("group", "session")
 
     session: Session
 
-    @property
-    def group(self) -> Group:  # type: ignore[override]
-        """Itself."""
-        return self
+    def __init__(
+        self, payloads: tuple[bytes, ...], steps: int, output: Output, tag: int, arrived_s: float
+    ) -> None:
+        super().__init__(payloads, steps, output, tag, arrived_s)
+        self.group = self
 
     @property
     @abstractmethod
@@ -105,10 +108,12 @@ class Group(Work):
         """True once it needs no further run."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Session:
     """One live sequence. `slot` is its row in the pool, 0 for a stateless model.
 
-    Subclasses stand for more: a stream of frames is one session to the batcher and to the table of sessions.
+    Subclasses stand for more: a stream of frames is one session to the batcher and to the table of sessions. They
+    override methods and properties, never attributes: compiled code reads an attribute where this class has it.
     """
 
     __slots__ = (
@@ -181,6 +186,14 @@ class Session:
     def free(self, capacity: Capacity) -> None:
         """Give back its room. It has ended and has no work in flight."""
         capacity.give_back(self.slot, self.slot_version)
+
+    def figures(self) -> tuple[int, bool, float]:
+        """Timesteps applied, True if none is yet, and when it was last used; for threads that do not run it."""
+        return self.step_index, self.fresh, self.last_used_s
+
+    def touch(self, now_s: float) -> None:
+        """Note that it was used."""
+        self.last_used_s = now_s
 
     @property
     def queued(self) -> int:

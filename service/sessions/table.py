@@ -9,7 +9,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from streamcell.service.errors import (
@@ -33,13 +32,15 @@ M_co = TypeVar("M_co", bound=Model, covariant=True)
 _NO_TOKEN = bytes(32)  # no token has this SHA-256
 
 
-@dataclass(frozen=True, slots=True)
 class Live(Generic[M_co]):
-    """A session and its model."""
+    """A session and its model; `number` is its place in the order of opening, from 1 on."""
 
-    session: Session
-    model: M_co
-    number: int = 0  # in the order of opening, from 1 on
+    __slots__ = ("model", "number", "session")
+
+    def __init__(self, session: Session, model: M_co, number: int) -> None:
+        self.session = session
+        self.model = model
+        self.number = number
 
 
 class SessionTable:
@@ -236,7 +237,7 @@ class SessionTable:
         live.session.listener.fail(
             SessionClosed("the session was closed through CloseSession", session_id=session_id)
         )
-        return live.session.step_index
+        return live.session.figures()[0]
 
     def _take(self, session_id: str, token_hash: bytes) -> Live[Model] | None:
         """Take a session off the list; None if it is not there, or has another token."""
@@ -260,11 +261,11 @@ class SessionTable:
         """
         idle_s = attention.before_s(self.idle_timeout_s) if self.idle_timeout_s else -math.inf
         left_s = attention.before_s(self.linger_s)
-        over = (
+        over = any(
             _expired(live.session, idle_s, left_s) or live.session.has_idle_members(idle_s)
             for live in self.all()
         )
-        if any(over) and all_read():
+        if over and all_read():
             attention.attended()
             self._expire(idle_s, left_s)
 
@@ -284,7 +285,7 @@ class SessionTable:
             f"{what}: the session has expired and its state is gone",
             session_id=session.session_id,
             idle_timeout_s=self.idle_timeout_s,
-            step_index=session.step_index,
+            step_index=session.figures()[0],
         )
 
     def drain(self) -> None:
@@ -335,6 +336,6 @@ def _idle(session: Session, oldest_s: float) -> bool:
     """True if the session was last used before `oldest_s` and has no work; running work counts as use."""
     # A generation that waits for its client to read has nothing to do.
     if session.in_flight or (session.queued and not session.gate):
-        session.last_used_s = time.monotonic()
+        session.touch(time.monotonic())
         return False
-    return session.last_used_s < oldest_s
+    return session.figures()[2] < oldest_s

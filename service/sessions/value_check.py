@@ -46,7 +46,9 @@ class ValueRule(Protocol):
 
 
 class _Finite:
-    error: type[InvalidArgument] = NonFiniteInput
+    @property
+    def error(self) -> type[InvalidArgument]:
+        return NonFiniteInput
 
     def fine(self, values: Array) -> bool:
         flat = values.reshape(-1)
@@ -62,7 +64,9 @@ class _Finite:
 
 
 class _ZeroOrOne:
-    error: type[InvalidArgument] = MalformedMessage
+    @property
+    def error(self) -> type[InvalidArgument]:
+        return MalformedMessage
 
     def fine(self, values: Array) -> bool:
         return bool(self.inside(values).all())
@@ -77,7 +81,9 @@ class _ZeroOrOne:
 class _Index:
     """Indices within their ranges, from the graph or the card: see `graph/index_ranges.py`."""
 
-    error: type[InvalidArgument] = IndexOutOfRange
+    @property
+    def error(self) -> type[InvalidArgument]:
+        return IndexOutOfRange
 
     def __init__(self, tensor: Tensor) -> None:
         dtype = np.dtype(tensor.dtype)
@@ -101,7 +107,7 @@ class _Index:
         return np.asarray((values >= self._low) & (values <= self._high))
 
     def wanted(self, element: int) -> str:
-        low, high = (int(bound.reshape(-1)[0 if self._one else element]) for bound in (self._low, self._high))
+        low, high = [int(bound.reshape(-1)[0 if self._one else element]) for bound in (self._low, self._high)]
         return f"an index from {low} to {high}"
 
 

@@ -48,7 +48,7 @@ class Answering:
     def __init__(self, on_error: OnError, thread: ControlThread | None = None) -> None:
         """`on_error` is called for each error sent to a client; `thread` runs slow methods."""
         self._on_error = on_error
-        self._thread = thread or ControlThread()
+        self._control = thread or ControlThread()
 
     def now(self, request_type: type[_Request], method: Callable[[_Request], Message]) -> OnRequest:
         """A fast method: it runs on the thread that brings the message."""
@@ -70,7 +70,7 @@ class Answering:
 
         def on_request(call: UnaryCall, data: bytes) -> None:
             try:
-                self._thread.submit(self._slices(call, method(parse(request_type, data))))
+                self._control.submit(self._slices(call, method(parse(request_type, data))))
             except ServiceError as error:
                 self._refuse(call, error)
 

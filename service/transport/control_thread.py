@@ -28,7 +28,7 @@ class ControlThread:
     def __init__(self) -> None:
         self._jobs: deque[Iterator[None]] = deque()
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._worker: threading.Thread | None = None
         self._stopped = False
 
     def submit(self, job: Iterator[None]) -> None:
@@ -44,9 +44,9 @@ class ControlThread:
                     limit=_MOST_WAITING,
                 )
             self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="control", daemon=True)
-                self._thread.start()
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="control", daemon=True)
+                self._worker.start()
             self._changed.notify()
 
     def stop(self) -> None:

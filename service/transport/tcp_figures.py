@@ -26,7 +26,7 @@ def memory_bytes() -> int:
     """Bytes of the process's anonymous memory, resident or swapped; 0 if unknown."""
     try:
         with open("/proc/self/status", "rb") as file:
-            lines = (line.split() for line in file)
+            lines = [line.split() for line in file]
             kib = {words[0]: int(words[1]) for words in lines if words[:1] in ([b"RssAnon:"], [b"VmSwap:"])}
     except OSError:
         return 0

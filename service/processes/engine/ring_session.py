@@ -31,6 +31,7 @@ class RingSession(Session):
         self._arrays = arrays
         self.entry = entry
         super().__init__(session_id, listener, entry, slot_version, time.monotonic(), peer)
+        arrays.applied[entry], arrays.fresh[entry], arrays.used_s[entry] = 0, True, self.opened_s
 
     def free(self, capacity: Capacity) -> None:
         """Free its entry."""
@@ -42,32 +43,19 @@ class RingSession(Session):
         """The number of unanswered messages."""
         return int(self._arrays.queued[self.entry])
 
-    @property
-    def step_index(self) -> int:
-        """The number of timesteps applied."""
-        return int(self._arrays.applied[self.entry])
+    def figures(self) -> tuple[int, bool, float]:
+        """See `Session.figures`."""
+        arrays, entry = self._arrays, self.entry
+        return int(arrays.applied[entry]), bool(arrays.fresh[entry]), float(arrays.used_s[entry])
 
-    @step_index.setter
-    def step_index(self, value: int) -> None:
-        self._arrays.applied[self.entry] = value
-
-    @property
-    def fresh(self) -> bool:
-        """True if no step was applied yet."""
-        return bool(self._arrays.fresh[self.entry])
-
-    @fresh.setter
-    def fresh(self, value: bool) -> None:
-        self._arrays.fresh[self.entry] = value
+    def touch(self, now_s: float) -> None:
+        """Note that it was used."""
+        self._arrays.used_s[self.entry] = now_s
 
     @property
-    def last_used_s(self) -> float:
-        """When its last message arrived."""
-        return float(self._arrays.used_s[self.entry])
-
-    @last_used_s.setter
-    def last_used_s(self, value: float) -> None:
-        self._arrays.used_s[self.entry] = value
+    def fresh_count(self) -> int:
+        """1 if no step was applied yet, else 0."""
+        return int(self._arrays.fresh[self.entry])
 
 
 class RingListener:

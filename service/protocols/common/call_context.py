@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from streamcell.service.errors import ServiceError
@@ -35,7 +34,6 @@ class ErrorCounter(Protocol):
         """Count one error."""
 
 
-@dataclass(frozen=True)
 class CallContext(Generic[M_co]):
     """The objects that every call needs. Each front end and the engine process has one.
 
@@ -43,8 +41,16 @@ class CallContext(Generic[M_co]):
         kept: the room for kept replies; None in a front end, which has no resumable sessions.
     """
 
-    models: ModelFinder[M_co]
-    sessions: SessionTable
-    metrics: ErrorCounter
-    limits: Limits
-    kept: KeptRoom | None = None
+    def __init__(
+        self,
+        models: ModelFinder[M_co],
+        sessions: SessionTable,
+        metrics: ErrorCounter,
+        limits: Limits,
+        kept: KeptRoom | None = None,
+    ) -> None:
+        self.models = models
+        self.sessions = sessions
+        self.metrics = metrics
+        self.limits = limits
+        self.kept = kept

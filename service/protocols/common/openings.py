@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -87,7 +87,11 @@ def row_openings(
     All is checked at once, but a row's bytes are made when they are asked for: there may be far more rows than slots.
     """
     openings = check_openings(signature, given, rows, allow_non_finite=allow_non_finite, batch=True)
-    return (tuple(value.tobytes() for value in row) for row in zip(*openings, strict=True))
+    return map(_as_bytes, zip(*openings, strict=True))
+
+
+def _as_bytes(row: Iterable[np.ndarray[Any, Any]]) -> tuple[bytes, ...]:
+    return tuple(value.tobytes() for value in row)
 
 
 def check_opening(
@@ -95,7 +99,7 @@ def check_opening(
 ) -> tuple[bytes, ...]:
     """Like `check_openings`, for one session."""
     openings = check_openings(signature, given, allow_non_finite=allow_non_finite)
-    return tuple(value.tobytes() for value in openings)
+    return _as_bytes(openings)
 
 
 def _described(each: OpenInput) -> str:

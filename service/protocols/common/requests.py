@@ -178,7 +178,7 @@ def make_rows(
     sizes = [steps * tensor.step_bytes for tensor in model.file.signature.inputs]
     work = []
     for row in range(rows):
-        mine = (data[row * size : (row + 1) * size] for data, size in zip(payloads, sizes, strict=True))
+        mine = [data[row * size : (row + 1) * size] for data, size in zip(payloads, sizes, strict=True)]
         work.append(make_work(model, limits, mine, steps, output, row))
         work[-1].counted = row == rows - 1
     return work

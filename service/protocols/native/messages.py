@@ -76,24 +76,25 @@ def generation_spec(model: Model, limits: Limits) -> pb.GenerationSpec | None:
 def session_message(live: Live[Model]) -> pb.Session:
     """A live session."""
     session, now_s = live.session, time.monotonic()
+    step_index, fresh, last_used_s = session.figures()
     return pb.Session(
         session_id=session.session_id,
         model=live.model.file.name,
         version=live.model.file.version,
-        state=_state(session),
-        step_index=session.step_index,
+        state=_state(session, fresh),
+        step_index=step_index,
         queued_messages=session.queued,
         age_s=now_s - session.opened_s,
-        idle_s=now_s - session.last_used_s,
+        idle_s=now_s - last_used_s,
         peer=session.peer,
         members=session.members,
     )
 
 
-def _state(session: Session) -> pb.SessionState:
+def _state(session: Session, fresh: bool) -> pb.SessionState:
     if session.detached_s is not None:
         return pb.SESSION_STATE_DETACHED
-    return pb.SESSION_STATE_OPEN if session.fresh else pb.SESSION_STATE_ACTIVE
+    return pb.SESSION_STATE_OPEN if fresh else pb.SESSION_STATE_ACTIVE
 
 
 def opened(live: Live[Model], idle_timeout_s: float, limits: Limits) -> pb.SessionOpened:

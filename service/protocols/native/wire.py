@@ -34,7 +34,7 @@ _STOP_REASONS = {
     StopReason.NON_FINITE: pb.STOP_REASON_NON_FINITE,
 }
 
-_STEPS = [b"", *(_STEPS_TAG + small for small in SMALL[1:])]  # the field, by its value
+_STEPS = [b"", *[_STEPS_TAG + small for small in SMALL[1:]]]  # the field, by its value
 
 
 def only_input(message: bytes) -> bytes | None:

@@ -210,7 +210,7 @@ class Sequence:
             self._ended(self, error)  # first: another thread may see `closing` and look the reason up
             self.closing = True
             self.model = self._live = self._last = None
-            lost = [*self._pending, *(entry for entry, _ in self._held or ())]
+            lost = [*self._pending, *[entry for entry, _ in self._held or ()]]
             self._pending.clear()
             self._held = None
             after, self._after = self._after, None

@@ -64,7 +64,7 @@ def service(models_dir: Path) -> Iterator[CallContext[LoadedModel]]:
     model = load(open_model(models_dir / "lstm.onnx", "lstm"), settings, Device())
     # Without the engine thread: what is delivered, and when, is the test's to say.
     model.batcher.stop()
-    model.runner._thread.join()
+    model.runner._engine_thread.join()
     model.batcher._stopped = False
     yield CallContext(Models([model]), SessionTable(idle_timeout_s=0), ServerMetrics(), LIMITS)
     model.runner.stop()

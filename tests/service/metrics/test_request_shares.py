@@ -129,7 +129,7 @@ def model(models_dir: Path) -> Iterator[LoadedModel]:
     settings = Settings.load(models=models_dir, max_batch=MAX_BATCH, max_chunk=MAX_CHUNK)
     loaded = load(open_model(models_dir / "lstm.onnx", "lstm"), settings, Device())
     loaded.batcher.stop()
-    loaded.runner._thread.join()
+    loaded.runner._engine_thread.join()
     loaded.batcher._stopped = False
     yield loaded
     loaded.runner.stop()

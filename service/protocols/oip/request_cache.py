@@ -1,28 +1,58 @@
 """Parses the usual requests of the Open Inference Protocol cheaply: a cache by their constant bytes.
 
 The messages of a sequence differ only in id and payload. All other bytes are the same. The cache maps those bytes to
-a `ParsedRequest`, so a message like an earlier one is not parsed again. A message that differs anywhere else is parsed.
+a `ParsedRequest`, so a message like an earlier one is not parsed again. Messages of another sequence differ in the
+sequence's id as well. So the cache also knows each form of message without that id: a START, a step and an END of any
+sequence are read by the first three that were parsed. A message that differs anywhere else is parsed.
 `tests/service/protocols/oip/test_plans.py` compares `RequestCache.find` with protobuf's parser.
 """
 
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple, TypeVar
 
-from .requests import ParsedRequest
+from .requests import Flags, ParsedRequest
 
 # The message's tags: (field << 3) | length-delimited.
-_NAME, _VERSION, _ID, _RAW = 0x0A, 0x12, 0x1A, 0x3A  # fields 1, 2, 3 and 7
-_REST = (0x22, 0x2A, 0x32)  # parameters, inputs, outputs: fields 4, 5 and 6
+_NAME, _VERSION, _ID, _PARAMETER, _RAW = 0x0A, 0x12, 0x1A, 0x22, 0x3A  # fields 1, 2, 3, 4 and 7
+_REST = (_PARAMETER, 0x2A, 0x32)  # parameters, inputs, outputs: fields 4, 5 and 6
+_SEQUENCE = b"sequence_id"
+_KEY = b"\x0a\x0bsequence_id"  # a parameter's name: its field 1
+_VALUE, _INT, _TEXT = 0x12, 0x10, 0x1A  # a parameter's field 2; InferParameter's int64_param and string_param
 _MOST_BYTES = 64 * 2**20
 _PLAN_BYTES = 2048  # memory of a plan without its key, its sequence included
 _LONGEST_REST = 4096
 _TAILS = 4  # payload sizes tried for each message size
+_FORMS = 8  # places of payload and sequence's id tried for each message size
 
 # Parsed requests with the same model and version, by three keys: the number of bytes behind the id, the number of
 # payload bytes among them, and the bytes between id and payload. These end with the payload's declared size.
 _Plans = dict[bytes, ParsedRequest]
-_Family = dict[int, tuple[tuple[int, _Plans], ...]]
+_At = TypeVar("_At")
+
+
+class _Place(NamedTuple):
+    """Where messages of one size have what differs: bytes of the payload, and the sequence's id behind the own id."""
+
+    tail: int
+    at: int
+    size: int
+
+
+class _Family:
+    """What is known of the messages with one model and version.
+
+    Attributes:
+        plans: of whole messages.
+        forms: of messages without their sequence's id, by its place and the bytes round it.
+    """
+
+    __slots__ = ("forms", "plans")
+
+    def __init__(self) -> None:
+        self.plans: dict[int, tuple[tuple[int, _Plans], ...]] = {}
+        self.forms: dict[int, tuple[tuple[_Place, _Plans], ...]] = {}
 
 
 class RequestCache:
@@ -46,7 +76,8 @@ class RequestCache:
             at = 2 + data[1]
             if data[at] == _VERSION:
                 at += 2 + data[at + 1]
-            family = self._families.get(data[:at])
+            front = at
+            family = self._families.get(data[:front])
             if family is None:
                 return None
             id_ = b""
@@ -61,32 +92,131 @@ class RequestCache:
             return None
         # A message whose size differs from a cached one has no known size, or differs from it in
         # the bytes before the payload: a payload of a wrong length is never accepted.
-        for tail, plans in family.get(len(data) - at, ()):
+        size = len(data) - at
+        for tail, plans in family.plans.get(size, ()):
             plan = plans.get(data[at:-tail])
             if plan is not None:
                 return plan, id_, data[-tail:]
+        for place, forms in family.forms.get(size, ()):
+            tail, cut, width = place
+            cut += at
+            form = forms.get(data[at:cut] + data[cut + width : -tail])
+            if form is not None:
+                plan = self._of_sequence(form, data[cut : cut + width])
+                if plan is None:
+                    return None
+                if not (plan.flags.start or plan.flags.end):  # more messages like it are likely
+                    self._keep_whole(data[:front], at, data, tail, plan)
+                return plan, id_, data[-tail:]
         return None
+
+    @staticmethod
+    def _of_sequence(form: ParsedRequest, value: bytes) -> ParsedRequest | None:
+        """A request of that form for the sequence whose id is `value`; None if the parser must read it."""
+        model, like = form.flags.key  # type: ignore[misc]  # a form has a sequence
+        sequence: int | str
+        if isinstance(like, str):
+            if not value.isascii():
+                return None
+            sequence = value.decode()
+        else:
+            sequence = _number(value)
+            if not sequence:
+                return None
+        flags = Flags((model, sequence), form.flags.start, form.flags.end)
+        return ParsedRequest(form.file, form.version, flags, form.form, form.answer)
 
     def keep(self, data: bytes, plan: ParsedRequest) -> None:
         """Cache the plan of `data`, if its fields are in the usual order and more messages like it are likely."""
-        if plan.flags.start or plan.flags.end or (places := _laid_out(data)) is None:
+        if plan.given or (places := _laid_out(data)) is None:
             return
         front, begin, payload = places
         if payload - begin > _LONGEST_REST:
             return
-        size, tail, rest = len(data) - begin, len(data) - payload, data[begin:payload]
+        flags, tail = plan.flags, len(data) - payload
+        if not (flags.start or flags.end):
+            self._keep_whole(data[:front], begin, data, tail, plan)
+        if flags.key is not None and (cut := _sequence_value(data, begin, payload, flags.key[1])) is not None:
+            at, size = cut
+            with self._lock:
+                family = self._room_for(data[:front], payload - begin)
+                place = _Place(tail, at - begin, size)
+                plans = _plans_at(family.forms, len(data) - begin, place, _FORMS)
+                plans[data[begin:at] + data[at + size : payload]] = plan
+
+    def _keep_whole(self, front: bytes, begin: int, data: bytes, tail: int, plan: ParsedRequest) -> None:
+        rest = data[begin:-tail]
         with self._lock:
-            taken = _PLAN_BYTES + front + len(rest)
-            if self.bytes + taken > _MOST_BYTES:
-                self._families, self.bytes = {}, 0
-            self.bytes += taken
-            family = self._families.setdefault(data[:front], {})
-            known = family.get(size, ())
-            plans = dict(known).get(tail)
-            if plans is None:
-                plans = {}
-                family[size] = ((tail, plans), *known[: _TAILS - 1])
-            plans[rest] = plan
+            family = self._room_for(front, len(rest))
+            _plans_at(family.plans, len(data) - begin, tail, _TAILS)[rest] = plan
+
+    def _room_for(self, front: bytes, size: int) -> _Family:
+        """The family of `front`, with room for a plan whose key has `size` bytes. Called under the lock."""
+        taken = _PLAN_BYTES + len(front) + size
+        if self.bytes + taken > _MOST_BYTES:
+            self._families, self.bytes = {}, 0
+        self.bytes += taken
+        return self._families.setdefault(front, _Family())
+
+
+def _plans_at(known: dict[int, tuple[tuple[_At, _Plans], ...]], size: int, at: _At, most: int) -> _Plans:
+    """The plans of messages with `size` bytes and what differs `at` a place. The oldest of `most` places gives way."""
+    places = known.get(size, ())
+    plans = dict(places).get(at)
+    if plans is None:
+        plans = {}
+        known[size] = ((at, plans), *places[: most - 1])
+    return plans
+
+
+def _sequence_value(data: bytes, begin: int, end: int, sequence: int | str) -> tuple[int, int] | None:
+    """Where the sequence's id lies between `begin` and `end`, and its size.
+
+    None unless its bytes could be any other id's of that size, with nothing else read differently: the name
+    "sequence_id" is there once, as the key of a parameter that has nothing but this key and this value.
+    """
+    name = data.find(_KEY, begin, end)
+    if name < 0 or data.count(_SEQUENCE, begin, end) != 1:
+        return None
+    at = begin
+    while at < name:  # `_laid_out` has read these fields
+        length = _length(data, at + 1)
+        if length is None:
+            return None
+        content, size = length
+        if content == name and data[at] == _PARAMETER:
+            break
+        at = content + size
+    else:
+        return None
+    last = name + size
+    value = name + len(_KEY)
+    # The parameter's value, an InferParameter, is the rest of it; and the id is the rest of that.
+    size = last - value - 2
+    if size < 2 or size > 0x7F or data[value] != _VALUE or data[value + 1] != size:
+        return None
+    kind, at = data[value + 2], value + 3
+    if kind == _INT and isinstance(sequence, int):
+        known = _number(data[at:last]) == sequence
+    else:
+        size = data[at]
+        at += 1
+        known = kind == _TEXT and size == last - at and data[at:last] == str(sequence).encode()
+    return (at, last - at) if known else None
+
+
+def _number(value: bytes) -> int:
+    """The number that the bytes hold as one varint; 0 if that has over 63 bits, or they are none, or more than one."""
+    number = shift = 0
+    last = 7 * (len(value) - 1)
+    if last > 56:
+        return 0
+    for byte in value:
+        if (byte < 0x80) != (shift == last):
+            return 0
+        number |= (byte & 0x7F) << shift
+        shift += 7
+    return number
 
 
 def _laid_out(data: bytes) -> tuple[int, int, int] | None:

@@ -30,7 +30,15 @@ FILE = ModelFile("a_model", "3", Path("a_model.onnx"), Description(SIGNATURE, "c
 IDS = st.text(max_size=300)
 
 
-def _request(messages: Any, id_: str, sequence: int | str, payload: bytes, **more: Any) -> Any:
+def _request(
+    messages: Any,
+    id_: str,
+    sequence: int | str,
+    payload: bytes,
+    flags: tuple[bool, bool] | None = None,
+    **more: Any,
+) -> Any:
+    """`flags`: whether it starts and ends the sequence, in parameters; None: without these."""
     request = messages.ModelInferRequest(model_name="a_model", id=id_, raw_input_contents=[payload], **more)
     request.inputs.add(name="x", datatype="FP32", shape=[len(payload) // 12, 3])
     request.outputs.add(name="y")
@@ -38,6 +46,8 @@ def _request(messages: Any, id_: str, sequence: int | str, payload: bytes, **mor
         request.parameters["sequence_id"].int64_param = sequence
     else:
         request.parameters["sequence_id"].string_param = sequence
+    if flags is not None:
+        request.parameters["sequence_start"].bool_param, request.parameters["sequence_end"].bool_param = flags
     return request
 
 
@@ -65,12 +75,18 @@ def _held(plans: RequestCache, answers: ReplyTemplates, data: bytes) -> bool:
     return True
 
 
+# Numbers of one to nine bytes on the wire, and of ten; texts of a byte a character, and of more.
+SEQUENCES = st.one_of(
+    st.integers(1, 3),
+    st.sampled_from([127, 128, 300, 2**62, 2**63 - 1, -1, "a", "b", "ab", "é", "x" * 128, "y" * 127]),
+)
+FLAGS = st.sampled_from([None, (False, False), (True, False), (False, True), (True, True)])
 REQUESTS = st.tuples(
     IDS,
-    st.one_of(st.integers(1, 3), st.sampled_from(["a", "b"])),
+    SEQUENCES,
     st.sampled_from([1, 2, 30, 200]),
     st.binary(min_size=12, max_size=12),
-    st.sampled_from([{}, {"model_version": "3"}]),
+    st.fixed_dictionaries({"flags": FLAGS}, optional={"model_version": st.just("3")}),
 )
 
 
@@ -80,17 +96,108 @@ def test_what_is_found_is_what_a_parser_finds(messages: Any, requests: list[Any]
     plans, answers = RequestCache(), ReplyTemplates()
     seen: set[Any] = set()
     for id_, sequence, steps, step, more in requests:
-        data = _request(messages, id_, sequence, step * steps, **more).SerializeToString()
-        like = (sequence, steps, *more)
+        message = _request(messages, id_, sequence, step * steps, **more)
+        data = message.SerializeToString()
+        # Where the sequence's id lies in the message is the library's choice, which may differ from one to the next.
+        size = message.parameters["sequence_id"].ByteSize()
+        like = (isinstance(sequence, str), size, steps, more.get("flags"), "model_version" in more)
         if _held(plans, answers, data):
             assert like in seen
             continue
-        assert like not in seen or len(id_.encode()) >= 0x80 or not id_.isascii()
         read = _read(data, answers)
         assert read is not None
         plans.keep(data, read[0])
-        if len(id_.encode()) < 0x80:
-            seen.add(like)
+        seen.add(like)
+
+
+def _request_of(sequence: int | str, payload: bytes = bytes(12), **more: Any) -> bytes:
+    data: bytes = _request(oip, "", sequence, payload, **more).SerializeToString()
+    return data
+
+
+def _learnt(*known: bytes) -> tuple[RequestCache, ReplyTemplates]:
+    plans, answers = RequestCache(), ReplyTemplates()
+    for data in known:
+        read = _read(data, answers)
+        assert read is not None
+        plans.keep(data, read[0])
+    return plans, answers
+
+
+@pytest.mark.parametrize("flags", [None, (True, False), (False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("sequences", [(1, 2), (300, 16383), (2**56, 2**63 - 1), ("one", "two")])
+def test_a_request_of_another_sequence_is_known_again(
+    flags: tuple[bool, bool] | None, sequences: tuple[int | str, int | str]
+) -> None:
+    first, other = (_request_of(each, flags=flags) for each in sequences)
+    plans, answers = _learnt(first)
+    assert _held(plans, answers, other)
+    assert _held(plans, answers, other)
+    found = plans.find(other)
+    assert found is not None
+    assert found[0].flags.key == ("a_model", sequences[1])
+    # Its payload's size is that of the first, or it is parsed.
+    for size in (0, 1, 11, 13, 24):
+        assert plans.find(other[:-12] + bytes(size)) is None
+        assert plans.find(_request_of(sequences[1], bytes(size), flags=flags)) is None
+
+
+@pytest.mark.parametrize("other", [0, -1, 2**63 - 1, "", "a", "é", "x" * 127])
+def test_an_id_of_another_kind_or_size_is_parsed(other: int | str) -> None:
+    for known in (1, 300, "ab"):
+        plans, _ = _learnt(_request_of(known, flags=(True, False)))
+        if (type(other), len(str(other))) != (str, 2):
+            assert plans.find(_request_of(other, flags=(True, False))) is None
+
+
+def test_an_id_whose_bytes_are_no_number_or_no_text_is_parsed() -> None:
+    whole = _request_of(2**20, flags=(True, False))  # a number of three bytes
+    plans, answers = _learnt(whole, _request_of("abc", flags=(True, False)))
+    begin = whole.index(b"sequence_id") + len(b"sequence_id") + 3
+    assert whole[begin : begin + 3] == varint(2**20)
+    for value in itertools.product((0, 1, 0x7F, 0x80, 0x81, 0xFF), repeat=3):
+        _held(plans, answers, whole[:begin] + bytes(value) + whole[begin + 3 :])
+    assert _held(plans, answers, whole[:begin] + b"\xff\xff\x7f" + whole[begin + 3 :])
+    assert _held(
+        plans, answers, whole[:begin] + b"\x81\x80\x00" + whole[begin + 3 :]
+    )  # 1, in more bytes than it takes
+    assert plans.find(whole[:begin] + b"\x80\x80\x00" + whole[begin + 3 :]) is None  # 0: no sequence
+    assert plans.find(whole[:begin] + b"\x01\x80\x01" + whole[begin + 3 :]) is None
+    text = _request_of("abc", flags=(True, False))
+    for value in ("é1".encode(), b"\xff\xff\xff", b"a\x80b"):
+        assert plans.find(text.replace(b"abc", value)) is None
+
+
+def test_only_the_id_s_own_bytes_may_differ_in_a_form() -> None:
+    """The name twice, values twice, and fields round them: whatever a form is made of, it reads as a parser does."""
+    key, number = _field(1, b"sequence_id"), _field(2, b"\x10\x05")
+    entries = [
+        key + number, number + key, key + number + number, number + key + number, key + number + _field(2, b"\x10\x06"),
+        key + _field(2, b"\x10\x05\x10\x06"), key + _field(2, b"\x10\x05", 1), key + _field(2, b"\x08\x01\x10\x05"),
+        key + number + key, key + number + _field(9, b"\x10\x07"), _field(9, b"\x22\x11") + key + number,
+        _field(9, key + number) + key + _field(2, b"\x10\x06"), key + _field(2, _field(3, b"a")),
+        key + _field(2, _field(3, b"a") + b"\x10\x05"), key + _field(2, _field(3, b"a", 1)),
+        _field(1, b"sequence_id", 1) + number, key + _field(2, b"\x28\x05"), key + _field(2, b"\x10\x85\x00"),
+    ]  # fmt: skip
+    start = _field(1, b"sequence_start") + _field(2, b"\x08\x01")
+    texts = [_field(1, b"p") + _field(2, _field(3, text)) for text in (b"sequence_id", key + number)]
+    # Of two parameters with the same name the last counts.
+    others = [b"", start, *texts, key + number, number + key]
+    answers, known = ReplyTemplates(), 0
+    for entry, other, padding in itertools.product(entries, others, (0, 1)):
+        parts = [_field(1, b"a_model"), _field(4, entry, padding), _INPUT[0], _field(7, bytes(12))]
+        if other:
+            parts.insert(1 if padding else 2, _field(4, other))
+        data = b"".join(parts)
+        read = _read(data, answers)
+        if read is None:
+            continue
+        plans = RequestCache()
+        plans.keep(data, read[0])
+        for at in range(len(data)):
+            for value in (0, 1, 5, 7, 0x10, 0x61, 0x62, 0x7F, 0x80, 0x85):
+                known += _held(plans, answers, data[:at] + bytes((value,)) + data[at + 1 :])
+    assert known > 10_000
 
 
 def _known() -> tuple[RequestCache, ReplyTemplates, list[bytes]]:
@@ -98,6 +205,7 @@ def _known() -> tuple[RequestCache, ReplyTemplates, list[bytes]]:
     plans, answers, known = RequestCache(), ReplyTemplates(), []
     for id_, sequence, steps, more in (
         ("", 1, 1, {}), ("", 1, 2, {}), ("17", 1, 3, {}), ("17", "s", 2, {"model_version": "3"}), ("x" * 99, 1, 11, {}),
+        ("", 2**30, 1, {"flags": (True, False)}), ("8", "seq", 1, {"flags": (False, True)}),
     ):  # fmt: skip
         data = _request(oip, id_, sequence, bytes(range(12)) * steps, **more).SerializeToString()
         read = _read(data, answers)
@@ -282,14 +390,8 @@ def test_other_bytes_are_never_found(data: bytes) -> None:
             assert PLANS.find(whole[:cut]) is None
 
 
-def test_starts_ends_and_odd_messages_are_parsed_each_time() -> None:
+def test_odd_messages_are_parsed_each_time() -> None:
     plans, answers = RequestCache(), ReplyTemplates()
-    for change in ("sequence_start", "sequence_end"):
-        request = _request(oip, "", 1, bytes(12))
-        request.parameters[change].bool_param = True
-        data = request.SerializeToString()
-        plans.keep(data, plan(request, flags(request), FILE, answers)[0])
-        assert plans.find(data) is None
     request = _request(oip, "", 1, bytes(12))
     # Fields in another order than protobuf's libraries write them in are as good a message.
     payload, rest = oip.ModelInferRequest(raw_input_contents=[bytes(12)]), oip.ModelInferRequest()

@@ -73,7 +73,8 @@ class Batcher:
             ServerDraining: the engine has been stopped.
         """
         with self._lock:
-            self._check_running()
+            if self._stopped or self.capacity.closed:
+                self._check_running()
             slot, version = self.capacity.take(limited=bool(session_id))
             session = Session(session_id, listener, slot, version, time.monotonic(), peer)
             session.source = self._batches
@@ -114,7 +115,8 @@ class Batcher:
             session.ended = True
             self._admitted -= session.source is not None and session.source is not self._batches
             dropped = len(session.queue)
-            session.drop_queue(self.capacity)
+            if dropped:
+                session.drop_queue(self.capacity)
             if not session.in_flight:
                 session.free(self.capacity)
         if dropped:

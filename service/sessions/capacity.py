@@ -104,7 +104,7 @@ class Capacity:
             SessionLimit: the model has no room for another session.
         """
         with self._lock:
-            if limited or self._slots is not None:
+            if self._live >= self.max_sessions and (limited or self._slots is not None):
                 self._check(1)
             taken = self._slots.take() if self._slots is not None else (0, 0)
             self._live += 1

@@ -29,6 +29,7 @@ from .session import Session, SessionListener
 M = TypeVar("M", bound=Model)
 M_co = TypeVar("M_co", bound=Model, covariant=True)
 
+_IDS = 256  # drawn at once
 _NO_TOKEN = bytes(32)  # no token has this SHA-256
 
 
@@ -59,6 +60,7 @@ class SessionTable:
         self.catch_up: Callable[[], object] = lambda: None
         self._live: dict[str, Live[Model]] = {}
         self._opened = 0
+        self._ids: list[str] = []  # of sessions to come
         self._order: OpeningOrder[Live[Model]] = OpeningOrder()
         self._orders: dict[str, OpeningOrder[Live[Model]]] = {}  # by the model's name
         self._lock = threading.Lock()
@@ -74,9 +76,10 @@ class SessionTable:
             SessionLimit: the model has no room for another session.
             SessionNotFound: a session has this id already.
         """
-        self.check_not_draining()
+        if self._draining:
+            self.check_not_draining()
         try:
-            session: Session = model.batcher.open(session_id or secrets.token_hex(8), listener, peer)
+            session: Session = model.batcher.open(session_id or self._new_id(), listener, peer)
         except ServiceError as error:
             model.metrics.request_failed(error)
             raise
@@ -110,7 +113,16 @@ class SessionTable:
             ServerDraining: the server is shutting down.
         """
         self.check_not_draining()
-        return self._list(make(secrets.token_hex(8)), model)
+        return self._list(make(self._new_id()), model)
+
+    def _new_id(self) -> str:
+        """16 hexadecimal digits that nobody can foretell. The operating system is asked for many at once."""
+        while True:
+            try:
+                return self._ids.pop()
+            except IndexError:
+                digits = secrets.token_hex(8 * _IDS)
+                self._ids += [digits[at : at + 16] for at in range(0, 16 * _IDS, 16)]
 
     def adopt(self, session: Session, model: M) -> Live[M]:
         """List and count a session that was opened elsewhere."""
@@ -127,9 +139,10 @@ class SessionTable:
             self._live[session.session_id] = live
             self._order.add(live.number, live)
             name = model.file.name
-            if name not in self._orders:
-                self._orders[name] = OpeningOrder()
-            self._orders[name].add(live.number, live)
+            order = self._orders.get(name)
+            if order is None:
+                order = self._orders[name] = OpeningOrder()
+            order.add(live.number, live)
         return live
 
     def forget(self, live: Live[Model]) -> None:
@@ -142,22 +155,27 @@ class SessionTable:
             return
         self._order.remove(live.number)
         name = live.model.file.name
-        self._orders[name].remove(live.number)
-        if not self._orders[name]:
+        order = self._orders[name]
+        order.remove(live.number)
+        if not order:
             del self._orders[name]
 
     def end(self, live: Live[Model], reason: str) -> bool:
         """End a session for `reason`, a metrics label; False if it had ended already."""
-        ended = self.release(live)
+        session, model = live.session, live.model
+        ended = model.batcher.end(session)
         if ended:
-            live.model.metrics.session_ended(reason, live.session.members)
+            with self._lock:
+                self._forget(live)
+            model.metrics.session_ended(reason, session.members)
         return ended
 
     def release(self, live: Live[Model]) -> bool:
         """Like `end`, but the caller counts the reason once it is known."""
         ended = live.model.batcher.end(live.session)
         if ended:
-            self.forget(live)
+            with self._lock:
+                self._forget(live)
         return ended
 
     def find(self, session_id: str) -> Live[Model]:

@@ -157,7 +157,8 @@ class StreamCall:
     def _finished(self) -> Any:
         """Nothing of the call is outstanding: tell its handler, once, and the server."""
         no_longer_idle()
-        self._first.unwatch(self)
+        if not self._reading.messages:
+            self._first.unwatch(self)
         self._connection.leave(self)
         with self._lock:
             handler, self._handler = self._handler, None
@@ -366,5 +367,7 @@ def status_operations(
     code: grpc.StatusCode, details: str, trailing: Trailing, *, begun: bool
 ) -> tuple[Any, ...]:
     """What ends a call. `begun`: its headers have been sent."""
+    if code is grpc.StatusCode.OK and begun:  # nearly every call
+        return (cygrpc.SendStatusFromServerOperation((), 0, b"", 0),)
     status = cygrpc.SendStatusFromServerOperation(tuple(trailing), code.value[0], details.encode(), 0)
     return (status,) if begun else (cygrpc.SendInitialMetadataOperation((), 0), status)

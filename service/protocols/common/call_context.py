@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from streamcell.service.errors import ServiceError
 from streamcell.service.sessions.kept_replies import KeptRoom
@@ -54,3 +54,5 @@ class CallContext(Generic[M_co]):
         self.metrics = metrics
         self.limits = limits
         self.kept = kept
+        # Openings of streams by their bytes: `native.known_openings.KnownOpening`s.
+        self.known_openings: dict[bytes, Any] = {}

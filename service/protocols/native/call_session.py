@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from streamcell.proto import pb
 from streamcell.service.errors import ServiceError, as_status
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import check_size
@@ -32,7 +31,7 @@ class CallSession(Generic[M]):
         self._call = call
         self._context = context
         self._live: Live[M] | None = None
-        self._greeting: pb.SessionOpened | None = None  # goes out with the first reply
+        self._greeting = b""  # a serialised response, which goes out with the first reply
         self._output = Output.ALL
         self._submitted = self._answered = 0  # messages
         self._half_closed = self._finished = self._over = False
@@ -86,6 +85,11 @@ class CallSession(Generic[M]):
             if live is not None:
                 live.model.metrics.request_failed(error)
             self._call.end(*as_status(error))
+
+    def _greeted(self, reply: bytes) -> bytes:
+        """`reply`, with the greeting if it is the first. Concatenated messages merge: protobuf's own rule."""
+        greeting, self._greeting = self._greeting, b""
+        return greeting + reply if greeting else reply
 
     def _was_answered(self) -> None:
         """Note that a message has had its last reply."""

@@ -85,7 +85,8 @@ class FrameStream(CallSession[LoadedModel]):
         live = self._live = context.sessions.enter(
             model, lambda id_: model.frames.open(model.batcher, id_, self, self._call.peer)
         )
-        self._greeting = opened(live, context.sessions.idle_timeout_s, context.limits)
+        told = opened(live, context.sessions.idle_timeout_s, context.limits)
+        self._greeting = pb.FrameResponse(opened=told).SerializeToString()
         return live
 
     def deliver_frame(self, frame: Frame) -> None:
@@ -99,10 +100,7 @@ class FrameStream(CallSession[LoadedModel]):
             errors=[self._error(refusal) for refusal in frame.refusals],
             tag=frame.tag,
         )
-        if self._greeting is not None:
-            reply.opened.CopyFrom(self._greeting)
-            self._greeting = None
-        self._call.reply(reply.SerializeToString())
+        self._call.reply(self._greeted(reply.SerializeToString()))
         self._was_answered()
 
     def _error(self, refusal: Refusal) -> pb.FrameError:

@@ -26,10 +26,10 @@ from streamcell.service.transport.calls import Call
 
 from .call_session import CallSession
 from .generation_requests import check_stop, make_generating
-from .messages import opened
+from .known_openings import KnownOpening, greeting_of, keep
 from .openings import check_open, is_resumable
 from .resumable_stream import ResumableStream
-from .wire import generated_response, only_input, stream_response
+from .wire import generated_response, only_input, only_opening, stream_response
 
 
 class StreamSession(CallSession[Model]):
@@ -61,6 +61,13 @@ class StreamSession(CallSession[Model]):
 
     def _take(self, data: bytes) -> bool:
         live = self._live
+        opening = only_opening(data) if live is None else None
+        if opening is not None:
+            known: KnownOpening | None = self._context.known_openings.get(opening[0])
+            if known is not None and (model := known.model(self._context)) is not None:
+                steps, over = divmod(len(opening[1]), known.step_bytes)
+                if not over and steps <= known.few_steps:
+                    return self._begin(known, model, opening[1], steps)
         try:
             request = pb.StreamRequest.FromString(data)
         except DecodeError as error:
@@ -71,6 +78,8 @@ class StreamSession(CallSession[Model]):
             if is_resumable(request.open):
                 return self._resume(request)
             live = self._open(request.open)
+            if opening is not None:
+                keep(opening[0], request.open, live, self._output, self._context)
             if not (request.inputs or request.steps or request.HasField("generate")):
                 self._call.reply(self._reply([], 0, 0, request.tag))
                 return True
@@ -82,6 +91,17 @@ class StreamSession(CallSession[Model]):
         if request.HasField("generate"):
             return self._generate(live, request, output)
         return self._submit(live, tuple(request.inputs), request.steps, output, request.tag)
+
+    def _begin(self, known: KnownOpening, model: Model, payload: bytes, steps: int) -> bool:
+        """Open a session as earlier ones were opened, and queue its first message."""
+        self._output = known.output
+        live = self._live = self._context.sessions.open(model, self, self._call.peer)
+        session = live.session
+        self._greeting = known.greeting(session.session_id)
+        self._step_bytes, self._few_steps = known.step_bytes, known.few_steps
+        self._submitted += 1
+        work = Work((payload,), steps, known.output, 0, time.perf_counter())
+        return model.batcher.submit(session, work, self._call.run_after_arrivals)
 
     def _submit(
         self, live: Live[Model], payloads: tuple[bytes, ...], steps: int, output: Output, tag: int
@@ -122,7 +142,7 @@ class StreamSession(CallSession[Model]):
         self._output = output_mode(request.output_mode, Output.ALL)
         live = self._live = context.sessions.open(model, self, self._call.peer)
         live.session.opening = opening
-        self._greeting = opened(live, context.sessions.idle_timeout_s, context.limits)
+        self._greeting = greeting_of(live, context)
         self._step_bytes, self._few_steps = fast_path_limits(model, context.limits)
         return live
 
@@ -131,7 +151,7 @@ class StreamSession(CallSession[Model]):
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
         """Send the reply to one message."""
         reply = stream_response(outputs, steps, step_index, work.tag)
-        self._call.reply(reply if self._greeting is None else self._greeted(reply))
+        self._call.reply(self._greeted(reply) if self._greeting else reply)
         # `_was_answered` written out, which saves a call for each message.
         self._answered += 1
         if self._half_closed:
@@ -150,10 +170,3 @@ class StreamSession(CallSession[Model]):
 
     def _reply(self, outputs: list[bytes], steps: int, step_index: int, tag: int) -> bytes:
         return self._greeted(stream_response(outputs, steps, step_index, tag))
-
-    def _greeted(self, reply: bytes) -> bytes:
-        if self._greeting is None:
-            return reply
-        # Concatenated messages merge: protobuf's own rule.
-        greeting, self._greeting = pb.StreamResponse(opened=self._greeting), None
-        return greeting.SerializeToString() + reply

@@ -16,6 +16,7 @@ from streamcell.service.generation.reply import Reply, StopReason
 from streamcell.service.protocols.common.protobuf import SMALL, varint
 
 # Field numbers and wire types of streamcell.v1: (number << 3) | type.
+_OPEN = 0x0A  # StreamRequest.open: 1, length-delimited
 _INPUT = _OUTPUT = 0x12  # StreamRequest.inputs, StreamResponse.outputs: 2, length-delimited
 _MODEL = 0x0A  # PredictRequest.model: 1, length-delimited
 _PREDICT_INPUT = 0x1A  # PredictRequest.inputs: 3, length-delimited
@@ -42,6 +43,17 @@ def only_input(message: bytes) -> bytes | None:
     if len(message) < 2 or message[0] != _INPUT:
         return None
     return _last(message, 1)
+
+
+def only_opening(message: bytes) -> tuple[bytes, bytes] | None:
+    """The opening and the tensor of a StreamRequest that holds these and nothing else; None for any other message."""
+    if len(message) < 4 or message[0] != _OPEN or message[1] >= 0x80:
+        return None
+    end = 2 + message[1]
+    if len(message) < end + 2 or message[end] != _INPUT:
+        return None
+    payload = _last(message, end + 1)
+    return None if payload is None else (message[2:end], payload)
 
 
 def only_predict(message: bytes) -> tuple[bytes, bytes] | None:

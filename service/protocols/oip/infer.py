@@ -91,7 +91,9 @@ class Infer:
                     if model.file is not asked.file:
                         return self.read(entry, data)
                     work = self._work(model, asked, payloads)
-                    opening = next(openings(model, asked, self.context.limits), ())
+                    opening: tuple[bytes, ...] = ()
+                    if model.file.signature.open_inputs:
+                        opening = next(openings(model, asked, self.context.limits), ())
                     sequence = self.sequences.start(key, model, entry.peer, opening)
                 else:
                     found = self.sequences.find(key)

@@ -84,6 +84,9 @@ class Sequence:
             over = self.model is None
             if not over:
                 self._live = live
+                if not self._held and not self.closing:
+                    self._held = None
+                    return
         if over:  # ended in between, for example by a shutdown
             self._sessions.end(live, "cancelled")
             return
@@ -153,13 +156,16 @@ class Sequence:
             if not self._pending:  # it has just been ended by another thread
                 return
             entry, live = self._pending.popleft(), self._live
+            done = self.closing and not self._pending and not self._held
         if entry.plan.answer.states:
             assert live is not None
             # If it ends right now, its row is unchanged: only the thread that runs batches writes rows.
             outputs = [*outputs, *live.model.read_states(live.session)]
             self._release()
-        if self.closing:
-            self._over_if_done()
+            if self.closing:
+                self._over_if_done()
+        elif done:
+            self._over(None)
         entry.answer(outputs)
 
     def resume(self) -> None:
@@ -219,7 +225,8 @@ class Sequence:
         if error is not None and lost:
             model.metrics.request_failed(error)
             self._fail_all(lost, error)
-        self.resume()
+        if self._paused:
+            self.resume()
         if after is not None:
             after.begin_late()
 

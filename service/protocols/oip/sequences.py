@@ -60,7 +60,8 @@ class Sequences:
         with self._lock:
             before = self._live.get(key)
             self._live[key] = sequence
-            self._forget(key)
+            if key in self._errors:
+                self._forget(key)
         if before is None or not before.close("restarted", sequence):
             sequence.begin()
         return sequence

@@ -17,103 +17,23 @@ from types import FrameType
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 
 from streamcell.benchmarks.targets.echo import Echo
 from streamcell.proto import pb
-from streamcell.service.batching.inline import InlinePolicy
-from streamcell.service.engine.device import Device
-from streamcell.service.lifecycle.loaded_model import LoadedModel, load
-from streamcell.service.lifecycle.table import Models
-from streamcell.service.metrics.server_metrics import ServerMetrics
-from streamcell.service.protocols.common.call_context import CallContext
-from streamcell.service.protocols.common.requests import Limits
+from streamcell.proto.inference import oip
 from streamcell.service.protocols.native.predict import predict
 from streamcell.service.protocols.native.stream import StreamSession
-from streamcell.service.repository.model_file import open_model
-from streamcell.service.sessions.table import SessionTable
-from streamcell.service.settings import Settings
+from streamcell.service.protocols.oip.infer import Infer
+from streamcell.service.protocols.oip.stream import InferStream
+from streamcell.service.protocols.oip.unary import infer_once
 from streamcell.service.transport.calls import Call
 from streamcell.service.transport.fast_lane import FastLane
 from streamcell.service.transport.fast_stream import StreamCall
+from tests.support.inline_rig import STEP, Rig, Wire
 
 SESSIONS = 32
-STEP = np.ones(3, np.float32).tobytes()
 MESSAGE = pb.StreamRequest(inputs=[STEP]).SerializeToString()
-
-
-class Wire:
-    """A call whose replies are kept, and whose thread is the test's own."""
-
-    peer = "test"
-
-    def __init__(self, later: list[Callable[[], None]]) -> None:
-        self.later = later
-        self.replies: list[bytes] = []
-
-    def reply(self, data: bytes, *, last: bool = True) -> None:
-        self.replies.append(data)
-
-    answer = reply
-
-    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
-        self.later.append(callback)
-        return True
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
-
-class AlwaysShort(InlinePolicy):
-    """Whatever the runs take on a busy machine."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.short = True
-
-    def ran(self, rows: int, took_s: float) -> None: ...
-
-
-class Rig:
-    """Sessions on a model, whose runs are done on the thread that brings their messages."""
-
-    def __init__(self, models: Path, name: str) -> None:
-        settings = Settings.load(models=models)
-        self.model: LoadedModel = load(open_model(models / f"{name}.onnx", name), settings, Device())
-        limits = Limits(1 << 20, 4096, allow_non_finite=False, max_generate_steps=100, max_beam_width=8)
-        self.context = CallContext(
-            Models([self.model]), SessionTable(idle_timeout_s=0), ServerMetrics(), limits
-        )
-        self.model.batcher.inline.policy = AlwaysShort()
-        # From here on the engine's own thread sleeps.
-        while not self.model.batcher.inline.asleep:
-            time.sleep(0.001)
-        self.later: list[Callable[[], None]] = []
-
-    def flush(self) -> None:
-        """Run what was put off, as the serving thread does behind the messages that have arrived."""
-        while self.later:
-            self.later.pop(0)()
-
-    def streams(self, count: int) -> list[tuple[Wire, StreamSession]]:
-        made = []
-        opening = pb.StreamRequest(open=pb.OpenSession(model=self.model.file.name), inputs=[STEP])
-        for _ in range(count):
-            wire = Wire(self.later)
-            stream = StreamSession(wire, self.context)  # type: ignore[arg-type]
-            assert stream.on_message(opening.SerializeToString())
-            made.append((wire, stream))
-        self.flush()
-        return made
-
-    def runs(self) -> tuple[int, int]:
-        """(runs, rows) so far."""
-        counts, total = self.model.metrics.batch_rows.snapshot()
-        return counts[-1][1], int(total)
 
 
 @pytest.fixture
@@ -126,7 +46,7 @@ def rig(models_dir: Path) -> Iterator[Callable[[str], Rig]]:
 
     yield make
     for each in made:
-        each.model.runner.stop()
+        each.stop()
 
 
 Counted = Callable[[Callable[[], object]], Counter[str]]
@@ -175,6 +95,81 @@ def test_one_session_alone_takes_few_calls_a_step(rig: Callable[[str], Rig], cou
     calls = counted(step)
     assert python_calls(calls) < 82, calls.most_common(20)
     assert len(wire.replies) == 3
+
+
+def test_a_session_opens_and_ends_with_few_calls_and_no_protobuf(
+    rig: Callable[[str], Rig], counted: Counted
+) -> None:
+    on = rig("lstm")
+    opening = pb.StreamRequest(open=pb.OpenSession(model="lstm"), inputs=[STEP]).SerializeToString()
+    wires: list[Wire] = []
+
+    def sessions() -> None:
+        wires[:] = [Wire(on.later) for _ in range(SESSIONS)]
+        streams = [StreamSession(wire, on.context) for wire in wires]  # type: ignore[arg-type]
+        for stream in streams:
+            assert stream.on_message(opening)
+        on.flush()
+        for stream in streams:
+            stream.on_half_close()
+            stream.on_end(False)
+
+    sessions()  # what is done once is done now
+    calls = counted(sessions)
+    assert all(len(wire.replies) == 1 and len(wire.ends) == 1 for wire in wires)
+    assert not len(on.context.sessions)
+    assert python_calls(calls) / SESSIONS < 72, calls.most_common(40)
+    assert not protobuf_calls(calls), calls
+
+
+def infer_requests(number: int, *flags: tuple[bool, bool]) -> list[bytes]:
+    """The requests of one sequence, each with (starts, ends)."""
+    requests = []
+    for start, end in flags:
+        request = oip.ModelInferRequest(model_name="lstm", raw_input_contents=[STEP])
+        request.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+        request.parameters["sequence_id"].int64_param = number
+        request.parameters["sequence_start"].bool_param = start
+        request.parameters["sequence_end"].bool_param = end
+        requests.append(request.SerializeToString(deterministic=True))
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("unary", "flags", "bound"),
+    [
+        (False, [(True, True)], 85),
+        (False, [(True, False), (False, True)], 121),
+        (True, [(True, True)], 82),
+        (True, [(True, False), (False, True)], 117),
+    ],
+    ids=["START+END on a stream", "START, END on a stream", "START+END by calls", "START, END by calls"],
+)
+def test_a_sequence_starts_and_ends_with_few_calls_and_no_protobuf(
+    rig: Callable[[str], Rig], counted: Counted, unary: bool, flags: list[tuple[bool, bool]], bound: int
+) -> None:
+    on = rig("lstm")
+    infer = Infer(on.context, 1 << 20, 64)
+    wires = [Wire(on.later) for _ in range(SESSIONS)]
+    streams = [InferStream(wire, infer, set()) for wire in wires]  # type: ignore[arg-type]
+    ids = iter(range(1000, 2000))
+
+    def run(sequences: list[list[bytes]]) -> None:
+        for requests in zip(*sequences, strict=True):
+            for wire, stream, request in zip(wires, streams, requests, strict=True):
+                if unary:
+                    infer_once(wire, request, infer)  # type: ignore[arg-type]
+                else:
+                    assert stream.on_message(request)
+            on.flush()
+
+    run([infer_requests(next(ids), *flags) for _ in wires])  # what is done once is done now
+    sequences = [infer_requests(next(ids), *flags) for _ in wires]  # whose ids are new
+    calls = counted(lambda: run(sequences))
+    assert all(len(wire.replies) == 2 * len(flags) and not wire.ends for wire in wires)
+    assert not len(on.context.sessions)
+    assert python_calls(calls) / SESSIONS < bound, calls.most_common(40)
+    assert not protobuf_calls(calls), calls
 
 
 def test_a_model_whose_sessions_are_given_nothing_makes_no_call_for_that(

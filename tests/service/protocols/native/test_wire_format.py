@@ -11,6 +11,7 @@ from streamcell.proto import pb
 from streamcell.service.protocols.common.protobuf import varint
 from streamcell.service.protocols.native.wire import (
     only_input,
+    only_opening,
     only_predict,
     predict_response,
     stream_response,
@@ -124,3 +125,45 @@ def test_bytes_that_are_no_call_are_never_read_as_one(data: bytes) -> None:
     if got is None or not got[0].isascii():
         return
     assert pb.PredictRequest.FromString(data) == pb.PredictRequest(model=got[0].decode(), inputs=[got[1]])
+
+
+@given(
+    request=st.builds(
+        pb.StreamRequest,
+        inputs=st.lists(SIZES.map(bytes) | st.binary(max_size=20), max_size=2),
+        steps=st.integers(0, 3),
+        tag=st.integers(0, 3),
+        open=st.none()
+        | st.builds(
+            pb.OpenSession,
+            model=st.text(max_size=3) | st.just("m" * 125) | st.just("m" * 126),
+            output_mode=st.integers(0, 3),
+        ),
+    )
+)
+def test_an_opening_with_one_input_is_read_and_no_other(request: pb.StreamRequest) -> None:
+    opening = request.open.SerializeToString()
+    simple = (
+        request.HasField("open")
+        and request == pb.StreamRequest(open=request.open, inputs=request.inputs)
+        and len(request.inputs) == 1
+        and request.inputs[0]
+        and len(opening) < 128
+    )
+    got = only_opening(request.SerializeToString())
+    assert got == ((opening, request.inputs[0]) if simple else None)
+
+
+@given(st.binary(max_size=40).map(lambda rest: b"\x0a\x03\x0a\x01m" + rest) | st.binary(max_size=40))
+@example(b"\x0a\x00\x12\x80")
+@example(b"\x0a\x00\x12\x81\x00a")
+@example(b"\x0a\x03\x0a\x01m\x12\x01")
+def test_bytes_that_are_no_opening_are_never_read_as_one(data: bytes) -> None:
+    got = only_opening(data)
+    if got is None:
+        return
+    try:
+        opening = pb.OpenSession.FromString(got[0])
+    except DecodeError:  # nor are its bytes ever known
+        return
+    assert pb.StreamRequest.FromString(data) == pb.StreamRequest(open=opening, inputs=[got[1]])

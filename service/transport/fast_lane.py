@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from functools import partial
 
 import grpc
 
-from .calls import Handler, Metadata, OnRequest, OpenStream, Options
+from .calls import Handler, OnRequest, OpenStream, Options
 from .completion_queue import beats, server_on_queue, when_read
 from .fast_stream import StreamCall
 from .fast_unary import UnaryCall
@@ -52,18 +52,12 @@ class FastLane:
 
     def stream(self, open_: OpenStream) -> Handler:
         """A bidirectional method."""
-
-        def begin(call: Any, metadata: Metadata) -> StreamCall:
-            return StreamCall(call, metadata, open_, self.first_messages, self.in_flight)
-
+        begin = partial(StreamCall, open_=open_, first=self.first_messages, in_flight=self.in_flight)
         return _beginning(self._threaded.stream(open_), begin)
 
     def unary(self, on_request: OnRequest) -> Handler:
         """A unary method."""
-
-        def begin(call: Any, metadata: Metadata) -> UnaryCall:
-            return UnaryCall(call, on_request, self.first_messages, self.in_flight)
-
+        begin = partial(UnaryCall, on_request=on_request, first=self.first_messages, in_flight=self.in_flight)
         return _beginning(self._threaded.unary(on_request), begin)
 
 

@@ -21,7 +21,7 @@ from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
 from .completion_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle
 from .first_messages import FirstMessages
 from .in_flight import FRAMING_BYTES, LARGE_BYTES, InFlight
-from .read_pacing import PAUSE_REPLIES, WAKE_REPLIES, ReadPacing
+from .read_pacing import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES, ReadPacing
 
 _log = structlog.get_logger(__name__)
 
@@ -310,11 +310,16 @@ class StreamCall:
     # With the lock held
 
     def _may_read(self) -> bool:
-        return (
-            not self._over
-            and self._status is None
-            and not self._connection.stopped
-            and self._reading.may_read(len(self._outbox))
+        reading = self._reading  # in one expression: it is asked twice a message
+        return not (
+            self._over
+            or reading.reading
+            or reading.delivering
+            or reading.paused
+            or reading.half_closed
+            or self._status is not None
+            or self._connection.stopped
+            or len(self._outbox) >= OUTBOX_REPLIES
         )
 
     def _read(self) -> None:

@@ -10,7 +10,7 @@ import structlog
 from grpc._cython import cygrpc
 
 from .answer_once import AnswerOnce
-from .calls import FAULT, OnRequest, Trailing
+from .calls import FAULT, Metadata, OnRequest, Trailing
 from .completion_queue import AGAIN, ARRIVALS, call_soon, expect
 from .fast_stream import PASSES, status_operations
 from .first_messages import FirstMessages
@@ -30,6 +30,7 @@ class UnaryCall(AnswerOnce):
     def __init__(
         self,
         call: Any,
+        metadata: Metadata,
         on_request: OnRequest,
         first: FirstMessages,
         in_flight: InFlight,

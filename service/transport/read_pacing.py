@@ -60,9 +60,3 @@ class ReadPacing:
             self.dry += 1
             if self.dry >= _DRY_SPELLS:
                 self.ahead = False
-
-    def may_read(self, unsent: int) -> bool:
-        """Whether a receive may be started, with `unsent` replies waiting to be sent."""
-        return not (
-            self.reading or self.delivering or self.paused or self.half_closed or unsent >= OUTBOX_REPLIES
-        )

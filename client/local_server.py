@@ -96,9 +96,10 @@ class ServerProcess:
         """The server's process id."""
         return self.process.pid
 
-    def metrics(self) -> str:
-        """The text of its Prometheus page."""
-        with urllib.request.urlopen(self.metrics_url, timeout=10) as answer:
+    def metrics(self, name: str = "") -> str:
+        """The text of its Prometheus page, or of the one metric `name` on it, which costs a fifth of the page."""
+        url = self.metrics_url + (f"?name[]={name}" if name else "")
+        with urllib.request.urlopen(url, timeout=60) as answer:
             text: str = answer.read().decode()
         return text
 
@@ -108,7 +109,7 @@ class ServerProcess:
 
         return sum(
             sample.value
-            for family in text_string_to_metric_families(self.metrics())
+            for family in text_string_to_metric_families(self.metrics(name))
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )

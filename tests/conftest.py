@@ -24,6 +24,7 @@ from streamcell.export import export_model
 from streamcell.models import build
 from tests.support.parallel import made_once, turn
 from tests.support.ports import free_port
+from tests.support.torchlib import read_once
 
 # Each process that a test starts would compile StreamCell's 200 modules anew: a third of a server's start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -328,6 +329,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
     """A test that is marked `alone` runs while the run's other processes run none. Its timeout begins then."""
     with turn(item.config, alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+def pytest_runtest_setup() -> None:
+    read_once()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -176,7 +176,7 @@ def test_a_client_that_does_not_read_is_not_read_either(
     served: Any, modules: dict[str, torch.nn.Module]
 ) -> None:
     """Back-pressure: what a silent reader can make the server hold is bounded, and nothing is lost."""
-    rows = 2000
+    rows = 1000
     processes = family(served)
     sent = 0
 

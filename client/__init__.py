@@ -15,6 +15,7 @@ from streamcell.client.blocking.client import Client
 from streamcell.client.blocking.pool import Pool
 from streamcell.client.blocking.session import Session
 from streamcell.client.protocol.generation import Generated, Hypothesis, Step
+from streamcell.client.protocol.resume import Ticket
 from streamcell.client.protocol.signature import OutputMode
 from streamcell.client.protocol.steps import AsyncSteps, Steps
 
@@ -83,6 +84,7 @@ __all__ = [
     "Steps",
     "StreamCellError",
     "Tensor",
+    "Ticket",
     "Unavailable",
     "connect",
     "connect_async",

@@ -10,6 +10,7 @@ from streamcell.client.errors import InvalidInput
 from streamcell.client.protocol import predict as predictions
 from streamcell.client.protocol.health import check_request, is_serving
 from streamcell.client.protocol.opening import OpenInputs
+from streamcell.client.protocol.resume import Ticket
 from streamcell.client.protocol.signature import OutputMode, SignatureCodec
 from streamcell.proto import pb
 
@@ -91,9 +92,14 @@ class AsyncCalls:
             if not token:
                 return
 
-    async def close_session(self, session_id: str) -> int:
-        """End any client's session; return the timesteps that it had applied. Raises SessionNotFound."""
-        reply = await self._unary(self._stub.CloseSession, pb.CloseSessionRequest(session_id=session_id))
+    async def close_session(self, session_id: str, ticket: Ticket | None = None) -> int:
+        """End any client's session; return the timesteps that it had applied. Raises SessionNotFound.
+
+        A session that can be resumed needs its `ticket`.
+        """
+        token = bytes.fromhex(ticket.token) if ticket else b""
+        request = pb.CloseSessionRequest(session_id=session_id, token=token)
+        reply = await self._unary(self._stub.CloseSession, request)
         index: int = reply.step_index
         return index
 

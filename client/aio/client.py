@@ -15,6 +15,7 @@ from streamcell.client.errors import ProtocolMisuse, from_rpc
 from streamcell.client.protocol.health import CHECK
 from streamcell.client.protocol.opening import OpenInputs
 from streamcell.client.protocol.pool import PoolExchange
+from streamcell.client.protocol.resume import Resumption, Ticket
 from streamcell.client.protocol.session import SessionExchange
 from streamcell.client.protocol.signature import OutputMode
 from streamcell.proto import rpc
@@ -54,11 +55,27 @@ class AsyncClient(AsyncCalls):
         timeout_s: float | None = None,
         lifetime_s: float = math.inf,
         metadata: Metadata = (),
+        resume: bool = False,
+        resume_s: float = 30.0,
     ) -> AsyncSession:
         """A session on `model`, opened by `async with` or by its `open`; see `Client.session`."""
         self._check_open()
         start = self._start(self._stub.Stream, lifetime_s, metadata)
-        exchange = SessionExchange(model, version, output, inputs)
+        exchange = SessionExchange(model, version, output, inputs, Resumption(resume_s) if resume else None)
+        return AsyncSession(start, exchange, self._options.wait_s(timeout_s))
+
+    def resume(
+        self,
+        ticket: Ticket,
+        *,
+        timeout_s: float | None = None,
+        resume_s: float = 30.0,
+        metadata: Metadata = (),
+    ) -> AsyncSession:
+        """The session of `ticket`, resumed by `async with` or by its `open`; see `Client.resume`."""
+        self._check_open()
+        start = self._start(self._stub.Stream, math.inf, metadata)
+        exchange = SessionExchange("", "", None, None, Resumption(resume_s, ticket))
         return AsyncSession(start, exchange, self._options.wait_s(timeout_s))
 
     def pool(

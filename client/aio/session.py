@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from streamcell.client.errors import ProtocolMisuse
 from streamcell.client.protocol.generation import Feedback, Generation, Hypothesis
+from streamcell.client.protocol.resume import Ticket
 from streamcell.client.protocol.session import CHUNK, EITHER, STEP, SessionExchange
 from streamcell.client.protocol.signature import OutputMode
 from streamcell.client.protocol.steps import AsyncSteps
@@ -22,7 +24,8 @@ class AsyncSession(AsyncStreamBase[SessionExchange]):
     order. Outputs are a numpy array, a dict of arrays by name if the model has several, or None in output mode "none".
 
     An input that does not fit raises InvalidInput before it is sent, and the session is unchanged. Any error from the
-    server ends the session: its state is gone, and every later call raises that error again.
+    server ends the session: its state is gone, and every later call raises that error again. With `resume` the session
+    survives a lost connection.
 
     One task at a time, except for `cancel`. A task that is cancelled while it awaits a reply ends the session: whether
     its steps were applied is not known.
@@ -40,6 +43,7 @@ class AsyncSession(AsyncStreamBase[SessionExchange]):
         """Send one timestep or a chunk without awaiting its reply; waits if the server is not reading."""
         # blocking: self._ensure_open()
         await self._end_generation()
+        await self._make_room()
         request = self._exchange.request(x, EITHER, output)
         await self._write(request)
 
@@ -159,6 +163,8 @@ class AsyncSession(AsyncStreamBase[SessionExchange]):
         """Stop a generation whose loop was left early, and drop its remaining steps."""
         generation = self._exchange.generation
         if generation is not None and self.alive:
+            if self._exchange.pending > 1:  # replies that another process has not received come first
+                self._exchange.expect_idle()
             await self._stop_generation(generation)
             while not generation.finished:
                 await self._generation_reply(generation)
@@ -172,6 +178,24 @@ class AsyncSession(AsyncStreamBase[SessionExchange]):
     async def _stop_generation(self, generation: Generation) -> None:
         if (request := self._exchange.stop(generation)) is not None:
             await self._write(request)
+
+    def ticket(self) -> Ticket:
+        """What another process needs to go on with this session, with what has been returned so far.
+
+        Take it again after every few replies: the server keeps the last 32. It is also good once the session has ended
+        here, as long as the server keeps it. A secret.
+
+        Raises:
+            ProtocolMisuse: NOT_RESUMABLE, if the session was opened without `resume`.
+        """
+        if self._exchange.resumption is None:
+            raise ProtocolMisuse("the session was opened without resume=True", reason="NOT_RESUMABLE")
+        return self._exchange.resumption.ticket()
+
+    @property
+    def resumes(self) -> int:
+        """How often the session was resumed, so far."""
+        return 0 if self._exchange.resumption is None else self._exchange.resumption.resumes
 
     @property
     def step_index(self) -> int:

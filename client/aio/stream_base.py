@@ -17,6 +17,7 @@ from streamcell.client.errors import (
     Unavailable,
 )
 from streamcell.client.protocol.properties import ExchangeT, StreamProperties
+from streamcell.client.protocol.resume import Resumption
 from streamcell.client.protocol.signature import OutputMode
 
 from .grpc_stream import AsyncStream
@@ -39,18 +40,27 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
         self._exchange = exchange
         self._limit = TimeLimit(timeout_s, self._stop_call)
         self._call: AsyncStream | None = None
+        # Held to send a message and, while the session is resumed, to send again what was sent before.
+        self._writing = asyncio.Lock() if exchange.resumption is not None else None
 
     async def open(self) -> Self:
         """Open the session; `async with` calls this. Further calls do nothing."""
         if self._call is None and self.alive:
-            self._call = AsyncStream(self._start())
-            await self._write(self._exchange.opening())
-            reply = await self._read()
             try:
-                self._exchange.accept_opening(reply)
+                reply = await self._begin()
+                if self._exchange.resumption is None:
+                    self._exchange.accept_opening(reply)
+                else:
+                    await self._send_again(self._exchange.reopened(reply))
             except StreamCellError as error:
-                raise self._end_with(error) from None
+                await self._resume(error)
         return self
+
+    async def _begin(self) -> Any:
+        """Start a stream with its opening, and return the reply."""
+        self._call = AsyncStream(self._start())
+        await self._guard(self._call.write(self._exchange.opening()))
+        return await self._next()
 
     async def send(self, x: Any, *, output: OutputMode | None = None) -> None:
         """Send without awaiting the reply."""
@@ -75,7 +85,8 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
         self._exchange.expect_idle()
-        ahead = SendAhead(items, lambda item: self.send(item, output=output), window)
+        most = int(min(window, self._exchange.most_pending))
+        ahead = SendAhead(items, lambda item: self.send(item, output=output), most)
         try:
             while await ahead.sent():
                 yield await self.receive()
@@ -95,6 +106,9 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
             return
         try:
             if self._call is not None:
+                resumes = self._exchange.resumption is not None
+                if resumes:  # what half-closes is over: only once every reply is here
+                    await self._drain()
                 await self._guard(self._call.done_writing())
                 await self._drain()
                 await self._wait_end()
@@ -136,19 +150,79 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
             raise self._end_with(error) from None
 
     async def _read(self) -> Any:
+        resumption = self._exchange.resumption
+        if resumption is not None:
+            return resumption.early.popleft() if resumption.early else await self._arrival(resumption)
+        try:
+            return await self._next()
+        except StreamCellError as error:
+            raise self._end_with(error) from None
+
+    async def _arrival(self, resumption: Resumption) -> Any:
+        """The next reply from the wire. If the stream breaks, the session is resumed."""
+        while True:
+            try:
+                reply = await self._next()
+            except StreamCellError as error:
+                await self._resume(error)
+                continue
+            if (acknowledgement := resumption.took(reply)) is not None:
+                await self._write(acknowledgement)
+            return reply
+
+    async def _make_room(self) -> None:
+        """Wait until a message may be sent: the window of a session that can be resumed has room."""
+        resumption = self._exchange.resumption
+        while resumption is not None and resumption.full:
+            resumption.early.append(await self._arrival(resumption))
+
+    async def _resume(self, error: StreamCellError) -> None:
+        """Go on with another stream after `error`, or raise it: then the session is over."""
+        resumption = self._exchange.resumption
+        while resumption is not None and self.alive:
+            pause_s = resumption.pause_s(error)
+            if pause_s is None:
+                break
+            await self._guard(asyncio.sleep(pause_s))
+            self._stop_call()
+            assert self._writing is not None
+            try:
+                async with self._writing:
+                    await self._send_again(self._exchange.reopened(await self._begin()))
+            except StreamCellError as latest:
+                error = latest
+            else:
+                return
+        raise self._end_with(error) from None
+
+    async def _send_again(self, requests: Iterable[Any]) -> None:
+        assert self._call is not None
+        for request in requests:
+            await self._guard(self._call.write(request))
+
+    async def _next(self) -> Any:
+        """The next reply of this stream. Raises the StreamCellError that it ended with; the session goes on."""
         call = self._call
         assert call is not None
         reply = await self._guard(call.read())
         if reply is None:
             error = await self._guard(call.error())
-            raise self._end_with(
-                error or Unavailable("the server ended the stream before it answered", reason="STREAM_ENDED")
+            raise error or Unavailable(
+                "the server ended the stream before it answered", reason="STREAM_ENDED"
             )
         return reply
 
     async def _write(self, request: Any) -> None:
-        assert self._call is not None
-        await self._guard(self._call.write(request))
+        resumption = self._exchange.resumption
+        if resumption is None:
+            assert self._call is not None
+            await self._guard(self._call.write(request))
+            return
+        assert self._writing is not None
+        async with self._writing:
+            resumption.sent(request)
+            assert self._call is not None
+            await self._guard(self._call.write(request))
 
     async def _guard(self, operation: Awaitable[_T]) -> _T:
         """Await an operation of the call within the time limit."""

@@ -11,6 +11,7 @@ from streamcell.client.errors import InvalidInput
 from streamcell.client.protocol import predict as predictions
 from streamcell.client.protocol.health import check_request, is_serving
 from streamcell.client.protocol.opening import OpenInputs
+from streamcell.client.protocol.resume import Ticket
 from streamcell.client.protocol.signature import OutputMode, SignatureCodec
 from streamcell.proto import pb
 
@@ -90,9 +91,14 @@ class Calls:
             if not token:
                 return
 
-    def close_session(self, session_id: str) -> int:
-        """End any client's session; return the timesteps that it had applied. Raises SessionNotFound."""
-        reply = self._unary(self._stub.CloseSession, pb.CloseSessionRequest(session_id=session_id))
+    def close_session(self, session_id: str, ticket: Ticket | None = None) -> int:
+        """End any client's session; return the timesteps that it had applied. Raises SessionNotFound.
+
+        A session that can be resumed needs its `ticket`.
+        """
+        token = bytes.fromhex(ticket.token) if ticket else b""
+        request = pb.CloseSessionRequest(session_id=session_id, token=token)
+        reply = self._unary(self._stub.CloseSession, request)
         index: int = reply.step_index
         return index
 

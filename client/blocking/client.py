@@ -16,6 +16,7 @@ from streamcell.client.errors import ProtocolMisuse, from_rpc
 from streamcell.client.protocol.health import CHECK
 from streamcell.client.protocol.opening import OpenInputs
 from streamcell.client.protocol.pool import PoolExchange
+from streamcell.client.protocol.resume import Resumption, Ticket
 from streamcell.client.protocol.session import SessionExchange
 from streamcell.client.protocol.signature import OutputMode
 from streamcell.proto import rpc
@@ -60,6 +61,8 @@ class Client(Calls):
         lifetime_s: float = math.inf,
         lazy: bool = False,
         metadata: Metadata = (),
+        resume: bool = False,
+        resume_s: float = 30.0,
     ) -> Session:
         """Open a session on `model`; on its newest version if none is named. Use it in a `with` statement.
 
@@ -71,14 +74,40 @@ class Client(Calls):
             lifetime_s: gRPC deadline of the whole session.
             lazy: do not wait for the server's confirmation; the session's first use waits for it. Opens many quickly.
             metadata: sent with the call, after the client's metadata.
+            resume: the session outlives its connection: if that is lost, the client goes on with another, and no output
+                is lost or comes twice. After `cancel` the server still keeps it for a while: `Session.ticket`.
+            resume_s: how long to try without an answer before that error is raised; the first opening, too.
 
         Raises:
             ModelNotFound, SessionLimit, ServerDraining, Unavailable, DeadlineExceeded, …
         """
         self._check_open()
         start = self._start(self._stub.Stream, lifetime_s, metadata)
-        exchange = SessionExchange(model, version, output, inputs)
+        exchange = SessionExchange(model, version, output, inputs, Resumption(resume_s) if resume else None)
         return Session(start, exchange, self._watchdog, self._options.wait_s(timeout_s), lazy)
+
+    def resume(
+        self,
+        ticket: Ticket,
+        *,
+        timeout_s: float | None = None,
+        resume_s: float = 30.0,
+        metadata: Metadata = (),
+    ) -> Session:
+        """Go on with a session of another process, or of this one, from what its `Session.ticket` says.
+
+        Whoever has the session now loses it. Outputs that the ticket does not count come first: `receive` them while
+        `Session.pending` is not 0, each with a leading axis. A generation that was running is stopped by the next call.
+
+        Raises:
+            SessionNotFound: the server no longer has it.
+            RepliesGone: it no longer has outputs that the ticket does not count; the error says how to go on.
+            StateBehind, SessionTakenOver, Unavailable, DeadlineExceeded, …
+        """
+        self._check_open()
+        start = self._start(self._stub.Stream, math.inf, metadata)
+        exchange = SessionExchange("", "", None, None, Resumption(resume_s, ticket))
+        return Session(start, exchange, self._watchdog, self._options.wait_s(timeout_s), lazy=False)
 
     def pool(
         self,

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from streamcell.client.errors import ProtocolMisuse
 from streamcell.client.protocol.generation import Feedback, Generation, Hypothesis
+from streamcell.client.protocol.resume import Ticket
 from streamcell.client.protocol.session import CHUNK, EITHER, STEP, SessionExchange
 from streamcell.client.protocol.signature import OutputMode
 from streamcell.client.protocol.steps import Steps
@@ -23,7 +25,8 @@ class Session(StreamBase[SessionExchange]):
     order. Outputs are a numpy array, a dict of arrays by name if the model has several, or None in output mode "none".
 
     An input that does not fit raises InvalidInput before it is sent, and the session is unchanged. Any error from the
-    server ends the session: its state is gone, and every later call raises that error again.
+    server ends the session: its state is gone, and every later call raises that error again. With `resume` the session
+    survives a lost connection.
 
     One thread at a time, except for `cancel`. Leaving the `with` block waits for what was sent and closes; leaving
     it with an exception cancels.
@@ -41,6 +44,7 @@ class Session(StreamBase[SessionExchange]):
         """Send one timestep `[*step_shape]` or a chunk `[T, *step_shape]` without waiting; `receive` its reply."""
         self._ensure_open()
         self._end_generation()
+        self._make_room()
         request = self._exchange.request(x, EITHER, output)
         self._write(request)
 
@@ -160,6 +164,8 @@ class Session(StreamBase[SessionExchange]):
         """Stop a generation whose loop was left early, and drop its remaining steps."""
         generation = self._exchange.generation
         if generation is not None and self.alive:
+            if self._exchange.pending > 1:  # replies that another process has not received come first
+                self._exchange.expect_idle()
             self._stop_generation(generation)
             while not generation.finished:
                 self._generation_reply(generation)
@@ -173,6 +179,24 @@ class Session(StreamBase[SessionExchange]):
     def _stop_generation(self, generation: Generation) -> None:
         if (request := self._exchange.stop(generation)) is not None:
             self._write(request)
+
+    def ticket(self) -> Ticket:
+        """What another process needs to go on with this session, with what has been returned so far.
+
+        Take it again after every few replies: the server keeps the last 32. It is also good once the session has ended
+        here, as long as the server keeps it. A secret.
+
+        Raises:
+            ProtocolMisuse: NOT_RESUMABLE, if the session was opened without `resume`.
+        """
+        if self._exchange.resumption is None:
+            raise ProtocolMisuse("the session was opened without resume=True", reason="NOT_RESUMABLE")
+        return self._exchange.resumption.ticket()
+
+    @property
+    def resumes(self) -> int:
+        """How often the session was resumed, so far."""
+        return 0 if self._exchange.resumption is None else self._exchange.resumption.resumes
 
     @property
     def step_index(self) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +25,7 @@ from streamcell.client.errors import (
     from_rpc,
 )
 from streamcell.client.protocol.properties import ExchangeT, StreamProperties
+from streamcell.client.protocol.resume import Resumption
 from streamcell.client.protocol.signature import OutputMode
 
 from .watchdog import Watchdog
@@ -46,19 +49,27 @@ class StreamBase(StreamProperties[ExchangeT]):
         lazy: bool,
     ) -> None:
         """`start` starts the gRPC call for an iterator of requests. Blocks until open unless `lazy`."""
+        self._start = start
         self._exchange = exchange
         self._watchdog = watchdog
         self._timeout_s = timeout_s
         self._timed_out = False
         self.due_s = math.inf
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._write: Callable[[Any], None] = self._requests.put
-        self._write(exchange.opening())
-        self._call = start(iter(self._requests.get, None))
+        self._cancelled = threading.Event() if exchange.resumption is not None else None
+        self._begin()
         if math.isfinite(timeout_s):
             watchdog.add(self)
         if not lazy:
             self._ensure_open()
+
+    def _begin(self) -> None:
+        """Start a stream with its opening."""
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._requests.put(self._exchange.opening())
+        self._write: Callable[[Any], None] = self._requests.put
+        if self._exchange.resumption is not None:
+            self._write = partial(_keep_and_put, self._exchange.resumption, self._requests)
+        self._call = self._start(iter(self._requests.get, None))
 
     def send(self, x: Any, *, output: OutputMode | None = None) -> None:
         """Send without waiting; `receive` the reply."""
@@ -82,6 +93,7 @@ class StreamBase(StreamProperties[ExchangeT]):
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
         self._exchange.expect_idle()
+        most = min(window, self._exchange.most_pending)
         source = iter(items)
         failure: Exception | None = None
         try:
@@ -93,7 +105,7 @@ class StreamBase(StreamProperties[ExchangeT]):
                 except Exception as error:  # of the source or the item: first yield the outputs before it
                     failure = error
                     break
-                if self._exchange.pending >= window:
+                if self._exchange.pending >= most:
                     yield self.receive()
             while self._exchange.pending:
                 yield self.receive()
@@ -110,10 +122,14 @@ class StreamBase(StreamProperties[ExchangeT]):
         """
         if not self.alive:
             return
-        self._requests.put(None)
+        resumes = self._exchange.resumption is not None
+        if not resumes:
+            self._requests.put(None)
         try:
             self._ensure_open()
             self._drain()
+            if resumes:  # what half-closes is over: only once every reply is here
+                self._requests.put(None)
             self._wait_end()
         finally:
             self._exchange.end()
@@ -122,6 +138,8 @@ class StreamBase(StreamProperties[ExchangeT]):
     def cancel(self) -> None:
         """End at once; replies to unanswered messages are lost. Any thread may call it."""
         self._exchange.end(Cancelled("the session was cancelled"))
+        if self._cancelled is not None:
+            self._cancelled.set()
         self._release()
         self._call.cancel()
 
@@ -173,21 +191,75 @@ class StreamBase(StreamProperties[ExchangeT]):
             return
         if self._exchange.error is not None:
             raise self._exchange.error.again()
-        reply = self._read()
         try:
-            self._exchange.accept_opening(reply)
+            reply = self._next()
+            if self._exchange.resumption is None:
+                self._exchange.accept_opening(reply)
+            else:
+                self._send_again(self._exchange.reopened(reply))
+        except StreamCellError as error:
+            self._resume(error)
+
+    def _read(self) -> Any:
+        resumption = self._exchange.resumption
+        if resumption is not None:
+            return resumption.early.popleft() if resumption.early else self._arrival(resumption)
+        try:
+            return self._next()
         except StreamCellError as error:
             raise self._end_with(error) from None
 
-    def _read(self) -> Any:
+    def _arrival(self, resumption: Resumption) -> Any:
+        """The next reply from the wire. If the stream breaks, the session is resumed."""
+        while True:
+            try:
+                reply = self._next()
+            except StreamCellError as error:
+                self._resume(error)
+                continue
+            if (acknowledgement := resumption.took(reply)) is not None:
+                self._write(acknowledgement)
+            return reply
+
+    def _make_room(self) -> None:
+        """Wait until a message may be sent: the window of a session that can be resumed has room."""
+        resumption = self._exchange.resumption
+        while resumption is not None and resumption.full:
+            resumption.early.append(self._arrival(resumption))
+
+    def _resume(self, error: StreamCellError) -> None:
+        """Go on with another stream after `error`, or raise it: then the session is over."""
+        resumption = self._exchange.resumption
+        while resumption is not None and self.alive:
+            pause_s = resumption.pause_s(error)
+            assert self._cancelled is not None
+            if pause_s is None or self._cancelled.wait(pause_s):
+                break
+            self._release()
+            self._call.cancel()
+            self._begin()
+            try:
+                self._send_again(self._exchange.reopened(self._next()))
+            except StreamCellError as latest:
+                error = latest
+            else:
+                return
+        raise self._end_with(error) from None
+
+    def _send_again(self, requests: Iterable[Any]) -> None:
+        for request in requests:
+            self._requests.put(request)
+
+    def _next(self) -> Any:
+        """The next reply of this stream. Raises the StreamCellError that it ended with; the session goes on."""
         self._watchdog.arm(self, time.monotonic() + self._timeout_s)
         try:
             reply = next(self._call)
         except grpc.RpcError as error:
-            raise self._end_with(self._translate(error)) from None
+            raise self._translate(error) from None
         except StopIteration:
-            raise self._end_with(
-                Unavailable("the server ended the stream before it answered", reason="STREAM_ENDED")
+            raise Unavailable(
+                "the server ended the stream before it answered", reason="STREAM_ENDED"
             ) from None
         finally:
             self.due_s = math.inf
@@ -216,3 +288,8 @@ class StreamBase(StreamProperties[ExchangeT]):
     def _release(self) -> None:
         """End gRPC's thread that consumes the requests."""
         self._requests.put(None)
+
+
+def _keep_and_put(resumption: Resumption, requests: queue.SimpleQueue[Any], request: Any) -> None:
+    resumption.sent(request)
+    requests.put(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,7 @@ from streamcell.proto import pb
 
 from .generation import Generation, beam_search_message, encode_token, generate_message
 from .opening import OpenInputs, open_inputs
+from .resume import Resumption
 from .signature import SignatureCodec, output_mode
 
 STEP, CHUNK, EITHER = (0,), (1,), (0, 1)
@@ -29,9 +31,11 @@ class Exchange(Generic[_Pending]):
     Attributes:
         opened: the server's reply to the opening.
         error: why the exchange has ended; None while it continues.
+        resumption: what it needs to go on with another stream if its own breaks; None: it ends with its stream.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumption: Resumption | None = None) -> None:
+        self.resumption = resumption
         self._pending: deque[_Pending] = deque()
         self._codec: SignatureCodec | None = None
         self.opened = pb.SessionOpened()
@@ -69,6 +73,19 @@ class Exchange(Generic[_Pending]):
     def pending(self) -> int:
         """The number of unanswered messages."""
         return len(self._pending)
+
+    @property
+    def most_pending(self) -> float:
+        """The most messages that may be unanswered."""
+        return math.inf if self.resumption is None else self.resumption.window
+
+    def reopened(self, reply: Any) -> list[Any]:
+        """Handle the reply to an opening of a session that can be resumed; returns the messages to send now.
+
+        Raises:
+            StreamCellError: as `accept_opening` and `Resumption.reopened`.
+        """
+        raise NotImplementedError
 
     def inputs(self) -> tuple[Tensor, ...]:
         """The inputs of one step."""
@@ -143,8 +160,15 @@ class SessionExchange(Exchange["bool | Generation"]):
         generation: the latest generation, until it has ended.
     """
 
-    def __init__(self, model: str, version: str, output: str | None, inputs: OpenInputs = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        output: str | None,
+        inputs: OpenInputs = None,
+        resumption: Resumption | None = None,
+    ) -> None:
+        super().__init__(resumption)
         self._open = pb.OpenSession(
             model=model, version=version, output_mode=output_mode(output), inputs=open_inputs(inputs)
         )
@@ -153,8 +177,39 @@ class SessionExchange(Exchange["bool | Generation"]):
         self._generations = 0
 
     def opening(self) -> pb.StreamRequest:
-        """The first message."""
+        """The first message of a stream."""
+        if self.resumption is not None:
+            return pb.StreamRequest(open=self.resumption.opening(self._open))
         return pb.StreamRequest(open=self._open)
+
+    def reopened(self, reply: pb.StreamResponse) -> list[pb.StreamRequest]:
+        """Handle the reply to an opening of a session that can be resumed; returns the messages to send now."""
+        assert self.resumption is not None
+        first = not self.is_open
+        self.accept_opening(reply)
+        opened = reply.opened
+        strange, requests = self.resumption.reopened(opened)
+        if first:
+            self.step_index = opened.step_index
+            # Replies to messages of an earlier process: whether they were single timesteps is not known.
+            self._pending.extend([False] * strange)
+            if opened.HasField("generating"):
+                requests.append(self._adopt_generation(opened.generating))
+        elif self.generation is not None and self.generation.stopping:
+            requests.append(pb.StreamRequest(stop_generation=self.generation.tag))
+        return requests
+
+    def _adopt_generation(self, tag: int) -> pb.StreamRequest:
+        """Take over a generation of an earlier process. The message stands for the one that requested it."""
+        codec, info = self._ready(), self.generation_info()
+        assert info is not None
+        assert self.resumption is not None
+        self._generations = tag
+        self.generation = Generation(codec, info, tag, None, info.head == "real")
+        self._pending.append(self.generation)
+        request = pb.StreamRequest(generate=pb.Generate(steps=1), tag=tag)
+        self.resumption.sent(request)
+        return request
 
     def request(self, x: Any, ranks: tuple[int, ...], output: str | None) -> pb.StreamRequest:
         """The message that carries `x`.

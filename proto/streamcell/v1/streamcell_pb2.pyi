@@ -226,7 +226,7 @@ class StreamRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenSession, _Mapping]] = ..., inputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., stop_generation: _Optional[int] = ..., received: _Optional[int] = ..., received_steps: _Optional[int] = ...) -> None: ...
 
 class SessionOpened(_message.Message):
-    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation", "applied", "step_index", "durability", "linger_s", "window", "applied_steps", "open_inputs")
+    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation", "applied", "step_index", "durability", "linger_s", "window", "applied_steps", "open_inputs", "generating")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +242,7 @@ class SessionOpened(_message.Message):
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     APPLIED_STEPS_FIELD_NUMBER: _ClassVar[int]
     OPEN_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATING_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     version: str
@@ -257,7 +258,8 @@ class SessionOpened(_message.Message):
     window: int
     applied_steps: int
     open_inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., applied: _Optional[int] = ..., step_index: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., linger_s: _Optional[float] = ..., window: _Optional[int] = ..., applied_steps: _Optional[int] = ..., open_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
+    generating: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., applied: _Optional[int] = ..., step_index: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., linger_s: _Optional[float] = ..., window: _Optional[int] = ..., applied_steps: _Optional[int] = ..., open_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., generating: _Optional[int] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("opened", "outputs", "steps", "step_index", "tag", "generated")

@@ -192,6 +192,8 @@ class Resumable:
         about.applied, about.applied_steps = self.applied, self._steps
         about.step_index = self.live.session.step_index
         about.durability = pb.DURABILITY_NONE
+        if self._generations:
+            about.generating = self._generations[0].tag
         about.linger_s, about.window = sessions.linger_s, self._window
         return pb.StreamResponse(opened=about).SerializeToString()
 

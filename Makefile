@@ -32,7 +32,8 @@ fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.hostile.fuzz
 
 # Measures everything and writes docs/benchmarks.md and benchmarks/results/latest.json. BENCH=--quick for a short one,
-# PEER=pytriton for Triton beside it.
+# PEER=pytriton for Triton with a Python back end beside it, PEER=triton for a Triton of your own with its ONNX Runtime
+# back end: BENCH="--triton-server FILE --triton-backends FOLDER --perf-analyzer FILE".
 bench: $(VENV)/installed
 	$(BIN)/python -m streamcell.benchmarks $(if $(PEER),--peer $(PEER)) $(BENCH)
 

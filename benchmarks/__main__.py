@@ -5,24 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from streamcell.benchmarks.report.against_triton import read_results, section, write_results
 from streamcell.benchmarks.report.goals import Found
 from streamcell.benchmarks.report.page import page
 from streamcell.benchmarks.report.report import Report, goal_rows, missed, write_json
 from streamcell.benchmarks.report.spending import by_library, split
-from streamcell.benchmarks.targets.peers import PEERS
+from streamcell.benchmarks.targets.peers import NAMES, Peer, chosen, triton_options
 from streamcell.benchmarks.targets.processes import Generator
 from streamcell.benchmarks.targets.servers import servers
 from streamcell.service.repository.model_file import open_model
 
-from . import at_rest, engine, machine, specimens
-from .cases import OURS, Case, Target, cases, load_for
+from . import at_rest, engine, machine, specimens, triton
+from .cases import OIP, OURS, Case, Target, cases, load_for
+from .load.perf_analyzer import PerfAnalyzer
 from .on_the_wire import measure
+from .targets.triton import NAME as TRITON
 
 _ROOT = Path(__file__).parents[1]
 _SPLIT = ("ping-pong 1", "ping-pong 64", "ping-pong 256", "ping-pong 1024", "pipelined 64")
@@ -30,6 +35,7 @@ _SPLIT = ("ping-pong 1", "ping-pong 64", "ping-pong 256", "ping-pong 1024", "pip
 
 def run(asked: argparse.Namespace, console: Console) -> Report:
     """Measure with the options `asked`."""
+    peers: dict[str, Peer] = asked.peers
     rounds, seconds = (1, 0.4) if asked.quick else (asked.rounds, asked.seconds)
     hardware = machine.hardware()
     todo = [case for case in cases() if asked.only in case.name]
@@ -41,12 +47,13 @@ def run(asked: argparse.Namespace, console: Console) -> Report:
         models = Path(folder)
         for kind in ("lstm", "mlp"):
             specimens.export(models, kind)
-        with servers(models, asked.peer) as targets, Generator() as generator:
+        with servers(models, peers) as targets, Generator() as generator:
             results = measure(
-                generator, todo, targets, peers=asked.peer, rounds=rounds, say=say, measure_s=seconds
+                generator, todo, targets, peers=peers, rounds=rounds, say=say, measure_s=seconds
             )
             found = Found(results, _at_rest(models, asked.quick, say) if asked.rest else {})
             profiles = _profiles(generator, targets[OURS], todo, found)
+            against = _against_triton(asked, targets, rounds, seconds, say)
         lines = engine.measure(
             ["lstm", "gru", "rnn", "mlp"], [128], [(1, 1), (64, 1), (256, 1), (64, 16)],
             seconds=0.1 if asked.quick else 0.4,
@@ -56,11 +63,12 @@ def run(asked: argparse.Namespace, console: Console) -> Report:
         date=machine.today(),
         hardware=hardware,
         versions=machine.versions(),
-        settings={"rounds": rounds, "seconds": seconds, "peers": asked.peer, "quick": asked.quick},
+        settings={"rounds": rounds, "seconds": seconds, "peers": list(peers), "quick": asked.quick},
         found=found,
         engine=lines,
         splits={case: parts for case in _SPLIT if (parts := split(results, case))},
         profiles=profiles,
+        against_triton=against,
     )
 
 
@@ -74,15 +82,31 @@ def _at_rest(models: Path, quick: bool, say: Any) -> dict[str, Any]:
     return found
 
 
+def _against_triton(
+    asked: argparse.Namespace,
+    targets: Mapping[str, Target],
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """The comparison on perf_analyzer; None if it or Triton is not given."""
+    if asked.perf_analyzer is None or TRITON not in targets or OIP not in targets:
+        return None
+    settings = triton.Settings(rounds=rounds, window_s=seconds)
+    return triton.compare(targets[OIP], targets[TRITON], PerfAnalyzer(asked.perf_analyzer), settings, say)
+
+
 def _profiles(
     generator: Generator, target: Target, todo: list[Case], found: Found
 ) -> dict[str, list[tuple[str, float]]]:
     """Profiles of the cases whose goals are missed."""
     by_name = {case.name: case for case in todo}
     names = dict.fromkeys(goal.case for goal in missed(found) if goal.case in by_name)
-    return {
-        name: by_library(generator, load_for(by_name[name], target, measure_s=1.5)) for name in names
-    }  # fmt: skip
+
+    def load(name: str) -> None:
+        generator.run(load_for(by_name[name], target, measure_s=1.5))
+
+    return {name: by_library(target.pids, partial(load, name)) for name in names}
 
 
 def show(report: Report, console: Console) -> None:
@@ -98,6 +122,8 @@ def show(report: Report, console: Console) -> None:
     for case, shares in report.profiles.items():
         text = ", ".join(f"{name} {share:.0f} %" for name, share in shares) or "perf is not there, or may not"
         console.print(f"{case}: samples by library: {text}", highlight=False, markup=False)
+    if report.against_triton is not None:
+        console.print(section(report.against_triton), highlight=False, markup=False)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -107,9 +133,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each load in each round")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose names contain this")
-    parser.add_argument(
-        "--peer", action="append", default=[], choices=sorted(PEERS), help="also measure this server"
-    )
+    parser.add_argument("--peer", action="append", default=[], choices=NAMES, help="also measure this server")
+    triton_options(parser)
     parser.add_argument(
         "--no-rest", dest="rest", action="store_false", help="skip the 10,000 sessions at rest"
     )
@@ -118,6 +143,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, default=_ROOT / "docs/benchmarks.md")
     parser.add_argument("--dry", action="store_true", help="print only, write nothing")
     asked = parser.parse_args(arguments)
+    asked.peers = chosen(parser, asked)
     asked.command = " ".join(
         ["make bench" if not arguments else "python -m streamcell.benchmarks", *arguments]
     )
@@ -132,7 +158,9 @@ def main() -> None:
     show(report, console)
     if not asked.dry:
         write_json(report, asked.json)
-        asked.page.write_text(page(report))
+        if report.against_triton is not None:
+            write_results(report.against_triton, triton.RESULTS)
+        asked.page.write_text(page(report, read_results(triton.RESULTS)))
         console.print(f"written: {asked.page}, {asked.json}")
 
 

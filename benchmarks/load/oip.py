@@ -16,7 +16,6 @@ from .dialects import Dialect, WrongReply, payload
 
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
-_METADATA = "/inference.GRPCInferenceService/ModelMetadata"
 _MOST_SESSIONS = 10_000  # at a time
 
 
@@ -30,20 +29,25 @@ def _messages() -> Any:
     return service_pb2
 
 
+def _ask(target: str, call: str, **about: str) -> Any:
+    """The server's answer to a unary call."""
+    messages = _messages()
+    with grpc.insecure_channel(target) as channel:
+        ask: Any = channel.unary_unary(
+            f"/inference.GRPCInferenceService/{call}",
+            request_serializer=getattr(messages, f"{call}Request").SerializeToString,
+            response_deserializer=getattr(messages, f"{call}Response").FromString,
+        )
+        return ask(getattr(messages, f"{call}Request")(**about), timeout=30, wait_for_ready=True)
+
+
 def border(target: str, model: str) -> dict[str, Any]:
     """A model's input and output as a server describes them, as `Load`'s arguments; open sizes are taken as 1.
 
     Raises:
         ValueError: it has not one float32 input.
     """
-    messages = _messages()
-    with grpc.insecure_channel(target) as channel:
-        ask: Any = channel.unary_unary(
-            _METADATA,
-            request_serializer=messages.ModelMetadataRequest.SerializeToString,
-            response_deserializer=messages.ModelMetadataResponse.FromString,
-        )
-        answer = ask(messages.ModelMetadataRequest(name=model), timeout=30, wait_for_ready=True)
+    answer = _ask(target, "ModelMetadata", name=model)
     if len(answer.inputs) != 1 or answer.inputs[0].datatype != "FP32":
         raise ValueError(
             f"expected one FP32 input; {model!r} has {[(i.name, i.datatype) for i in answer.inputs]}"
@@ -53,6 +57,18 @@ def border(target: str, model: str) -> dict[str, Any]:
         "input_shape": tuple(max(1, size) for size in answer.inputs[0].shape),
         "output_name": answer.outputs[0].name,
     }
+
+
+def requests_and_runs(target: str, model: str) -> tuple[int, int]:
+    """How many requests on `model` the server has answered since it started, in how many runs, by its statistics."""
+    stats = _ask(target, "ModelStatistics", name=model).model_stats
+    return sum(each.inference_count for each in stats), sum(each.execution_count for each in stats)
+
+
+def server_version(target: str) -> str:
+    """The server's name and version, as it says."""
+    answer = _ask(target, "ServerMetadata")
+    return f"{answer.name} {answer.version}"
 
 
 def oip(

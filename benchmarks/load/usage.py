@@ -44,3 +44,23 @@ def rss_bytes(pids: Iterable[int]) -> int:
             if line.startswith("VmRSS:"):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def scheduling_group(pid: int) -> str:
+    """The group of processes that the kernel gives a share of the cores, such as "/autogroup-65" (sched(7)).
+
+    "" if the kernel does not group processes by login session.
+    """
+    try:
+        if (_PROC / "sys/kernel/sched_autogroup_enabled").read_text().strip() != "1":
+            return ""
+        return (_PROC / str(pid) / "autogroup").read_text().split()[0]
+    except (OSError, IndexError):  # a kernel without autogroups, or a process that has just ended
+        return ""
+
+
+def libraries(pid: int) -> list[str]:
+    """The names of the shared libraries that a process has mapped."""
+    lines = (_PROC / str(pid) / "maps").read_text().splitlines()
+    files = {fields[5] for line in lines if len(fields := line.split(maxsplit=5)) == 6}
+    return sorted({Path(file).name for file in files if ".so" in Path(file).name})

@@ -25,21 +25,28 @@ class Results:
     def median(self, case: str, server: str, figure: str) -> float | None:
         """The median of the rounds; None if it was not measured."""
         values = [r[figure] for r in self.rounds.get((case, server), ()) if figure in r]
-        return statistics.median(values) if values else None
+        return _median(values)
 
     def ratio(self, case: str, figure: str, to: str, *, server: str = OURS) -> float | None:
         """`server`'s figure over that of `to`, the median of the ratios of each round."""
+        return _median(self.ratios(case, figure, to, server=server))
+
+    def ratios(self, case: str, figure: str, to: str, *, server: str = OURS) -> list[float]:
+        """`server`'s figure over that of `to`, a ratio a round."""
         return self._over((case, server), (case, to), figure, figure)
 
     def across(self, figure: str, case: str, base: str, *, server: str = OURS) -> float | None:
         """`case`'s figure over that of the case `base`, on the same server, round by round."""
-        return self._over((case, server), (base, server), figure, figure)
+        return _median(self._over((case, server), (base, server), figure, figure))
 
     def within(self, case: str, over: str, under: str, *, server: str = OURS) -> float | None:
         """One figure over another of the same round, such as p99 over p50."""
-        return self._over((case, server), (case, server), over, under)
+        return _median(self._over((case, server), (case, server), over, under))
 
-    def _over(self, one: tuple[str, str], other: tuple[str, str], over: str, under: str) -> float | None:
+    def _over(self, one: tuple[str, str], other: tuple[str, str], over: str, under: str) -> list[float]:
         pairs = zip(self.rounds.get(one, ()), self.rounds.get(other, ()), strict=False)
-        values = [a[over] / b[under] for a, b in pairs if over in a and b.get(under)]
-        return statistics.median(values) if values else None
+        return [a[over] / b[under] for a, b in pairs if over in a and b.get(under)]
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None

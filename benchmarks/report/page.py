@@ -7,6 +7,7 @@ from typing import Any
 
 from streamcell.benchmarks.cases import AIO, ENGINE, FRONTENDS, LANE, OIP, OURS
 
+from .against_triton import section
 from .report import Report, case_lines, goal_rows, table
 
 _NAMES = {
@@ -58,23 +59,6 @@ each session. Client and server share the cores of one machine.
   CPU is the sum of all four. **frames n**: one stream with n sessions, through the client's pool; each frame is sent
   when the previous one is answered. **frames×2**: two frames in flight; latency is a frame's.
 - Latencies include the client's own time.
-
-## The strongest peer
-
-No row above is it: pytriton is Triton with a Python back end. Triton 2.51 with its ONNX Runtime back end (C++, built
-with the same ONNX Runtime 1.32; one implicit state, strategy `oldest`, tcmalloc) was measured apart, on two shared
-cores, with perf_analyzer 2.60 and sequences of 100 steps. This server's figures over Triton's:
-
-| sequences | CPU a step | p50 | p99 | perf_analyzer in a scheduling group of its own: CPU, p50, p99 |
-| --- | ---: | ---: | ---: | ---: |
-| 1 | 0.98 | 1.10 | 1.32 | 1.01, 1.06, 1.18 |
-| 8 | 1.11 | 1.17 | 1.13 | 1.03, 1.09, 1.02 |
-| 64 | 1.01 | 1.13 | 1.02 | 0.76, 0.79, 0.89 |
-| 256 | 0.98 | 1.08 | 0.95 | 0.83, 1.12, 0.94 |
-
-So on Triton's own client the two cost about the same. Sequences of 20 steps cost this server 1.22 (64) and 1.28 times
-(256) Triton's CPU, since opening and ending one takes 0.68 ms of CPU against 0.26. `make bench` does not repeat this
-comparison.
 """
 
 
@@ -96,8 +80,8 @@ states passed in and out. One thread, alternating call by call, medians. Recurre
 """
 
 
-def page(report: Report) -> str:
-    """The whole page."""
+def page(report: Report, against_triton: Mapping[str, Any] | None) -> str:
+    """The whole page; the last section is from `against_triton`, which may be older than the rest."""
     about = [*report.hardware.items(), *report.versions.items()]
     parts = [
         _INTRODUCTION.format(
@@ -111,6 +95,7 @@ def page(report: Report) -> str:
         _at_rest(report.found.idle),
         _engine(report),
         _HOW.format(rounds=report.settings["rounds"]),
+        section(against_triton),
     ]
     return "\n".join(part for part in parts if part)
 

@@ -43,6 +43,7 @@ class Report:
         engine: lines of `engine.measure`.
         splits: by case, `spending.split`.
         profiles: by case, `spending.by_library`.
+        against_triton: what `benchmarks.triton.compare` returns, if it ran; it has a file of its own.
     """
 
     command: str
@@ -54,6 +55,7 @@ class Report:
     engine: list[dict[str, Any]] = field(default_factory=list)
     splits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     profiles: Mapping[str, list[tuple[str, float]]] = field(default_factory=dict)
+    against_triton: Mapping[str, Any] | None = None
 
 
 def case_lines(results: Results) -> list[dict[str, Any]]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from streamcell.benchmarks.cases import ENGINE, LANE, OURS
-from streamcell.benchmarks.load.spec import Load
-from streamcell.benchmarks.targets.processes import Generator
 
 from .outcomes import Results
 
@@ -50,20 +48,19 @@ def _engine_us(results: Results, batch: float) -> float | None:
     return (below[0] * below[1] * (1 - share) + above[0] * above[1] * share) / batch
 
 
-def by_library(generator: Generator, load: Load) -> list[tuple[str, float]]:
-    """(library, percent of the server's samples) while `load` runs, largest first; empty if perf cannot."""
+def by_library(pids: Sequence[int], load: Callable[[], object]) -> list[tuple[str, float]]:
+    """(library, percent of the processes' samples) while `load` runs, largest first; empty if perf cannot."""
     perf = shutil.which("perf")
-    if perf is None or not load.pids:
+    if perf is None or not pids:
         return []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "perf.data"
-        pids = ",".join(map(str, load.pids))
         recorder = subprocess.Popen(
-            [perf, "record", "-q", "-F", "999", "-p", pids, "-o", str(data)],
+            [perf, "record", "-q", "-F", "999", "-p", ",".join(map(str, pids)), "-o", str(data)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            generator.run(load)
+            load()
         finally:
             recorder.terminate()
             recorder.wait(20)

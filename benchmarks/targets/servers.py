@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from streamcell.benchmarks.load.usage import family
 from streamcell.client.local_server import ServerProcess
 
 from .engine_alone import Alone
-from .peers import PEERS
+from .peers import Peer
 from .processes import EchoServer
 
 
@@ -40,8 +40,8 @@ def ours_by_oip(target: Target, model: str) -> Target | None:
 
 
 @contextmanager
-def servers(models: Path, peers: Iterable[str] = ()) -> Iterator[dict[str, Target]]:
-    """Every target by name, running. `models` holds `lstm.onnx` and `mlp.onnx`."""
+def servers(models: Path, peers: Mapping[str, Peer]) -> Iterator[dict[str, Target]]:
+    """Every target by name, running, `peers` included. `models` holds `lstm.onnx` and `mlp.onnx`."""
     with ExitStack() as stack:
         server = stack.enter_context(ServerProcess(models, "--max-sessions", "2000"))
         target = ours(server)
@@ -53,5 +53,5 @@ def servers(models: Path, peers: Iterable[str] = ()) -> Iterator[dict[str, Targe
             found.append(Target(name, echo.target, (echo.process.pid,)))
         if (by_oip := ours_by_oip(target, "lstm")) is not None:
             found.append(by_oip)
-        found += [stack.enter_context(PEERS[name](models)) for name in peers]
+        found += [stack.enter_context(peer(models)) for peer in peers.values()]
         yield {each.name: each for each in found}

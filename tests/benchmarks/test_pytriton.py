@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from streamcell.benchmarks.__main__ import parse
 from streamcell.benchmarks.targets import pytriton
-from streamcell.benchmarks.targets.peers import PEERS
 from streamcell.service.repository.model_file import open_model
 
 START, END = 1, 2
@@ -72,7 +72,7 @@ def test_the_peers_model_keeps_states_by_correlation_id(
 
 
 def test_the_peer_can_be_asked_for() -> None:
-    assert PEERS["pytriton"] is pytriton.pytriton
+    assert parse(["--peer", "pytriton"]).peers == {"pytriton": pytriton.pytriton}
 
 
 def test_what_pip_says_is_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,10 @@ from streamcell.service.lifecycle.changes import ModelChanges
 from streamcell.service.lifecycle.control import ModelLifecycle
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load_all
 from streamcell.service.lifecycle.table import Models
+from streamcell.service.machine import measured
 from streamcell.service.metrics.in_flight_metrics import MemoryFigures
 from streamcell.service.metrics.log_metrics import LostLines
+from streamcell.service.metrics.machine_metrics import MachineFigures
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.metrics.triton_metrics import TritonMetrics
 from streamcell.service.protocols.common.call_context import CallContext
@@ -74,6 +76,7 @@ class ModelHost:
         self.settings = settings
         self._started = False
         self._served = served
+        _log.info("machine measured", **measured().as_us())
         device = Device.parse(settings.device, tf32=settings.tf32)
         device.check()
         EngineOptions.of(settings, device, stateful=True).check()
@@ -129,6 +132,7 @@ class ModelHost:
         registry.register(self.metrics)
         registry.register(self.lost_lines)
         registry.register(self.memory_figures)
+        registry.register(MachineFigures(measured()))
         if self.settings.triton_metrics:
             registry.register(TritonMetrics(self.metrics))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from streamcell.service.machine import measured
 from streamcell.service.metrics.http_server import MetricsServer
 from streamcell.service.processes.process_metrics import OneProcess
 from streamcell.service.transport.grpc_server import Transport
@@ -40,7 +41,9 @@ class Server:
         self.host = ModelHost(settings, self._report_model, all_read=self._all_read)
         self.host.metrics.lane = lane.name
         self.host.memory_figures.here = lane.in_flight.figures
-        self._transport = Transport(settings, self.host.services(lane), lane, self.host.metrics.error)
+        self._transport = Transport(
+            settings, self.host.services(lane), lane, self.host.metrics.error, spin_s=measured().spin_s
+        )
         self.port = self._transport.port
         self.host.report_to(self._registry)
         self._registry.register(OneProcess())

@@ -155,9 +155,9 @@ class Settings(BaseSettings):
     non_finite: Literal["reject", "allow"] = Field(
         default="reject", description="Messages with NaN or infinite input: reject or allow."
     )
-    spin_us: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        default=100,
-        description="Microseconds to poll for messages before blocking; 0: never poll.",
+    spin_us: Annotated[int, Field(ge=0, le=10_000)] | None = Field(
+        default=None,
+        description="Microseconds to poll for messages before blocking; 0: never poll; measured at start if not given.",
     )
     hold_replies: bool = Field(
         default=True,

@@ -161,7 +161,9 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         ] = None,
         spin_us: Annotated[
             int | None,
-            _Option(help="Microseconds to poll for messages before blocking; 0: never poll.  [100]"),
+            _Option(
+                help="Microseconds to poll for messages before blocking; 0: never poll; measured at start if not given."
+            ),
         ] = None,
         hold_replies: Annotated[
             bool | None,

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from streamcell.service.errors import ServerDraining
+from streamcell.service.machine import USUAL, Machine
 from streamcell.service.sessions.capacity import Capacity
 from streamcell.service.sessions.session import Group, Session, SessionListener, Work
 
@@ -36,6 +37,7 @@ class Batcher:
         queue_messages: int,
         on_cancelled: Callable[[int], None] = lambda chunks: None,
         wakeup: Wakeup | None = None,
+        machine: Machine = USUAL,
     ) -> None:
         """Make an empty batcher.
 
@@ -45,9 +47,10 @@ class Batcher:
             queue_messages: messages that a session may have waiting before its stream is no longer read.
             on_cancelled: called with the number of queued messages that an ending session leaves unrun.
             wakeup: what the engine thread sleeps on, if more than the batcher may wake it.
+            machine: what a hand-over to that thread costs.
         """
         self.capacity = capacity
-        self.inline = InlineRuns(wakeup)
+        self.inline = InlineRuns(wakeup, machine)
         self._queue_messages = queue_messages
         self._on_cancelled = on_cancelled
         self._lock = threading.Lock()

@@ -1,8 +1,9 @@
 """Decides which thread runs the next batch: the engine thread, or the thread that reads messages.
 
-Handing a batch to the engine thread costs wake-ups, and both threads want the GIL while the replies go out: about
-5 µs a message and 60 µs a batch. A run that takes no longer than that ends sooner, and costs less CPU, on the thread
-that read the messages. A longer run leaves the reading thread free if the engine thread does it.
+Handing a batch to the engine thread costs wake-ups, and both threads want the GIL while the replies go out: a time a
+batch and a time a message, which `service/machine.py` measures. A run that takes no longer than that ends sooner, and
+costs less CPU, on the thread that read the messages. A longer run leaves the reading thread free if the engine thread
+does it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Protocol, TypeAlias
 
 from mypy_extensions import mypyc_attr
 
+from streamcell.service.machine import USUAL, Machine
+
 from .batch import Batch
 
 # Calls a function on the thread that reads messages, after those that have arrived; False if it cannot.
 AfterArrivals: TypeAlias = Callable[[Callable[[], None]], bool]
 
-# Measured on two virtual cores of one machine. On another they may differ by a factor of two, and little depends on it.
-_BATCH_S, _ROW_S = 60e-6, 5e-6
 _MOST_S = 1e-3  # nothing is read while a batch runs inline: no run may be expected to take longer
 _WEIGHT = 0.1  # of the newest run
 _SURELY = 0.8  # inline runs begin only once a run takes less than this part of what it may take
@@ -29,9 +30,10 @@ _SURELY = 0.8  # inline runs begin only once a run takes less than this part of 
 class InlinePolicy:
     """Decides whether a model's runs are short enough to execute inline. `short` says how to do the next one."""
 
-    __slots__ = ("_ratio", "short")
+    __slots__ = ("_batch_s", "_ratio", "_row_s", "short")
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine = USUAL) -> None:
+        self._batch_s, self._row_s = machine.batch_s, machine.row_s
         self._ratio = 2.0
         self.short = False
 
@@ -41,7 +43,7 @@ class InlinePolicy:
 
     def ran(self, rows: int, took_s: float) -> None:
         """Note that a run of `rows` rows took `took_s`."""
-        ratio = took_s / min(_BATCH_S + _ROW_S * rows, _MOST_S)
+        ratio = took_s / min(self._batch_s + self._row_s * rows, _MOST_S)
         # A stall says nothing about the next run, so no run counts as more than four times too long.
         self._ratio += _WEIGHT * (min(ratio, 4.0) - self._ratio)
         self.short = self._ratio < (1.0 if self.short else _SURELY)
@@ -76,13 +78,13 @@ class InlineRuns:
 
     __slots__ = ("_served", "_wakeup", "asleep", "policy", "run", "wakeup")
 
-    def __init__(self, wakeup: Wakeup | None) -> None:
+    def __init__(self, wakeup: Wakeup | None, machine: Machine = USUAL) -> None:
         self.wakeup = wakeup
         # If it is a lock, it is held while the engine thread has no reason to wake.
         self._wakeup: Wakeup = wakeup or threading.Lock()
         if wakeup is None:
             self._wakeup.acquire()
-        self.policy = InlinePolicy()
+        self.policy = InlinePolicy(machine)
         self.asleep = False
         self._served = False
         self.run: Callable[[Batch], None] = _run_nothing

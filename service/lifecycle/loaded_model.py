@@ -20,6 +20,7 @@ from streamcell.service.frames.runner import FrameRunner
 from streamcell.service.generation.loop import GenerationLoop
 from streamcell.service.graph.pooled import pool_states
 from streamcell.service.load_errors import DeviceError, ModelLoadError, RepositoryError, load_failure
+from streamcell.service.machine import measured
 from streamcell.service.metrics.model_metrics import ModelMetrics, Pool
 from streamcell.service.repository.locate import sidecar_path
 from streamcell.service.repository.memory import check_memory
@@ -212,6 +213,7 @@ def _load(
         queue_messages=settings.queue_messages,
         on_cancelled=metrics.work_cancelled,
         wakeup=wakeup,
+        machine=measured(),
     )
     pool = Pool(
         settings.max_sessions if stateful else 0,

@@ -44,6 +44,7 @@ class Transport:
         on_error: OnError,
         *,
         port: int | None = None,
+        spin_s: float = 0.0,
     ) -> None:
         """Bind the port.
 
@@ -53,6 +54,7 @@ class Transport:
             lane: makes the server.
             on_error: called for each error that the transport sends to a client.
             port: shared with other processes, in place of the settings'; None: the settings' and no sharing.
+            spin_s: how long the serving thread may poll for messages before it blocks, unless the settings say it.
 
         Raises:
             OSError: the port cannot be bound.
@@ -95,7 +97,11 @@ class Transport:
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
             # Processes that share the port would take CPU from each other by polling.
-            spin_s=settings.spin_us * 1e-6 if port is None else 0.0,
+            spin_s=0.0
+            if port is not None
+            else spin_s
+            if settings.spin_us is None
+            else settings.spin_us * 1e-6,
         )
         services = {**services, health.SERVICE: self._health.handlers(lane)}
         if settings.reflection:

@@ -16,6 +16,7 @@ from streamcell.proto.inference import oip
 from streamcell.service.transport.first_messages import FirstMessages
 from tests.support import every_method
 from tests.support.every_method import METHODS, WAIT_S, begin, ended, path
+from tests.support.valid_messages import VALID, answers_a_valid_message
 
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
@@ -31,6 +32,13 @@ def quick(start_server: Any, models_dir: Path) -> Any:
 def connected(quick: Any) -> Iterator[grpc.Channel]:
     with every_method.apart(quick.target) as channel:
         yield channel
+
+
+@pytest.mark.conformance
+def test_every_method_answers_a_valid_message(connected: grpc.Channel) -> None:
+    assert {method.full_name for method in METHODS} == VALID.keys()
+    for method in METHODS:
+        answers_a_valid_message(connected, method)
 
 
 @pytest.mark.conformance

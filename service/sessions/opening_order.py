@@ -27,11 +27,11 @@ class OpeningOrder(Generic[_Item]):
         self._numbers.append(number)
         self._items.append(item)
 
-    def remove(self, number: int) -> None:
-        """Remove the item of that number, if there is one."""
+    def remove(self, number: int) -> bool:
+        """Remove the item of that number, if there is one; True if none is left."""
         at = bisect_left(self._numbers, number)
         if at == len(self._numbers) or self._numbers[at] != number or self._items[at] is None:
-            return
+            return not self._items
         self._items[at] = None
         self._gaps += 1
         while self._items and self._items[-1] is None:
@@ -43,6 +43,7 @@ class OpeningOrder(Generic[_Item]):
             self._numbers = [self._numbers[at] for at in kept]
             self._items = [self._items[at] for at in kept]
             self._gaps = 0
+        return not self._items  # the last one is no gap
 
     def after(self, number: int, most: int) -> tuple[list[_Item], int, bool]:
         """The items among the next `most` places behind `number`, the last place's number, and whether more follow."""

@@ -155,9 +155,7 @@ class SessionTable:
             return
         self._order.remove(live.number)
         name = live.model.file.name
-        order = self._orders[name]
-        order.remove(live.number)
-        if not order:
+        if self._orders[name].remove(live.number):
             del self._orders[name]
 
     def end(self, live: Live[Model], reason: str) -> bool:

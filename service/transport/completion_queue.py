@@ -77,8 +77,8 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
     """
 
     __slots__ = (
-        "_asked", "_begun", "_callback", "_expects", "_looks", "_passed", "_plain", "_probe", "_short", "_wanted",
-        "beats", "poll", "spin_s",
+        "_asked", "_begun", "_expects", "_looks", "_passed", "_plain", "_probe", "_short", "_wanted",
+        "beats", "callback", "poll", "spin_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self.poll: Callable[[float | None], Any] = self._first
         self._expects = self._looks = False
         self._short, self._wanted = 0, _LEAST
-        self._callback: Callable[[], None] | None = None
+        self.callback: Callable[[], None] | None = None
         self._passed = 0
         self._begun = self._asked = False
         self.beats = 0  # waits of the thread that began after `ask`
@@ -111,7 +111,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             self._asked = False
             self.beats += 1
         event = self._plain(0)
-        while self._callback is not None:
+        while self.callback is not None:
             came = event.completion_type != _NOTHING
             if came and self._passed < _EVENTS:
                 self._passed += 1
@@ -167,9 +167,9 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
 
     def once_idle(self, callback: Callable[[], None]) -> bool:
         """See the function `once_idle`."""
-        if self._callback is not None:
+        if self.callback is not None:
             return False
-        self._callback, self._passed = callback, 0
+        self.callback, self._passed = callback, 0
         self.poll = self._attentive
         return True
 
@@ -193,7 +193,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
 
     def call_now(self) -> None:
         """Call the waiting callback of `once_idle`."""
-        callback, self._callback = self._callback, None
+        callback, self.callback = self.callback, None
         if callback is not None:
             _try(callback)
 
@@ -233,8 +233,9 @@ def expect() -> None:
 
 def no_longer_idle() -> None:
     """Call this thread's waiting callback now. For the end of a call: after the last one nobody serves the queue."""
-    if _serving.queue is not None:
-        _serving.queue.call_now()
+    queue = _serving.queue
+    if queue is not None and queue.callback is not None:
+        queue.call_now()
 
 
 def when_read(server: grpc.Server, callback: Callable[[], None]) -> bool:

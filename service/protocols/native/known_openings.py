@@ -16,6 +16,7 @@ from streamcell.service.sessions.session import Output
 from streamcell.service.sessions.table import Live
 
 from .messages import opened
+from .wire import only_opening
 
 M = TypeVar("M", bound=Model)
 
@@ -28,6 +29,7 @@ class KnownOpening:
     Attributes:
         output: which output steps replies carry.
         step_bytes, few_steps: see `fast_path_limits`.
+        before, after: what `greeting_of` has round the session's id.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class KnownOpening:
         self.step_bytes, self.few_steps = fast_path_limits(model, context.limits)
         # The session's id is the first field of `opened`.
         greeting = greeting_of(live, context)
-        self._before, _, self._after = greeting.partition(live.session.session_id.encode())
+        self.before, _, self.after = greeting.partition(live.session.session_id.encode())
 
     def model(self, context: CallContext[M]) -> M | None:
         """The model that it opens a session on; None if that is another version now.
@@ -50,10 +52,6 @@ class KnownOpening:
         """
         model = context.models.find(self._name, self._version)
         return model if model.file is self._file and model.max_chunk == self._max_chunk else None
-
-    def greeting(self, session_id: str) -> bytes:
-        """As `greeting_of`."""
-        return self._before + session_id.encode() + self._after
 
 
 def greeting_of(live: Live[Model], context: CallContext[Model]) -> bytes:
@@ -65,9 +63,9 @@ def greeting_of(live: Live[Model], context: CallContext[Model]) -> bytes:
 def keep(
     data: bytes, request: pb.OpenSession, live: Live[Model], output: Output, context: CallContext[Model]
 ) -> None:
-    """Know the opening `request` again, whose bytes are `data`, if its session is given nothing."""
-    signature = live.model.file.signature
-    if len(signature.inputs) == 1 and not signature.open_inputs and not request.inputs:
+    """Know the opening `request` of the message `data` again, if its session is given nothing."""
+    signature, opening = live.model.file.signature, only_opening(data)
+    if opening and len(signature.inputs) == 1 and not signature.open_inputs and not request.inputs:
         if len(context.known_openings) >= _MOST:
             context.known_openings.clear()
-        context.known_openings[data] = KnownOpening(request, live, output, context)
+        context.known_openings[opening[0]] = KnownOpening(request, live, output, context)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
-from streamcell.service.errors import AlreadyOpen, MalformedMessage, NotOpen
+from streamcell.service.errors import AlreadyOpen, MalformedMessage, NotOpen, ServiceError
 from streamcell.service.generation.reply import Reply
 from streamcell.service.generation.search_work import Search
 from streamcell.service.generation.work import Generating
@@ -57,17 +57,20 @@ class StreamSession(CallSession[Model]):
                 self._submitted += 1
                 work = Work((payload,), steps, self._output, 0, time.perf_counter())
                 return live.model.batcher.submit(live.session, work, self._call.run_after_arrivals)
+        if self._live is None and (opening := only_opening(data)) is not None:
+            known: KnownOpening | None = self._context.known_openings.get(opening[0])
+            if known is not None and len(data) <= self._context.limits.max_message_bytes:
+                steps, over = divmod(len(opening[1]), known.step_bytes)
+                if not over and steps <= known.few_steps:
+                    try:
+                        return self._begin(known, data, opening[1], steps)
+                    except ServiceError as error:
+                        self.fail(error)
+                        return False
         return super().on_message(data)
 
     def _take(self, data: bytes) -> bool:
         live = self._live
-        opening = only_opening(data) if live is None else None
-        if opening is not None:
-            known: KnownOpening | None = self._context.known_openings.get(opening[0])
-            if known is not None and (model := known.model(self._context)) is not None:
-                steps, over = divmod(len(opening[1]), known.step_bytes)
-                if not over and steps <= known.few_steps:
-                    return self._begin(known, model, opening[1], steps)
         try:
             request = pb.StreamRequest.FromString(data)
         except DecodeError as error:
@@ -78,8 +81,7 @@ class StreamSession(CallSession[Model]):
             if is_resumable(request.open):
                 return self._resume(request)
             live = self._open(request.open)
-            if opening is not None:
-                keep(opening[0], request.open, live, self._output, self._context)
+            keep(data, request.open, live, self._output, self._context)
             if not (request.inputs or request.steps or request.HasField("generate")):
                 self._call.reply(self._reply([], 0, 0, request.tag))
                 return True
@@ -92,12 +94,15 @@ class StreamSession(CallSession[Model]):
             return self._generate(live, request, output)
         return self._submit(live, tuple(request.inputs), request.steps, output, request.tag)
 
-    def _begin(self, known: KnownOpening, model: Model, payload: bytes, steps: int) -> bool:
-        """Open a session as earlier ones were opened, and queue its first message."""
+    def _begin(self, known: KnownOpening, data: bytes, payload: bytes, steps: int) -> bool:
+        """Open a session as earlier ones were opened, and queue its first message; `data` is all of that."""
+        model = known.model(self._context)
+        if model is None:
+            return self._take(data)
         self._output = known.output
         live = self._live = self._context.sessions.open(model, self, self._call.peer)
         session = live.session
-        self._greeting = known.greeting(session.session_id)
+        self._greeting = known.before + session.session_id.encode() + known.after
         self._step_bytes, self._few_steps = known.step_bytes, known.few_steps
         self._submitted += 1
         work = Work((payload,), steps, known.output, 0, time.perf_counter())
@@ -151,7 +156,9 @@ class StreamSession(CallSession[Model]):
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
         """Send the reply to one message."""
         reply = stream_response(outputs, steps, step_index, work.tag)
-        self._call.reply(self._greeted(reply) if self._greeting else reply)
+        if self._greeting:
+            reply = self._greeted(reply)
+        self._call.reply(reply)
         # `_was_answered` written out, which saves a call for each message.
         self._answered += 1
         if self._half_closed:

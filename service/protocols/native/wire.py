@@ -42,6 +42,9 @@ def only_input(message: bytes) -> bytes | None:
     """The tensor of a StreamRequest that holds one input and nothing else; None for any other message."""
     if len(message) < 2 or message[0] != _INPUT:
         return None
+    length = message[1]
+    if length < 0x80:  # as `_last`, which this saves each small message
+        return message[2:] if length and 2 + length == len(message) else None
     return _last(message, 1)
 
 
@@ -104,9 +107,17 @@ def stream_response(outputs: Sequence[bytes], steps: int, step_index: int, tag: 
     """A StreamResponse without `opened`, as the generated class would serialise it."""
     if len(outputs) == 1 and step_index and not tag:
         output = outputs[0]
+        size = len(output)
         middle = _STEPS[steps] if steps < len(_STEPS) else _STEPS_TAG + varint(steps)
         return b"".join(
-            (_OUTPUT_TAG, varint(len(output)), output, middle, _STEP_INDEX_TAG, varint(step_index))
+            (
+                _OUTPUT_TAG,
+                SMALL[size] if size < 0x80 else varint(size),
+                output,
+                middle,
+                _STEP_INDEX_TAG,
+                SMALL[step_index] if step_index < 0x80 else varint(step_index),
+            )
         )
     parts: list[bytes] = []
     for output in outputs:

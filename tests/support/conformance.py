@@ -13,20 +13,20 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 
 MISTAKE = "end_to_end/test_mistakes.py::test_each_mistake_has_its_own_error_and_ends_nothing_else"
-_FRAMES = "end_to_end/test_frames.py::"
 _OIP = "end_to_end/open_inference/"
 _LIFE = "client/test_sync.py::test_limits_and_ends_of_a_servers_life_are_typed"
 _UNLOADING = (
     "end_to_end/model_control/test_unloading.py::test_unloading_waits_for_live_sessions_and_takes_no_new_ones"
 )
-_SMALL = "hostile_models/test_tokens.py::test_a_session_is_refused_by_name_value_and_range"
+_CALLS = "end_to_end/test_control_calls.py::"
+_ANSWERS = _CALLS + "test_every_method_answers_a_valid_message"
 
 HELD: dict[str, str] = {
     "BAD_PAGE_TOKEN": "end_to_end/test_wire.py::test_sessions_are_listed_in_pages_and_can_be_closed",
-    "INDEX_OUT_OF_RANGE": _SMALL,
+    "INDEX_OUT_OF_RANGE": "hostile_models/test_tokens.py::test_a_session_is_refused_by_name_value_and_range",
     "MODEL_UNLOADING": _UNLOADING,
     "NOT_SUPPORTED": _OIP + "test_protocol.py::test_what_is_not_offered_is_refused_in_words",
-    "NO_MESSAGE": "end_to_end/test_control_calls.py::test_a_call_that_sends_nothing_is_ended_whatever_it_is",
+    "NO_MESSAGE": _CALLS + "test_a_call_that_sends_nothing_is_ended_whatever_it_is",
     "REFUSED_BY_MODEL": (
         "service/engine/test_refusal.py::test_only_the_session_that_sent_it_is_refused_whatever_else_was_in_the_run"
     ),
@@ -37,12 +37,12 @@ HELD: dict[str, str] = {
     ),
     "SERVER_DRAINING": _LIFE,
     "SESSION_TAKEN_OVER": "end_to_end/durable/test_resume.py::test_a_second_opening_takes_over_and_a_late_one_does_not",
-    "SESSION_CLOSED": "end_to_end/test_control_calls.py::test_a_session_that_was_closed_is_gone_at_once",
+    "SESSION_CLOSED": _CALLS + "test_a_session_that_was_closed_is_gone_at_once",
     "SESSION_EXPIRED": _LIFE,
     "SESSION_LIMIT": _LIFE,
-    "SESSION_NOT_FOUND": "end_to_end/test_control_calls.py::test_every_method_answers_a_valid_message",
-    "MODEL_CONTROL_OFF": "end_to_end/test_control_calls.py::test_every_method_answers_a_valid_message",
-    "UNKNOWN_SERVICE": "end_to_end/test_control_calls.py::test_every_method_answers_a_valid_message",
+    "SESSION_NOT_FOUND": _ANSWERS,
+    "MODEL_CONTROL_OFF": _ANSWERS,
+    "UNKNOWN_SERVICE": _ANSWERS,
 }  # fmt: skip
 # How sessions end without an error.
 ENDS: dict[str, str] = {

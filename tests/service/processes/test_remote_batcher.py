@@ -122,8 +122,12 @@ class Rig:
         for at, (entry, slot_version) in enumerate(zip(fields["entry"], fields["slot_version"], strict=True)):
             self.applied[int(entry), int(slot_version)] += 1
             fields["index"][at] = self.applied[int(entry), int(slot_version)]
-        assert self.replies.room(len(replies)) >= len(replies)
-        self.replies.write(replies)
+        while len(replies):
+            room = self.replies.room(len(replies))
+            assert room
+            self.replies.write(replies[:room])
+            self.batcher.deliver_replies()
+            replies = replies[room:]
 
     def _take(self, records: np.ndarray) -> None:
         head, at = head_of(records), 0

@@ -25,6 +25,7 @@ from .read_pacing import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES, ReadPacing
 
 _log = structlog.get_logger(__name__)
 
+_KEEP = cygrpc.WriteFlag.buffer_hint
 PASSES = 128  # of a callback through the queue, at most
 
 
@@ -34,14 +35,15 @@ class StreamCall:
     For a client that waits for each answer, sending it and receiving the next message is one batch of operations;
     `read_pacing.py` tells such a client from one that pipelines.
 
-    The headers go out with the first reply, or with the status.
+    The headers go out with the first reply, or with the status. Of replies that follow one another the core may keep
+    all but the last (gRPC's write flag `buffer_hint`), and write them at once.
 
     Operations are started under the call's lock, to keep their order. That freezes nothing: the core queues them, or
     writes to a socket that never blocks, and calls no tag inside. Handlers are called without the lock.
     """
 
     __slots__ = (
-        "_begun", "_call", "_cancelled", "_closed", "_connection", "_first", "_handler", "_lock", "_metadata",
+        "_begun", "_call", "_cancelled", "_closed", "_connection", "_first", "_handler", "_kept", "_lock", "_metadata",
         "_outbox", "_over", "_reading", "_sending", "_sending_bytes", "_status", "_status_due", "_waiting", "_wake",
         "gone", "peer", "sent",
     )  # fmt: skip
@@ -64,7 +66,8 @@ class StreamCall:
         self._outbox: deque[bytes] = deque()
         self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
         self._sending = False  # a send is in flight
-        self._sending_bytes = 0  # of that send
+        self._sending_bytes = 0  # of that send and of those kept before it
+        self._kept = 0  # bytes of replies that the core keeps until the next one
         self._waiting = (
             False  # the send is in one batch with a receive, which ends only with the next message
         )
@@ -331,9 +334,14 @@ class StreamCall:
         read = self._may_read()
         # One batch for both is cheapest, but reports the end of the send only with the next message. So use it if
         # nothing else is to be sent before that message and the reply is small.
-        self._sending_bytes = size = len(data)
+        size = len(data)
         self._waiting = read and size < LARGE_BYTES and not self._reading.unanswered and not self._outbox
-        send: tuple[Any, ...] = (cygrpc.SendMessageOperation(data, 0),)
+        # If another reply follows, the core may keep this one and write both at once. Not the headers: their operation
+        # ends only when they are written, and the next reply would wait for that.
+        kept = self._kept
+        self._kept = kept + size if self._outbox and self._begun and kept + size < LARGE_BYTES else 0
+        self._sending_bytes = kept + size
+        send: tuple[Any, ...] = (cygrpc.SendMessageOperation(data, _KEEP if self._kept else 0),)
         if not self._begun:
             self._begun = True
             send = (cygrpc.SendInitialMetadataOperation((), 0), *send)

@@ -27,6 +27,7 @@ from streamcell.service.transport.threaded_lane import ThreadedLane
 def test_the_names_are_there() -> None:
     for owner, names in (
         (cygrpc, ("SendInitialMetadataOperation", "SendMessageOperation", "ReceiveMessageOperation")),
+        (cygrpc, ("WriteFlag",)),
         (cygrpc, ("SendStatusFromServerOperation", "ReceiveCloseOnServerOperation", "StatusCode", "Server")),
         (
             _server,

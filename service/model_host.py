@@ -28,6 +28,7 @@ from streamcell.service.protocols.common.requests import Limits
 from streamcell.service.protocols.native.frame_stream import FrameStream
 from streamcell.service.protocols.native.management import Management
 from streamcell.service.protocols.native.predict import predict
+from streamcell.service.protocols.native.recovered import recover
 from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.protocols.oip.infer import Infer
 from streamcell.service.protocols.oip.repository import OipRepository
@@ -93,7 +94,15 @@ class ModelHost:
         self.context: CallContext[LoadedModel] = CallContext(
             self.models, self.sessions, self.metrics, Limits.of(settings), kept
         )
-        changes = ModelChanges(settings, device, self.models, self.sessions, self.metrics, self._report)
+        changes = ModelChanges(
+            settings,
+            device,
+            self.models,
+            self.sessions,
+            self.metrics,
+            self._report,
+            lambda model: recover(model, self.context),
+        )
         self._control = ModelLifecycle(settings, self.sessions, changes)
         if settings.model_control == "poll":  # one broken file does not hold up the others
             self._control.load_folder()
@@ -177,6 +186,9 @@ class ModelHost:
                 look_s = time.monotonic() + _DRAINING_S
                 if attention.passes():
                     self._oip.end_abandoned(attention, self._all_read)
+        for model in self._control.running():
+            if model.journal is not None:
+                model.journal.kept = True
         self.sessions.fail_all(
             lambda: ServerDraining("the server has shut down; the session's state is gone")
         )

@@ -95,6 +95,16 @@ class Settings(BaseSettings):
     max_kept_reply_bytes: _Positive = Field(
         default=256 * 1024 * 1024, description="Maximum bytes of replies kept for all resumable sessions."
     )
+    # What resumable sessions outlive: their connections, or the server's processes as well.
+    durability: Literal["none", "process"] = Field(
+        default="none", description="What resumable sessions outlive: none (connections only) or process."
+    )
+    journal_dir: Path | None = Field(
+        default=None, description="Folder for the sessions of --durability process."
+    )
+    journal_reply_bytes: _Positive = Field(
+        default=32 * 1024, description="Bytes of replies in the journal, for each session."
+    )
     grace_s: Annotated[float, Field(ge=0)] = Field(
         default=10.0, description="Seconds that streams get to end after SIGTERM."
     )
@@ -235,6 +245,12 @@ class Settings(BaseSettings):
     def _consistent(self) -> Settings:
         if self.load_model and self.model_control != "explicit":
             raise ValueError("load_model needs model_control = explicit: otherwise all models are loaded")
+        if self.durability == "process" and self.journal_dir is None:
+            raise ValueError("durability = process needs journal_dir: the folder that keeps the sessions")
+        if self.durability == "process" and self.device != "cpu":
+            raise ValueError(
+                "durability = process needs device = cpu: a card's states cannot be kept in files yet"
+            )
         if 0 < self.watchdog_s < 2:
             raise ValueError(
                 "watchdog_s: expected 0 or at least 2 seconds: an idle thread shows progress once a second"

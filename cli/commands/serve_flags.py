@@ -100,6 +100,16 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         max_kept_reply_bytes: Annotated[
             int | None, _Option(help="Maximum bytes of replies kept for all resumable sessions.  [268435456]")
         ] = None,
+        durability: Annotated[
+            str | None,
+            _Option(help="What resumable sessions outlive: none (connections only) or process.  [none]"),
+        ] = None,
+        journal_dir: Annotated[
+            Path | None, _Option(help="Folder for the sessions of --durability process.")
+        ] = None,
+        journal_reply_bytes: Annotated[
+            int | None, _Option(help="Bytes of replies in the journal, for each session.  [32768]")
+        ] = None,
         grace_s: Annotated[
             float | None, _Option(help="Seconds that streams get to end after SIGTERM.  [10]")
         ] = None,

@@ -77,6 +77,7 @@ class Resumption:
         self._token = bytes.fromhex(ticket.token) if ticket else secrets.token_bytes(32)
         self._attempt = ticket.attempt if ticket else 0
         self._exists = ticket is not None
+        self._outlives_server = False
         self.received = ticket.received if ticket else 0
         self.received_steps = ticket.received_steps if ticket else 0
         self.window = _WINDOW
@@ -137,6 +138,7 @@ class Resumption:
         self.resumes += self._exists
         self._exists = True
         self.window = opened.window
+        self._outlives_server = opened.durability >= pb.DURABILITY_PROCESS
         strange = max(0, opened.applied - self.received - len(self._sent))
         self._sent.extend([None] * strange)
         later = [
@@ -174,7 +176,9 @@ class Resumption:
 
     def pause_s(self, error: StreamCellError) -> float | None:
         """Seconds to wait before the next try, after `error`; None if there is none: the session is over."""
-        if error.reason not in (error.code.name, "STREAM_ENDED") or error.code not in _LOST:
+        restarts = self._outlives_server and error.reason == "SERVER_DRAINING"
+        lost = error.reason in (error.code.name, "STREAM_ENDED") and error.code in _LOST
+        if not lost and not restarts:
             return None
         now_s = self._now_s()
         self._lost_s = now_s if self._lost_s is None else self._lost_s

@@ -38,6 +38,12 @@ class Row:
     # The gate at which that waits until its client has read; 0: it does not wait.
     gate: int = 0
 
+    @property
+    def ends_message(self) -> bool:
+        """True if no part of its last message is still to come."""
+        last = self.parts[-1]
+        return last.start + last.steps == last.work.steps
+
 
 @dataclass(slots=True)
 class Batch:
@@ -179,10 +185,11 @@ class BatchQueue:
         """How many timesteps the session runs next: whole messages up to `max_chunk`, or a part of a longer one.
 
         A message that fits in a chunk is never cut: it is applied as a whole or, if it is refused, not at all.
-        A step that makes its own input runs alone.
+        A step that makes its own input runs alone, and so does each message of a session in a journal: the row that
+        it writes is committed with its reply.
         """
         queue: deque[Work] = session.queue
-        if not self._coalesce:
+        if not self._coalesce or session.journal_entry is not None:
             return min(queue[0].steps - queue[0].done, self._max_chunk)
         steps = 0
         for work in queue:

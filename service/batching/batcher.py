@@ -300,10 +300,13 @@ class Batcher:
                 session = row.session
                 session.in_flight = False
                 if applied:
-                    if session.fresh:
-                        session.fresh = False
-                        session.reads = session.slot
-                    session.step_index += row.steps
+                    if session.journal_entry is not None:
+                        session.advance(row.steps, whole=row.ends_message)
+                    else:
+                        if session.fresh:
+                            session.fresh = False
+                            session.reads = session.slot
+                        session.step_index += row.steps
                 if session.ended:
                     session.free(self.capacity)
                     continue

@@ -44,7 +44,7 @@ class RowStaging:
             self._copy_ragged(staged, batch)
             staged.lengths[:used] = [row.steps for row in rows]
         if self._stateful:
-            staged.write[:used, 0] = [row.session.slot for row in rows]
+            staged.write[:used, 0] = [row.session.writes for row in rows]
             staged.read[:used] = [row.session.reads for row in rows]
             if self._opens:
                 self._give(staged, batch)

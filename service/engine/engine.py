@@ -89,6 +89,7 @@ class Engine:
                 slots=options.max_sessions if signature.states else 0,
                 scratch=self.max_batch,
                 device=device,
+                make_journal=options.make_journal,
             )
         self.limit = limit or TimeLimit()
         # One for each input; `Staged.values` has the outputs after them.

@@ -9,6 +9,7 @@ from streamcell.service.load_errors import DeviceError
 from streamcell.service.settings import Settings
 
 from .device import Device
+from .pool import MakeJournal
 
 Cell: TypeAlias = Literal["auto", "operator", "decomposed"]
 
@@ -27,6 +28,7 @@ class EngineOptions:
         cell: what runs of one timestep compute recurrent layers with: ONNX Runtime's operators, the same
             written out, or whichever was faster at warm-up, for each size; None: that on CUDA and, for GRU and RNN,
             on the CPU, where the LSTM operator is the faster one.
+        make_journal: makes the file that holds the pool, if sessions are to outlive the process; None: memory does.
         cuda_graphs: replay runs of one timestep as CUDA graphs, or fail; None: on CUDA if that is known to be safe.
     """
 
@@ -38,6 +40,7 @@ class EngineOptions:
     fixed_shapes: bool | None = None
     cell: Cell | None = None
     cuda_graphs: bool | None = None
+    make_journal: MakeJournal | None = None
 
     @classmethod
     def of(cls, settings: Settings, device: Device, *, stateful: bool) -> EngineOptions:

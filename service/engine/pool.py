@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
 
+from streamcell.service.durability.journal import Journal
 from streamcell.service.graph.pooled import PoolTensor
 from streamcell.service.graph.rows import INITIAL_ROW
+from streamcell.service.load_errors import DeviceError
 
 from .card_lock import alone
 from .device import Device
+
+# Makes a journal, given the pool's first slot, and dtype and shape of one row of each state.
+MakeJournal: TypeAlias = Callable[[int, Sequence[tuple[np.dtype[Any], tuple[int, ...]]]], Journal]
 
 
 class StatePool:
@@ -22,17 +27,46 @@ class StatePool:
     tensors are zero pages until a session writes them, so unused slots take no memory.
     """
 
-    def __init__(self, tensors: Sequence[PoolTensor], *, slots: int, scratch: int, device: Device) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[PoolTensor],
+        *,
+        slots: int,
+        scratch: int,
+        device: Device,
+        make_journal: MakeJournal | None = None,
+    ) -> None:
+        """Make the tensors.
+
+        Args:
+            tensors: one for each state.
+            slots: rows that sessions may have; twice as many if there is a journal, which has two for each session.
+            scratch: rows for padding.
+            device: where they are.
+            make_journal: makes the file that holds them, if sessions outlive the process; for the CPU alone.
+        """
         self.first_slot = 1 + scratch
-        self.rows = self.first_slot + slots
         self.scratch_rows = np.arange(1, 1 + scratch, dtype=np.int64)
         self._tensors = tuple(tensors)
         self._device = device
-        self._values: list[ort.OrtValue] = []
-        for tensor in self._tensors:
-            host = np.zeros((self.rows, *tensor.shape), tensor.dtype)
-            host[INITIAL_ROW] = tensor.initial
-            self._values.append(device.place(host))
+        self.journal: Journal | None = None
+        self.rows = self.first_slot + slots
+        if slots and make_journal is not None:
+            shapes = [(tensor.dtype, tensor.shape) for tensor in self._tensors]
+            self.journal = make_journal(self.first_slot, shapes)
+            self.rows = self.journal.counts.rows
+            arrays = self.journal.states
+        else:
+            arrays = [np.zeros((self.rows, *tensor.shape), tensor.dtype) for tensor in self._tensors]
+        for array, tensor in zip(arrays, self._tensors, strict=True):
+            array[INITIAL_ROW] = tensor.initial
+        self._values: list[ort.OrtValue] = [device.place(array) for array in arrays]
+        if self.journal is not None and not all(
+            value.data_ptr() == array.ctypes.data for value, array in zip(self._values, arrays, strict=True)
+        ):
+            raise DeviceError(
+                f"device {device}: its states cannot be kept in files; serve on the CPU, or without"
+            )
 
     @property
     def slot_bytes(self) -> int:

@@ -44,6 +44,7 @@ class ModelChanges:
         sessions: SessionTable,
         metrics: ServerMetrics,
         served: Callable[[str, bool], None],
+        recover: Callable[[LoadedModel], None] = lambda model: None,
     ) -> None:
         """Start reporting the metrics of `models`, which are loaded.
 
@@ -54,6 +55,7 @@ class ModelChanges:
             sessions: whose sessions are on the models.
             metrics: where models report.
             served: called when a model becomes available or unavailable.
+            recover: called for each model before it is served, to bring back sessions that an earlier process has left.
         """
         self.models = models
         self.draining = DrainingModels(sessions, self._release)
@@ -64,6 +66,7 @@ class ModelChanges:
         self._sessions = sessions
         self._metrics = metrics
         self._served = served
+        self._recover = recover
         for model in models:
             self._serve(model)
 
@@ -185,6 +188,7 @@ class ModelChanges:
         metrics.sessions = lambda: self._sessions.counts(metrics)
         metrics.queued = lambda: self._sessions.queued(metrics)
         self._metrics.add(metrics)
+        self._recover(model)
 
     def _release(self, model: LoadedModel) -> None:
         model.release()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from streamcell.service.batching.batcher import Batcher
 from streamcell.service.batching.inline import Wakeup
 from streamcell.service.batching.runner import Runner
+from streamcell.service.durability.journal import Journal
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Engine, EngineOptions
 from streamcell.service.engine.time_limit import TimeLimit
@@ -31,6 +32,7 @@ from streamcell.service.sessions.shared_capacity import SharedCapacity
 from streamcell.service.settings import Settings
 
 from .explained import description_remedy, first_runs, making_sessions
+from .journals import journal_maker
 from .load_thread import within
 from .proved import proved_engine
 
@@ -56,6 +58,13 @@ class LoadedModel:
         """Stop its engine thread and free its memory. It has no sessions and gets none."""
         self.runner.stop()
         self.metrics.detach(self.pool)
+        if self.journal is not None:
+            self.journal.end()
+
+    @property
+    def journal(self) -> Journal | None:
+        """Where its sessions are kept, if they outlive the process."""
+        return self.engine.pool.journal
 
     @property
     def kind(self) -> str:
@@ -74,7 +83,7 @@ class LoadedModel:
 
     def read_states(self, session: Session) -> list[bytes]:
         """A session's states after its last run, in the signature's order. For the engine thread, in `deliver`."""
-        return [state.tobytes() for state in self.engine.pool.read(session.slot)]
+        return [state.tobytes() for state in self.engine.pool.read(session.reads)]
 
 
 def load_all(
@@ -169,6 +178,8 @@ def _load(
     # So may a count of timesteps be one.
     indexed = indexed or (file.description.feeds is not None and file.description.feeds.counts)
     options = EngineOptions.of(settings, device, stateful=stateful)
+    if stateful:
+        options = replace(options, make_journal=journal_maker(file, settings))
     check_memory(
         signature,
         file.bytes,

@@ -97,7 +97,8 @@ class ModelMetrics:
         """Count an opening that resumes a session.
 
         Args:
-            source: where the session was: "detached", or "stream" if another stream had it.
+            source: where the session was: "detached", "stream" (another one had it), or "restart" (an earlier process
+                had left it).
             result: "resumed", "state_behind" or "replies_gone".
             replies: how many replies were sent again.
         """

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from mypy_extensions import mypyc_attr
 
+from streamcell.service.durability.journal import Entry
 from streamcell.service.errors import ServiceError
 from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.metrics.request_metrics import Computed
@@ -122,6 +123,7 @@ class Session:
         "fresh",
         "gate",
         "in_flight",
+        "journal_entry",
         "last_output",
         "last_used_s",
         "listener",
@@ -140,6 +142,7 @@ class Session:
         "source",
         "step_index",
         "token_hash",
+        "writes",
     )
 
     def __init__(
@@ -163,6 +166,10 @@ class Session:
         self.fresh = True  # no step applied yet
         # The pool row that its next step reads: the initial row, or its own once a step was applied.
         self.reads = INITIAL_ROW
+        self.writes = slot  # the row that its next step writes
+        self.journal_entry: Entry | None = (
+            None  # in the journal, if it outlives the process: then it has two rows
+        )
         self.ready = False  # is in the batcher's ready queue
         self.in_flight = False  # a chunk is in the engine now
         self.paused = False  # its stream is not read, because the queue is full
@@ -183,8 +190,19 @@ class Session:
             work.drop(capacity)
         self.queue.clear()
 
+    def advance(self, steps: int, *, whole: bool) -> None:
+        """Note that `steps` timesteps were applied. `whole`: a message ends with them."""
+        self.fresh = False
+        self.step_index += steps
+        self.reads = wrote = self.writes
+        # The other row is the one that counts, until this one is committed. The rest of a message goes on in this one.
+        if self.journal_entry is not None and whole:
+            self.writes = self.journal_entry.rows - wrote
+
     def free(self, capacity: Capacity) -> None:
         """Give back its room. It has ended and has no work in flight."""
+        if self.journal_entry is not None:
+            self.journal_entry.close()
         capacity.give_back(self.slot, self.slot_version)
 
     def figures(self) -> tuple[int, bool, float]:

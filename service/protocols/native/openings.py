@@ -12,7 +12,6 @@ from streamcell.service.protocols.common.openings import check_opening, given_in
 from streamcell.service.protocols.common.requests import check_dtypes
 from streamcell.service.sessions.kept_replies import Place
 from streamcell.service.sessions.model import Model
-from streamcell.service.sessions.resume_errors import DurabilityUnsupported
 
 M = TypeVar("M", bound=Model)
 
@@ -27,13 +26,21 @@ def check_open(request: pb.OpenSession, context: CallContext[M]) -> tuple[M, tup
         WrongDtype, WrongInputCount, …: the dtypes or the values do not fit.
     """
     model = context.models.find(request.model, request.version)
+    check_dtypes(model.file.signature, request.dtypes)
+    return model, check_values(request, model, context)
+
+
+def check_values(request: pb.OpenSession, model: M, context: CallContext[M]) -> tuple[bytes, ...]:
+    """The values of a session's opening on `model`.
+
+    Raises:
+        WrongInputCount, WrongByteCount, …: they do not fit.
+    """
     signature = model.file.signature
-    check_dtypes(signature, request.dtypes)
-    opening: tuple[bytes, ...] = ()
-    if signature.open_inputs or request.inputs:
-        given = given_in(signature, request.inputs)
-        opening = check_opening(signature, given, allow_non_finite=context.limits.allow_non_finite)
-    return model, opening
+    if not signature.open_inputs and not request.inputs:
+        return ()
+    given = given_in(signature, request.inputs)
+    return check_opening(signature, given, allow_non_finite=context.limits.allow_non_finite)
 
 
 def is_resumable(request: pb.OpenSession) -> bool:
@@ -55,6 +62,7 @@ class Resume:
         held: the lowest number of a message that will still come.
         first: the number of the first message behind this opening; 0: the client waits for the reply.
         must_exist: the session is not created.
+        durability: what the client needs, DURABILITY_UNSPECIFIED for what the server gives.
     """
 
     session_id: str
@@ -65,6 +73,7 @@ class Resume:
     held: int
     first: int
     must_exist: bool
+    durability: int
 
     @classmethod
     def of(cls, request: pb.StreamRequest) -> Resume:
@@ -72,15 +81,8 @@ class Resume:
 
         Raises:
             MalformedMessage: a field is missing or has a wrong size.
-            DurabilityUnsupported: it asks for more than sessions in memory.
         """
         asked = request.open
-        if asked.durability > pb.DURABILITY_NONE:
-            raise DurabilityUnsupported(
-                "this server's sessions do not outlive its process: ask for DURABILITY_NONE, or for nothing",
-                asked=asked.durability,
-                has=pb.DURABILITY_NONE,
-            )
         if len(asked.session) != _ID_BYTES or len(asked.token) != _TOKEN_BYTES:
             raise MalformedMessage(
                 f"a resumable session needs a `session` of {_ID_BYTES} bytes and a `token` of {_TOKEN_BYTES}, "
@@ -100,4 +102,5 @@ class Resume:
             asked.held or received + 1,
             asked.first,
             asked.resume or max(received, asked.received_steps, asked.held - 1, asked.first - 1) > 0,
+            asked.durability,
         )

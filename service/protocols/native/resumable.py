@@ -13,15 +13,22 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from streamcell.card import Signature
 from streamcell.proto import pb
-from streamcell.service.errors import ServiceError, as_status
+from streamcell.service.durability.journal import Entry, Found, Journal
+from streamcell.service.errors import MessageTooLarge, ServerDraining, ServiceError, as_status
 from streamcell.service.generation.reply import Reply
 from streamcell.service.generation.search_work import Search
 from streamcell.service.generation.work import Generating
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import output_mode
 from streamcell.service.sessions.kept_replies import KeptReplies, Place
-from streamcell.service.sessions.resume_errors import RepliesGone, SessionTakenOver, StateBehind
+from streamcell.service.sessions.resume_errors import (
+    DurabilityUnsupported,
+    RepliesGone,
+    SessionTakenOver,
+    StateBehind,
+)
 from streamcell.service.sessions.session import Output, Work
 from streamcell.service.sessions.table import Live, hash_token, not_found
 from streamcell.service.transport.calls import Call
@@ -69,6 +76,7 @@ class Resumable:
         self._generations: list[Generating | Search] = []  # those that have not ended, oldest first
         self._stream: Stream | None = None  # the latest one, until it ends
         self._opening: Resume | None = None  # its opening, while that is not answered
+        self._entry: Entry | None = None  # in its model's journal, if it outlives the process
         self._rest = 0  # it is answered once so many messages are applied
         self._source = "detached"  # where it found the session
         self._unsent: deque[tuple[bytes, bool]] | None = (
@@ -76,6 +84,7 @@ class Resumable:
         )
         self._call: Call | None = None  # its call, once replies go straight to it
         self._wake: Callable[[], None] | None = None  # lets a generation go on
+        self._most_reply_bytes = 1 << 62
         self._paused = self._over = False
 
     @classmethod
@@ -85,28 +94,107 @@ class Resumable:
         model: Any,
         opening: tuple[bytes, ...],
         context: CallContext[Any],
-        mode: int,
+        request: pb.OpenSession,
         peer: str,
     ) -> Resumable:
         """Open the session that `asked` names, detached.
 
         Raises:
+            DurabilityUnsupported: it would not outlive what its client asks for.
             SessionNotFound: there is one of that id, with another token.
             SessionLimit, ServerDraining, …: as `SessionTable.open`.
         """
         assert context.kept is not None
+        journal = model.journal if asked.durability != pb.DURABILITY_NONE else None
+        if asked.durability > pb.DURABILITY_NONE and journal is None:
+            raise DurabilityUnsupported(
+                "sessions of this model do not outlive the server's process: ask for DURABILITY_NONE, or for nothing",
+                asked=asked.durability,
+                has=pb.DURABILITY_NONE,
+            )
         window = min(asked.window, context.kept.max_window)
-        made = cls(context, window, output_mode(mode, Output.ALL))
+        made = cls(context, window, output_mode(request.output_mode, Output.ALL))
         token_hash = hash_token(asked.token)
         try:
             with made._lock:  # from here on other openings may find it
                 made.live = context.sessions.open(model, made, peer, asked.session_id, token_hash)
                 made.live.session.opening = opening
                 made._source = ""
+                if journal is not None:
+                    made._enter(journal, _record(asked, window, request, made.live))
         except ServiceError:
             made._kept.clear()
             raise
         return made
+
+    @classmethod
+    def recovered(
+        cls,
+        found: Found,
+        request: pb.OpenSession,
+        model: Any,
+        opening: tuple[bytes, ...],
+        context: CallContext[Any],
+    ) -> Resumable:
+        """Bring back a session that an earlier process has left; `request` and `opening` are its opening's.
+
+        Raises:
+            SessionLimit, ServerDraining, …: as `SessionTable.open`.
+        """
+        made = cls(context, found.window, output_mode(request.output_mode, Output.ALL))
+        with made._lock:
+            made.live = context.sessions.open(model, made, "", found.session.hex(), found.token_hash)
+            session = made.live.session
+            session.opening = opening
+            made._enter(model.journal, found)
+            if found.stamp:
+                session.advance(found.stamp, whole=True)
+            made.applied = made._accepted = found.number
+            made._attempt = found.attempt
+            made._kept.gone = (found.number - len(found.replies), 0)
+            for reply in found.replies:
+                made._kept.add((reply.number, reply.steps), reply.data)
+            made._source = "restart"
+            made._detach()
+        return made
+
+    def _enter(self, journal: Journal, found: Found) -> None:
+        session = self.live.session
+        self._entry = session.journal_entry = journal.open(session.slot, found)
+        self._most_reply_bytes = journal.most_reply_bytes(self._window)
+
+    def check_reply(self, steps: int) -> None:
+        """Raise MessageTooLarge if the journal has no room for a reply of `steps` timesteps."""
+        size = self._reply_bytes(steps)
+        if size > self._most_reply_bytes:
+            raise MessageTooLarge(
+                f"the reply to this message would have {size} bytes, and the journal has room for "
+                f"{self._most_reply_bytes} with a window of {self._window}: send fewer timesteps at once, ask for "
+                "OUTPUT_MODE_LAST, or open the session with a smaller window",
+                limit=self._most_reply_bytes,
+                got=size,
+            )
+
+    def check_generates(self) -> None:
+        """Raise DurabilityUnsupported if the session is in a journal, which cannot hold a generation."""
+        if self._entry is not None:
+            raise DurabilityUnsupported(
+                "a session that outlives the server's process cannot generate: open it with DURABILITY_NONE",
+                asked=pb.DURABILITY_PROCESS,
+                has=pb.DURABILITY_NONE,
+            )
+
+    def most_steps(self, steps: int) -> int:
+        """How many of at most `steps` timesteps a message may have whose reply is not checked one by one."""
+        if self.output is not Output.ALL:
+            return steps
+        each = self._reply_bytes(1) - self._reply_bytes(0)
+        return min(steps, (self._most_reply_bytes - self._reply_bytes(0)) // each) if each else steps
+
+    def _reply_bytes(self, steps: int) -> int:
+        """Bytes of an encoded reply of `steps` timesteps, at most."""
+        signature: Signature = self.live.model.file.signature
+        return 64 + sum(8 + steps * tensor.step_bytes for tensor in signature.outputs)
 
     # From its streams
 
@@ -124,6 +212,8 @@ class Resumable:
             if asked.attempt <= self._attempt:
                 raise SessionTakenOver("a later opening has taken this session; this one changes nothing")
             self._attempt = asked.attempt
+            if self._entry is not None:
+                self._entry.attempt(asked.attempt)
             old, self._stream = self._stream, stream
             if old is not None:
                 self._source = "stream"
@@ -191,7 +281,7 @@ class Resumable:
         about = opened(self.live, sessions.idle_timeout_s, self._context.limits)
         about.applied, about.applied_steps = self.applied, self._steps
         about.step_index = self.live.session.step_index
-        about.durability = pb.DURABILITY_NONE
+        about.durability = pb.DURABILITY_NONE if self._entry is None else pb.DURABILITY_PROCESS
         if self._generations:
             about.generating = self._generations[0].tag
         about.linger_s, about.window = sessions.linger_s, self._window
@@ -317,6 +407,10 @@ class Resumable:
             else:
                 self._steps += steps
             self._kept.add((self.applied, self._steps), data)
+            if self._entry is not None:  # before anybody is told
+                session = self.live.session
+                self._entry.keep(self.applied, self._steps, data)
+                self._entry.commit(session.reads, self.applied, session.step_index)
             call, stream = self._call, self._stream
             if self._unsent is not None:
                 self._unsent.append((data, last))
@@ -357,6 +451,11 @@ class Resumable:
         """End the session, and its stream if it has one, with a typed error. Later ends are ignored."""
         if not self._end(error.reason.lower()):
             return
+        if self._entry is not None and isinstance(error, ServerDraining):
+            error = ServerDraining(
+                "the server is shutting down and keeps the session: resume it when the server is back",
+                session_id=self.live.session.session_id,
+            )
         self.live.model.metrics.request_failed(error)
         stream = self._stream
         if stream is not None:
@@ -368,6 +467,8 @@ class Resumable:
         if over:
             return False
         self._kept.clear()
+        if self._entry is not None:
+            self._entry.close()
         self._context.sessions.end(self.live, reason)
         self.live.session.listener = ENDED  # breaks the cycle
         return True
@@ -391,6 +492,23 @@ class _Ended:
 
 
 ENDED = _Ended()
+
+
+def _record(asked: Resume, window: int, request: pb.OpenSession, live: Live[Any]) -> Found:
+    """What the journal keeps of a new session. A restart needs of its opening what the state does not have."""
+    opening = pb.OpenSession(output_mode=request.output_mode, inputs=request.inputs)
+    return Found(
+        slot=live.session.slot,
+        row=0,
+        session=bytes.fromhex(asked.session_id),
+        token_hash=live.session.token_hash,
+        attempt=0,
+        window=window,
+        opening=opening.SerializeToString(),
+        number=0,
+        stamp=0,
+        replies=(),
+    )
 
 
 def _id(live: Live[Any]) -> dict[str, str]:

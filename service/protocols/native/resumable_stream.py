@@ -80,12 +80,11 @@ class ResumableStream(Generic[M]):
             if asked.must_exist:
                 raise
             model, opening = check_open(request.open, context)
-            session = Resumable.create(
-                asked, model, opening, context, request.open.output_mode, self.call.peer
-            )
+            session = Resumable.create(asked, model, opening, context, request.open, self.call.peer)
         self._session = session
         self.next = asked.first
         self._step_bytes, self._few_steps = fast_path_limits(session.live.model, context.limits)
+        self._few_steps = session.most_steps(self._few_steps)
         session.attach(self, asked)
         return True
 
@@ -138,12 +137,14 @@ class ResumableStream(Generic[M]):
         model, limits = session.live.model, self._context.limits
         output = output_mode(request.output_mode, session.output)
         if request.HasField("generate"):
+            session.check_generates()
             work: Any = make_generating(request, session.live, limits, session, output, fresh=session.fresh)
             self.call.read_on()
         else:
             payloads = tuple(request.inputs)
             steps = count_steps(model.file.signature, payloads, request.steps)
             work = make_work(model, limits, payloads, steps, output, request.tag)
+            session.check_reply(work.steps_given)
         return session.submit(self, work)
 
     def on_half_close(self) -> None:

@@ -1,0 +1,311 @@
+"""The sessions of one model in a mapped file: two rows of state each, committed by one store.
+
+A step reads the row that counts and writes the other. All that belongs to it (the number of messages, the kept reply)
+is stored before the stamp of the row that it wrote, and the stamp is one aligned store of eight bytes. So whenever the
+process is killed, the larger stamp's row is whole, and it and its replies belong together.
+
+A start copies what it finds into a new file, so it may have other sizes, and a start that is killed changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from .layout import Array, Counts
+from .mapped_file import JournalError, MappedFile, remove_if_left
+
+_SUFFIX, _NEW, _ASIDE = ".journal", ".new", ".aside"
+_KEPT_ASIDE = 3  # files that could not be used
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class KeptReply:
+    """A reply in a journal.
+
+    Attributes:
+        number: of its message.
+        steps: timesteps applied with it.
+        data: its bytes.
+    """
+
+    number: int
+    steps: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Found:
+    """A session that another process has left.
+
+    Attributes:
+        slot: its slot in the old file.
+        row: the row of its state in the old file; 0: it has applied no step.
+        session: its id, 16 bytes.
+        token_hash: SHA-256 of its token.
+        attempt: of its last opening.
+        window: the most messages without a reply.
+        opening: the message that opened it.
+        number: messages applied.
+        stamp: timesteps applied.
+        replies: those that are kept, oldest first.
+    """
+
+    slot: int
+    row: int
+    session: bytes
+    token_hash: bytes
+    attempt: int
+    window: int
+    opening: bytes
+    number: int
+    stamp: int
+    replies: tuple[KeptReply, ...]
+
+
+class Journal:
+    """The file of one loaded model. Each session's calls come from one thread at a time.
+
+    Attributes:
+        counts: its sizes.
+        states: the pool's arrays, dtype[rows, *shape] each.
+        kept: sessions that end from now on stay in the file: the server stops, they do not.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: dict[str, str],
+        counts: Counts,
+        states: Sequence[tuple[np.dtype[Any], tuple[int, ...]]],
+    ) -> None:
+        """Make a new file beside those of earlier processes.
+
+        Args:
+            folder: of this model version; it is made.
+            model: what the states belong to: name, version, hash of the file.
+            counts: its sizes.
+            states: dtype and shape of one row of each state.
+
+        Raises:
+            JournalError: the file cannot be made.
+        """
+        self._folder, self._model, self._shapes = folder, model, states
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise JournalError(f"{folder}: {error.strerror}") from error
+        self._old: list[MappedFile] = []
+        for each in folder.glob(f"*{_NEW}"):  # of starts that were killed
+            remove_if_left(each)
+        # Names in order of time: the newest of the files that are set aside stay.
+        name = f"{time.time_ns():020}-{os.getpid()}{_NEW}"
+        self._file = MappedFile.create(folder / name, model, counts, states)
+        self.counts = counts
+        self.states = self._file.states
+        self.kept = False
+        arrays = self._file.arrays
+        self._slots, self._openings = arrays["slots"], arrays["openings"]
+        self._stamps, self._numbers = arrays["stamps"].data, arrays["numbers"].data
+        self._replies = arrays["replies"].view(np.int64).reshape(counts.slots, counts.window, 3)
+        self._reply_fields = self._replies.reshape(-1).data
+        self._reply_bytes = arrays["reply_bytes"].reshape(-1).data
+
+    # Sessions
+
+    def second(self, slot: int) -> int:
+        """The other row of the session at `slot`."""
+        return slot + self.counts.slots
+
+    def most_reply_bytes(self, window: int) -> int:
+        """Bytes of the largest reply that a session with that window can keep."""
+        return self.counts.reply_bytes // window
+
+    def open(self, slot: int, found: Found) -> Entry:
+        """Enter a session at `slot`, with what `found` says of it but its state. It counts once this returns."""
+        at = slot - self.counts.first_slot
+        self._slots["live"][at] = 0
+        for row in (slot, self.second(slot)):
+            self._stamps[row] = self._numbers[row] = 0
+        self._replies[at] = 0
+        if len(found.opening) > self.counts.opening_bytes:
+            raise JournalError(f"the opening has {len(found.opening)} bytes")
+        self._openings[at, : len(found.opening)] = np.frombuffer(found.opening, np.uint8)
+        entry = Entry(self, at, slot, found.window)
+        for reply in found.replies:
+            entry.keep(reply.number, reply.steps, reply.data)
+        self._numbers[slot], self._stamps[slot] = found.number, found.stamp
+        fields = (1, found.session, found.token_hash, found.attempt, found.window, len(found.opening))
+        for name, value in reversed(list(zip(self._slots.dtype.names or (), fields, strict=True))):
+            self._slots[name][at] = np.void(value) if isinstance(value, bytes) else value
+        return entry
+
+    # Files of other processes
+
+    def recover(self) -> list[tuple[Found, MappedFile]]:
+        """The sessions that earlier processes have left, with the file that has their state.
+
+        A file that cannot be used is set aside, and the log says why. A file that a served model has is left alone.
+        """
+        found: dict[bytes, tuple[Found, MappedFile]] = {}
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            try:
+                old = MappedFile.open_old(path, self._model, self._shapes)
+            except BlockingIOError:
+                continue
+            except (JournalError, OSError) as error:
+                self._set_aside(path, error)
+                continue
+            self._old.append(old)
+            for at in np.flatnonzero(old.arrays["slots"]["live"]):
+                session = _found(old, int(at))
+                if session is None or not self._fits(session):
+                    _log.error("session in a journal is lost: it does not fit this server", path=str(path))
+                    continue
+                # A start that was killed before it had removed the files that it had copied leaves a session twice.
+                twin = found.get(session.session)
+                if twin is None or (twin[0].attempt, twin[0].number) < (session.attempt, session.number):
+                    found[session.session] = session, old
+        return list(found.values())
+
+    def adopt(self, moved: Sequence[tuple[Found, MappedFile, int]]) -> None:
+        """Copy the states of recovered sessions, each to the slot that it has now, and take the old files' place."""
+        for old in self._old:
+            stepped = [(found.row, slot) for found, file, slot in moved if file is old and found.row]
+            if stepped:
+                rows, slots = np.array(stepped, np.int64).T
+                for to, source in zip(self.states, old.states, strict=True):
+                    to[slots] = source[rows]
+        # A start that is killed here leaves either the old file or the new one under this name.
+        self._file.move(self._old[0].path if self._old else self._file.path.with_suffix(_SUFFIX))
+        for old in self._old[1:]:
+            old.remove()
+        self._old.clear()
+
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        aside = sorted(self._folder.glob(f"*{_ASIDE}"))
+        for each in aside[: max(0, len(aside) + 1 - _KEPT_ASIDE)]:
+            each.unlink()
+        kept = path.with_suffix(_ASIDE)
+        path.rename(kept)
+        _log.error(
+            "journal set aside: its sessions are lost", path=str(path), reason=str(error), kept=kept.name
+        )
+
+    def _fits(self, found: Found) -> bool:
+        """True if this file has room for its replies and its opening."""
+        counts = self.counts
+        return (
+            found.window <= counts.window
+            and len(found.opening) <= counts.opening_bytes
+            and all(len(reply.data) <= self.most_reply_bytes(found.window) for reply in found.replies)
+        )
+
+    def end(self) -> None:
+        """Nothing runs any more. Delete the file, unless it is to outlive this process and the machine's next start."""
+        if self.kept:
+            self._file.mark_clean()
+        else:
+            self._file.remove()
+
+
+class Entry:
+    """One session in a journal. The thread that runs the engine commits its steps."""
+
+    __slots__ = ("_at", "_closed", "_field", "_journal", "_lock", "_most", "_start", "_window", "rows")
+
+    def __init__(self, journal: Journal, at: int, slot: int, window: int) -> None:
+        self._journal = journal
+        self._at = at
+        self._window = window
+        self._most = journal.most_reply_bytes(window)
+        self._field = 3 * journal.counts.window * at
+        self._start = journal.counts.reply_bytes * at
+        self.rows = slot + journal.second(slot)  # the sum of both: less one of them it is the other
+        self._closed = False
+        self._lock = threading.Lock()  # after `close` its rows may be another session's
+
+    def attempt(self, attempt: int) -> None:
+        """Another opening has taken the session."""
+        self._journal._slots["attempt"][self._at] = attempt
+
+    def keep(self, number: int, steps: int, data: bytes) -> None:
+        """Store the reply to message `number`, in place of the one a window earlier. It counts with the commit.
+
+        Raises:
+            ValueError: it is too large; what the caller checked before it ran the message.
+        """
+        if len(data) > self._most:
+            raise ValueError(f"a reply of {len(data)} bytes; {self._most} can be kept")
+        place = number % self._window
+        start = self._start + place * self._most
+        fields, at = self._journal._reply_fields, self._field + 3 * place
+        with self._lock:
+            if self._closed:
+                return
+            fields[at] = 0  # until it is whole it has no number
+            self._journal._reply_bytes[start : start + len(data)] = data
+            fields[at + 1] = steps
+            fields[at + 2] = len(data)
+            fields[at] = number
+
+    def commit(self, row: int, number: int, stamp: int) -> None:
+        """From now on `row` is the session's state: `number` messages and `stamp` timesteps were applied."""
+        journal = self._journal
+        with self._lock:
+            if not self._closed:
+                journal._numbers[row] = number
+                journal._stamps[row] = stamp
+
+    def close(self) -> None:
+        """The session has ended, unless the journal is to outlive this process with its sessions."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+            if not closed and not self._journal.kept:  # a closed one's place may be another session's
+                self._journal._slots["live"][self._at] = 0
+
+
+def _found(file: MappedFile, at: int) -> Found | None:
+    """The session at that place of the file; None if it cannot be one."""
+    counts, arrays = file.counts, file.arrays
+    slot = arrays["slots"][at]
+    window, opening = int(slot["window"]), int(slot["opening"])
+    if not 1 <= window <= counts.window or opening > counts.opening_bytes:
+        return None
+    rows = [counts.first_slot + at, counts.first_slot + at + counts.slots]
+    stamps = [int(arrays["stamps"][row]) for row in rows]
+    row = rows[stamps[1] > stamps[0]]
+    stamp, number = max(stamps), int(arrays["numbers"][row])
+    if stamp < 0 or number < 0:
+        return None
+    return Found(
+        slot=rows[0],
+        row=row if stamp else 0,
+        session=slot["session"].tobytes(),
+        token_hash=slot["token_hash"].tobytes(),
+        attempt=int(slot["attempt"]),
+        window=window,
+        opening=arrays["openings"][at, :opening].tobytes(),
+        number=number,
+        stamp=stamp,
+        replies=tuple(_replies(arrays["replies"][at], arrays["reply_bytes"][at], number, window)),
+    )
+
+
+def _replies(fields: Array, data: Array, number: int, window: int) -> Iterator[KeptReply]:
+    """The replies of the window before `number`, oldest first; those that are gone or torn are left out."""
+    most = len(data) // window
+    for each in range(max(1, number - window + 1), number + 1):
+        place = each % window
+        found, steps, size = (int(value) for value in fields[place].item())
+        if found == each and 0 <= size <= most:
+            yield KeptReply(each, steps, data[place * most : place * most + size].tobytes())

@@ -99,6 +99,7 @@ class ConnectOptions(TypedDict, total=False):
     metadata: Metadata
     keepalive_s: float
     keepalive_timeout_s: float
+    multiplex: bool
     wait_for_ready: bool
     options: list[tuple[str, object]]
 

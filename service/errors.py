@@ -313,6 +313,13 @@ class ModelUnloading(ServiceError):
     reason = "MODEL_UNLOADING"
 
 
+class ModelReplaced(ServiceError):
+    """A stream of frames is open on a model that the server has replaced, and opens no more sessions on it."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "MODEL_REPLACED"
+
+
 class ModelUnloaded(ServiceError):
     """The model was unloaded while the session was live; its state is gone."""
 

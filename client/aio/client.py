@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -21,8 +21,10 @@ from streamcell.client.protocol.signature import OutputMode
 from streamcell.proto import rpc
 
 from .calls import AsyncCalls
+from .grpc_stream import AsyncSessionStream, AsyncStream
 from .pool import AsyncPool
 from .session import AsyncSession
+from .shared_stream import AsyncSharedStreams
 
 
 class AsyncClient(AsyncCalls):
@@ -42,6 +44,7 @@ class AsyncClient(AsyncCalls):
         )
         self._stub: Any = rpc.StreamCellStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health: Any = self._channel.unary_unary(CHECK)
+        self._shared = AsyncSharedStreams(partial(self._stub.StreamFrames, **options.of_call(math.inf)))
         self._closed = False
         self.target = target
 
@@ -57,12 +60,21 @@ class AsyncClient(AsyncCalls):
         metadata: Metadata = (),
         resume: bool = False,
         resume_s: float = 30.0,
+        multiplex: bool | None = None,
     ) -> AsyncSession:
         """A session on `model`, opened by `async with` or by its `open`; see `Client.session`."""
         self._check_open()
-        start = self._start(self._stub.Stream, lifetime_s, metadata)
         exchange = SessionExchange(model, version, output, inputs, Resumption(resume_s) if resume else None)
-        return AsyncSession(start, exchange, self._options.wait_s(timeout_s))
+        wait_s = self._options.wait_s(timeout_s)
+        own = self._start(self._stub.Stream, lifetime_s, metadata)
+        shared = self._options.multiplex if multiplex is None else multiplex
+        if not shared or inputs or metadata or resume or math.isfinite(lifetime_s):
+            return AsyncSession(own, exchange, wait_s)
+
+        async def start() -> AsyncSessionStream:
+            return await self._shared.open((model, version), exchange, bool(multiplex), wait_s) or await own()
+
+        return AsyncSession(start, exchange, wait_s)
 
     def resume(
         self,
@@ -96,8 +108,13 @@ class AsyncClient(AsyncCalls):
         exchange = PoolExchange(model, version, members, output, inputs)
         return AsyncPool(start, exchange, self._options.wait_s(timeout_s))
 
-    def _start(self, method: Any, lifetime_s: float, metadata: Metadata) -> Callable[[], Any]:
-        return partial(method, **self._options.of_call(lifetime_s, metadata))
+    def _start(
+        self, method: Any, lifetime_s: float, metadata: Metadata
+    ) -> Callable[[], Awaitable[AsyncSessionStream]]:
+        async def start() -> AsyncSessionStream:
+            return AsyncStream(method(**self._options.of_call(lifetime_s, metadata)))
+
+        return start
 
     async def close(self) -> None:
         """Disconnect. Sessions that are still open end as cancelled."""

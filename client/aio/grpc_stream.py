@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -16,6 +16,25 @@ _NO_STATUS = "Internal error from Core"
 _STATUS_S = 1.0
 
 _Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
+
+
+class AsyncSessionStream(Protocol):
+    """What carries a session's messages and replies: a gRPC stream of its own, or a part of a shared one."""
+
+    async def write(self, message: Any) -> None:
+        """Send a message. Does nothing if the stream has ended: `read` reports that."""
+
+    async def done_writing(self) -> None:
+        """Tell the server that no further message follows."""
+
+    async def read(self) -> Any:
+        """The next reply; None if the stream has ended and all replies were read."""
+
+    async def error(self) -> StreamCellError | None:
+        """The error that it ended with; None if there was none."""
+
+    def cancel(self) -> None:
+        """End it, unless it has ended; what waits for it is cancelled."""
 
 
 class AsyncStream:

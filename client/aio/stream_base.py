@@ -20,7 +20,7 @@ from streamcell.client.protocol.properties import ExchangeT, StreamProperties
 from streamcell.client.protocol.resume import Resumption
 from streamcell.client.protocol.signature import OutputMode
 
-from .grpc_stream import AsyncStream
+from .grpc_stream import AsyncSessionStream
 from .send_ahead import SendAhead
 from .time_limit import TimeLimit
 
@@ -34,12 +34,14 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
     its steps were applied is not known.
     """
 
-    def __init__(self, start: Callable[[], Any], exchange: ExchangeT, timeout_s: float) -> None:
-        """`start` starts the gRPC call; nothing is sent before `open`."""
+    def __init__(
+        self, start: Callable[[], Awaitable[AsyncSessionStream]], exchange: ExchangeT, timeout_s: float
+    ) -> None:
+        """`start` starts a stream; nothing is sent before `open`."""
         self._start = start
         self._exchange = exchange
         self._limit = TimeLimit(timeout_s, self._stop_call)
-        self._call: AsyncStream | None = None
+        self._call: AsyncSessionStream | None = None
         # Held to send a message and, while the session is resumed, to send again what was sent before.
         self._writing = asyncio.Lock() if exchange.resumption is not None else None
 
@@ -58,7 +60,10 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
 
     async def _begin(self) -> Any:
         """Start a stream with its opening, and return the reply."""
-        self._call = AsyncStream(self._start())
+        self._call = await self._start()
+        if self._exchange.error is not None:  # cancelled in between
+            self._stop_call()
+            raise self._exchange.error.again()
         await self._guard(self._call.write(self._exchange.opening()))
         return await self._next()
 

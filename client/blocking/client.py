@@ -22,9 +22,10 @@ from streamcell.client.protocol.signature import OutputMode
 from streamcell.proto import rpc
 
 from .calls import Calls
+from .grpc_stream import GrpcStream, SessionStream
 from .pool import Pool
 from .session import Session
-from .stream_base import Requests
+from .shared_stream import SharedStreams
 from .watchdog import Watchdog
 
 
@@ -45,6 +46,7 @@ class Client(Calls):
         )
         self._stub: Any = rpc.StreamCellStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health: Any = self._channel.unary_unary(CHECK)
+        self._shared = SharedStreams(partial(self._stub.StreamFrames, **options.of_call(math.inf)))
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
         self._closed = False
@@ -63,6 +65,7 @@ class Client(Calls):
         metadata: Metadata = (),
         resume: bool = False,
         resume_s: float = 30.0,
+        multiplex: bool | None = None,
     ) -> Session:
         """Open a session on `model`; on its newest version if none is named. Use it in a `with` statement.
 
@@ -77,14 +80,25 @@ class Client(Calls):
             resume: the session outlives its connection: if that is lost, the client goes on with another, and no output
                 is lost or comes twice. After `cancel` the server still keeps it for a while: `Session.ticket`.
             resume_s: how long to try without an answer before that error is raised; the first opening, too.
+            multiplex: carry it on one stream with other sessions of this client and model. None: as `connect` says, if
+                four others are live and the model cannot generate. True: in any case; such a session cannot `generate`
+                or `beam_search`. With `inputs`, `lifetime_s`, `metadata` or `resume` it always has a stream of its own.
 
         Raises:
             ModelNotFound, SessionLimit, ServerDraining, Unavailable, DeadlineExceeded, …
         """
         self._check_open()
-        start = self._start(self._stub.Stream, lifetime_s, metadata)
         exchange = SessionExchange(model, version, output, inputs, Resumption(resume_s) if resume else None)
-        return Session(start, exchange, self._watchdog, self._options.wait_s(timeout_s), lazy)
+        wait_s = self._options.wait_s(timeout_s)
+        own = self._start(self._stub.Stream, lifetime_s, metadata)
+        shared = self._options.multiplex if multiplex is None else multiplex
+        if not shared or inputs or metadata or resume or math.isfinite(lifetime_s):
+            return Session(own, exchange, self._watchdog, wait_s, lazy)
+
+        def start() -> SessionStream:
+            return self._shared.open((model, version), exchange, bool(multiplex), wait_s) or own()
+
+        return Session(start, exchange, self._watchdog, wait_s, lazy)
 
     def resume(
         self,
@@ -132,8 +146,8 @@ class Client(Calls):
         exchange = PoolExchange(model, version, members, output, inputs)
         return Pool(start, exchange, self._watchdog, self._options.wait_s(timeout_s), lazy)
 
-    def _start(self, method: Any, lifetime_s: float, metadata: Metadata) -> Callable[[Requests], Any]:
-        return partial(method, **self._options.of_call(lifetime_s, metadata))
+    def _start(self, method: Any, lifetime_s: float, metadata: Metadata) -> Callable[[], SessionStream]:
+        return lambda: GrpcStream(partial(method, **self._options.of_call(lifetime_s, metadata)))
 
     def close(self) -> None:
         """Disconnect. Sessions that are still open end as cancelled."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import queue
 import threading
 import time
 import warnings
@@ -13,8 +12,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-
 from streamcell.client.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -22,15 +19,13 @@ from streamcell.client.errors import (
     ServerFault,
     StreamCellError,
     Unavailable,
-    from_rpc,
 )
 from streamcell.client.protocol.properties import ExchangeT, StreamProperties
 from streamcell.client.protocol.resume import Resumption
 from streamcell.client.protocol.signature import OutputMode
 
+from .grpc_stream import SessionStream
 from .watchdog import Watchdog
-
-Requests = Iterator[Any]
 
 
 class StreamBase(StreamProperties[ExchangeT]):
@@ -42,13 +37,13 @@ class StreamBase(StreamProperties[ExchangeT]):
 
     def __init__(
         self,
-        start: Callable[[Requests], Any],
+        start: Callable[[], SessionStream],
         exchange: ExchangeT,
         watchdog: Watchdog,
         timeout_s: float,
         lazy: bool,
     ) -> None:
-        """`start` starts the gRPC call for an iterator of requests. Blocks until open unless `lazy`."""
+        """`start` starts a stream. Blocks until open unless `lazy`."""
         self._start = start
         self._exchange = exchange
         self._watchdog = watchdog
@@ -64,12 +59,11 @@ class StreamBase(StreamProperties[ExchangeT]):
 
     def _begin(self) -> None:
         """Start a stream with its opening."""
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._requests.put(self._exchange.opening())
-        self._write: Callable[[Any], None] = self._requests.put
+        self._stream = self._start()
+        self._stream.write(self._exchange.opening())
+        self._write: Callable[[Any], None] = self._stream.write
         if self._exchange.resumption is not None:
-            self._write = partial(_keep_and_put, self._exchange.resumption, self._requests)
-        self._call = self._start(iter(self._requests.get, None))
+            self._write = partial(_keep_and_write, self._exchange.resumption, self._stream)
 
     def send(self, x: Any, *, output: OutputMode | None = None) -> None:
         """Send without waiting; `receive` the reply."""
@@ -124,12 +118,12 @@ class StreamBase(StreamProperties[ExchangeT]):
             return
         resumes = self._exchange.resumption is not None
         if not resumes:
-            self._requests.put(None)
+            self._stream.done_writing()
         try:
             self._ensure_open()
             self._drain()
             if resumes:  # what half-closes is over: only once every reply is here
-                self._requests.put(None)
+                self._stream.done_writing()
             self._wait_end()
         finally:
             self._exchange.end()
@@ -140,13 +134,12 @@ class StreamBase(StreamProperties[ExchangeT]):
         self._exchange.end(Cancelled("the session was cancelled"))
         if self._cancelled is not None:
             self._cancelled.set()
-        self._release()
-        self._call.cancel()
+        self._stream.cancel()
 
     def time_out(self) -> None:
         """Cancel the call because a reply took too long. The watchdog calls it."""
         self._timed_out = True
-        self._call.cancel()
+        self._stream.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +153,7 @@ class StreamBase(StreamProperties[ExchangeT]):
             self.cancel()
 
     def __del__(self) -> None:
-        if hasattr(self, "_call") and self.alive:
+        if hasattr(self, "_stream") and self.alive:
             warnings.warn(
                 f"unclosed session {self._exchange.opened.session_id}", ResourceWarning, stacklevel=2
             )
@@ -235,8 +228,7 @@ class StreamBase(StreamProperties[ExchangeT]):
             assert self._cancelled is not None
             if pause_s is None or self._cancelled.wait(pause_s):
                 break
-            self._release()
-            self._call.cancel()
+            self._stream.cancel()
             self._begin()
             try:
                 self._send_again(self._exchange.reopened(self._next()))
@@ -248,48 +240,40 @@ class StreamBase(StreamProperties[ExchangeT]):
 
     def _send_again(self, requests: Iterable[Any]) -> None:
         for request in requests:
-            self._requests.put(request)
+            self._stream.write(request)
 
     def _next(self) -> Any:
         """The next reply of this stream. Raises the StreamCellError that it ended with; the session goes on."""
         self._watchdog.arm(self, time.monotonic() + self._timeout_s)
         try:
-            reply = next(self._call)
-        except grpc.RpcError as error:
-            raise self._translate(error) from None
-        except StopIteration:
-            raise Unavailable(
-                "the server ended the stream before it answered", reason="STREAM_ENDED"
-            ) from None
+            reply = self._stream.read()
         finally:
             self.due_s = math.inf
+        if reply is None:
+            raise self._ending()
         return reply
 
     def _wait_end(self) -> None:
         self._watchdog.arm(self, time.monotonic() + self._timeout_s)
         try:
-            next(self._call, None)
-        except grpc.RpcError:
-            pass  # an error does not matter: every message was answered
+            self._stream.read()  # an error does not matter: every message was answered
         finally:
             self.due_s = math.inf
 
-    def _translate(self, error: Any) -> StreamCellError:
+    def _ending(self) -> StreamCellError:
+        """The error of a stream that has ended."""
         if self._timed_out:
             return DeadlineExceeded(f"no answer within {self._timeout_s:g} s: the session is over")
-        return from_rpc(error)
+        return self._stream.error() or Unavailable(
+            "the server ended the stream before it answered", reason="STREAM_ENDED"
+        )
 
     def _end_with(self, error: StreamCellError) -> StreamCellError:
         first = self._exchange.end(error)
-        self._release()
-        self._call.cancel()
+        self._stream.cancel()
         return error if first is error else first.again()
 
-    def _release(self) -> None:
-        """End gRPC's thread that consumes the requests."""
-        self._requests.put(None)
 
-
-def _keep_and_put(resumption: Resumption, requests: queue.SimpleQueue[Any], request: Any) -> None:
+def _keep_and_write(resumption: Resumption, stream: SessionStream, request: Any) -> None:
     resumption.sent(request)
-    requests.put(request)
+    stream.write(request)

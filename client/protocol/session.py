@@ -14,6 +14,7 @@ from streamcell.client.values import generation as generation_of
 from streamcell.proto import pb
 
 from .generation import Generation, beam_search_message, encode_token, generate_message
+from .members import Row
 from .opening import OpenInputs, open_inputs
 from .resume import Resumption
 from .signature import SignatureCodec, output_mode
@@ -175,6 +176,16 @@ class SessionExchange(Exchange["bool | Generation"]):
         self.step_index = 0
         self.generation: Generation | None = None
         self._generations = 0
+        self._message: Any = pb.StreamRequest
+
+    @property
+    def output_mode(self) -> pb.OutputMode:
+        """The session's output mode, `pb.OUTPUT_MODE_…`."""
+        return self._open.output_mode
+
+    def share(self) -> None:
+        """Make messages for a shared stream from now on."""
+        self._message = Row
 
     def opening(self) -> pb.StreamRequest:
         """The first message of a stream."""
@@ -211,8 +222,8 @@ class SessionExchange(Exchange["bool | Generation"]):
         self.resumption.sent(request)
         return request
 
-    def request(self, x: Any, ranks: tuple[int, ...], output: str | None) -> pb.StreamRequest:
-        """The message that carries `x`.
+    def request(self, x: Any, ranks: tuple[int, ...], output: str | None) -> Any:
+        """The message that carries `x`: a `pb.StreamRequest`, or a `Row` on a shared stream.
 
         Raises:
             InvalidInput: x does not fit; the session is unchanged.
@@ -223,7 +234,7 @@ class SessionExchange(Exchange["bool | Generation"]):
         self._check_steps(steps)
         mode = output_mode(output)
         self._pending.append(not leading)
-        return pb.StreamRequest(inputs=payloads, steps=steps, output_mode=mode)
+        return self._message(inputs=payloads, steps=steps, output_mode=mode)
 
     def answer(self, reply: pb.StreamResponse) -> Any:
         """The outputs of the oldest unanswered message; without leading axis if it was a single timestep."""
@@ -258,6 +269,12 @@ class SessionExchange(Exchange["bool | Generation"]):
     def _generating(self, wanted: pb.Generate, first: Any, output: str | None) -> pb.StreamRequest:
         codec, info = self._ready(), self.generation_info()
         assert info is not None
+        if self._message is not pb.StreamRequest:
+            raise ProtocolMisuse(
+                "this session shares its stream with others, and such a stream carries no generation: open the "
+                "session with multiplex=False",
+                reason="GENERATION_UNSUPPORTED",
+            )
         payloads: list[bytes] = []
         if first is not None:
             if isinstance(first, int) and info.head == "categorical":

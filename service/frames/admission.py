@@ -68,7 +68,7 @@ def _known(
     if fine.all() and not again.any():
         return handles
     for place in np.flatnonzero(~fine).tolist():
-        error, ended = _status_error(int(handles[place]), int(status[place]))
+        error, ended = _status_error(members, int(handles[place]), int(status[place]))
         frame.refusals.append(Refusal(part, place, error, ended))
     for place in places[again].tolist():
         frame.refusals.append(Refusal(part, place, _duplicate(int(handles[place]))))
@@ -82,7 +82,7 @@ def _refuse_rows(members: FrameSessions, frame: Frame) -> None:
     status = members.status_of(handles)
     rows = np.flatnonzero(status == LIVE)
     for row in np.flatnonzero(status != LIVE).tolist() if len(rows) < len(handles) else ():
-        error, ended = _status_error(int(handles[row]), int(status[row]))
+        error, ended = _status_error(members, int(handles[row]), int(status[row]))
         frame.refuse(row, error, session_ended=ended)
     live = handles if len(rows) == len(handles) else handles[rows]
     again = members.repeated(live)
@@ -101,13 +101,14 @@ def _refuse_rows(members: FrameSessions, frame: Frame) -> None:
     members.used_s[live] = time.monotonic()
 
 
-def _status_error(handle: int, status: int) -> tuple[ServiceError, bool]:
+def _status_error(members: FrameSessions, handle: int, status: int) -> tuple[ServiceError, bool]:
     """Why a handle without a live session cannot run, and whether it had one that has ended."""
     if status == FREE:
         return UnknownHandle(f"no session has handle {handle}", handle=handle), False
+    facts = {"session_id": members.session_id, "handle": handle}
     if status == EXPIRED:
-        return SessionExpired(f"session {handle} was idle for too long and expired", handle=handle), True
-    return EngineFailed(f"session {handle} has ended because a run of the model failed", handle=handle), True
+        return SessionExpired(f"session {handle} was idle for too long and expired", **facts), True
+    return EngineFailed(f"session {handle} has ended because a run of the model failed", **facts), True
 
 
 def _duplicate(handle: int) -> DuplicateHandle:

@@ -37,7 +37,7 @@ def truth(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> np.ndarray[Any, A
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep"])
 def test_steps_chunks_and_streams_give_what_pytorch_gives(
-    served: ServerProcess, modules: Modules, kind: str
+    shared: bool, served: ServerProcess, modules: Modules, kind: str
 ) -> None:
     x = sequence(30)
     expected = truth(modules[kind], x)
@@ -48,7 +48,7 @@ def test_steps_chunks_and_streams_give_what_pytorch_gives(
             yield row
 
     async def main() -> None:
-        async with connect_async(served.target) as client, client.session(kind) as session:
+        async with connect_async(served.target) as client, client.session(kind, multiplex=shared) as session:
             outputs = [await session.step(row) for row in x[:5]]
             outputs += list(await session.run(x[5:12]))
             outputs += [y async for y in session.stream(x[12:20], window=3)]
@@ -68,10 +68,12 @@ def test_steps_chunks_and_streams_give_what_pytorch_gives(
     asyncio.run(main())
 
 
-def test_many_sessions_in_one_loop_keep_to_themselves(served: ServerProcess, modules: Modules) -> None:
+def test_many_sessions_in_one_loop_keep_to_themselves(
+    shared: bool, served: ServerProcess, modules: Modules
+) -> None:
     async def one(client: Any, seed: int) -> None:
         x = sequence(10, seed)
-        async with client.session("lstm") as session:
+        async with client.session("lstm", multiplex=shared) as session:
             outputs = [await session.step(row) for row in x]
         np.testing.assert_allclose(outputs, truth(modules["lstm"], x), **TOLERANCE)
 
@@ -82,7 +84,7 @@ def test_many_sessions_in_one_loop_keep_to_themselves(served: ServerProcess, mod
     asyncio.run(main())
 
 
-def test_everything_but_sessions(served: ServerProcess, modules: Modules) -> None:
+def test_everything_but_sessions(shared: bool, served: ServerProcess, modules: Modules) -> None:
     x = sequence(7)
 
     async def main() -> None:
@@ -98,8 +100,8 @@ def test_everything_but_sessions(served: ServerProcess, modules: Modules) -> Non
             with pytest.raises(ModelNotFound):
                 await client.predict("nothing", x)
             with pytest.raises(ModelNotFound):
-                await client.session("nothing").open()
-            async with client.session("gru") as session:
+                await client.session("nothing", multiplex=shared).open()
+            async with client.session("gru", multiplex=shared) as session:
                 await session.run(x)
                 found = [each async for each in client.sessions("gru") if each.id == session.id]
                 assert found[0].step_index == 7
@@ -113,10 +115,11 @@ def test_everything_but_sessions(served: ServerProcess, modules: Modules) -> Non
 
 
 def test_an_input_that_does_not_fit_does_no_harm_and_one_the_server_refuses_ends_it(
+    shared: bool,
     served: ServerProcess,
 ) -> None:
     async def main() -> None:
-        async with connect_async(served.target) as client, client.session("rnn") as session:
+        async with connect_async(served.target) as client, client.session("rnn", multiplex=shared) as session:
             with pytest.raises(InvalidInput, match="expected float32, got float64"):
                 await session.step(np.zeros(3))
             assert (await session.step(np.zeros(3, np.float32))).shape == (2,)
@@ -128,13 +131,13 @@ def test_an_input_that_does_not_fit_does_no_harm_and_one_the_server_refuses_ends
     asyncio.run(main())
 
 
-def test_a_step_that_meets_the_end_of_its_session_is_told_why(served: ServerProcess) -> None:
+def test_a_step_that_meets_the_end_of_its_session_is_told_why(shared: bool, served: ServerProcess) -> None:
     async def endless(session: AsyncSession) -> None:
         while True:
             await session.step(np.zeros(3, np.float32))
 
     async def one(client: Any) -> None:
-        async with client.session("gru") as session:
+        async with client.session("gru", multiplex=shared) as session:
             await session.step(np.zeros(3, np.float32))
             closing = asyncio.create_task(client.close_session(session.id))
             with pytest.raises(SessionClosed):
@@ -143,18 +146,21 @@ def test_a_step_that_meets_the_end_of_its_session_is_told_why(served: ServerProc
 
     async def main() -> None:
         async with connect_async(served.target) as client:
-            for _ in range(200):  # gRPC's own timing decides which of them meet it while they write
+            # gRPC's own timing decides which of them meet it while they write.
+            for _ in range(20 if shared else 200):
                 await one(client)
 
     asyncio.run(main())
 
 
-def test_answers_before_an_error_are_received_though_messages_go_on_being_sent(served: ServerProcess) -> None:
+def test_answers_before_an_error_are_received_though_messages_go_on_being_sent(
+    shared: bool, served: ServerProcess
+) -> None:
     x = sequence(120)
     x[60] = np.nan
 
     async def one(client: Any) -> None:
-        async with client.session("gru") as session:
+        async with client.session("gru", multiplex=shared) as session:
             for row in x:
                 await session.send(row)
             for _ in range(60):
@@ -165,7 +171,7 @@ def test_answers_before_an_error_are_received_though_messages_go_on_being_sent(s
 
     async def main() -> None:
         async with connect_async(served.target) as client:
-            for _ in range(50):
+            for _ in range(10 if shared else 50):
                 await one(client)
 
     asyncio.run(main())

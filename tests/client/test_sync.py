@@ -7,6 +7,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @pytest.fixture(scope="module")
-def client(served: ServerProcess) -> Any:
+def client(served: ServerProcess, shared: bool) -> Any:
     with connect(served.target) as client:
+        client.session = partial(client.session, multiplex=shared)  # type: ignore[method-assign]
         yield client
 
 
@@ -199,25 +201,25 @@ def slowly() -> Iterator[Any]:
 
 @pytest.mark.conformance
 def test_limits_and_ends_of_a_servers_life_are_typed(
-    start_server: Any, models_dir: Path, eventually: Any
+    start_server: Any, models_dir: Path, shared: bool, eventually: Any
 ) -> None:
     server = start_server(models_dir, "--max-sessions", "2", "--idle-timeout-s", "2", "--grace-s", "0.5")
     with connect(server.target) as client:
-        idle = client.session("lstm")
-        with client.session("lstm"), pytest.raises(SessionLimit) as caught:
-            client.session("lstm")
+        idle = client.session("lstm", multiplex=shared)
+        with client.session("lstm", multiplex=shared), pytest.raises(SessionLimit) as caught:
+            client.session("lstm", multiplex=shared)
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert eventually(lambda: server.metric("streamcell_slots_used", model="lstm") == 0)
         with pytest.raises(SessionExpired) as expired:
             idle.step(sequence(1)[0])
         assert expired.value.metadata["session_id"]
-        live = client.session("lstm")
+        live = client.session("lstm", multiplex=shared)
         server.ask_to_stop()
         with pytest.raises(ServerDraining):
             list(live.stream(slowly(), window=1))
         assert server.stop() == 0
         with pytest.raises(Unavailable):
-            client.session("lstm")
+            client.session("lstm", multiplex=shared)
 
 
 @pytest.fixture(scope="module")
@@ -259,9 +261,9 @@ def test_tls_trusts_the_roots_it_is_given_and_no_others(
         connect(target, tls="no-such.pem")
 
 
-def test_closing_a_client_ends_its_sessions(served: ServerProcess) -> None:
+def test_closing_a_client_ends_its_sessions(served: ServerProcess, shared: bool) -> None:
     client = connect(served.target)
-    session = client.session("lstm")
+    session = client.session("lstm", multiplex=shared)
     client.close()
     client.close()
     with pytest.raises(StreamCellError) as caught:

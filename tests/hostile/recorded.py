@@ -89,7 +89,7 @@ def _frames(model: str, size: int) -> Recorded:
         ),
         request(open_sessions=2, open_inputs=[_OPENING]),
     )
-    opening = request(open=pb.OpenFrames(model=model), open_sessions=3)
+    opening = request(open=pb.OpenFrames(model=model, current_only=True), open_sessions=3)
     return Recorded(
         OURS + "StreamFrames",
         tuple(m.SerializeToString() for m in messages),

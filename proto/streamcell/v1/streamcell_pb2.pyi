@@ -226,7 +226,7 @@ class StreamRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenSession, _Mapping]] = ..., inputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., tag: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., stop_generation: _Optional[int] = ..., received: _Optional[int] = ..., received_steps: _Optional[int] = ...) -> None: ...
 
 class SessionOpened(_message.Message):
-    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation", "applied", "step_index", "durability", "linger_s", "window", "applied_steps", "open_inputs", "generating")
+    __slots__ = ("session_id", "model", "version", "inputs", "outputs", "max_steps_per_message", "idle_timeout_s", "generation", "applied", "step_index", "durability", "linger_s", "window", "applied_steps", "open_inputs", "generating", "max_message_bytes")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +243,7 @@ class SessionOpened(_message.Message):
     APPLIED_STEPS_FIELD_NUMBER: _ClassVar[int]
     OPEN_INPUTS_FIELD_NUMBER: _ClassVar[int]
     GENERATING_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     version: str
@@ -259,7 +260,8 @@ class SessionOpened(_message.Message):
     applied_steps: int
     open_inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     generating: int
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., applied: _Optional[int] = ..., step_index: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., linger_s: _Optional[float] = ..., window: _Optional[int] = ..., applied_steps: _Optional[int] = ..., open_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., generating: _Optional[int] = ...) -> None: ...
+    max_message_bytes: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_steps_per_message: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ..., generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., applied: _Optional[int] = ..., step_index: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., linger_s: _Optional[float] = ..., window: _Optional[int] = ..., applied_steps: _Optional[int] = ..., open_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., generating: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("opened", "outputs", "steps", "step_index", "tag", "generated")
@@ -278,16 +280,18 @@ class StreamResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., step_index: _Optional[int] = ..., tag: _Optional[int] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ...) -> None: ...
 
 class OpenFrames(_message.Message):
-    __slots__ = ("model", "version", "output_mode", "dtypes")
+    __slots__ = ("model", "version", "output_mode", "dtypes", "current_only")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_MODE_FIELD_NUMBER: _ClassVar[int]
     DTYPES_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     output_mode: OutputMode
     dtypes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ...) -> None: ...
+    current_only: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., output_mode: _Optional[_Union[OutputMode, str]] = ..., dtypes: _Optional[_Iterable[str]] = ..., current_only: bool = ...) -> None: ...
 
 class FrameRequest(_message.Message):
     __slots__ = ("open", "open_sessions", "close", "reset", "handles", "lengths", "steps", "inputs", "output_mode", "tag", "answered", "open_inputs")

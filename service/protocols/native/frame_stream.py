@@ -5,13 +5,15 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
-from streamcell.service.errors import AlreadyOpen, MalformedMessage, NotOpen, ServerDraining, ServiceError
+from streamcell.service.errors import AlreadyOpen, MalformedMessage, ModelReplaced, NotOpen, ServiceError
 from streamcell.service.frames.frame import Frame, Refusal
 from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.openings import check_openings, given_in
 from streamcell.service.protocols.common.requests import check_dtypes, output_mode
 from streamcell.service.sessions.session import Output, Work
 from streamcell.service.sessions.table import Live
+from streamcell.service.transport.calls import Call
 
 from .call_session import CallSession
 from .frame_requests import make_frame
@@ -28,7 +30,12 @@ _PARTS = {
 class FrameStream(CallSession[LoadedModel]):
     """One `StreamFrames` call and its sessions. Every frame goes through the engine thread, so they keep order."""
 
-    __slots__ = ()
+    __slots__ = ("_follows",)
+
+    def __init__(self, call: Call, context: CallContext[LoadedModel]) -> None:
+        super().__init__(call, context)
+        # Set if sessions are opened only on the model that it means now.
+        self._follows: pb.OpenFrames | None = None
 
     def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
         """Never called: whole frames are delivered."""
@@ -53,11 +60,25 @@ class FrameStream(CallSession[LoadedModel]):
         if frame.open_count:
             try:
                 self._context.sessions.check_not_draining()
-            except ServerDraining as error:
+                self._check_current(live.model)
+            except ServiceError as error:
                 frame.open_count = 0
                 frame.refusals.append(Refusal("open", 0, error))
         self._submitted = number
         return live.model.batcher.submit(live.session, frame)
+
+    def _check_current(self, model: LoadedModel) -> None:
+        """Raise what opening a session of its own would raise, or ModelReplaced if it would be on another model."""
+        if self._follows is None:
+            return
+        current = self._context.models.find(self._follows.model, self._follows.version)
+        if current is not model:
+            name, version = model.file.name, current.file.version
+            raise ModelReplaced(
+                f"model {name!r} is served as version {version} now: open a new stream for new sessions",
+                model=name,
+                version=version,
+            )
 
     def _give(self, model: LoadedModel, request: pb.FrameRequest, frame: Frame) -> None:
         """Note what the new members are given; if that is wrong, none is opened."""
@@ -85,6 +106,7 @@ class FrameStream(CallSession[LoadedModel]):
         live = self._live = context.sessions.enter(
             model, lambda id_: model.frames.open(model.batcher, id_, self, self._call.peer)
         )
+        self._follows = request if request.current_only else None
         told = opened(live, context.sessions.idle_timeout_s, context.limits)
         self._greeting = pb.FrameResponse(opened=told).SerializeToString()
         return live

@@ -110,4 +110,5 @@ def opened(live: Live[Model], idle_timeout_s: float, limits: Limits) -> pb.Sessi
         idle_timeout_s=idle_timeout_s,
         generation=generation_spec(live.model, limits),
         open_inputs=map(tensor_spec, signature.open_inputs),
+        max_message_bytes=limits.max_message_bytes,
     )

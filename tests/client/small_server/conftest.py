@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -46,6 +47,7 @@ class Small(rpc.StreamCellServicer):
     hold: threading.Event = field(default_factory=threading.Event)
     received: list[pb.StreamRequest] = field(default_factory=list)
     metadata: list[tuple[str, str]] = field(default_factory=list)
+    limit: int = 100_000  # what it says of its messages' bytes; an older server says nothing, 0
     leave: bool = False  # end the stream, without an error, in place of an answer
     ended: threading.Event = field(default_factory=threading.Event)
     target: str = ""
@@ -53,42 +55,98 @@ class Small(rpc.StreamCellServicer):
     def Stream(  # noqa: N802  # gRPC's name
         self, requests: Iterator[pb.StreamRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.StreamResponse]:
-        context.add_callback(self.ended.set)
-        self.metadata = list(context.invocation_metadata())
         opening = next(requests).open
-        inputs, outputs = MODELS[opening.model]
-        opened = pb.SessionOpened(
-            session_id="s1", model=opening.model, version="7", inputs=inputs, outputs=outputs,
-            max_steps_per_message=4, idle_timeout_s=60,
-        )  # fmt: skip
-        yield pb.StreamResponse(opened=opened)
-        sums: list[np.ndarray[Any, Any]] = []
-        index = 0
+        yield pb.StreamResponse(opened=self._opened(opening.model, context))
+        sequence = Sequence(opening.model, opening.output_mode)
         for request in requests:
-            self.received.append(request)
-            self.hold.wait(30)
+            self._receive(request)
             if self.leave:
                 return
-            mode = request.output_mode or opening.output_mode
-            if self.odd and (reply := self.odd(request, context)):
-                yield reply
-                continue
-            index += request.steps
-            arrays = [
-                np.frombuffer(data, spec.dtype).reshape(request.steps, *spec.step_shape)
-                for spec, data in zip(inputs, request.inputs, strict=True)
+            yield (self.odd and self.odd(request, context)) or sequence.answer(request)
+
+    def StreamFrames(  # noqa: N802  # gRPC's name
+        self, requests: Iterator[pb.FrameRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.FrameResponse]:
+        first = next(requests)
+        opened = self._opened(first.open.model, context)
+        sequences: dict[int, Sequence] = {}
+        yield pb.FrameResponse(opened=opened)
+        for frame in requests:
+            for handle in np.frombuffer(frame.close, "<u4").tolist():
+                del sequences[handle]
+            free = (handle for handle in range(1000) if handle not in sequences)
+            new = [next(free) for _ in range(frame.open_sessions)]
+            sequences |= {handle: Sequence(first.open.model, first.open.output_mode) for handle in new}
+            replies = []
+            for handle, request in self._rows(frame, opened):
+                self._receive(request)
+                if self.leave:
+                    return
+                odd = self.odd and self.odd(request, context)
+                replies.append(odd or sequences[handle].answer(request))
+            yield pb.FrameResponse(
+                handles=np.array(new, "<u4").tobytes(),
+                outputs=map(b"".join, zip(*(reply.outputs for reply in replies), strict=True)),
+                steps=replies[0].steps if replies else 0,
+                step_indices=np.array([reply.step_index for reply in replies], "<u8").tobytes(),
+            )
+
+    def _opened(self, model: str, context: grpc.ServicerContext) -> pb.SessionOpened:
+        context.add_callback(self.ended.set)
+        self.metadata = list(context.invocation_metadata())
+        inputs, outputs = MODELS[model]
+        return pb.SessionOpened(
+            session_id="s1", model=model, version="7", inputs=inputs, outputs=outputs, max_steps_per_message=4,
+            idle_timeout_s=60, max_message_bytes=self.limit,
+        )  # fmt: skip
+
+    def _receive(self, request: pb.StreamRequest) -> None:
+        self.received.append(request)
+        self.hold.wait(30)
+
+    @staticmethod
+    def _rows(frame: pb.FrameRequest, opened: pb.SessionOpened) -> Iterator[tuple[int, pb.StreamRequest]]:
+        """A frame's rows as a session's messages, by handle."""
+        handles = np.frombuffer(frame.handles, "<u4").tolist()
+        lengths = np.frombuffer(frame.lengths, "<u4").tolist() or [frame.steps] * len(handles)
+        begin = 0
+        for handle, steps in zip(handles, lengths, strict=True):
+            sizes = [np.dtype(spec.dtype).itemsize * int(np.prod(spec.step_shape)) for spec in opened.inputs]
+            inputs = [
+                data[begin * size : (begin + steps) * size]
+                for data, size in zip(frame.inputs, sizes, strict=True)
             ]
-            if opening.model == "sum":
-                sums.extend(arrays[0])
-                results = [np.cumsum(sums, axis=0, dtype=np.float32)[-request.steps :]]
-            else:
-                image, gain = arrays
-                results = [gain * image.sum((1, 2)), image.astype(np.int64)]
-            if mode == pb.OUTPUT_MODE_LAST:
-                results = [result[-1:] for result in results]
-            shown = [] if mode == pb.OUTPUT_MODE_NONE else [result.tobytes() for result in results]
-            steps = 0 if not shown else len(results[0])
-            yield pb.StreamResponse(outputs=shown, steps=steps, step_index=index, tag=request.tag)
+            yield handle, pb.StreamRequest(inputs=inputs, steps=steps, output_mode=frame.output_mode)
+            begin += steps
+
+
+class Sequence:
+    """One session's running sum, or a model without memory."""
+
+    def __init__(self, model: str, output_mode: pb.OutputMode) -> None:
+        self.model = model
+        self.output_mode = output_mode
+        self.sums: list[np.ndarray[Any, Any]] = []
+        self.index = 0
+
+    def answer(self, request: pb.StreamRequest) -> pb.StreamResponse:
+        mode = request.output_mode or self.output_mode
+        self.index += request.steps
+        arrays = [
+            np.frombuffer(data, spec.dtype).reshape(request.steps, *spec.step_shape)
+            for spec, data in zip(MODELS[self.model][0], request.inputs, strict=True)
+        ]
+        if self.model == "sum":
+            self.sums.extend(arrays[0])
+            results = [np.cumsum(self.sums, axis=0, dtype=np.float32)[-request.steps :]]
+        else:
+            image, gain = arrays
+            results = [gain * image.sum((1, 2)), image.astype(np.int64)]
+        if mode == pb.OUTPUT_MODE_LAST:
+            results = [result[-1:] for result in results]
+        shown = [] if mode == pb.OUTPUT_MODE_NONE else [result.tobytes() for result in results]
+        steps = 0 if not shown else len(results[0])
+        return pb.StreamResponse(outputs=shown, steps=steps, step_index=self.index, tag=request.tag)
 
 
 @pytest.fixture
@@ -107,8 +165,9 @@ def small() -> Iterator[Small]:
 
 
 @pytest.fixture
-def client(small: Small) -> Iterator[Client]:
+def client(small: Small, shared: bool) -> Iterator[Client]:
     with connect(small.target) as client:
+        client.session = partial(client.session, multiplex=shared)  # type: ignore[method-assign]
         yield client
 
 

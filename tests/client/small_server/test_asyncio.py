@@ -24,7 +24,7 @@ Fail = Callable[..., Callable[..., None]]
 ONE = np.array([1, 2], np.float32)
 
 
-def test_asyncio_streams_yield_each_output_before_the_next_item_is_there(small: Any) -> None:
+def test_asyncio_streams_yield_each_output_before_the_next_item_is_there(small: Any, shared: bool) -> None:
     async def main() -> None:
         turns: asyncio.Queue[np.ndarray[Any, Any] | None] = asyncio.Queue()
 
@@ -32,7 +32,7 @@ def test_asyncio_streams_yield_each_output_before_the_next_item_is_there(small: 
             while (item := await turns.get()) is not None:
                 yield item
 
-        async with connect_async(small.target) as client, client.session("sum") as session:
+        async with connect_async(small.target) as client, client.session("sum", multiplex=shared) as session:
             await turns.put(ONE)
             outputs = []
             async for output in session.stream(source(), window=8):
@@ -43,10 +43,10 @@ def test_asyncio_streams_yield_each_output_before_the_next_item_is_there(small: 
     asyncio.run(main())
 
 
-def test_asyncio_errors_time_limits_and_cancellation(small: Any, fail: Fail) -> None:
+def test_asyncio_errors_time_limits_and_cancellation(small: Any, shared: bool, fail: Fail) -> None:
     async def main() -> None:
         async with connect_async(small.target) as client:
-            async with client.session("sum", timeout_s=1.5) as session:
+            async with client.session("sum", multiplex=shared, timeout_s=1.5) as session:
                 await session.step(ONE)
                 await asyncio.sleep(1.6)
                 await session.step(ONE)
@@ -55,7 +55,7 @@ def test_asyncio_errors_time_limits_and_cancellation(small: Any, fail: Fail) -> 
                     await session.step(ONE)
                 with pytest.raises(DeadlineExceeded):
                     await session.step(ONE)
-            async with client.session("sum") as session:
+            async with client.session("sum", multiplex=shared) as session:
                 waiting = asyncio.create_task(session.step(ONE))
                 await asyncio.sleep(0.1)
                 waiting.cancel()
@@ -64,40 +64,40 @@ def test_asyncio_errors_time_limits_and_cancellation(small: Any, fail: Fail) -> 
                 with pytest.raises(StreamCellError) as caught:
                     await session.step(ONE)
                 assert caught.value.code is grpc.StatusCode.CANCELLED
-            async with client.session("sum") as session:
+            async with client.session("sum", multiplex=shared) as session:
                 asyncio.get_running_loop().call_later(0.1, session.cancel)
                 with pytest.raises(StreamCellError, match="was cancelled"):
                     await session.step(ONE)
             small.hold.set()
             small.odd = fail("SESSION_EXPIRED", grpc.StatusCode.ABORTED)
-            async with client.session("sum") as session:
+            async with client.session("sum", multiplex=shared) as session:
                 with pytest.raises(SessionExpired):
                     await session.step(ONE)
                 with pytest.raises(SessionExpired):
                     await session.send(ONE)
             small.odd, small.leave = None, True
-            async with client.session("sum") as session:
+            async with client.session("sum", multiplex=shared) as session:
                 with pytest.raises(Unavailable, match="ended the stream before it answered"):
                     await session.step(ONE)
             small.odd, small.leave = fail("SESSION_EXPIRED", grpc.StatusCode.ABORTED), False
-            session = await client.session("sum").open()
+            session = await client.session("sum", multiplex=shared).open()
             await session.send(ONE)
             with pytest.raises(SessionExpired):
                 await session.close()
             with pytest.raises(ProtocolMisuse, match="not open yet"):
-                await client.session("sum").step(ONE)
+                await client.session("sum", multiplex=shared).step(ONE)
         with pytest.raises(ProtocolMisuse, match="is closed"):
             await client.models()
         async with connect_async("127.0.0.1:1") as client:
             with pytest.raises(Unavailable):
-                await client.session("sum").open()
+                await client.session("sum", multiplex=shared).open()
 
     asyncio.run(main())
 
 
-def test_an_asyncio_stream_left_early_leaves_the_session_in_step(small: Any) -> None:
+def test_an_asyncio_stream_left_early_leaves_the_session_in_step(small: Any, shared: bool) -> None:
     async def main() -> None:
-        async with connect_async(small.target) as client, client.session("sum") as session:
+        async with connect_async(small.target) as client, client.session("sum", multiplex=shared) as session:
             stream = session.stream([ONE] * 50, window=4)
             await anext(stream)
             await stream.aclose()

@@ -15,6 +15,7 @@ from streamcell.client import (
     SessionClosed,
     connect,
 )
+from streamcell.proto import pb
 
 ONE = np.array([1, 2], np.float32)
 
@@ -161,3 +162,10 @@ def test_a_lazy_session_opens_with_its_first_use(small: Any, client: Client) -> 
     with client.session("sum", lazy=True) as unused:
         pass
     assert not unused.alive
+
+
+def test_a_server_that_names_no_limit_gets_a_stream_for_each_session(small: Any) -> None:
+    small.limit = 0
+    with connect(small.target) as client, client.session("sum", multiplex=True) as session:
+        np.testing.assert_array_equal(session.step(ONE), ONE)
+        assert session._exchange._message is pb.StreamRequest

@@ -204,3 +204,26 @@ def test_a_client_that_knows_the_old_shape_learns_the_new_one(
     first, second = asyncio.run(predict())
     assert wider.gave(first[0], x[0])
     assert made["mlp"].gave(second[0])
+
+
+def test_a_shared_stream_opens_new_sessions_on_the_newest_version(
+    start: Start, made: dict[str, Model], tmp_path: Path, eventually: Any
+) -> None:
+    made["one"].put(tmp_path / "models" / "lstm" / "1" / "model.onnx")
+    served = start("--load-model", "lstm", "--unload-grace-s", "0.1")
+    old, spare = (served.client.session("lstm", multiplex=True) for _ in range(2))
+    first = old.run(X[:7])
+    made["two"].put(served.folder / "lstm" / "2" / "model.onnx")
+    served.triton.load_model("lstm")
+    new = [served.client.session("lstm", multiplex=True, lazy=True) for _ in range(3)]
+    assert all(made["two"].gave(session.run(X)) for session in new)
+    assert ({old.id, spare.id}, {session.id for session in new}) == ({old.id}, {new[0].id})
+    assert made["one"].gave(np.concatenate([first, old.run(X[7:])]))
+    for session in (old, spare):
+        session.close()
+    assert eventually(served.released("1"))
+    served.triton.unload_model("lstm")
+    assert reason(lambda: new[0].run(X)) == "MODEL_UNLOADED"
+    assert reason(lambda: served.client.session("lstm", multiplex=True)) in {
+        "MODEL_UNLOADING", "MODEL_NOT_FOUND",
+    }  # fmt: skip

@@ -138,7 +138,8 @@ with triton.InferenceServerClient(asked.u) as client:
 with open({record!r}, "a") as record:
     record.write(json.dumps([asked.u, asked.concurrency_range, asked.sequence_length, os.getsid(0)]) + "\\n")
 with open(asked.f, "w") as table:
-    table.write({table!r})
+    # The peer, which the tests reach as localhost, takes twice as long.
+    table.write({table!r}.replace("1230", "2460" if asked.u.startswith("localhost") else "1230"))
 """
 
 
@@ -188,7 +189,8 @@ def test_both_servers_are_driven_in_turn_and_compared_a_round(
         (1, 5, "same"), (2, 5, "same"), (1, 5, "own"), (2, 5, "own"),
     ]  # fmt: skip
     for line in report["lines"]:
-        assert line["ratios"]["p50_ms"] == [1.0, 1.0]
+        assert line["ratios"]["p50_ms"] == [0.5, 0.5]
+        assert line["ratios"]["p99_ms"] == [1.0, 1.0]
         assert len(line["ratios"][CPU]) == 2
         for name in (OURS, triton.NAME):
             assert line[name]["p99_ms"] == 6.472

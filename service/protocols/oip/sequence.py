@@ -114,7 +114,13 @@ class Sequence:
                 return None
             self.closing = flags.end
             self._last = entry
-            if self._held is None:
+            if self._held is None and not entry.plan.answer.states:
+                # `_submit` written out, which saves a call for each request.
+                live = self._live
+                assert live is not None
+                self._pending.append(entry)
+                room = live.model.batcher.submit(live.session, work, after_arrivals)
+            elif self._held is None:
                 room = self._submit(entry, work, after_arrivals)
             else:
                 self._held.append((entry, work))

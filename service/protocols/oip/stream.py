@@ -95,27 +95,27 @@ class InferStream:
 
     def on_message(self, data: bytes) -> bool:
         """Take one request; False if the stream should not be read further."""
+        entries = self._entries
         found = self._infer.plans.find(data)
         if found is None:
             entry = StreamEntry(self, None, b"")  # type: ignore[arg-type]  # `read` finds its plan
-            self._entries.append(entry)
-            return self._infer.read(entry, data) and self._has_room()
+            entries.append(entry)
+            return self._infer.read(entry, data) and self._has_room(entries)
         plan, id_, payload = found
         entry = StreamEntry(self, plan, id_)
-        self._entries.append(entry)
+        entries.append(entry)
         sequence = plan.sequence
         if sequence is not None:
             # Nearly every message is a step of a live sequence.
             room = sequence.add(entry, arrived((payload,), plan.form.steps), self.run_after_arrivals)
             if room is not None:
-                return room and self._has_room()
-        return self._infer.run(entry, (payload,), data) and self._has_room()
+                return room and (len(entries) < _MOST_WAITING or self._has_room(entries))
+        room = self._infer.run(entry, (payload,), data)
+        return room and (len(entries) < _MOST_WAITING or self._has_room(entries))
 
-    def _has_room(self) -> bool:
-        if len(self._entries) < _MOST_WAITING:
-            return True
+    def _has_room(self, entries: deque[StreamEntry]) -> bool:
         with self._lock:
-            self._full = len(self._entries) >= _MOST_WAITING
+            self._full = len(entries) >= _MOST_WAITING
             return not self._full
 
     def on_half_close(self) -> None:

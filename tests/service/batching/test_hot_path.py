@@ -138,10 +138,10 @@ def infer_requests(number: int, *flags: tuple[bool, bool]) -> list[bytes]:
 @pytest.mark.parametrize(
     ("unary", "flags", "bound"),
     [
-        (False, [(True, True)], 85),
-        (False, [(True, False), (False, True)], 121),
-        (True, [(True, True)], 82),
-        (True, [(True, False), (False, True)], 117),
+        (False, [(True, True)], 79),
+        (False, [(True, False), (False, True)], 112),
+        (True, [(True, True)], 76),
+        (True, [(True, False), (False, True)], 110),
     ],
     ids=["START+END on a stream", "START, END on a stream", "START+END by calls", "START, END by calls"],
 )

@@ -60,6 +60,13 @@ def _packed(*numbers: int) -> bytes:
 _OPENING = pb.OpenInput(name="x", value=_x(2), dtype="float32", shape=[2])
 
 
+def _resumable(model: str, attempt: int, **fields: int) -> pb.OpenSession:
+    """An opening of a session that outlives its stream."""
+    return pb.OpenSession(
+        model=model, session=bytes(range(16)), token=bytes(range(32)), window=4, attempt=attempt, **fields
+    )  # fmt: skip
+
+
 def _stream(model: str, size: int) -> Recorded:
     request = pb.StreamRequest
     messages = (
@@ -72,6 +79,10 @@ def _stream(model: str, size: int) -> Recorded:
         request(generate=pb.Generate(steps=3)),
         request(stop_generation=3),
     )
+    messages += (
+        request(open=_resumable(model, 1)), request(open=_resumable(model, 2, received=1, resume=True, held=1)),
+        request(received=1, received_steps=2),
+    )  # fmt: skip
     opening = request(open=pb.OpenSession(model=model, dtypes=["float32"]))
     return Recorded(
         OURS + "Stream", tuple(m.SerializeToString() for m in messages), (opening.SerializeToString(),), True

@@ -10,23 +10,32 @@ import pytest
 
 # In a process of its own: whatever else this one has made would count as well.
 _COUNT = """
-import collections, gc, sys, threading, time
+import collections, gc, secrets, sys, threading, time
 import grpc
 from streamcell.proto import pb, rpc
 from streamcell.service import Settings, make_server
 
-server = make_server(Settings.load(models=sys.argv[1], lane=sys.argv[2], port=0, metrics_port=0, log_level="error"))
+server = make_server(
+    Settings.load(
+        models=sys.argv[1], lane=sys.argv[2], port=0, metrics_port=0, log_level="error", linger_s=1.0
+    )
+)
 server.start()
 
 def drop(count):
     with grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = rpc.StreamCellStub(channel)
-        opening = pb.StreamRequest(open=pb.OpenSession(model="lstm"), inputs=[bytes(12)])
         calls = []
         for _ in range(count):
             over = threading.Event()
-            def feed(over=over):
-                yield opening
+            def feed(over=over, opened=len(calls) % 2):
+                if opened:
+                    yield pb.StreamRequest(open=pb.OpenSession(model="lstm"), inputs=[bytes(12)])
+                else:  # one that outlives its call, for a while
+                    session, token = secrets.token_bytes(16), secrets.token_bytes(32)
+                    yield pb.StreamRequest(
+                        open=pb.OpenSession(model="lstm", session=session, token=token, window=4, attempt=1)
+                    )
                 over.wait(60)
             calls.append((stub.Stream(feed()), over))
         for call, _ in calls:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,99 +11,71 @@ import pytest
 
 from streamcell.proto import pb
 from streamcell.service.batching.batch import Batch
-from streamcell.service.batching.inline import InlinePolicy
-from streamcell.service.engine.device import Device
-from streamcell.service.lifecycle.loaded_model import LoadedModel, load
-from streamcell.service.lifecycle.table import Models
-from streamcell.service.metrics.server_metrics import ServerMetrics
+from streamcell.service.batching.batcher import Batcher
 from streamcell.service.protocols.common.call_context import CallContext
-from streamcell.service.protocols.common.requests import Limits
+from streamcell.service.protocols.native.resumable import Resumable
+from streamcell.service.protocols.native.resumable_stream import ResumableStream
 from streamcell.service.protocols.native.stream import StreamSession
-from streamcell.service.repository.model_file import open_model
 from streamcell.service.sessions.kept_replies import KeptReplies, KeptRoom
 from streamcell.service.sessions.table import SessionTable
-from streamcell.service.settings import Settings
 from streamcell.service.transport.calls import StreamHandler
+from tests.support.inline_rig import Rig, Wire
 from tests.support.resumable import Owner, save_sum, step, sums
 
 
-class AlwaysShort(InlinePolicy):
-    """Runs are done on the thread that brings messages, when that thread says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.short = True
-
-    def ran(self, rows: int, took_s: float) -> None: ...
-
-
-class Wire:
+class Call(Wire):
     """A call whose messages the test brings, and whose replies it keeps."""
 
-    peer = "test"
-    gone = "cancelled"
-
     def __init__(self, later: list[Callable[[], None]]) -> None:
-        self._later = later
-        self.replies: list[pb.StreamResponse] = []
+        super().__init__(later)
         self.handler: StreamHandler
-        self.ended: list[str] = []
         self.resumed = 0
 
     def hand_to(self, handler: StreamHandler) -> None:
         self.handler = handler
 
     def reply(self, data: bytes, *, last: bool = True) -> None:
-        if not self.ended:
-            self.replies.append(pb.StreamResponse.FromString(data))
-
-    def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
-        self._later.append(callback)
-        return True
+        if not self.ends:
+            super().reply(data, last=last)
 
     def skip(self) -> None: ...
 
     def resume(self) -> None:
         self.resumed += 1
 
-    def end(self, code: Any = None, details: str = "", trailing: Any = ()) -> None:
-        self.ended.append(details)
+    @property
+    def ended(self) -> list[str]:
+        """What the client was told at the end."""
+        return [details for _, details, _ in self.ends]
 
     @property
     def applied(self) -> int:
         """What the opening's reply says."""
-        assert self.replies[0].HasField("opened")
-        return self.replies[0].opened.applied
+        return pb.StreamResponse.FromString(self.replies[0]).opened.applied
+
+    @property
+    def sums(self) -> list[list[float]]:
+        """The outputs of the replies behind it."""
+        return [sums(pb.StreamResponse.FromString(data)) for data in self.replies[1:]]
 
 
-class Rig:
-    """One model, and calls on it."""
+class ResumableRig(Rig):
+    """One model with resumable sessions, and calls on it."""
 
     def __init__(self, folder: Path) -> None:
-        settings = Settings.load(models=folder, max_chunk=4)
-        self.model: LoadedModel = load(open_model(folder / "sum.onnx", "sum"), settings, Device())
+        super().__init__(folder, "sum", max_chunk=4)
         self.sessions = SessionTable(idle_timeout_s=0, linger_s=60)
-        limits = Limits(1 << 20, 4096, allow_non_finite=False, max_generate_steps=100, max_beam_width=8)
-        self.room = KeptRoom(1 << 20, 1 << 20, 8)
-        self.context = CallContext(Models([self.model]), self.sessions, ServerMetrics(), limits, self.room)
-        self.model.batcher.inline.policy = AlwaysShort()
-        while not self.model.batcher.inline.asleep:
-            time.sleep(0.001)
-        self.later: list[Callable[[], None]] = []
+        given, kept = self.context, KeptRoom(1 << 20, 1 << 20, 8)
+        self.context = CallContext(given.models, self.sessions, given.metrics, given.limits, kept)
 
-    def call(self, *messages: pb.StreamRequest) -> Wire:
-        wire = Wire(self.later)
+    def call(self, *messages: pb.StreamRequest) -> Call:
+        wire = Call(self.later)
         wire.handler = StreamSession(wire, self.context)  # type: ignore[arg-type]
         self.send(wire, *messages)
         return wire
 
-    def send(self, wire: Wire, *messages: pb.StreamRequest) -> list[bool]:
+    def send(self, wire: Call, *messages: pb.StreamRequest) -> list[bool]:
         return [wire.handler.on_message(message.SerializeToString()) for message in messages]
-
-    def run(self) -> None:
-        """Run all that waits."""
-        while self.later:
-            self.later.pop(0)()
 
     def during_the_next_run(self, action: Callable[[], None]) -> None:
         """Do something while the next batch is in the engine."""
@@ -120,29 +91,30 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig(save_sum(tmp_path))
+def rig(tmp_path: Path) -> Iterator[ResumableRig]:
+    made = ResumableRig(save_sum(tmp_path))
     yield made
-    made.model.runner.stop()
+    made.flush()  # else the engine's thread waits for a run that a failed test left
+    made.stop()
 
 
-def test_messages_that_wait_are_dropped_and_may_be_sent_again(rig: Rig) -> None:
+def test_messages_that_wait_are_dropped_and_may_be_sent_again(rig: ResumableRig) -> None:
     owner = Owner()
     old = rig.call(owner.opening(), step(1), step(2))
     new = rig.call(owner.resume(0))
     assert new.applied == 0
     assert old.ended == ["another opening has taken this session"]
-    rig.run()
+    rig.flush()
     rig.send(new, step(1), step(2))
-    rig.run()
-    assert [sums(reply) for reply in new.replies[1:]] == [[1], [3]]
+    rig.flush()
+    assert new.sums == [[1], [3]]
     assert len(old.replies) == 1
 
 
-def test_a_message_in_the_engine_is_let_finish_before_the_takeover_is_answered(rig: Rig) -> None:
+def test_a_message_in_the_engine_is_let_finish_before_the_takeover_is_answered(rig: ResumableRig) -> None:
     owner = Owner()
     old = rig.call(owner.opening(), step(1))
-    taken: list[Wire] = []
+    taken: list[Call] = []
 
     def take_over() -> None:
         rig.send(old, step(2))
@@ -150,102 +122,104 @@ def test_a_message_in_the_engine_is_let_finish_before_the_takeover_is_answered(r
         assert not taken[0].replies
 
     rig.during_the_next_run(take_over)
-    rig.run()
+    rig.flush()
     new = taken[0]
     assert new.applied == 1
-    assert sums(new.replies[1]) == [1]
+    assert new.sums[0] == [1]
     rig.send(new, step(2))
-    rig.run()
-    assert sums(new.replies[2]) == [3]
+    rig.flush()
+    assert new.sums[1] == [3]
 
 
-def test_a_message_of_several_runs_is_let_finish(rig: Rig) -> None:
+def test_a_message_of_several_runs_is_let_finish(rig: ResumableRig) -> None:
     owner = Owner()
     rig.call(owner.opening(), step(*range(1, 11)), step(100))
-    taken: list[Wire] = []
+    taken: list[Call] = []
     rig.during_the_next_run(lambda: taken.append(rig.call(owner.resume(0))))
-    rig.run()
+    rig.flush()
     assert taken[0].applied == 1
-    assert sums(taken[0].replies[1])[-1] == 55
+    assert taken[0].sums[0][-1] == 55
     rig.send(taken[0], step(100))
-    rig.run()
-    assert sums(taken[0].replies[2]) == [155]
+    rig.flush()
+    assert taken[0].sums[1] == [155]
 
 
-def test_a_stream_that_lost_its_session_neither_steps_nor_ends_it(rig: Rig) -> None:
+def test_a_stream_that_lost_its_session_neither_steps_nor_ends_it(rig: ResumableRig) -> None:
     owner = Owner()
     old = rig.call(owner.opening())
     new = rig.call(owner.resume(0))
     rig.send(old, step(1), pb.StreamRequest(inputs=[b"abc"]), pb.StreamRequest(received=1))
     old.handler.on_half_close()
     old.handler.on_end(False)
-    rig.run()
+    rig.flush()
     rig.send(new, step(2))
-    rig.run()
-    assert sums(new.replies[1]) == [2]
+    rig.flush()
+    assert new.sums[0] == [2]
     assert len(rig.sessions) == 1
 
 
-def test_openings_overtake_each_other_and_only_the_latest_is_answered(rig: Rig) -> None:
+def test_openings_overtake_each_other_and_only_the_latest_is_answered(rig: ResumableRig) -> None:
     owner = Owner()
     rig.call(owner.opening(), step(1))
     second, third = owner.resume(0), owner.resume(0)
-    calls: list[Wire] = []
+    calls: list[Call] = []
 
     def both() -> None:
         calls.extend((rig.call(third), rig.call(second)))
 
     rig.during_the_next_run(both)
-    rig.run()
+    rig.flush()
     assert calls[0].applied == 1
     assert calls[1].ended == ["a later opening has taken this session; this one changes nothing"]
     assert not calls[1].replies
 
 
-def test_messages_behind_the_opening_wait_for_its_answer_and_are_skipped_if_applied(rig: Rig) -> None:
+def test_messages_behind_the_opening_wait_for_its_answer_and_are_skipped_if_applied(
+    rig: ResumableRig,
+) -> None:
     owner = Owner()
     rig.call(owner.opening(), step(1))
-    taken: list[Wire] = []
+    taken: list[Call] = []
     rig.during_the_next_run(
         lambda: taken.append(rig.call(owner.resume(0, first=1), step(1), step(2), step(3)))
     )
-    rig.run()
+    rig.flush()
     new = taken[0]
     assert new.applied == 1
-    assert [sums(reply) for reply in new.replies[1:]] == [[1], [3], [6]]
+    assert new.sums == [[1], [3], [6]]
 
 
-def test_a_message_before_the_answer_ends_its_stream_and_not_the_session(rig: Rig) -> None:
+def test_a_message_before_the_answer_ends_its_stream_and_not_the_session(rig: ResumableRig) -> None:
     owner = Owner()
     rig.call(owner.opening(), step(1))
-    calls: list[Wire] = []
+    calls: list[Call] = []
     rig.during_the_next_run(lambda: calls.append(rig.call(owner.resume(0), step(1))))
-    rig.run()
+    rig.flush()
     assert "before the reply to the opening" in calls[0].ended[0]
     new = rig.call(owner.resume(0))
     assert new.applied == 1
-    assert sums(new.replies[1]) == [1]
+    assert new.sums[0] == [1]
 
 
-def test_a_broken_stream_is_not_mistaken_for_one_that_its_client_has_closed(rig: Rig) -> None:
+def test_a_broken_stream_is_not_mistaken_for_one_that_its_client_has_closed(rig: ResumableRig) -> None:
     owner = Owner()
     wire = rig.call(owner.opening(), step(1))
-    rig.run()
+    rig.flush()
     wire.handler.on_half_close()  # so a broken call can look at first
     wire.handler.on_end(True)
     assert rig.call(owner.resume(1)).applied == 1
 
 
-def test_a_message_beyond_the_window_is_the_last_that_is_read(rig: Rig) -> None:
+def test_a_message_beyond_the_window_is_the_last_that_is_read(rig: ResumableRig) -> None:
     wire = rig.call(Owner(window=2).opening())
     assert rig.send(wire, step(1), step(2), step(3)) == [True, True, False]
-    rig.run()
+    rig.flush()
     assert wire.resumed
-    assert [sums(reply) for reply in wire.replies[1:]] == [[1], [3], [6]]
+    assert wire.sums == [[1], [3], [6]]
 
 
 def test_a_wrong_token_makes_the_same_work_as_an_unknown_id(
-    rig: Rig, counted: Callable[[Callable[[], object]], Counter[str]]
+    rig: ResumableRig, counted: Callable[[Callable[[], object]], Counter[str]]
 ) -> None:
     owner, nobody = Owner(), Owner()
     rig.call(owner.opening())
@@ -259,6 +233,27 @@ def test_a_wrong_token_makes_the_same_work_as_an_unknown_id(
     assert calls[2] == calls[3]
     assert calls[2]["C:openssl_sha256"] == 1
     assert all(wire.ended for wire in wires)
+
+
+def test_a_step_of_a_resumable_session_takes_few_more_calls_than_a_usual_one(
+    rig: ResumableRig, counted: Callable[[Callable[[], object]], Counter[str]]
+) -> None:
+    message = step(1).SerializeToString()
+    calls = []
+    for opening in (pb.StreamRequest(open=pb.OpenSession(model="sum")), Owner().opening()):
+        wire = rig.call(opening, step(1))
+        rig.flush()
+
+        def once(wire: Call = wire) -> None:
+            assert wire.handler.on_message(message)
+            rig.flush()
+
+        once()
+        count = counted(once)
+        calls.append(sum(times for name, times in count.items() if not name.startswith("C:")))
+        assert not count["C:Message.FromString"]
+    usual, resumable = calls
+    assert resumable - usual <= 8, calls
 
 
 def test_over_the_bound_for_all_those_who_keep_most_give_way() -> None:
@@ -291,3 +286,72 @@ def test_one_session_keeps_no_more_than_its_own_bound() -> None:
     assert kept.bytes == 0
     assert kept.since((2, 0)) is None
     assert kept.since((3, 0)) == []
+
+
+def attach_at_once(self: Resumable, stream: Any, asked: Any) -> None:
+    """Take the session over while a message of the old stream is in the engine."""
+    accepted, self._accepted = self._accepted, self.applied
+    attach(self, stream, asked)
+    self._accepted = accepted
+
+
+def attach_late(self: Resumable, stream: Any, asked: Any) -> None:
+    self._attempt = 0
+    attach(self, stream, asked)
+
+
+def submit_for_all(self: Resumable, stream: Any, work: Any) -> bool:
+    owner, self._stream = self._stream, stream
+    room = submit(self, stream, work)
+    self._stream = owner
+    return room
+
+
+attach, submit, on_end = Resumable.attach, Resumable.submit, ResumableStream.on_end
+MUTANTS: dict[str, tuple[type, str, Any, Callable[..., None]]] = {
+    "forgets the replies that it kept": (
+        KeptReplies, "since", lambda self, place: [],
+        test_a_message_in_the_engine_is_let_finish_before_the_takeover_is_answered,
+    ),
+    "applies a message again": (
+        Resumable, "has", lambda self, number: False,
+        test_messages_behind_the_opening_wait_for_its_answer_and_are_skipped_if_applied,
+    ),
+    "takes any token": (
+        SessionTable, "_owned", staticmethod(lambda live, given: live),
+        test_a_wrong_token_makes_the_same_work_as_an_unknown_id,
+    ),
+    "lets a late attempt take over": (
+        Resumable, "attach", attach_late, test_openings_overtake_each_other_and_only_the_latest_is_answered,
+    ),
+    "goes on with the old stream's queue": (
+        Batcher, "drop_waiting", lambda self, session: [],
+        test_messages_that_wait_are_dropped_and_may_be_sent_again,
+    ),
+    "answers before the run is over": (
+        Resumable, "attach", attach_at_once,
+        test_a_message_in_the_engine_is_let_finish_before_the_takeover_is_answered,
+    ),
+    "steps for a stream that lost the session": (
+        Resumable, "submit", submit_for_all,
+        test_a_stream_that_lost_its_session_neither_steps_nor_ends_it,
+    ),
+    "mistakes a broken stream for a closed one": (
+        ResumableStream, "on_end", lambda self, cancelled: on_end(self, False),
+        test_a_broken_stream_is_not_mistaken_for_one_that_its_client_has_closed,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_server_that_does_this_is_noticed(
+    mutant: str,
+    rig: ResumableRig,
+    monkeypatch: pytest.MonkeyPatch,
+    counted: Callable[[Callable[[], object]], Counter[str]],
+) -> None:
+    owner, name, instead, test = MUTANTS[mutant]
+    monkeypatch.setattr(owner, name, instead)
+    given = {"counted": counted} if "counted" in test.__annotations__ else {}
+    with pytest.raises((AssertionError, IndexError)):
+        test(rig, **given)

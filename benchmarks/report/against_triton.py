@@ -11,7 +11,7 @@ from typing import Any
 
 from streamcell.benchmarks.cases import OURS
 
-from .report import table
+from .report import goal_row, table
 
 CPU = "server_cpu_us_per_step"
 FIGURES = (CPU, "p50_ms", "p99_ms", "steps_per_s", "mean_batch", "client_cpu_us_per_step")
@@ -161,12 +161,7 @@ def _busy(hardware: Mapping[str, str]) -> str:
 
 def goal_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """(goal, bound, measured, "met" or "missed" or "not measured"), as text."""
-    rows = []
-    for goal in GOALS:
-        value = goal.worst(report)
-        verdict = "not measured" if value is None else "met" if value <= goal.bound else "missed"
-        rows.append((goal.what, f"≤ {goal.bound:g}×", "–" if value is None else f"{value:.2f}×", verdict))
-    return rows
+    return [goal_row(goal.what, goal.worst(report), goal.bound) for goal in GOALS]
 
 
 def grouping(groups: Mapping[str, str]) -> str:

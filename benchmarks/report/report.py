@@ -128,17 +128,18 @@ def rounded(value: Any) -> Any:
 
 def goal_rows(found: Found) -> list[tuple[str, str, str, str]]:
     """(goal, bound, measured, "met" or "missed" or "not measured"), as text."""
-    rows = []
-    for goal in GOALS:
-        value = goal.figure(found)
-        sign = "≥" if goal.at_least else "≤"
-        bound = f"{sign} {goal.bound:g}{goal.unit}"
-        if value is None:
-            rows.append((goal.what, bound, "–", "not measured"))
-        else:
-            verdict = "met" if goal.met(value) else "missed"
-            rows.append((goal.what, bound, f"{value:.2f}{goal.unit}", verdict))
-    return rows
+    return [goal_row(goal.what, goal.figure(found), goal.bound, goal.unit, goal.at_least) for goal in GOALS]
+
+
+def goal_row(
+    what: str, value: float | None, bound: float, unit: str = "×", at_least: bool = False
+) -> tuple[str, str, str, str]:
+    """A line of a table of goals, as text; `value` is None if it was not measured."""
+    limit = f"{'≥' if at_least else '≤'} {bound:g}{unit}"
+    if value is None:
+        return (what, limit, "–", "not measured")
+    met = value >= bound if at_least else value <= bound
+    return (what, limit, f"{value:.2f}{unit}", "met" if met else "missed")
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

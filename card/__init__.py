@@ -1,6 +1,7 @@
 """The model card: what an .onnx file says of itself, read by the server and written by the exporter.
 
-This package is the one contract between training and serving. It imports pydantic and nothing else of weight.
+This package is the one contract between training and serving. It imports pydantic and nothing else of weight;
+`graphs/`, which it does not import by itself, needs onnx.
 """
 
 from . import telemetry

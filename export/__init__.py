@@ -7,6 +7,7 @@ from .examples import InputSpec, example_tensor, examples_from, forward_takes
 from .export_model import export_model
 from .export_module import export_module
 from .export_run import export_run
+from .in_int8 import gains
 from .proof import METRIC, TOLERANCES
 from .publish import ExportOptions
 from .spec import is_spec, load_module
@@ -26,6 +27,7 @@ __all__ = [
     "export_module",
     "export_run",
     "forward_takes",
+    "gains",
     "is_spec",
     "load_module",
 ]

@@ -21,7 +21,7 @@ _Distribution = Literal["bernoulli_logits", "categorical_logits", "real"]
 
 
 def emit_model(
-    model: SequenceModel, *, name: str, version: str, lengths: bool = True
+    model: SequenceModel, *, name: str, version: str, lengths: bool = True, fold: bool = True
 ) -> tuple[onnx.ModelProto, Signature]:
     """The graph of one of the project's own models.
 
@@ -30,6 +30,13 @@ def emit_model(
     float32[batch, time, output] and each state as `NAME_next`. What y holds beyond a row's length is unspecified
     (masking it would cost every single step several nodes). A length must be at least 1: ONNX Runtime zeroes a
     recurrent state at 0.
+
+    Args:
+        model: in eval mode.
+        name, version: the graph's and its producer's.
+        lengths: whether a graph with states takes `lengths`.
+        fold: make the scaling of x part of the first weights; else x is scaled first, as products in int8 want it,
+            in which features share a scale.
 
     Raises:
         ExportError: `model` is none of the project's own kinds.
@@ -41,7 +48,7 @@ def emit_model(
     graph = GraphBuilder(name)
     x = graph.input(X, "float32", [BATCH, TIME, model.input_size])
     scaling = Scaling.of(model.input_affine)
-    if scaling is not None and not scaling.folds:
+    if scaling is not None and not (fold and scaling.folds):
         x, scaling = scaling.emit(graph, x, "input_affine"), None
 
     signature = _signature(model, LENGTHS if lengths and model.state_names else None)

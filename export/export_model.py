@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -29,6 +29,7 @@ def export_model(
     lengths: bool = True,
     generation: Generation | Literal["auto"] | None = "auto",
     training: Mapping[str, Any] | None = None,
+    test: Callable[[Runner], dict[str, Any]] | None = None,
     **options: Unpack[ExportOptions],
 ) -> ModelCard:
     """Write a model of `streamcell.models` as ONNX operators, proved against PyTorch.
@@ -42,6 +43,7 @@ def export_model(
             logits as wide as x are fed back (a model of the next chord), and a Seq2Seq's symbols, from the boundary
             to the boundary; other models do not generate.
         training: provenance for the card, JSON values.
+        test: with precision int8, what a runner in int8 is worth on test data, for the card's `proof`.
         options: name, description, precision and tolerance; see `ExportOptions`.
 
     Returns:
@@ -56,7 +58,9 @@ def export_model(
         raise ExportError(not_ours(module))
     twin = copy.deepcopy(module).float().cpu().eval()
     version = settings.versions["streamcell"]
-    graph, signature = emit_model(twin, name=settings.name, version=version, lengths=lengths)
+    graph, signature = emit_model(
+        twin, name=settings.name, version=version, lengths=lengths, fold=settings.precision != "int8"
+    )
     reference = ModelReference(twin)
 
     def prover(runner: Runner) -> Prover:
@@ -72,6 +76,7 @@ def export_model(
         config=twin.config,
         prover=prover,
         generation=generation,
+        test=test,
     )
 
 

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Literal, Unpack
 
+import numpy as np
+import torch
+
 from streamcell.card import Generation, ModelCard
-from streamcell.models import ModelError, load_run
+from streamcell.models import (
+    LOSS_NAMES,
+    ModelError,
+    SequenceModel,
+    TrainConfig,
+    load_data,
+    load_run,
+    score,
+    score_of,
+)
 
 from .errors import ExportError
 from .export_model import export_model
 from .publish import ExportOptions
+from .reference import ModelReference
+from .runner import Runner
+from .tensors import as_array, as_tensor
 
 
 def export_run(
@@ -42,7 +60,38 @@ def export_run(
             key: _portable(value) for key, value in document.items() if key not in ("format", "name", "model")
         },
     }
-    return export_model(model, path, lengths=lengths, generation=generation, training=training, **options)
+    test = partial(_tested, model, document) if options.get("precision") == "int8" else None
+    return export_model(
+        model, path, lengths=lengths, generation=generation, training=training, test=test, **options
+    )
+
+
+def _tested(model: SequenceModel, document: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
+    """The card's "test": the run's own test data, by the model and by `runner`, or why there is none."""
+    try:
+        data = load_data(TrainConfig.from_json(document["training"]))
+    except (ModelError, KeyError, TypeError) as error:
+        return {"left_out": f"the data set cannot be read: {error}"}
+    if (data.input_size, data.output_size) != (model.input_size, model.output_size):
+        return {"left_out": f"{data.name} is not what the model was made for"}
+    reference = ModelReference(model)
+    largest = 0.0
+
+    def in_int8(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        states = reference.initial(len(x))
+        (y,), _ = runner([as_array(x)], states, as_array(lengths))
+        (wanted,), _ = reference([as_array(x)], states)
+        for row, length in enumerate(lengths.tolist()):
+            largest = max(largest, float(np.abs(y[row, :length] - wanted[row, :length]).max(initial=0.0)))
+        return as_tensor(y)
+
+    scores = {"float32": score(model, data, "test"), "int8": score_of(in_int8, data, "test")}
+    return {
+        "loss": LOSS_NAMES[data.distribution],
+        **{name: asdict(each) for name, each in scores.items()},
+        "largest_difference": largest,
+    }
 
 
 def _portable(value: Any) -> Any:

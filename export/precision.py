@@ -1,22 +1,24 @@
-"""Weights stored in fewer bits. The graph turns them back into float32, and computes in float32.
+"""Weights stored in fewer bits. The graph turns them back into float32.
 
-A weight becomes an initializer of the smaller type and the nodes that widen it: Cast for fp16, Cast and Mul by a
-float32 scale a output row for int8 (symmetric, round to nearest). ONNX Runtime computes these nodes once, when
-it loads the file, so the file is two or four times smaller and the served model as fast as in fp32. Why not
-integer arithmetic: operators such as DynamicQuantizeLSTM take one activation scale for the whole batch, so a
-session's outputs would depend on the sessions it shares a batch with; they exist for LSTM and MatMul only, and
-on the CPU only.
+A weight becomes initializers of the smaller type and the nodes that widen it: Cast for fp16, Cast and Mul by float32
+scales for int8 (symmetric, round to nearest; a scale for each output, and for weights of products for each block of
+what the output adds up, see `int8_weights`). ONNX Runtime computes these nodes once, when it loads the file, so any
+runtime and any device run the file in float32. The server may multiply in int8 instead (`int8_form`), and the exporter
+proves both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from streamcell.card.graphs.int8_weights import Stored, rounded, scales_for, widening
 
 from .errors import ExportError
 from .graph import check
@@ -32,7 +34,16 @@ ROWS: dict[str, dict[int, int]] = {
     "ConvTranspose": {1: 1},
     "Gather": {0: 0},
 }
+# Of products: the axis that they add up (for Gemm with transB: 1). The operators above without one have no kernel in
+# int8, so that one scale for each output does.
+ADDED = {"MatMul": -2, "Gemm": 0, "RNN": 2, "LSTM": 2, "GRU": 2}
 LARGEST = {"fp16": 65504.0}
+
+
+@dataclass(frozen=True)
+class _Axes:
+    rows: int
+    added: int | None
 
 
 def store(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
@@ -66,21 +77,23 @@ def store(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     return check(model)
 
 
-def _weights(graph: onnx.GraphProto) -> dict[str, int]:
-    """Name of each float32 weight → axis of its output rows."""
+def _weights(graph: onnx.GraphProto) -> dict[str, _Axes]:
+    """Name of each float32 weight → its axes."""
     matrices = {
         i.name: len(i.dims)
         for i in graph.initializer
         if i.data_type == TensorProto.FLOAT and len(i.dims) >= 2
     }
-    found: dict[str, int] = {}
+    found: dict[str, _Axes] = {}
     for node in _nodes(graph):
         for place, axis in ROWS.get(node.op_type, {}).items():
             name = node.input[place] if place < len(node.input) else ""
             if name in matrices:
+                added = ADDED.get(node.op_type)
                 if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
-                    axis = 0
-                found.setdefault(name, axis % matrices[name])
+                    axis, added = 0, 1
+                rank = matrices[name]
+                found.setdefault(name, _Axes(axis % rank, None if added is None else added % rank))
     return found
 
 
@@ -101,13 +114,13 @@ def _as_fp16(name: str, value: NDArray[Any]) -> tuple[list[TensorProto], list[on
     return [stored], [_cast(stored.name, name)]
 
 
-def _as_int8(name: str, value: NDArray[Any], axis: int) -> tuple[list[TensorProto], list[onnx.NodeProto]]:
-    others = tuple(a for a in range(value.ndim) if a != axis)
-    largest = np.abs(value).max(axis=others, keepdims=True, initial=0.0)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    steps = np.clip(np.rint(value / scale), -127, 127).astype(np.int8)
+def _as_int8(name: str, value: NDArray[Any], axes: _Axes) -> tuple[list[TensorProto], list[onnx.NodeProto]]:
+    if axes.added is not None:
+        return widening(name, Stored.of(value, axes.added))
+    others = tuple(a for a in range(value.ndim) if a != axes.rows)
+    scale = scales_for(np.abs(value).max(axis=others, keepdims=True, initial=0.0))
     stored = [
-        numpy_helper.from_array(steps, f"{name}.int8"),
+        numpy_helper.from_array(rounded(value, scale), f"{name}.int8"),
         numpy_helper.from_array(scale, f"{name}.scale"),
     ]
     wide = f"{name}.steps"

@@ -95,8 +95,12 @@ class Prover:
         inputs = self.draw(self.batches[-1], self.time)
         return inputs if self.signature.has_time else tuple(x[:, 0] for x in inputs)
 
-    def prove(self, tolerance: float) -> dict[str, Any]:
+    def prove(self, tolerance: float, way: str = "") -> dict[str, Any]:
         """Run every check that the signature allows.
+
+        Args:
+            tolerance: the largest error allowed.
+            way: what is proved, for the error, if it is not the file as it is.
 
         Returns:
             The card's "proof": the metric, the tolerance, the largest error of each check.
@@ -123,8 +127,9 @@ class Prover:
         over = {name: value for name, value in errors.worst.items() if not value <= tolerance}
         if over:
             found = ", ".join(f"{name} {value:.3g}" for name, value in sorted(over.items()))
+            runtime = f"ONNX Runtime {way}" if way else "ONNX Runtime"
             raise ProofError(
-                f"ONNX Runtime and PyTorch differ: {found}, tolerance {tolerance:g} (error: {METRIC})"
+                f"{runtime} and PyTorch differ: {found}, tolerance {tolerance:g} (error: {METRIC})"
             )
         return {
             "metric": METRIC,

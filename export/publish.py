@@ -13,6 +13,7 @@ import onnx
 from streamcell.card import Generation, ModelCard, Signature, check_generation
 
 from .errors import ExportError
+from .in_int8 import InInt8
 from .precision import store
 from .proof import TOLERANCES, Prover
 from .provenance import now, versions
@@ -99,12 +100,14 @@ def publish(
     config: Mapping[str, Any],
     prover: Callable[[Runner], Prover],
     generation: Generation | None = None,
+    test: Callable[[Runner], dict[str, Any]] | None = None,
 ) -> ModelCard:
     """Store the weights of `graph` in the precision asked for, prove the result and save it with its card.
 
     Args:
         kind, config, generation: as in the card.
         prover: makes the proof for a runner of the finished graph.
+        test: what a runner in int8 is worth on test data, for the card.
 
     Raises:
         ProofError, ExportError: as `export_model`; nothing is saved.
@@ -116,6 +119,12 @@ def publish(
             raise ExportError(str(error)) from error
     graph = store(graph, settings.precision)
     proof = prover(Runner(graph.SerializeToString(), signature))
+    proved = proof.prove(settings.tolerance)
+    in_int8 = InInt8.of(graph, signature) if settings.precision == "int8" else None
+    if in_int8 is not None:
+        proved["int8"] = in_int8.proved(prover, settings.tolerance)
+        if test is not None:
+            proved["test"] = test(in_int8.runner)
     card = ModelCard(
         name=settings.name,
         kind=kind,
@@ -125,7 +134,7 @@ def publish(
         precision=settings.precision,
         config=dict(config),
         training=settings.training,
-        proof=proof.prove(settings.tolerance),
+        proof=proved,
         versions=settings.versions,
         created=now(),
     )

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from streamcell.models.layers.recurrent import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
     from streamcell.models.training import presets
     from streamcell.models.training.config import TrainConfig
-    from streamcell.models.training.evaluation import Score, evaluate, score
+    from streamcell.models.training.evaluation import Score, evaluate, score, score_of
     from streamcell.models.training.g2p_evaluation import count_errors, pronounce
-    from streamcell.models.training.losses import bernoulli_nll
+    from streamcell.models.training.losses import LOSS_NAMES, bernoulli_nll
     from streamcell.models.training.progress import Progress, Report, RichProgress
     from streamcell.models.training.run_folder import load_run
     from streamcell.models.training.setup import load_data
@@ -42,6 +42,7 @@ __all__ = [
     "CNN",
     "GRU",
     "KINDS",
+    "LOSS_NAMES",
     "LSTM",
     "MLP",
     "RNN",
@@ -90,6 +91,7 @@ __all__ = [
     "presets",
     "pronounce",
     "score",
+    "score_of",
     "train",
     "write_midi",
 ]
@@ -112,9 +114,9 @@ _NAMES = {
     "layers.convolution": "CausalConv",
     "layers.recurrent": "GRULayer LSTMLayer RecurrentLayer RNNLayer",
     "training.config": "TrainConfig",
-    "training.evaluation": "Score evaluate score",
+    "training.evaluation": "Score evaluate score score_of",
     "training.g2p_evaluation": "count_errors pronounce",
-    "training.losses": "bernoulli_nll",
+    "training.losses": "LOSS_NAMES bernoulli_nll",
     "training.progress": "Progress Report RichProgress",
     "training.run_folder": "load_run",
     "training.setup": "load_data",

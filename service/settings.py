@@ -184,6 +184,10 @@ class Settings(BaseSettings):
         description="Recurrent layers in single steps: auto, operator, decomposed.",
         json_schema_extra={"unset": "auto, but for LSTM on CPU"},
     )
+    arithmetic: Literal["auto", "float32", "int8"] = Field(
+        default="auto",
+        description="Products of models in int8, on CPU: float32, int8, or auto, the faster at load.",
+    )
     cuda_graphs: bool | None = Field(
         default=None,
         description="Replay single steps as CUDA graphs.",

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from streamcell.card import Signature, State
-from streamcell.service.graph.node_builder import NodeBuilder
+from streamcell.card.graphs.node_builder import NodeBuilder
 
 from .triton_process import PeerError
 

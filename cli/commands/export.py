@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,9 @@ def command(
     out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
     name: Annotated[str | None, typer.Option(help="Name in the card.  [the file's stem]")] = None,
     description: Annotated[str, typer.Option(help="A line about the model, for its card.")] = "",
-    precision: Annotated[str, typer.Option(help="How weights are stored: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32; fp16: weights stored so; int8: that, and on a CPU also multiplied so.")
+    ] = "fp32",
     tolerance: Annotated[
         float | None, typer.Option(help="Largest error allowed.  [1e-5, fp16 1e-2, int8 2e-1]")
     ] = None,
@@ -146,6 +149,38 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
+def _in_int8(card: ModelCard) -> Iterator[str]:
+    """What the file is worth if the server multiplies in int8."""
+    from streamcell.export import gains
+
+    found = card.proof.get("int8")
+    if found is None:
+        if card.precision == "int8":
+            yield "int8: weights are stored so; no product of this graph can be in int8"
+        return
+    yield f"int8: in int8 too, the largest error is {found['max_error']:.2e}"
+    factors = ", ".join(f"{factor} with {rows}" for rows, factor in found["times_as_fast"].items())
+    told = f"a step is this many times as fast as in float32, by rows, on one thread here: {factors}"
+    if gains(found["times_as_fast"]):
+        yield f"int8: {told}"
+    else:
+        yield f"int8 gains nothing at this size, and a server like this machine computes in float32: {told}"
+    test = card.proof.get("test")
+    if test is not None and "left_out" in test:
+        yield f"test data: left out, {test['left_out']}"
+    elif test is not None:
+        before, after = test["float32"], test["int8"]
+        accuracy = (
+            ""
+            if before["accuracy"] is None
+            else f", accuracy {before['accuracy']:.4f} → {after['accuracy']:.4f}"
+        )
+        yield (
+            f"test data, float32 → int8: loss {before['loss']:.5g} → {after['loss']:.5g}{accuracy}; "
+            f"the largest difference of an output is {test['largest_difference']:.3g}"
+        )
+
+
 def _report(card: ModelCard, out: Path) -> None:
     """The measured errors, as a table."""
     from rich.console import Console
@@ -167,6 +202,8 @@ def _report(card: ModelCard, out: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"error: {card.proof['metric']}", markup=False, highlight=False)
+    for line in _in_int8(card):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{given} → {made}, states: {states}",
         markup=False,

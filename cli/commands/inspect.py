@@ -114,6 +114,7 @@ def _lines(found: Inspection) -> Iterator[str]:
         steps = f"up to {found.max_chunk} timesteps each" if found.max_chunk > 1 else "one timestep each"
         yield f"a run takes {sessions}, {steps}"
         yield from _list("restricted", found.restrictions)
+        yield f"arithmetic: {found.arithmetic}"
         yield f"proof: {found.proof}"
     yield from _list("notes", found.notes)
 
@@ -173,6 +174,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         "session_bytes": None,
         "constants": {},
         "proof": found.proof or None,
+        "arithmetic": found.arithmetic or None,
         "restrictions": found.restrictions,
         "max_batch": found.max_batch or None,
         "max_chunk": found.max_chunk or None,

@@ -191,6 +191,12 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
                 help="Recurrent layers in single steps: auto, operator, decomposed.  [auto, but for LSTM on CPU]"
             ),
         ] = None,
+        arithmetic: Annotated[
+            str | None,
+            _Option(
+                help="Products of models in int8, on CPU: float32, int8, or auto, the faster at load.  [auto]"
+            ),
+        ] = None,
         cuda_graphs: Annotated[
             bool | None, _Option(help="Replay single steps as CUDA graphs.  [on CUDA, if it is safe]")
         ] = None,

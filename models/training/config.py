@@ -119,3 +119,18 @@ class TrainConfig:
         for name in ("out", "data", "data_folder"):
             settings[name] = None if settings[name] is None else str(settings[name])
         return settings
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """The settings that `to_json` wrote; keys of no setting are left out.
+
+        Raises:
+            TypeError: a setting without a default is missing.
+        """
+        given = {f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings}
+        for name in ("out", "data", "data_folder"):
+            if given.get(name) is not None:
+                given[name] = Path(given[name])
+        if "targets" in given:
+            given["targets"] = tuple(given["targets"])
+        return cls(**given)

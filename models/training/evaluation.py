@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,21 +42,33 @@ def score(model: SequenceModel, data: SequenceData, split: str) -> Score:
     timesteps of all sequences are added and divided by their number: long sequences count for more. If there
     are classes, the timesteps that have one count.
     """
-    series: Sequence[Series] = data.part(split)
     device = model.head.weight.device
-    std = None if data.output_standard is None else torch.from_numpy(data.output_standard.std).to(device)
     was_training = model.training
     model.eval()
+    found = score_of(lambda x, lengths: model(x)[0], data, split, device)
+    model.train(was_training)
+    return found
+
+
+def score_of(
+    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    data: SequenceData,
+    split: str,
+    device: torch.device | None = None,
+) -> Score:
+    """The same of what computes y [batch, time, output] from x and the rows' lengths int64[batch], on `device`."""
+    series: Sequence[Series] = data.part(split)
+    device = device or torch.device("cpu")
+    std = None if data.output_standard is None else torch.from_numpy(data.output_standard.std).to(device)
     total, right, count = 0.0, 0, 0
     for batch in in_order(series, BATCH):
         batch = batch.to(device)
-        y, *_ = model(batch.x)
+        y = forward(batch.x, batch.lengths)
         total += float(masked_sum(step_losses(y, batch.y, data.distribution, std).double(), batch.lengths))
         counts = counted(batch.y, batch.lengths, data.distribution)
         truth = batch.y if batch.y.dim() == 2 else batch.y.argmax(-1)
         right += int((counts & (y.argmax(-1) == truth)).sum())
         count += int(counts.sum())
-    model.train(was_training)
     return Score(total / count, right / count if data.distribution == "categorical_logits" else None)
 
 

@@ -15,12 +15,13 @@ import structlog
 
 from streamcell.card import Signature
 from streamcell.service.errors import RunTimeout
+from streamcell.service.graph.int8_pooled import int8_pooled
 from streamcell.service.graph.pooled import Pooled
 from streamcell.service.graph.rows import INITIAL_ROW
 
 from .card_lock import alone
 from .cuda_copies import CudaError
-from .options import Cell, EngineOptions
+from .options import Arithmetic, Cell, EngineOptions
 from .pool import StatePool
 from .programs import Programs
 from .staging import Staged, resting, staging
@@ -97,6 +98,12 @@ class Engine:
         self._resting_given = [
             np.frombuffer(resting(value).tobytes(), np.uint8) for value in signature.open_inputs
         ]
+        # What products by weights that the file stores in int8 are computed in.
+        self.arithmetic: Arithmetic = "float32"
+        single: Pooled | None = None
+        if options.arithmetic == "int8" and (forms := int8_pooled(pooled, signature.lengths)):
+            pooled, single = forms
+            self.arithmetic = "int8"
         self._graphs, self._graphs_forced = self._wants_graphs(options.cuda_graphs), bool(options.cuda_graphs)
         make: Callable[..., Programs] = partial(
             Programs,
@@ -106,6 +113,7 @@ class Engine:
             pool=self.pool,
             sizes=self._measured_sizes(),
             limit=self.limit,
+            single=single,
         )
         self._staged: OrderedDict[tuple[int, int], Staged] = OrderedDict()
         self._build(make)

@@ -12,6 +12,7 @@ from .device import Device
 from .pool import MakeJournal
 
 Cell: TypeAlias = Literal["auto", "operator", "decomposed"]
+Arithmetic: TypeAlias = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class EngineOptions:
             written out, or whichever was faster at warm-up, for each size; None: that on CUDA and, for GRU and RNN,
             on the CPU, where the LSTM operator is the faster one.
         make_journal: makes the file that holds the pool, if sessions are to outlive the process; None: memory does.
+        arithmetic: what products by weights that the file stores in int8 are computed in, in every run.
         cuda_graphs: replay runs of one timestep as CUDA graphs, or fail; None: on CUDA if that is known to be safe.
     """
 
@@ -39,6 +41,7 @@ class EngineOptions:
     intra_op_threads: int = 1
     fixed_shapes: bool | None = None
     cell: Cell | None = None
+    arithmetic: Arithmetic = "float32"
     cuda_graphs: bool | None = None
     make_journal: MakeJournal | None = None
 

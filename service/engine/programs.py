@@ -114,6 +114,7 @@ class Programs:
         sizes: tuple[int, ...],
         graphs: bool,
         limit: TimeLimit,
+        single: Pooled | None = None,
     ) -> None:
         """Make the sessions.
 
@@ -126,6 +127,7 @@ class Programs:
             sizes: batch sizes to distinguish, ascending.
             graphs: capture runs of one timestep as CUDA graphs where the graph allows it.
             limit: ends runs, and the making of the sessions, when they take too long.
+            single: the form for runs of one timestep if it is not for this class to write and to choose.
 
         Raises:
             DeviceError: the device, or the CUDA graphs, are not available.
@@ -134,9 +136,11 @@ class Programs:
         self._sizes = sizes
         self._graphs, self._forced = graphs, bool(options.cuda_graphs)
         self._limit = limit
-        self._measured = options.cell == "auto"
+        self._measured = options.cell == "auto" and single is None
         self._single: Program | None = None
-        written_out = None if options.cell == "operator" else single_step(pooled, signature.lengths)
+        written_out = single
+        if single is None and options.cell != "operator":
+            written_out = single_step(pooled, signature.lengths)
         # What runs one timestep alone is captured; with both forms that is the written-out one.
         self._operators = self._make("operator", pooled)
         if written_out is not None:

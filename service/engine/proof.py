@@ -91,7 +91,9 @@ class ProofResult:
         return f"{ways}; {self.unproved}" if self.unproved else ways
 
 
-def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogger) -> ProofResult:
+def prove(
+    engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogger, to_the_bit: bool = False
+) -> ProofResult:
     """Compare ways of running a model. The engine must have no sessions; only scratch rows are written.
 
     Args:
@@ -99,12 +101,13 @@ def prove(engine: Engine, *, full: bool, limit_s: float, log: FilteringBoundLogg
         full: True for more rows, longer sequences and several seeds.
         limit_s: seconds after which the proof stops, with the result so far.
         log: bound to the model; gets the reason if a model was not proved.
+        to_the_bit: allow no difference, not even of rounding.
 
     Raises:
         FailsAloneError: no run of it succeeds.
         RunTimeout: a run took longer than a run may take.
     """
-    proof = _Proof(engine, limit_s)
+    proof = _Proof(engine, limit_s, to_the_bit)
     unproved = ""
     try:
         proof.run(full)
@@ -142,11 +145,12 @@ class _Way:
 
 
 class _Proof:
-    def __init__(self, engine: Engine, limit_s: float) -> None:
+    def __init__(self, engine: Engine, limit_s: float, to_the_bit: bool) -> None:
         self.found: dict[Kind, Difference] = {}
         self.ways: dict[str, None] = {}
         self._engine = engine
         self._signature: Signature = engine.signature
+        self._exact = to_the_bit
         self._until_s = time.perf_counter() + limit_s
         self._limit_s = limit_s
         self._given: list[Array] = []  # uint8[rows, bytes] an open input
@@ -278,7 +282,7 @@ class _Proof:
             self.found[way.kind] = Difference(way.kind, error=said, ragged=ragged)
             return
         for tensor, right, wrong in zip(self._signature.outputs, expected, got, strict=True):
-            if (values := worst(tensor, right, wrong)) is not None:
+            if (values := worst(tensor, right, wrong, exact=self._exact)) is not None:
                 self.found[way.kind] = Difference(way.kind, tensor.name, *values, ragged=ragged)
                 return
 

@@ -68,8 +68,20 @@ def same(a: list[Array], b: list[Array]) -> bool:
     return all(np.array_equal(p, q, equal_nan=p.dtype.kind == "f") for p, q in zip(a, b, strict=True))
 
 
-def worst(tensor: Tensor, expected: Array, got: Array) -> tuple[float, float] | None:
-    """The two values that differ most, both [rows, steps, *step_shape]; None if they differ by rounding alone."""
+def worst(tensor: Tensor, expected: Array, got: Array, *, exact: bool = False) -> tuple[float, float] | None:
+    """The two values that differ most, both [rows, steps, *step_shape]; None if they differ by rounding alone.
+
+    With `exact`, two values that differ at all; None if there are none.
+    """
+    if exact:
+        right, other = expected.reshape(-1).astype(np.float64), got.reshape(-1).astype(np.float64)
+        differ = (right != other) & ~(np.isnan(right) & np.isnan(other))
+        if not differ.any():
+            return None
+        with np.errstate(invalid="ignore"):
+            off = np.nan_to_num(np.abs(right - other), nan=np.inf)
+        at = int(np.argmax(np.where(differ, off, -1.0)))
+        return float(right[at]), float(other[at])
     if expected.dtype.kind != "f":
         # A choice between two equals may fall either way; more than one in twenty are no such.
         wrong = expected != got

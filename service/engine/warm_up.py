@@ -16,8 +16,8 @@ from streamcell.service.graph.rows import INITIAL_ROW
 
 from .staging import Staged
 
-# The written-out cell must be faster by this factor: measurements differ by less from one start to the next.
-_FASTER = 0.95
+# Another form must be faster by this factor: measurements differ by less from one start to the next.
+FASTER = 0.95
 _LEAST_RUNS, _MOST_RUNS, _BUDGET_S = 3, 50, 0.01
 # Of a replay against a plain run of the same kernels.
 _TOLERANCE = 1e-5
@@ -26,6 +26,13 @@ _CHECK_STEPS = 4
 
 def faster(runs: Sequence[Callable[[], None]]) -> int:
     """The fastest of `runs` (by the median of alternating calls); the first unless another is clearly faster."""
+    times = medians(runs)
+    best = min(range(len(runs)), key=times.__getitem__)
+    return best if times[best] < FASTER * times[0] else 0
+
+
+def medians(runs: Sequence[Callable[[], None]]) -> list[float]:
+    """Seconds that each of `runs` takes, by the median of alternating calls."""
     taken: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
@@ -37,9 +44,7 @@ def faster(runs: Sequence[Callable[[], None]]) -> int:
             times.append(time.perf_counter() - began_s)
         if turn + 1 >= _LEAST_RUNS and time.perf_counter() > until_s:
             break
-    medians = [median(times) for times in taken]
-    best = min(range(len(runs)), key=medians.__getitem__)
-    return best if medians[best] < _FASTER * medians[0] else 0
+    return [median(times) for times in taken]
 
 
 def replays_as_it_runs(staged: Staged, plain: Callable[[], None], scratch: np.ndarray) -> bool:

@@ -7,8 +7,14 @@ from typing import Any
 
 import onnx
 
-from .edit import initializer_names, produced_names, remove_initializers, rename_uses, rename_value
-from .node_builder import NodeBuilder
+from streamcell.card.graphs.edit import (
+    initializer_names,
+    produced_names,
+    remove_initializers,
+    rename_uses,
+    rename_value,
+)
+from streamcell.card.graphs.node_builder import NodeBuilder
 
 # (value, axis, name of the result) → nodes.
 _Turn = Callable[[NodeBuilder, str, int, str], Any]

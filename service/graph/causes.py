@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import onnx
 
 from streamcell.card import Signature
+from streamcell.card.graphs.edit import subgraphs
+from streamcell.card.graphs.shapes import inferred_shapes
 from streamcell.service.errors import shown
 
-from .edit import subgraphs
 from .index_trace import Scope, attribute_of
 from .interface import axes_before_step
-from .shapes import inferred_shapes
 
 _BOTH = ("initial_h", "initial_c")
 _RECURRENT = {"LSTM": _BOTH, "DynamicQuantizeLSTM": _BOTH, "GRU": ("initial_h",), "RNN": ("initial_h",)}

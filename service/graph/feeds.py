@@ -15,10 +15,10 @@ import onnx
 from onnx import helper
 
 from streamcell.card import Layout, OpenInput, State, Tensor
+from streamcell.card.graphs.edit import remove_initializers, rename_uses
+from streamcell.card.graphs.node_builder import NodeBuilder
 
-from .edit import remove_initializers, rename_uses
 from .interface import axes_before_step
-from .node_builder import NodeBuilder
 from .pooled import modern_copy
 
 Source = Literal["first_step", "step_index", "lengths"]

@@ -10,10 +10,9 @@ import numpy as np
 import onnx
 
 from streamcell.card import DTYPES, Layout, Signature, State, Tensor
+from streamcell.card.graphs.edit import initializer_names
 from streamcell.service.errors import cut, shown
 from streamcell.service.load_errors import Problems, SignatureError
-
-from .edit import initializer_names
 
 # One declared dimension: a size, a symbol's name, or None if the file declares nothing.
 Dim = int | str | None

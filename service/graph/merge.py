@@ -13,10 +13,10 @@ from graphlib import CycleError, TopologicalSorter
 import onnx
 from onnx import inliner, version_converter
 
+from streamcell.card.graphs.edit import remove_initializers, subgraphs
 from streamcell.service.errors import cut, shown
 from streamcell.service.load_errors import PipelineError, Problems
 
-from .edit import remove_initializers, subgraphs
 from .interface import GraphInterface, GraphValue, read_interface
 
 _DEFAULT_OPSET = 17

@@ -16,9 +16,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from streamcell.card import OpenInput, State
+from streamcell.card.graphs.edit import subgraphs, surely_depends
+from streamcell.card.graphs.node_builder import NodeBuilder
 
-from .edit import subgraphs, surely_depends
-from .node_builder import NodeBuilder
 from .rows import INITIAL_ROW
 
 Scatter = Literal["nd", "elements"]

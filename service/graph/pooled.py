@@ -21,9 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from streamcell.card import Signature, State
-from streamcell.service.load_errors import RewriteError
-
-from .edit import (
+from streamcell.card.graphs.edit import (
     drop_unread,
     forget_shapes,
     initializer_names,
@@ -33,8 +31,10 @@ from .edit import (
     rename_value,
     value_names,
 )
+from streamcell.card.graphs.node_builder import NodeBuilder
+from streamcell.service.load_errors import RewriteError
+
 from .interface import check_signature, read_interface
-from .node_builder import NodeBuilder
 from .pool_nodes import READ_SLOTS, WRITE_SLOTS, Scatter, commit_gate, open_port, pool_state
 
 __all__ = [

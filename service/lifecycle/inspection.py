@@ -34,6 +34,7 @@ class Inspection:
         notes: points that may be mistakes.
         proof: the comparisons made when it was loaded; "" if it was not.
         restrictions: its restrictions, with reasons.
+        arithmetic: what it multiplies in, with the reason; "" if it was not loaded.
         max_batch: maximum sessions in a run, 0 if it cannot be served.
         max_chunk: maximum timesteps of a session in a run, 0 if it cannot be served.
     """
@@ -48,6 +49,7 @@ class Inspection:
     notes: tuple[str, ...]
     proof: str = ""
     restrictions: tuple[str, ...] = ()
+    arithmetic: str = ""
     max_batch: int = 0
     max_chunk: int = 0
 
@@ -100,6 +102,7 @@ def inspect_model(path: Path, settings: Settings) -> Inspection:
             described,
             proof=model.proof,
             restrictions=model.restrictions,
+            arithmetic=model.arithmetic,
             max_batch=model.max_batch,
             max_chunk=model.max_chunk,
         )

@@ -53,6 +53,7 @@ class LoadedModel:
     pool: Pool
     restrictions: tuple[str, ...] = ()
     proof: str = "off"
+    arithmetic: str = "float32"
 
     def release(self) -> None:
         """Stop its engine thread and free its memory. It has no sessions and gets none."""
@@ -264,6 +265,7 @@ def _load(
         "model loaded",
         device=str(device),
         described_by=file.description.source,
+        arithmetic=str(proved.arithmetic),
         states=file.description.states(),
         seconds=round(metrics.load_s, 3),
         state_bytes_a_session=engine.pool.slot_bytes,
@@ -280,4 +282,5 @@ def _load(
         pool,
         tuple(restrictions.values()),
         proved.proof,
+        str(proved.arithmetic),
     )

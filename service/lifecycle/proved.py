@@ -11,10 +11,12 @@ from structlog.typing import FilteringBoundLogger
 from streamcell.card import Signature
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Engine, EngineOptions
-from streamcell.service.engine.proof import Difference, FailsAloneError, prove
+from streamcell.service.engine.proof import Difference, FailsAloneError, ProofResult, prove
 from streamcell.service.graph.causes import fixes_rows, forgets, mixes_rows, mixes_steps
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.settings import Settings
+
+from .arithmetic import NONE_IN_INT8, Choice, choose, for_trial
 
 _MOST_CAUSES = 3
 
@@ -27,11 +29,13 @@ class Proved:
         engine: the engine, restricted as it must be.
         restrictions: by kind ("rows", "steps") what it is restricted to, and why.
         proof: what was compared, in words.
+        arithmetic: what it multiplies in.
     """
 
     engine: Engine
     restrictions: dict[str, str]
     proof: str
+    arithmetic: Choice
 
 
 def proved_engine(
@@ -56,9 +60,20 @@ def proved_engine(
         ModelLoadError: no way of running the model gives right answers; it names output, values and cause.
         RunTimeout: a run took longer than a run may take.
     """
+    choice = choose(make, options, model, settings, log)
+    if choice.arithmetic == "int8":
+        prover = make(replace(for_trial(options), arithmetic="int8"))
+        if prover.arithmetic != "int8":
+            choice = Choice("float32", NONE_IN_INT8)
+        elif settings.proof != "off":
+            result, why = _in_int8(prover, settings, log)
+            if not why:
+                return Proved(make(replace(options, arithmetic="int8")), {}, str(result), choice)
+            choice = Choice("float32", f"int8 is not exact: {why}")
+    options = replace(options, arithmetic=choice.arithmetic)
     engine = make(options)
     if settings.proof == "off":
-        return Proved(engine, {}, "off")
+        return Proved(engine, {}, "off", choice)
     # What mixes rows or timesteps does so on every device. A card's memory is left to its own thread.
     on_host = options.device.kind == "cpu"
     fixed = engine.fixed_shapes  # a card's runs are padded, in time too
@@ -71,7 +86,7 @@ def proved_engine(
             _told(f"with one session and one timestep it fails: {error}; {remedy}", fixes_rows(model.graph))
         ) from error
     if not result.found:
-        return Proved(engine, {}, str(result))
+        return Proved(engine, {}, str(result), choice)
     restrictions: dict[str, str] = {each.kind: _restriction(each, model, engine) for each in result.found}
     engine.close()
     engine = make(
@@ -81,7 +96,36 @@ def proved_engine(
             max_chunk=1 if "steps" in restrictions else options.max_chunk,
         )
     )
-    return Proved(engine, restrictions, str(result))
+    return Proved(engine, restrictions, str(result), choice)
+
+
+def _in_int8(engine: Engine, settings: Settings, log: FilteringBoundLogger) -> tuple[ProofResult | None, str]:
+    """The proof that int8 gives each row, alone and among others, step by step and in chunks, the same to the bit.
+
+    Coarse values would hide behind the tolerance of float32 what has one scale for a whole batch.
+
+    Returns:
+        the result, and "" or why it is not exact.
+
+    Raises:
+        ModelLoadError: it is not, and the settings ask for it.
+    """
+    result = None
+    try:
+        result = prove(
+            engine, full=settings.proof == "full", limit_s=settings.proof_s, log=log, to_the_bit=True
+        )
+        why = str(result.found[0]) if result.found else ""
+        if result.unproved and not result.ways:
+            why = result.unproved
+    except FailsAloneError as error:
+        why = f"it fails: {error}"
+    if not why:
+        return result, ""
+    if settings.arithmetic == "int8":
+        raise ModelLoadError(f"int8 is not exact: {why}; leave --arithmetic out, and it runs in float32")
+    log.warning("not in int8", error=why)
+    return result, why
 
 
 def _restriction(found: Difference, model: onnx.ModelProto, engine: Engine) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from streamcell.service.graph.edit import all_tensors
+from streamcell.card.graphs.edit import all_tensors
 from streamcell.service.load_errors import ModelLoadError
 
 from .locate import check_file

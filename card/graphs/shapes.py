@@ -21,6 +21,14 @@ def inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[Size, ...]]:
     }
 
 
+def inferred_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """The same, with -1 for every size that is not a number."""
+    return {
+        name: tuple(size if isinstance(size, int) else -1 for size in shape)
+        for name, shape in inferred_shapes(model).items()
+    }
+
+
 def _size(dim: onnx.TensorShapeProto.Dimension) -> Size:
     if dim.HasField("dim_value"):
         return int(dim.dim_value)

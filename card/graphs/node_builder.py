@@ -79,6 +79,10 @@ class NodeBuilder:
             self.graph.initializer.append(numpy_helper.from_array(array, self._constants[key]))
         return self._constants[key]
 
+    def scalar(self, value: int) -> str:
+        """An initializer that holds `value` as an int64 without axes."""
+        return self.constant(np.array(value))
+
     def reshape(self, value: str, *shape: int, into: str | None = None) -> str:
         """`value` in another shape; -1 is the remaining size."""
         return self.add("Reshape", value, self.constant(shape), into=into)

@@ -127,9 +127,24 @@ def drop_unread(graph: onnx.GraphProto) -> None:
             for body in subgraphs(node):
                 needed |= value_names(body)
     if len(kept) < len(graph.node):
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
-        del graph.node[:]
-        graph.node.extend(copies)
+        replace_nodes(graph, reversed(kept))
+
+
+def drop_unread_initializers(graph: onnx.GraphProto) -> None:
+    """Drop the dense initializers of `graph` that neither its nodes nor its outputs name."""
+    read = {output.name for output in graph.output}
+    for node in graph.node:
+        read.update(node.input)
+        for body in subgraphs(node):
+            read |= value_names(body)
+    remove_initializers(graph, {i.name for i in graph.initializer} - read)
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Have `graph` hold `nodes`, some of which may be its own, and no others."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def forget_shapes(graph: onnx.GraphProto, *, bodies_interface: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import chorales as demo_chorales
 from . import continuation as demo_continue
 from . import digits as demo_digits
+from . import durable as demo_durable
 from . import g2p as demo_g2p
 from . import harmony as demo_harmony
 from . import vowels as demo_vowels
@@ -14,6 +15,7 @@ DEMOS: tuple[Demo, ...] = (
     demo_digits.DEMO,
     demo_vowels.DEMO,
     demo_chorales.DEMO,
+    demo_durable.DEMO,
     demo_harmony.DEMO,
     demo_continue.DEMO,
     demo_g2p.DEMO,

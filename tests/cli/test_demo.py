@@ -12,6 +12,7 @@ from music21 import midi
 from typer.testing import CliRunner
 
 from streamcell.cli import app
+from streamcell.cli.demos import durable
 from streamcell.models import write_midi
 from streamcell.models.data import cache
 from streamcell.models.data.chorales import CACHE_NAME
@@ -57,18 +58,40 @@ def test_a_roll_comes_back_from_its_midi_file(tmp_path: Path, share: float) -> N
     np.testing.assert_array_equal(read_midi(tmp_path / "roll.mid"), roll)
 
 
-@pytest.mark.slow
-def test_the_demo_continues_pieces_and_writes_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
+    """Made-up chorales in the current folder, which is new; the split by name gives two to the test part."""
     rng = np.random.default_rng(1)
-    # Split by their names: two of these are for the test.
     rolls = [np.repeat(rng.random((45, 88)) < 0.05, 2, axis=0) for _ in range(8)]
     names = [f"piece-{number}" for number in range(len(rolls))]
     (tmp_path / "data").mkdir()
     cache.write_rolls(tmp_path / "data" / CACHE_NAME, names, rolls, {"source": "made up"})
     monkeypatch.chdir(tmp_path)  # where no other demo has run
+    return rolls
+
+
+@pytest.mark.slow
+def test_the_demo_of_a_killed_server_loses_and_doubles_nothing(
+    tmp_path: Path, made_up: list[np.ndarray[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "KILLS", 2)
     out = tmp_path / "out"
+    arguments = ["demo", "durable", "--out", str(out), "--minutes", "0.01", "--sessions", "4"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    figures = json.loads((out / "report.json").read_text())
+    assert (figures["kills"], figures["lost"], figures["doubled"]) == (2, 0, 0)
+    assert figures["resumes"] > 0
+    assert figures["steps"] >= 4
+    assert figures["largest_difference"] < 1e-4
+    assert abs(figures["loss_served"] - figures["loss_torch"]) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_demo_continues_pieces_and_writes_what_it_says(
+    tmp_path: Path, made_up: list[np.ndarray[Any, Any]]
+) -> None:
+    rolls, out = made_up, tmp_path / "out"
     arguments = ["demo", "continue", "--out", str(out), "--minutes", "0.01", "--sessions", "2"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

@@ -26,7 +26,7 @@ class Options:
         metadata: sent with every call, for example ``(("authorization", "Bearer …"),)``.
         keepalive_s: seconds without data before a connection with an open session is pinged; `math.inf` for never.
         keepalive_timeout_s: seconds to wait for the answer to a ping before the connection counts as broken.
-        multiplex: carry a model's sessions on one stream from the fifth live one on. Many sessions then cost a fraction
+        multiplex: carry a model's sessions on one stream from the third live one on. Many sessions then cost a fraction
             of the CPU, in the server too; `Session.id` is their stream's, and ends all of them in `close_session`.
         wait_for_ready: wait for a server that is not up yet, within `timeout_s`, instead of failing at once.
         options: further gRPC channel options; they override the options above.

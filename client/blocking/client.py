@@ -81,7 +81,7 @@ class Client(Calls):
                 is lost or comes twice. After `cancel` the server still keeps it for a while: `Session.ticket`.
             resume_s: how long to try without an answer before that error is raised; the first opening, too.
             multiplex: carry it on one stream with other sessions of this client and model. None: as `connect` says, if
-                four others are live and the model cannot generate. True: in any case; such a session cannot `generate`
+                two others are live and the model cannot generate. True: in any case; such a session cannot `generate`
                 or `beam_search`. With `inputs`, `lifetime_s`, `metadata` or `resume` it always has a stream of its own.
 
         Raises:

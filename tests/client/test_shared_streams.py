@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import math
 import threading
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,12 @@ from streamcell.client import (
     connect_async,
 )
 from streamcell.client.protocol import shared_stream
-from streamcell.client.protocol.members import FEW, SESSION_AHEAD_BYTES
+from streamcell.client.protocol.frame_rows import FrameRows
+from streamcell.client.protocol.members import FEW, SESSION_AHEAD_BYTES, Member, Row
 from streamcell.client.protocol.shared_stream import SharedExchange
 from streamcell.export import export_model
 from streamcell.models import LSTM
+from streamcell.proto import pb
 from tests.support.arrays import noise, truth
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -39,7 +44,7 @@ CONFORMANCE = pytest.mark.conformance
 
 @pytest.fixture(scope="module")
 def server(start_server: Any, models_dir: Path) -> Any:
-    sizes = {"--max-batch": 4, "--max-chunk": 4, "--max-steps-per-message": 16, "--max-message-bytes": 4096}
+    sizes = {"--max-batch": 4, "--max-chunk": 4, "--max-steps-per-message": 16, "--max-message-bytes": 1024}
     return start_server(models_dir, *(str(each) for pair in sizes.items() for each in pair))
 
 
@@ -306,7 +311,7 @@ def test_a_message_too_large_ends_its_session_alone(server: Any) -> None:
 
 
 def test_frames_stay_below_the_servers_limit(server: Any, modules: dict[str, torch.nn.Module]) -> None:
-    x = noise(60, 16, 3)  # 60 rows of 192 bytes are far more than the 4,096 bytes that this server takes
+    x = noise(60, 16, 3)  # 60 rows of 192 bytes are far more than the 1,024 bytes that this server takes
 
     async def main() -> None:
         async with connect_async(server.target) as client:
@@ -316,6 +321,54 @@ def test_frames_stay_below_the_servers_limit(server: Any, modules: dict[str, tor
             np.testing.assert_allclose(np.stack(y), truth(modules["gru"], x), **TOLERANCE)
 
     asyncio.run(main())
+
+
+def test_more_sessions_end_at_once_than_one_frame_can_close(server: Any) -> None:
+    async def main() -> None:
+        async with connect_async(server.target) as client:
+            sessions = [client.session("gru", multiplex=True) for _ in range(300)]  # 1,200 bytes of handles
+            await asyncio.gather(*(session.open() for session in sessions))
+            await asyncio.gather(*(session.close() for session in sessions))
+            assert not [each async for each in client.sessions("gru")]
+
+    asyncio.run(main())
+
+
+def test_a_frame_holds_messages_of_one_mode_and_similar_length() -> None:
+    def member(*steps: int, mode: Any = pb.OUTPUT_MODE_ALL, size: int = 10) -> Member:
+        made = Member(mode, False, lambda reply: None)
+        made.waiting.extend(Row([bytes(size * each)], each, pb.OUTPUT_MODE_UNSPECIFIED) for each in steps)
+        return made
+
+    def lengths(message_bytes: int, *members: Member) -> list[int]:
+        rows = FrameRows(message_bytes, closing=0)
+        for each in members:
+            rows.add(each)
+        return [message.steps for message in rows.messages]
+
+    last = partial(member, mode=pb.OUTPUT_MODE_LAST)
+    assert lengths(4096, member(4), member(1), member(2), member(9), member(8, 1)) == [4, 2, 8]
+    assert lengths(4096, member(1), last(1), last(2), member(2)) == [1, 1, 2]  # the last of one is all of it
+    assert lengths(4096, last(2), member(2), last(2)) == [2, 2]
+    assert lengths(1024, *[member(1, size=300) for _ in range(9)]) == [1, 1]
+    big = member(1, size=900)
+    assert not FrameRows(1050, closing=10).add(big)  # no room beside ten handles
+    assert lengths(1050, big, member(1)) == [1]
+
+
+def test_a_dropped_session_leaves_its_stream(server: Any) -> None:
+    async def main() -> None:
+        async with connect_async(server.target) as client:
+            kept = await client.session("tcn", multiplex=True).open()
+            dropped = await client.session("tcn", multiplex=True, timeout_s=math.inf).open()
+            assert await kept.step(np.zeros(3, np.float32)) is not None
+            del dropped
+            gc.collect()
+            while [each.members async for each in client.sessions("tcn")] != [1]:
+                await asyncio.sleep(0.01)
+            await kept.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_a_session_that_reads_nothing_holds_up_itself_alone(server: Any) -> None:

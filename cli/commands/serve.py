@@ -17,12 +17,14 @@ def _run(config: Path | None, flags: dict[str, Any]) -> int:
 
     read_on_serving_thread()  # before grpcio is imported
     from streamcell.service import DeviceError, ModelLoadError, configure_logs, make_server
+    from streamcell.service.denormals import flush_denormals
     from streamcell.service.gc_tuning import tune_gc
     from streamcell.service.signals import Signals
     from streamcell.service.transport.lane_choice import LaneError
 
     settings = read_settings("serve", config, flags)
     configure_logs(settings.log_level, settings.log_format)
+    flush_denormals()  # before any thread starts
     signals = Signals(settings.grace_s + settings.stop_s)
     try:
         signals.server = server = make_server(settings)

@@ -131,6 +131,7 @@ class Device:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         # Errors are raised with the same text. Printed too, a client that has runs fail could fill a disk.
         options.log_severity_level = 4
         # Nodes of constants are computed as the session is made. A small file can name huge ones.

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, GCCollector
 
 from streamcell.card import telemetry  # noqa: F401  # before ONNX Runtime is imported
 from streamcell.service import gc_tuning as garbage
+from streamcell.service.denormals import flush_denormals
 from streamcell.service.load_errors import DeviceError, ModelLoadError
 from streamcell.service.logs.configure import configure
 from streamcell.service.model_host import ModelHost
@@ -54,6 +55,7 @@ class EngineProcess(ChildProcess):
 
     def __init__(self, pipe: Pipe) -> None:
         super().__init__(pipe)
+        flush_denormals()
         self._host: ModelHost | None = None
         self._ring_sessions: dict[tuple[str, str], RingSessions] = {}
         self._lane = TunnelLane()

@@ -108,6 +108,7 @@ class SharedStream:
         self._retire = retire
         self._turn = threading.Lock()  # held to change the exchange's list of sessions
         self._over = False
+        self._error: StreamCellError | None = None
         self._call: Any = None
 
     def begin(self, start: Callable[[Requests], Any]) -> None:
@@ -134,6 +135,8 @@ class SharedStream:
                     if self.exchange.forsaken:
                         self._call.cancel()
                 if self._over:
+                    if self._error is not None:  # a session may have joined just before the end
+                        self.exchange.end(self._error)
                     raise StopIteration
             what = asked.get()
             with self._turn:
@@ -156,7 +159,7 @@ class SharedStream:
 
     def _end(self, error: StreamCellError) -> None:
         with self._turn:
-            self._over = True
+            self._over, self._error = True, error
             self._retire(self, lambda: True)
             while not self._asked.empty():  # sessions that have just joined
                 self.exchange.handle(self._asked.get_nowait())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import queue
 import threading
 from collections import deque
 from functools import partial
@@ -28,9 +29,10 @@ from streamcell.client import (
     connect,
     connect_async,
 )
+from streamcell.client.blocking.shared_stream import SharedStream
 from streamcell.client.protocol import shared_stream
 from streamcell.client.protocol.frame_rows import FrameRows
-from streamcell.client.protocol.members import FEW, SESSION_AHEAD_BYTES, Member, Row
+from streamcell.client.protocol.members import FEW, SESSION_AHEAD_BYTES, Member, Row, Wish
 from streamcell.client.protocol.shared_stream import SharedExchange
 from streamcell.export import export_model
 from streamcell.models import LSTM
@@ -354,6 +356,33 @@ def test_a_frame_holds_messages_of_one_mode_and_similar_length() -> None:
     big = member(1, size=900)
     assert not FrameRows(1050, closing=10).add(big)  # no room beside ten handles
     assert lengths(1050, big, member(1)) == [1]
+
+
+def test_a_session_that_joins_while_the_stream_ends_is_told() -> None:
+    class Call:
+        def cancel(self) -> None: ...
+
+    class Asked(queue.SimpleQueue[Any]):
+        """Looks empty, and ends the stream just after it was read."""
+
+        def empty(self) -> bool:
+            return True
+
+        def get(self, *args: Any, **kwargs: Any) -> Any:
+            asked = super().get(*args, **kwargs)
+            stream._end(Unavailable("gone", reason="UNAVAILABLE"))
+            return asked
+
+    stream = SharedStream(("lstm", ""), lambda stream, only_if: False)
+    stream._call = Call()
+    next(stream)  # the opening
+    asked = stream._asked = Asked()
+    told: list[Any] = []
+    member = Member(pb.OUTPUT_MODE_ALL, False, told.append)
+    asked.put((member, Wish.JOIN))
+    with pytest.raises(StopIteration):
+        next(stream)
+    assert (told, str(member.error)) == ([None], "gone")
 
 
 def test_a_dropped_session_leaves_its_stream(server: Any) -> None:

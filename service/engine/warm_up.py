@@ -26,17 +26,17 @@ _CHECK_STEPS = 4
 
 def faster(runs: Sequence[Callable[[], None]]) -> int:
     """The fastest of `runs` (by the median of alternating calls); the first unless another is clearly faster."""
-    times = medians(runs)
-    best = min(range(len(runs)), key=times.__getitem__)
-    return best if times[best] < FASTER * times[0] else 0
+    medians = [median(times) for times in timed(runs, _BUDGET_S * len(runs))]
+    best = min(range(len(runs)), key=medians.__getitem__)
+    return best if medians[best] < FASTER * medians[0] else 0
 
 
-def medians(runs: Sequence[Callable[[], None]]) -> list[float]:
-    """Seconds that each of `runs` takes, by the median of alternating calls."""
+def timed(runs: Sequence[Callable[[], None]], budget_s: float) -> list[list[float]]:
+    """Seconds of each call of `runs`, which take turns for about `budget_s`."""
     taken: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
-    until_s = time.perf_counter() + _BUDGET_S * len(runs)
+    until_s = time.perf_counter() + budget_s
     for turn in range(_MOST_RUNS):
         for run, times in zip(runs, taken, strict=True):
             began_s = time.perf_counter()
@@ -44,7 +44,7 @@ def medians(runs: Sequence[Callable[[], None]]) -> list[float]:
             times.append(time.perf_counter() - began_s)
         if turn + 1 >= _LEAST_RUNS and time.perf_counter() > until_s:
             break
-    return [median(times) for times in taken]
+    return taken
 
 
 def replays_as_it_runs(staged: Staged, plain: Callable[[], None], scratch: np.ndarray) -> bool:

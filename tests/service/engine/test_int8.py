@@ -19,6 +19,7 @@ from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Engine, EngineOptions
+from streamcell.service.engine.pool import StatePool
 from streamcell.service.lifecycle import arithmetic
 from streamcell.service.lifecycle.inspection import inspect_model
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
@@ -53,7 +54,7 @@ def loaded(path: Path, **settings: Any) -> LoadedModel:
 def measured(monkeypatch: pytest.MonkeyPatch, *factors: float) -> None:
     """Have int8 be measured as this many times as fast as float32, size by size."""
     left = iter(factors)
-    monkeypatch.setattr(arithmetic, "medians", lambda runs: [next(left), 1.0])
+    monkeypatch.setattr(arithmetic, "timed", lambda runs, budget_s: [[9.0, next(left)], [1.0, 9.0]])
 
 
 def test_the_faster_one_runs_at_all_sizes(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +78,7 @@ def test_float32_stays_unless_int8_is_clearly_faster(
 
 @pytest.mark.parametrize("asked", ["float32", "int8"])
 def test_the_settings_may_decide(files: dict[str, Path], asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arithmetic, "medians", None)  # nothing is measured
+    monkeypatch.setattr(arithmetic, "timed", None)  # nothing is measured
     model = loaded(files["rnn"], arithmetic=asked)
     assert (model.engine.arithmetic, model.arithmetic) == (asked, f"{asked}: as --arithmetic says")
 
@@ -93,6 +94,26 @@ def test_a_card_computes_in_float32(files: dict[str, Path]) -> None:
     graph = open_model(files["lstm"], "lstm").load()
     choice = arithmetic.choose(None, options, graph, settings, None)  # type: ignore[arg-type]
     assert str(choice) == "float32: on cuda:0"
+
+
+def test_trials_leave_the_journal_alone(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring and proving use pools of their own, in memory; the journal is made once, for the engine that serves."""
+    measured(monkeypatch, 2.0, 2.0, 2.0)
+    made = []
+    new = StatePool.__init__
+
+    def counted(self: StatePool, *args: Any, **options: Any) -> None:
+        new(self, *args, **options)
+        made.append(self.journal is not None)
+
+    monkeypatch.setattr(StatePool, "__init__", counted)
+    model = loaded(files["gru"], durability="process", journal_dir=tmp_path / "journals")
+    assert model.engine.arithmetic == "int8"
+    assert made == [False, False, False, True]
+    assert model.journal is not None
+    model.journal.end()
 
 
 def test_inspect_tells(files: dict[str, Path]) -> None:

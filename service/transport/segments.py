@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 # Replies to one connection from which holding pays: it takes seven system calls, a segment of its own a reply more.
 WORTH = 3
 # Options of Linux: TCP_CORK of linux/tcp.h, and SO_COOKIE of asm-generic/socket.h, a number that the machine gives to
@@ -41,6 +43,7 @@ def cookie_of(seen: socket.socket) -> bytes:
     return seen.getsockopt(socket.SOL_SOCKET, _COOKIE, _COOKIE_BYTES)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Segments:
     """The sockets of this process's clients, by peer. Any thread may call every method."""
 
@@ -64,7 +67,7 @@ class Segments:
             for peer, replies in Counter(peers).items():
                 if replies >= WORTH and (found := sockets.get(peer)) is not None:
                     held.append(found)  # first: what is in the list is released, whatever happens
-                    _cork(found, 1)
+                    self._cork(found, 1)
         except BaseException:
             self.release(held)
             raise
@@ -73,27 +76,29 @@ class Segments:
     def release(self, held: list[Socket]) -> None:
         """Send what has been held back."""
         for each in held:
-            _cork(each, 0)
+            self._cork(each, 0)
+
+    def _cork(self, found: Socket, on: int) -> None:
+        """Set TCP_CORK of a socket; nothing if it has been closed."""
+        try:
+            # Of this family, whose addresses are longer: others fit, too.
+            seen = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=found.fd)
+        except OSError:  # the number names no socket now
+            return
+        try:
+            with suppress(OSError):
+                if self._cookie(seen) != found.cookie:
+                    return
+                seen.setsockopt(socket.IPPROTO_TCP, _CORK, on)
+                if on and self._cookie(seen) != found.cookie:
+                    # It was closed at this very moment; the option is another socket's, in which nobody else sets it.
+                    seen.setsockopt(socket.IPPROTO_TCP, _CORK, 0)
+        finally:
+            seen.detach()
+
+    def _cookie(self, seen: socket.socket) -> bytes:
+        return cookie_of(seen)
 
 
 # One for all servers in this process, as their sockets are.
 SEGMENTS = Segments()
-
-
-def _cork(found: Socket, on: int) -> None:
-    """Set TCP_CORK of a socket; nothing if it has been closed."""
-    try:
-        # Of this family, whose addresses are longer: others fit, too.
-        seen = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=found.fd)
-    except OSError:  # the number names no socket now
-        return
-    try:
-        with suppress(OSError):
-            if cookie_of(seen) != found.cookie:
-                return
-            seen.setsockopt(socket.IPPROTO_TCP, _CORK, on)
-            if on and cookie_of(seen) != found.cookie:
-                # It was closed at this very moment, and the option is another socket's, in which nobody else sets it.
-                seen.setsockopt(socket.IPPROTO_TCP, _CORK, 0)
-    finally:
-        seen.detach()

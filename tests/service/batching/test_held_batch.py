@@ -11,7 +11,6 @@ import pytest
 
 from streamcell.proto import pb
 from streamcell.service.batching.inline import InlinePolicy
-from streamcell.service.engine.engine import Staged
 from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.transport.segments import SEGMENTS, WORTH, Socket, cookie_of
 from tests.service.batching.test_hot_path import MESSAGE, STEP, Rig, Wire
@@ -30,8 +29,11 @@ class Client(Wire):
         self.connection = connection
         self.held: list[bool] = []
         self.fails = False
+        self.reads = threading.Event()  # until then a reply takes time
+        self.reads.set()
 
     def reply(self, data: bytes, *, last: bool = True) -> None:
+        self.reads.wait(60)
         super().reply(data, last=last)
         self.held.append(held(self.connection))
         if self.fails:
@@ -91,24 +93,16 @@ def test_a_batch_on_the_reading_thread_holds_its_connection(rig: Rig, connection
 def test_a_batch_on_the_engine_thread_holds_its_connection(
     rig: Rig,
     connection: socket.socket,
-    monkeypatch: pytest.MonkeyPatch,
     eventually: Callable[[Callable[[], bool]], bool],
 ) -> None:
     streams = clients(rig, connection, WORTH)
     rig.model.batcher.inline.policy = NeverShort()
-    engine, go = rig.model.engine, threading.Event()
-    run = engine.run
-
-    def waits(staged: Staged) -> None:
-        go.wait(60)
-        run(staged)
-
-    monkeypatch.setattr(engine, "run", waits)
-    (_, early), *_ = streams
-    early.on_message(MESSAGE)  # its run waits until all have come
+    early, stream = streams[0]
+    early.reads.clear()
+    stream.on_message(MESSAGE)  # the engine thread, which answers it, waits until all have come
     for _, stream in streams:
         stream.on_message(MESSAGE)
-    go.set()
+    early.reads.set()
     assert eventually(lambda: all(len(client.replies) >= 2 for client, _ in streams[1:]))
     rig.model.runner.stop()
     assert [client.held for client, _ in streams[1:]] == [[False, True]] * (WORTH - 1)

@@ -15,7 +15,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from streamcell.service.settings import Settings
-from streamcell.service.transport import segments as module
 from streamcell.service.transport.fast_lane import FastLane
 from streamcell.service.transport.grpc_server import Transport
 from streamcell.service.transport.in_flight import InFlight
@@ -127,9 +126,9 @@ def taken_over(fd: int, other: int) -> Iterator[None]:
         os.close(kept)
 
 
-def leaves_strangers_alone(own: Pair, foreign: Pair) -> None:
+def leaves_strangers_alone(own: Pair, foreign: Pair, kind: type[Segments] = Segments) -> None:
     """A number that another socket has now is not used, whether its own was held or not."""
-    segments = knowing(own)
+    segments = knowing(own, kind=kind)
     peers = [own.peer] * WORTH
     with taken_over(own.server.fileno(), foreign.server.fileno()):
         segments.release(segments.hold(peers))
@@ -147,36 +146,48 @@ def test_a_number_that_names_another_socket_now_is_not_used(pair: MakePair) -> N
     leaves_strangers_alone(pair(), pair())
 
 
-def test_a_number_used_without_its_cookie_would_be_seen(
-    pair: MakePair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Careless(Segments):
+    """Takes every socket for the one that it was told."""
+
+    told: bytes
+
+    def _cookie(self, seen: socket.socket) -> bytes:
+        return self.told
+
+
+def test_a_number_used_without_its_cookie_would_be_seen(pair: MakePair) -> None:
     own, foreign = pair(), pair()
-    cookie = cookie_of(own.server)
-    monkeypatch.setattr(module, "cookie_of", lambda seen: cookie)
+    Careless.told = cookie_of(own.server)
     with pytest.raises(AssertionError):
-        leaves_strangers_alone(own, foreign)
+        leaves_strangers_alone(own, foreign, kind=Careless)
 
 
-def test_a_number_taken_over_while_it_is_used_is_put_right(
-    pair: MakePair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Closing(Segments):
+    """While it uses a number for the first time, the core closes that connection, and another one gets the number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+        self.close: Callable[[], object] = lambda: None
+
+    def _cookie(self, seen: socket.socket) -> bytes:
+        cookie = super()._cookie(seen)
+        self.looks += 1
+        if self.looks == 1:
+            self.close()
+        return cookie
+
+
+def test_a_number_taken_over_while_it_is_used_is_put_right(pair: MakePair) -> None:
     own, foreign = pair(), pair()
-    segments = knowing(own)
+    segments = knowing(own, kind=Closing)
+    assert isinstance(segments, Closing)
     kept = os.dup(own.server.fileno())
-    real = cookie_of
-    looks: list[bytes] = []
-
-    def look(seen: socket.socket) -> bytes:
-        looks.append(real(seen))
-        if len(looks) == 1:  # the core closes the connection just after the look
-            os.dup2(foreign.server.fileno(), own.server.fileno())
-        return looks[-1]
-
-    monkeypatch.setattr(module, "cookie_of", look)
+    segments.close = lambda: os.dup2(foreign.server.fileno(), own.server.fileno())
     segments.release(segments.hold([own.peer] * WORTH))
     os.dup2(kept, own.server.fileno())
     os.close(kept)
-    assert len(looks) == 3
+    assert segments.looks == 3
     assert not held(foreign.server)
     assert not held(own.server)
 
@@ -196,19 +207,22 @@ def test_a_number_that_names_a_file_or_nothing_does_no_harm(pair: MakePair, tmp_
     segments.release(segments.hold(peers))
 
 
-def test_whatever_fails_meanwhile_nothing_stays_held(pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = pair(), pair()
-    segments = knowing(first, second)
-    real = module._cork
+class Failing(Segments):
+    """Fails once two are held."""
 
-    def cork(found: Socket, on: int) -> None:
-        real(found, on)
-        if on and held(second.server):
+    holds = 0
+
+    def _cork(self, found: Socket, on: int) -> None:
+        super()._cork(found, on)
+        self.holds += on
+        if on and self.holds == 2:
             raise MemoryError
 
-    monkeypatch.setattr(module, "_cork", cork)
+
+def test_whatever_fails_meanwhile_nothing_stays_held(pair: MakePair) -> None:
+    first, second = pair(), pair()
     with pytest.raises(MemoryError):
-        segments.hold([first.peer, second.peer] * WORTH)
+        knowing(first, second, kind=Failing).hold([first.peer, second.peer] * WORTH)
     assert not held(first.server)
     assert not held(second.server)
 

@@ -178,7 +178,7 @@ def test_cancels_while_replies_are_being_sent_end_each_stream_once(rig: Start) -
 
 def test_a_deadline_ends_the_stream(rig: Start, lane: ServerLane) -> None:
     served = rig()
-    call = served.stream(Feed(b"hold"), timeout=0.3)
+    call = served.stream(Feed(b"hold"), timeout=2)
     handler = served.handler()
     assert status(call)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
     assert handler.ended.wait(WAIT_S)

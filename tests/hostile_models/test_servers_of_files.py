@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,10 @@ def test_model_control_goes_on_whatever_is_put_into_the_folder(
     with connect(server.target) as client, client.session("good") as session:
         assert (session.step(np.ones(3, np.float32)) == 1).all()
         if kind == "poll":
-            save(parsed(good), folder / "zulu.onnx", SIDECAR + STATE)
-            assert eventually(lambda: "zulu" in {model.name for model in client.models()})
+            # What a look at the folder refuses is counted after what it loads is served: by the next look it is.
+            for name in ("zulu", "zulu1"):
+                save(parsed(good), folder / f"{name}.onnx", SIDECAR + STATE)
+                assert eventually(lambda name=name: name in {model.name for model in client.models()})
             count = server.metric("streamcell_model_load_failures_total")
             save(parsed(good), folder / "zulu2.onnx", SIDECAR + STATE)
             assert eventually(lambda: "zulu2" in {model.name for model in client.models()})
@@ -103,10 +106,15 @@ def test_a_file_that_is_still_being_written_is_tried_again_when_it_has_changed(
     )
     data = model.SerializeToString()
     failures = "streamcell_model_load_failures_total"
-    with connect(server.target) as client, (folder / "slow.onnx").open("wb") as file:
-        (folder / "slow.toml").write_text(SIDECAR)
+    with connect(server.target) as client, (tmp_path / "slow.onnx").open("wb") as file:
         file.write(data[: len(data) // 2])
         file.flush()
+        server.process.send_signal(
+            signal.SIGSTOP
+        )  # it must see the half file with its sidecar, and nothing less
+        (folder / "slow.toml").write_text(SIDECAR)
+        (tmp_path / "slow.onnx").rename(folder / "slow.onnx")
+        server.process.send_signal(signal.SIGCONT)
         assert eventually(lambda: server.metric(failures, model="slow") >= 1)
         tried = server.metric(failures, model="slow")
         save(parsed(ADD), folder / "after.onnx", SIDECAR + STATE)

@@ -126,6 +126,8 @@ class InFlight:
         self._tell({})
 
     def _tell(self, sockets: dict[str, Socket]) -> None:
+        if self._stopping.is_set():  # a look may just be ending
+            sockets = {}
         known, self._holdable = self._holdable, sockets
         if self.segments is not None:
             self.segments.learn(known, sockets)

@@ -56,6 +56,7 @@ def cases(sessions: Iterable[int] = (1, 8, 64, 256, 1024)) -> list[Case]:
     found += [
         Case("open-loop 64", {"sessions": 64, "rate": 2000.0}, (OURS, AIO, LANE, OIP), open_to_peers=True)
     ]
+    found.append(Case("sessions of one 64", {"sessions": 64, "messages": 1}, (OURS, AIO, LANE, OIP)))
     # The kernel distributes connections, not streams, over front ends.
     found += [
         Case(f"spread {n}", {"sessions": n, "connections": 8}, (OURS, FRONTENDS)) for n in (64, 256, 1024)

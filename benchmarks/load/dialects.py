@@ -95,4 +95,11 @@ def echo(like: Dialect) -> Dialect:
             raise WrongReply(f"expected an echo of {size} bytes; got {len(reply)} others")
 
     method = ECHO_UNARY if like.unary else ECHO_STREAM
-    return Dialect(method, like.unary, lambda session: message, lambda session: message, check)
+    return Dialect(
+        method,
+        like.unary,
+        lambda session: message,
+        lambda session: message,
+        check,
+        nth=lambda session, n, messages: message,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streamcell.benchmarks.cases import AIO, ENGINE
+from streamcell.benchmarks.cases import AIO, ENGINE, OIP, OURS
 
 from .outcomes import Results
 
@@ -71,6 +71,14 @@ def _tails(found: Found) -> float | None:
     return _worst([found.results.within(f"ping-pong {n}", "p99_ms", "p50_ms") for n in (256, 1024)], max)
 
 
+def _short(found: Found) -> float | None:
+    return found.results.median("sessions of one 64", OURS, _CPU)
+
+
+def _short_oip(found: Found) -> float | None:
+    return found.results.median("sessions of one 64", OIP, _CPU)
+
+
 GOALS = (
     Goal("ping-pong, 64 sessions: server CPU a step, over the grpc.aio echo's",
          _ratio("ping-pong 64", _CPU, AIO), 0.75, case="ping-pong 64"),
@@ -92,6 +100,10 @@ GOALS = (
          _ratio("frames 1024", "steps_per_s", ENGINE), 0.8, True, case="frames 1024"),
     Goal("frames of 1,024 sessions, one at a time: steps/s over ping-pong's",
          _across("frames 1024", "ping-pong 1024"), 8.0, True, case="frames 1024"),
+    Goal("64 clients that open a session, send one step and end it: server CPU a session",
+         _short, 150.0, unit=" µs", case="sessions of one 64"),
+    Goal("64 clients that start and end a sequence in one request: server CPU a sequence",
+         _short_oip, 150.0, unit=" µs", case="sessions of one 64"),
     Goal("10,000 sessions at rest: server memory each beyond their state", _idle("bytes_each", 1 / 1024), 40.0,
          unit=" KiB"),
     Goal("10,000 sessions at rest: CPU a step of 64 active ones, over the same alone", _idle("active_cpu_ratio"), 1.1),

@@ -57,7 +57,7 @@ class StreamCall:
         in_flight: InFlight,
     ) -> None:
         """Begin `call`, the core's. On the serving thread."""
-        self.peer: str = call.peer().decode()
+        self.peer: str = call.peer().decode(errors="replace")
         self.gone = "cancelled"
         self._call = call
         self._metadata = metadata

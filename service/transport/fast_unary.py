@@ -38,7 +38,7 @@ class UnaryCall(AnswerOnce):
         """Begin `call`, the core's. On the serving thread."""
         super().__init__()
         ARRIVALS.calls += 1
-        self.peer: str = call.peer().decode()
+        self.peer: str = call.peer().decode(errors="replace")
         self._call = call
         self._on_request = on_request
         self._first_message = first

@@ -178,6 +178,21 @@ def test_interceptors_see_the_calls(rig: Start) -> None:
     assert seeing.seen == ["/t/Stream", "/t/Unary"]
 
 
+def test_interceptors_that_something_else_gives_every_server_see_the_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As instrumentation does that patches grpcio."""
+    seeing, plain = _Seeing(), grpc.server
+    monkeypatch.setattr(grpc, "server", lambda *given, **more: plain(*given, interceptors=(seeing,), **more))
+    served = Rig(FastLane())
+    try:
+        assert list(served.stream([b"a"])) == [b"a"]
+        assert served.unary(b"ab").result() == b"ba"
+        assert seeing.seen == ["/t/Stream", "/t/Unary"]
+    finally:
+        served.close()
+
+
 def test_interceptors_may_wrap_the_behaviour(rig: Start) -> None:
     wrapping = _Wrapping()
     served = rig(interceptors=(wrapping,))

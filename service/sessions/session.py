@@ -39,6 +39,22 @@ class SessionListener(Protocol):
         """The server has ended the session with `error`; the slot is given back."""
 
 
+class _Ended:
+    """The listener of a session that has ended: runs that were under way may still report to it."""
+
+    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
+        """Nobody is told."""
+
+    def resume(self) -> None:
+        """Nobody is read."""
+
+    def fail(self, error: ServiceError) -> None:
+        """It has ended before."""
+
+
+ENDED: SessionListener = _Ended()
+
+
 class Work:
     """One message's timesteps: `payloads` holds one tensor an input, [steps, *step_shape] in C order."""
 

@@ -1,17 +1,19 @@
-"""Checks of openings, and what those of resumable sessions ask for."""
+"""Checks of openings, what those of resumable sessions ask for, and the streams that bring them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from streamcell.proto import pb
-from streamcell.service.errors import MalformedMessage
+from streamcell.service.errors import MalformedMessage, ServiceError
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.openings import check_opening, given_in
 from streamcell.service.protocols.common.requests import check_dtypes
-from streamcell.service.sessions.kept_replies import Place
+from streamcell.service.sessions.kept_replies import KeptReplies, Place
 from streamcell.service.sessions.model import Model
+from streamcell.service.sessions.resume_errors import RepliesGone, StateBehind
+from streamcell.service.transport.calls import Call
 
 M = TypeVar("M", bound=Model)
 
@@ -104,3 +106,35 @@ class Resume:
             asked.resume or max(received, asked.received_steps, asked.held - 1, asked.first - 1) > 0,
             asked.durability,
         )
+
+
+class Stream(Protocol):
+    """One of a session's streams, as far as the session needs it."""
+
+    call: Call
+    next: int  # number of its next message; 0: it sends none before its opening is answered
+    half_closed: bool  # the client sends no more messages
+
+    def finish(self) -> None:
+        """End the call: the client has half-closed, and every message is answered."""
+
+
+def compare(asked: Resume, applied: int, kept: KeptReplies) -> tuple[ServiceError | None, list[bytes]]:
+    """The error that an opening gets from a session that has applied so many messages; or what its client lacks."""
+    first = asked.first or asked.held
+    if first > applied + 1:
+        return StateBehind(
+            f"the session has applied {applied} messages, and the client's next one is {first}: "
+            "those between are lost; open a new session",
+            applied=applied,
+            held=first,
+        ), []
+    replies = kept.since(asked.place)
+    if replies is None:
+        return RepliesGone(
+            f"the session has applied {applied} messages, the client has {asked.place[0]} replies, and those "
+            "between are no longer kept; resume with `received` = `applied` to go on without them",
+            applied=applied,
+            received=asked.place[0],
+        ), []
+    return None, [reply.data for reply in replies]

@@ -11,44 +11,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from streamcell.card import Signature
 from streamcell.proto import pb
-from streamcell.service.durability.journal import Entry, Found, Journal
-from streamcell.service.errors import MessageTooLarge, ServerDraining, ServiceError, as_status
+from streamcell.service.durability.journal import Found
+from streamcell.service.errors import ServiceError, as_status
 from streamcell.service.generation.reply import Reply
 from streamcell.service.generation.search_work import Search
 from streamcell.service.generation.work import Generating
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import output_mode
 from streamcell.service.sessions.kept_replies import KeptReplies, Place
-from streamcell.service.sessions.resume_errors import (
-    DurabilityUnsupported,
-    RepliesGone,
-    SessionTakenOver,
-    StateBehind,
-)
-from streamcell.service.sessions.session import Output, Work
+from streamcell.service.sessions.resume_errors import SessionTakenOver
+from streamcell.service.sessions.session import ENDED, Output, Work
 from streamcell.service.sessions.table import Live, hash_token, not_found
 from streamcell.service.transport.calls import Call
 
+from .journal_place import JournalPlace, journal_for, record
 from .messages import opened
-from .openings import Resume
+from .openings import Resume, Stream, compare
 from .wire import generated_response, stream_response
 
 HOLD = 64  # replies of a generation that the client has not told it has: then it waits
-
-
-class Stream(Protocol):
-    """One of a session's streams, as far as the session needs it."""
-
-    call: Call
-    next: int  # number of its next message; 0: it sends none before its opening is answered
-    half_closed: bool  # the client sends no more messages
-
-    def finish(self) -> None:
-        """End the call: the client has half-closed, and every message is answered."""
 
 
 class Resumable:
@@ -58,6 +42,7 @@ class Resumable:
         live: the session; set when it is opened.
         output: the output steps of a message that does not name any.
         applied: messages whose last reply is kept.
+        place: in its model's journal, if it outlives the process.
     """
 
     live: Live[Any]
@@ -66,6 +51,7 @@ class Resumable:
         assert context.kept is not None
         self.output = output
         self.applied = 0
+        self.place = JournalPlace(window)
         self._context = context
         self._window = window
         self._kept = KeptReplies(window, context.kept)
@@ -76,15 +62,12 @@ class Resumable:
         self._generations: list[Generating | Search] = []  # those that have not ended, oldest first
         self._stream: Stream | None = None  # the latest one, until it ends
         self._opening: Resume | None = None  # its opening, while that is not answered
-        self._entry: Entry | None = None  # in its model's journal, if it outlives the process
         self._rest = 0  # it is answered once so many messages are applied
         self._source = "detached"  # where it found the session
-        self._unsent: deque[tuple[bytes, bool]] | None = (
-            None  # replies behind its opening's, while these are sent
-        )
+        # The reply to the opening and those behind it, until they are sent.
+        self._unsent: deque[tuple[bytes, bool]] | None = None
         self._call: Call | None = None  # its call, once replies go straight to it
         self._wake: Callable[[], None] | None = None  # lets a generation go on
-        self._most_reply_bytes = 1 << 62
         self._paused = self._over = False
 
     @classmethod
@@ -105,23 +88,17 @@ class Resumable:
             SessionLimit, ServerDraining, …: as `SessionTable.open`.
         """
         assert context.kept is not None
-        journal = model.journal if asked.durability != pb.DURABILITY_NONE else None
-        if asked.durability > pb.DURABILITY_NONE and journal is None:
-            raise DurabilityUnsupported(
-                "sessions of this model do not outlive the server's process: ask for DURABILITY_NONE, or for nothing",
-                asked=asked.durability,
-                has=pb.DURABILITY_NONE,
-            )
+        journal = journal_for(asked, model.journal)
         window = min(asked.window, context.kept.max_window)
         made = cls(context, window, output_mode(request.output_mode, Output.ALL))
-        token_hash = hash_token(asked.token)
+        known = (asked.session_id, hash_token(asked.token))
         try:
             with made._lock:  # from here on other openings may find it
-                made.live = context.sessions.open(model, made, peer, asked.session_id, token_hash)
-                made.live.session.opening = opening
-                made._source = ""
+                made.live = context.sessions.open(model, made, peer, *known)
+                session, made._source = made.live.session, ""
+                session.opening = opening
                 if journal is not None:
-                    made._enter(journal, _record(asked, window, request, made.live))
+                    made.place.enter(session, journal, record(asked, window, request, session))
         except ServiceError:
             made._kept.clear()
             raise
@@ -143,10 +120,14 @@ class Resumable:
         """
         made = cls(context, found.window, output_mode(request.output_mode, Output.ALL))
         with made._lock:
-            made.live = context.sessions.open(model, made, "", found.session.hex(), found.token_hash)
+            try:
+                made.live = context.sessions.open(model, made, "", found.session.hex(), found.token_hash)
+            except ServiceError:
+                made._kept.clear()
+                raise
             session = made.live.session
             session.opening = opening
-            made._enter(model.journal, found)
+            made.place.enter(session, model.journal, found)
             if found.stamp:
                 session.advance(found.stamp, whole=True)
             made.applied = made._accepted = found.number
@@ -157,44 +138,6 @@ class Resumable:
             made._source = "restart"
             made._detach()
         return made
-
-    def _enter(self, journal: Journal, found: Found) -> None:
-        session = self.live.session
-        self._entry = session.journal_entry = journal.open(session.slot, found)
-        self._most_reply_bytes = journal.most_reply_bytes(self._window)
-
-    def check_reply(self, steps: int) -> None:
-        """Raise MessageTooLarge if the journal has no room for a reply of `steps` timesteps."""
-        size = self._reply_bytes(steps)
-        if size > self._most_reply_bytes:
-            raise MessageTooLarge(
-                f"the reply to this message would have {size} bytes, and the journal has room for "
-                f"{self._most_reply_bytes} with a window of {self._window}: send fewer timesteps at once, ask for "
-                "OUTPUT_MODE_LAST, or open the session with a smaller window",
-                limit=self._most_reply_bytes,
-                got=size,
-            )
-
-    def check_generates(self) -> None:
-        """Raise DurabilityUnsupported if the session is in a journal, which cannot hold a generation."""
-        if self._entry is not None:
-            raise DurabilityUnsupported(
-                "a session that outlives the server's process cannot generate: open it with DURABILITY_NONE",
-                asked=pb.DURABILITY_PROCESS,
-                has=pb.DURABILITY_NONE,
-            )
-
-    def most_steps(self, steps: int) -> int:
-        """How many of at most `steps` timesteps a message may have whose reply is not checked one by one."""
-        if self.output is not Output.ALL:
-            return steps
-        each = self._reply_bytes(1) - self._reply_bytes(0)
-        return min(steps, (self._most_reply_bytes - self._reply_bytes(0)) // each) if each else steps
-
-    def _reply_bytes(self, steps: int) -> int:
-        """Bytes of an encoded reply of `steps` timesteps, at most."""
-        signature: Signature = self.live.model.file.signature
-        return 64 + sum(8 + steps * tensor.step_bytes for tensor in signature.outputs)
 
     # From its streams
 
@@ -212,8 +155,8 @@ class Resumable:
             if asked.attempt <= self._attempt:
                 raise SessionTakenOver("a later opening has taken this session; this one changes nothing")
             self._attempt = asked.attempt
-            if self._entry is not None:
-                self._entry.attempt(asked.attempt)
+            if self.place.entry is not None:
+                self.place.entry.attempt(asked.attempt)
             old, self._stream = self._stream, stream
             if old is not None:
                 self._source = "stream"
@@ -229,7 +172,10 @@ class Resumable:
             # A generation that has begun goes on by itself, so nobody waits for its end.
             self._rest = self.applied if self._generations else self._accepted
         if old is not None:
-            self._end_stream(old, SessionTakenOver("another opening has taken this session", **_id(live)))
+            taken = SessionTakenOver(
+                "another opening has taken this session", session_id=live.session.session_id
+            )
+            self._end_stream(old, taken)
         self._answer_opening()
 
     def _answer_opening(self) -> None:
@@ -239,7 +185,7 @@ class Resumable:
             if asked is None or stream is None or self.applied < self._rest:
                 return
             self._opening = None
-            error, replies = self._compare(asked)
+            error, replies = compare(asked, self.applied, self._kept)
             if error is None:
                 stream.next = stream.next or self.applied + 1
                 self._unsent = deque([(self._greeting(), True)])
@@ -256,32 +202,12 @@ class Resumable:
         else:
             self._end_stream(stream, error)
 
-    def _compare(self, asked: Resume) -> tuple[ServiceError | None, list[bytes]]:
-        """The error that the opening gets, if any, and the replies that its client lacks."""
-        first = asked.first or asked.held
-        if first > self.applied + 1:
-            return StateBehind(
-                f"the session has applied {self.applied} messages, and the client's next one is {first}: "
-                "those between are lost; open a new session",
-                applied=self.applied,
-                held=first,
-            ), []
-        kept = self._kept.since(asked.place)
-        if kept is None:
-            return RepliesGone(
-                f"the session has applied {self.applied} messages, the client has {asked.place[0]} replies, and those "
-                "between are no longer kept; resume with `received` = `applied` to go on without them",
-                applied=self.applied,
-                received=asked.place[0],
-            ), []
-        return None, [reply.data for reply in kept]
-
     def _greeting(self) -> bytes:
         sessions = self._context.sessions
         about = opened(self.live, sessions.idle_timeout_s, self._context.limits)
         about.applied, about.applied_steps = self.applied, self._steps
         about.step_index = self.live.session.step_index
-        about.durability = pb.DURABILITY_NONE if self._entry is None else pb.DURABILITY_PROCESS
+        about.durability = self.place.durability
         if self._generations:
             about.generating = self._generations[0].tag
         about.linger_s, about.window = sessions.linger_s, self._window
@@ -366,8 +292,8 @@ class Resumable:
     def finish_if_done(self, stream: Stream) -> None:
         """End the call of a stream that is half-closed, once every message is answered."""
         with self._lock:
-            mine = self._stream is stream and self._call is not None
-            done = mine and stream.half_closed and self.applied == self._accepted
+            mine = self._stream is stream and self._call is not None and stream.half_closed
+            done = mine and self.applied == self._accepted
         if done:
             stream.finish()
 
@@ -407,14 +333,14 @@ class Resumable:
             else:
                 self._steps += steps
             self._kept.add((self.applied, self._steps), data)
-            if self._entry is not None:  # before anybody is told
+            entry = self.place.entry
+            if entry is not None:  # before anybody is told
                 session = self.live.session
-                self._entry.keep(self.applied, self._steps, data)
-                self._entry.commit(session.reads, self.applied, session.step_index)
+                entry.keep(self.applied, self._steps, data)
+                entry.commit(session.reads, self.applied, session.step_index)
             call, stream = self._call, self._stream
             if self._unsent is not None:
                 self._unsent.append((data, last))
-            waits = self._opening is not None
             resume = call is not None and self._paused and self._accepted - self.applied <= self._window
             self._paused = self._paused and not resume
         if call is not None and stream is not None:
@@ -423,7 +349,7 @@ class Resumable:
                 call.resume()
             if stream.half_closed:
                 self.finish_if_done(stream)
-        elif waits:
+        elif call is None:
             self._answer_opening()
 
     def has_room(self, wake: Callable[[], None]) -> bool:
@@ -451,11 +377,7 @@ class Resumable:
         """End the session, and its stream if it has one, with a typed error. Later ends are ignored."""
         if not self._end(error.reason.lower()):
             return
-        if self._entry is not None and isinstance(error, ServerDraining):
-            error = ServerDraining(
-                "the server is shutting down and keeps the session: resume it when the server is back",
-                session_id=self.live.session.session_id,
-            )
+        error = self.place.told(error, self.live.session)
         self.live.model.metrics.request_failed(error)
         stream = self._stream
         if stream is not None:
@@ -467,8 +389,8 @@ class Resumable:
         if over:
             return False
         self._kept.clear()
-        if self._entry is not None:
-            self._entry.close()
+        if self.place.entry is not None:
+            self.place.entry.close()
         self._context.sessions.end(self.live, reason)
         self.live.session.listener = ENDED  # breaks the cycle
         return True
@@ -476,40 +398,3 @@ class Resumable:
     def _end_stream(self, stream: Stream, error: ServiceError) -> None:
         self._context.metrics.error(error)
         stream.call.end(*as_status(error))
-
-
-class _Ended:
-    """The listener of a session that has ended: runs that were under way may still report to it."""
-
-    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
-        """Nobody is told."""
-
-    def resume(self) -> None:
-        """Nobody is read."""
-
-    def fail(self, error: ServiceError) -> None:
-        """It has ended before."""
-
-
-ENDED = _Ended()
-
-
-def _record(asked: Resume, window: int, request: pb.OpenSession, live: Live[Any]) -> Found:
-    """What the journal keeps of a new session. A restart needs of its opening what the state does not have."""
-    opening = pb.OpenSession(output_mode=request.output_mode, inputs=request.inputs)
-    return Found(
-        slot=live.session.slot,
-        row=0,
-        session=bytes.fromhex(asked.session_id),
-        token_hash=live.session.token_hash,
-        attempt=0,
-        window=window,
-        opening=opening.SerializeToString(),
-        number=0,
-        stamp=0,
-        replies=(),
-    )
-
-
-def _id(live: Live[Any]) -> dict[str, str]:
-    return {"session_id": live.session.session_id}

@@ -84,7 +84,8 @@ class ResumableStream(Generic[M]):
         self._session = session
         self.next = asked.first
         self._step_bytes, self._few_steps = fast_path_limits(session.live.model, context.limits)
-        self._few_steps = session.most_steps(self._few_steps)
+        signature = session.live.model.file.signature
+        self._few_steps = session.place.most_steps(signature, session.output, self._few_steps)
         session.attach(self, asked)
         return True
 
@@ -137,14 +138,14 @@ class ResumableStream(Generic[M]):
         model, limits = session.live.model, self._context.limits
         output = output_mode(request.output_mode, session.output)
         if request.HasField("generate"):
-            session.check_generates()
+            session.place.check_generates()
             work: Any = make_generating(request, session.live, limits, session, output, fresh=session.fresh)
             self.call.read_on()
         else:
             payloads = tuple(request.inputs)
             steps = count_steps(model.file.signature, payloads, request.steps)
             work = make_work(model, limits, payloads, steps, output, request.tag)
-            session.check_reply(work.steps_given)
+            session.place.check_reply(model.file.signature, work.steps_given)
         return session.submit(self, work)
 
     def on_half_close(self) -> None:

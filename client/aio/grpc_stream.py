@@ -21,6 +21,9 @@ _Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 class AsyncSessionStream(Protocol):
     """What carries a session's messages and replies: a gRPC stream of its own, or a part of a shared one."""
 
+    def write_at_once(self, message: Any) -> bool:
+        """Send a message if that needs no waiting; False if `write` must do it."""
+
     async def write(self, message: Any) -> None:
         """Send a message. Does nothing if the stream has ended: `read` reports that."""
 
@@ -50,6 +53,10 @@ class AsyncStream:
         self._replies = call.__aiter__()
         self._status: _Status | None = None
         call.add_done_callback(self._take_down)
+
+    def write_at_once(self, message: Any) -> bool:
+        """False: grpc.aio sends in a coroutine."""
+        return False
 
     async def write(self, message: Any) -> None:
         """Send a message. Does nothing if the call has ended: `read` reports that."""

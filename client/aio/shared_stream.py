@@ -226,16 +226,22 @@ class AsyncMemberStream:
         exchange = self._stream.exchange
         return None if exchange.opened is None else exchange.carries(self._member)
 
-    async def write(self, message: Any) -> None:
-        """Send a message; waits if many replies were not read. The opening has been sent."""
+    def write_at_once(self, message: Any) -> bool:
+        """Send a message; False if many replies were not read, so that it must wait. The opening has been sent."""
         if type(message) is not Row:
-            return
+            return True
         member = self._member
-        while self._written - member.read > SESSION_AHEAD_BYTES and not member.over:
-            await self._inbox.changed()
+        if self._written - member.read > SESSION_AHEAD_BYTES and not member.over:
+            return False
         message.cost = self._stream.exchange.cost(message)
         self._written += message.cost
         self._stream.ask((member, message))
+        return True
+
+    async def write(self, message: Any) -> None:
+        """Send a message; waits while many replies were not read."""
+        while not self.write_at_once(message):
+            await self._inbox.changed()
 
     async def done_writing(self) -> None:
         """Close the session once its messages have been sent."""

@@ -221,7 +221,8 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
         resumption = self._exchange.resumption
         if resumption is None:
             assert self._call is not None
-            await self._guard(self._call.write(request))
+            if not self._call.write_at_once(request):
+                await self._guard(self._call.write(request))
             return
         assert self._writing is not None
         async with self._writing:

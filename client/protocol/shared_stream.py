@@ -61,6 +61,7 @@ class SharedExchange:
         self._answered = 0
         self._greeting = pb.StreamResponse()
         self._output_bytes: list[int] = []
+        self._step_bytes = 0  # of all outputs
         self.opened: pb.SessionOpened | None = None
         self.stalled = False
 
@@ -147,7 +148,7 @@ class SharedExchange:
 
     def cost(self, message: Row) -> int:
         """Bytes of a message and its reply."""
-        return alone_bytes(message) + message.steps * sum(self._output_bytes)
+        return alone_bytes(message) + message.steps * self._step_bytes
 
     def end(self, error: StreamCellError) -> None:
         """End every session with `error`, because the stream has ended."""
@@ -278,6 +279,7 @@ class SharedExchange:
             ]
         except TypeError:  # a dtype that this client does not know: no session can be opened
             self._output_bytes = []
+        self._step_bytes = sum(self._output_bytes)
         self.opened = reply.opened
 
     def _joined(

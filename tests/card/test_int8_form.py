@@ -231,6 +231,24 @@ def test_what_the_kernel_does_not_compute_is_left_alone(graph: onnx.ModelProto) 
     assert int8_form(graph, None) is None
 
 
+@pytest.mark.parametrize(
+    "wrong", [np.full((8, 2), np.nan), np.ones((8, 1)), np.ones((8, 3)), np.ones((2, 8))]
+)
+def test_scales_that_do_not_fit_are_left_to_the_runtime(wrong: np.ndarray) -> None:
+    graph = gemm(transB=1)
+    graph.graph.initializer[1].CopyFrom(numpy_helper.from_array(wrong.astype(np.float32), "w.scale"))
+    assert int8_form(graph, None) is None
+
+
+def test_weights_that_are_all_zero_and_rows_that_are_give_zero() -> None:
+    weight = Stored.of(np.zeros((8, 40), np.float32), 1)
+    assert (weight.scales == 1).all()
+    form = int8_form(gemm(transB=1), None)
+    assert form is not None
+    np.testing.assert_array_equal(session(form).run(None, {"x": np.zeros((3, 40), np.float32)})[0], 1)
+    assert session(form).run(None, {"x": np.zeros((0, 40), np.float32)})[0].shape == (0, 8)
+
+
 def test_a_value_that_is_not_finite_stays_in_its_row() -> None:
     graph, signature = model("lstm")
     form = int8_form(graph, signature.lengths)

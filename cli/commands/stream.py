@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .open_inputs import open_inputs
+from .progress import Progress
 from .tables import TableError, read_csv, read_file, write_table
 
 if TYPE_CHECKING:
@@ -59,6 +60,13 @@ def command(
         int | None, _Option(min=1, help="With --generate: sample from this many of the likeliest classes.")
     ] = None,
     seed: Annotated[int | None, _Option(min=0, help="With --generate: sample with this seed.")] = None,
+    resume: Annotated[
+        Path | None,
+        _Option(
+            metavar="FILE",
+            help="Keep in FILE how far it has come. Started again, the command goes on there.",
+        ),
+    ] = None,
     header: Annotated[bool, _Option(help="Write a line of column names first.")] = True,
     timeout: Annotated[float, _Option(min=0.001, help="Seconds to wait for a reply.")] = 30.0,
     tls: Annotated[bool, _Option("--tls", help="Use TLS with the system's root certificates.")] = False,
@@ -78,13 +86,20 @@ def command(
     try:
         if generate is None and (temperature, top_k, seed) != (None, None, None):
             raise TableError("--temperature, --top-k and --seed need --generate")
+        if resume is not None and (generate is not None or out is not None):
+            raise TableError("--resume goes with neither --generate nor --out")
+        progress = Progress(resume, chunk) if resume is not None else None
+        ticket = progress.ticket() if progress is not None else None
         with (
             connect(target, timeout_s=timeout, tls=tls_roots or tls) as client,
-            client.session(
+            client.resume(ticket)
+            if ticket is not None
+            else client.session(
                 model,
                 version,
                 output=output_mode,
                 inputs=open_inputs(given, client.model(model, version).open_inputs) if given else None,
+                resume=progress is not None,
             ) as session,
         ):
             live = source == "-"
@@ -94,7 +109,10 @@ def command(
             )
             window = window or (1 if live else _FILE_WINDOW)
             began_s = time.monotonic()
-            if generate is None:
+            if progress is not None:
+                rest = progress.outputs(session, items, window, live=live)
+                write_table(rest, session.outputs, out, header and ticket is None)
+            elif generate is None:
                 write_table(session.stream(items, window=window), session.outputs, out, header)
             else:
                 for _ in session.stream(items, window=window, output="none"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -179,3 +180,52 @@ def test_whatever_is_not_there_is_named(stream: Any, tmp_path: Path) -> None:
         result = stream(*arguments)
         assert (result.exit_code, complaint in result.stderr) == (code, True), result.stderr
         assert isinstance(result.exception, SystemExit)
+
+
+def test_a_command_that_is_killed_goes_on_where_it_stopped(
+    served: ServerProcess, stream: Any, tmp_path: Path, expected: np.ndarray[Any, Any]
+) -> None:
+    np.save(tmp_path / "x.npy", X)
+    ticket = tmp_path / "ticket"
+    arguments = ["--resume", str(ticket), "--window", "4", "--target", served.target]
+    command = [sys.executable, "-m", "streamcell.cli", "stream", "lstm"]
+    with subprocess.Popen(
+        [*command, "-", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(as_csv(X[:8]))
+        printed = [
+            process.stdout.readline() for _ in range(5)
+        ]  # the names and four rows; others are on their way
+        process.kill()
+        printed += process.stdout.read().splitlines(keepends=True)
+    assert ticket.stat().st_mode & 0o777 == 0o600
+    rest = stream("lstm", tmp_path / "x.npy", "--resume", ticket, "--window", 4)
+    assert (rest.exit_code, rest.stderr) == (0, "")
+    # Between a row's being printed and its being noted the command may have died: then the row comes again.
+    rows = list(csv.reader(printed[1:])) + list(csv.reader(io.StringIO(rest.stdout)))
+    again = len(rows) - len(X)
+    assert again in (0, 1)
+    place = len(printed) - 1
+    np.testing.assert_allclose(
+        np.array(rows[:place] + rows[place + again :], np.float32), expected, **TOLERANCE
+    )
+    assert not ticket.exists()
+
+
+def test_what_cannot_be_resumed_is_told(stream: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    ticket = tmp_path / "ticket"
+    ticket.write_text("{}")
+    result = stream("lstm", tmp_path / "x.npy", "--resume", ticket)
+    assert result.exit_code == 2
+    assert "expected what an earlier --resume has written" in result.stderr
+    result = stream("lstm", tmp_path / "x.npy", "--resume", ticket, "--generate", 3)
+    assert result.exit_code == 2
+    unknown = {"session": "00" * 16, "token": "00" * 32, "received": 1, "received_steps": 0, "attempt": 1}
+    ticket.write_text(json.dumps({**unknown, "chunk": 2}))
+    assert "begun with --chunk 2, got 1" in stream("lstm", tmp_path / "x.npy", "--resume", ticket).stderr
+    result = stream("lstm", tmp_path / "x.npy", "--resume", ticket, "--chunk", 2)
+    assert result.exit_code == 1
+    assert "SESSION_NOT_FOUND" in result.stderr

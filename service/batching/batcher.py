@@ -295,13 +295,14 @@ class Batcher:
 
         `applied`: its states have advanced.
         """
+        uniform = batch.uniform
         with self._lock:
             for row in batch.rows:
                 session = row.session
                 session.in_flight = False
                 if applied:
                     if session.journal_entry is not None:
-                        session.advance(row.steps, whole=row.ends_message)
+                        session.advance(row.steps, whole=uniform or row.ends_message)
                     else:
                         if session.fresh:
                             session.fresh = False

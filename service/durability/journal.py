@@ -10,7 +10,6 @@ A start copies what it finds into a new file, so it may have other sizes, and a 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +117,8 @@ class Journal:
         self._stamps, self._numbers = arrays["stamps"].data, arrays["numbers"].data
         self._replies = arrays["replies"].view(np.int64).reshape(counts.slots, counts.window, 3)
         self._reply_fields = self._replies.reshape(-1).data
-        self._reply_bytes = arrays["reply_bytes"].reshape(-1).data
+        self._ring_bytes = arrays["reply_bytes"]
+        self._reply_bytes = self._ring_bytes.reshape(-1).data
 
     # Sessions
 
@@ -219,9 +219,16 @@ class Journal:
 
 
 class Entry:
-    """One session in a journal. The thread that runs the engine commits its steps."""
+    """One session in a journal, and the only place where its replies are kept.
 
-    __slots__ = ("_at", "_closed", "_field", "_journal", "_lock", "_most", "_start", "_window", "rows")
+    It has no lock: its owner keeps replies and commits under its own lock, and never once it has closed the entry,
+    whose place may be another session's by then.
+    """
+
+    __slots__ = (
+        "_at", "_bytes", "_closed", "_field", "_fields", "_journal", "_most", "_numbers", "_stamps", "_start",
+        "_window", "rows",
+    )  # fmt: skip
 
     def __init__(self, journal: Journal, at: int, slot: int, window: int) -> None:
         self._journal = journal
@@ -230,9 +237,10 @@ class Entry:
         self._most = journal.most_reply_bytes(window)
         self._field = 3 * journal.counts.window * at
         self._start = journal.counts.reply_bytes * at
+        self._fields, self._bytes = journal._reply_fields, journal._reply_bytes
+        self._numbers, self._stamps = journal._numbers, journal._stamps
         self.rows = slot + journal.second(slot)  # the sum of both: less one of them it is the other
         self._closed = False
-        self._lock = threading.Lock()  # after `close` its rows may be another session's
 
     def attempt(self, attempt: int) -> None:
         """Another opening has taken the session."""
@@ -244,34 +252,39 @@ class Entry:
         Raises:
             ValueError: it is too large; what the caller checked before it ran the message.
         """
-        if len(data) > self._most:
-            raise ValueError(f"a reply of {len(data)} bytes; {self._most} can be kept")
+        size, most = len(data), self._most
+        if size > most:
+            raise ValueError(f"a reply of {size} bytes; {most} can be kept")
+        if self._closed:
+            return
         place = number % self._window
-        start = self._start + place * self._most
-        fields, at = self._journal._reply_fields, self._field + 3 * place
-        with self._lock:
-            if self._closed:
-                return
-            fields[at] = 0  # until it is whole it has no number
-            self._journal._reply_bytes[start : start + len(data)] = data
-            fields[at + 1] = steps
-            fields[at + 2] = len(data)
-            fields[at] = number
+        start = self._start + place * most
+        at = self._field + 3 * place
+        fields = self._fields
+        fields[at] = 0  # until it is whole it has no number
+        self._bytes[start : start + size] = data
+        fields[at + 1] = steps
+        fields[at + 2] = size
+        fields[at] = number
 
     def commit(self, row: int, number: int, stamp: int) -> None:
         """From now on `row` is the session's state: `number` messages and `stamp` timesteps were applied."""
-        journal = self._journal
-        with self._lock:
-            if not self._closed:
-                journal._numbers[row] = number
-                journal._stamps[row] = stamp
+        if not self._closed:
+            self._numbers[row] = number
+            self._stamps[row] = stamp
+
+    def since(self, received: int, number: int) -> list[bytes] | None:
+        """The replies to the messages behind `received`, up to `number`, the last one; None if one of them is gone."""
+        journal, at = self._journal, self._at
+        kept = _replies(journal._file.arrays["replies"][at], journal._ring_bytes[at], number, self._window)
+        lacked = [reply.data for reply in kept if reply.number > received]
+        return lacked if len(lacked) >= number - received else None
 
     def close(self) -> None:
         """The session has ended, unless the journal is to outlive this process with its sessions."""
-        with self._lock:
-            closed, self._closed = self._closed, True
-            if not closed and not self._journal.kept:  # a closed one's place may be another session's
-                self._journal._slots["live"][self._at] = 0
+        closed, self._closed = self._closed, True
+        if not closed and not self._journal.kept:  # a closed one's place may be another session's
+            self._journal._slots["live"][self._at] = 0
 
 
 def _found(file: MappedFile, at: int) -> Found | None:

@@ -51,6 +51,7 @@ class ModelMetrics:
         self.replies_resent = 0
         self.generations_ended: Counter[str] = Counter()
         self.load_s = 0.0
+        self.recovery_s = 0.0  # to bring back the sessions that an earlier process has left
         # "rows": one session a run; "steps": one timestep a run.
         self.restricted: frozenset[str] = frozenset()
         self.pools: tuple[Pool, ...] = ()

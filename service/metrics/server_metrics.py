@@ -182,7 +182,7 @@ class ServerMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "streamcell_kept_reply_bytes",
-            "Bytes of the replies kept for resumable sessions.",
+            "Bytes of the replies kept in memory for resumable sessions.",
             value=kept_bytes,
         )
 
@@ -194,6 +194,11 @@ class ServerMetrics(Collector):
             "streamcell_state_bytes", "Bytes of state of the sessions that hold a slot.", labels=_MODEL
         )
         load = GaugeMetricFamily("streamcell_model_load_seconds", "Time to load the model.", labels=_MODEL)
+        recovery = GaugeMetricFamily(
+            "streamcell_recovery_seconds",
+            "Time to bring back the sessions that an earlier process had left.",
+            labels=_MODEL,
+        )
         restricted = GaugeMetricFamily(
             "streamcell_model_restricted",
             "1 if the model runs one session (rows) or one timestep (steps) at a time, as its proof demands.",
@@ -209,7 +214,8 @@ class ServerMetrics(Collector):
             used.add_metric(model.labels, sum(count for _, count in taken))
             held.add_metric(model.labels, sum(count * pool.slot_bytes for pool, count in taken))
             load.add_metric(model.labels, model.load_s)
-        yield from (sessions, slots, used, held, load, restricted)
+            recovery.add_metric(model.labels, model.recovery_s)
+        yield from (sessions, slots, used, held, load, recovery, restricted)
         yield GaugeMetricFamily(
             "streamcell_ready",
             "1 while the server takes new sessions and every thread makes progress.",

@@ -104,12 +104,12 @@ class KeptReplies:
         with self._room.lock:
             self._drop_until(place)
 
-    def since(self, place: Place) -> list[KeptReply] | None:
+    def since(self, place: Place) -> list[bytes] | None:
         """The replies that a client at `place` lacks; None if one of them is gone."""
         with self._room.lock:
             if place < self.gone:
                 return None
-            return [reply for reply in self._replies if reply.place > place]
+            return [reply.data for reply in self._replies if reply.place > place]
 
     @property
     def of_generation(self) -> int:

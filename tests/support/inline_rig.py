@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -76,7 +77,7 @@ class AlwaysShort(InlinePolicy):
 class Rig:
     """Sessions on a model, whose runs are done on the thread that brings their messages."""
 
-    def __init__(self, models: Path, name: str, **changes: int) -> None:
+    def __init__(self, models: Path, name: str, **changes: Any) -> None:
         settings = Settings.load(models=models, **changes)
         self.model: LoadedModel = load(open_model(models / f"{name}.onnx", name), settings, Device())
         limits = Limits(1 << 20, 4096, allow_non_finite=False, max_generate_steps=100, max_beam_width=8)

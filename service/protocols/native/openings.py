@@ -10,7 +10,7 @@ from streamcell.service.errors import MalformedMessage, ServiceError
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.openings import check_opening, given_in
 from streamcell.service.protocols.common.requests import check_dtypes
-from streamcell.service.sessions.kept_replies import KeptReplies, Place
+from streamcell.service.sessions.kept_replies import Place
 from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.resume_errors import RepliesGone, StateBehind
 from streamcell.service.transport.calls import Call
@@ -119,8 +119,13 @@ class Stream(Protocol):
         """End the call: the client has half-closed, and every message is answered."""
 
 
-def compare(asked: Resume, applied: int, kept: KeptReplies) -> tuple[ServiceError | None, list[bytes]]:
-    """The error that an opening gets from a session that has applied so many messages; or what its client lacks."""
+def compare(
+    asked: Resume, applied: int, lacked: list[bytes] | None
+) -> tuple[ServiceError | None, list[bytes]]:
+    """The error that an opening gets from a session that has applied so many messages; or what its client lacks.
+
+    `lacked` is that; None if some of it is gone.
+    """
     first = asked.first or asked.held
     if first > applied + 1:
         return StateBehind(
@@ -129,12 +134,11 @@ def compare(asked: Resume, applied: int, kept: KeptReplies) -> tuple[ServiceErro
             applied=applied,
             held=first,
         ), []
-    replies = kept.since(asked.place)
-    if replies is None:
+    if lacked is None:
         return RepliesGone(
             f"the session has applied {applied} messages, the client has {asked.place[0]} replies, and those "
             "between are no longer kept; resume with `received` = `applied` to go on without them",
             applied=applied,
             received=asked.place[0],
         ), []
-    return None, [reply.data for reply in replies]
+    return None, lacked

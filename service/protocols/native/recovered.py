@@ -35,13 +35,14 @@ def recover(model: LoadedModel, context: CallContext[LoadedModel]) -> None:
         except (ServiceError, DecodeError) as error:
             _log.error("session in a journal is lost", session=found.session.hex(), reason=str(error))
     journal.adopt(moved)
+    model.metrics.recovery_s = time.perf_counter() - began_s
     if moved:
         _log.info(
             "sessions recovered",
             model=model.file.name,
             version=model.file.version,
             sessions=len(moved),
-            seconds=round(time.perf_counter() - began_s, 3),
+            seconds=round(model.metrics.recovery_s, 3),
         )
 
 

@@ -132,9 +132,6 @@ class Resumable:
                 session.advance(found.stamp, whole=True)
             made.applied = made._accepted = found.number
             made._attempt = found.attempt
-            made._kept.gone = (found.number - len(found.replies), 0)
-            for reply in found.replies:
-                made._kept.add((reply.number, reply.steps), reply.data)
             made._source = "restart"
             made._detach()
         return made
@@ -185,7 +182,7 @@ class Resumable:
             if asked is None or stream is None or self.applied < self._rest:
                 return
             self._opening = None
-            error, replies = compare(asked, self.applied, self._kept)
+            error, replies = compare(asked, self.applied, self._lacked(asked.place))
             if error is None:
                 stream.next = stream.next or self.applied + 1
                 self._unsent = deque([(self._greeting(), True)])
@@ -201,6 +198,11 @@ class Resumable:
             self._send_unsent(stream)
         else:
             self._end_stream(stream, error)
+
+    def _lacked(self, place: Place) -> list[bytes] | None:
+        """The replies that a client at `place` lacks; None if one of them is gone."""
+        entry = self.place.entry
+        return self._kept.since(place) if entry is None else entry.since(place[0], self.applied)
 
     def _greeting(self) -> bytes:
         sessions = self._context.sessions
@@ -332,12 +334,13 @@ class Resumable:
                     self._generations.pop(0)
             else:
                 self._steps += steps
-            self._kept.add((self.applied, self._steps), data)
             entry = self.place.entry
-            if entry is not None:  # before anybody is told
-                session = self.live.session
-                entry.keep(self.applied, self._steps, data)
-                entry.commit(session.reads, self.applied, session.step_index)
+            if entry is None:
+                self._kept.add((self.applied, self._steps), data)
+            else:  # before anybody is told
+                session, number = self.live.session, self.applied
+                entry.keep(number, self._steps, data)
+                entry.commit(session.reads, number, session.step_index)
             call, stream = self._call, self._stream
             if self._unsent is not None:
                 self._unsent.append((data, last))

@@ -62,8 +62,8 @@ class Call(Wire):
 class ResumableRig(Rig):
     """One model with resumable sessions, and calls on it."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "sum", max_chunk=4)
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        super().__init__(folder, "sum", max_chunk=4, **changes)
         self.sessions = SessionTable(idle_timeout_s=0, linger_s=60)
         given, kept = self.context, KeptRoom(1 << 20, 1 << 20, 8)
         self.context = CallContext(given.models, self.sessions, given.metrics, given.limits, kept)
@@ -235,25 +235,51 @@ def test_a_wrong_token_makes_the_same_work_as_an_unknown_id(
     assert all(wire.ended for wire in wires)
 
 
+@pytest.fixture
+def kept_rig(tmp_path: Path) -> Iterator[ResumableRig]:
+    """A rig whose resumable sessions are in a journal."""
+    made = ResumableRig(save_sum(tmp_path), durability="process", journal_dir=tmp_path / "journal")
+    yield made
+    made.flush()
+    made.stop()
+
+
 def test_a_step_of_a_resumable_session_takes_few_more_calls_than_a_usual_one(
-    rig: ResumableRig, counted: Callable[[Callable[[], object]], Counter[str]]
+    rig: ResumableRig, kept_rig: ResumableRig, counted: Callable[[Callable[[], object]], Counter[str]]
 ) -> None:
     message = step(1).SerializeToString()
     calls = []
-    for opening in (pb.StreamRequest(open=pb.OpenSession(model="sum")), Owner().opening()):
-        wire = rig.call(opening, step(1))
-        rig.flush()
+    plain = pb.StreamRequest(open=pb.OpenSession(model="sum"))
+    for on, opening in ((rig, plain), (rig, Owner().opening()), (kept_rig, Owner().opening())):
+        wire = on.call(opening, step(1))
+        on.flush()
 
-        def once(wire: Call = wire) -> None:
+        def once(on: ResumableRig = on, wire: Call = wire) -> None:
             assert wire.handler.on_message(message)
-            rig.flush()
+            on.flush()
 
         once()
         count = counted(once)
         calls.append(sum(times for name, times in count.items() if not name.startswith("C:")))
         assert not count["C:Message.FromString"]
-    usual, resumable = calls
+    usual, resumable, in_a_journal = calls
     assert resumable - usual <= 8, calls
+    # Its reply is kept once, in the journal.
+    assert in_a_journal <= resumable, calls
+
+
+def test_a_journal_s_session_keeps_its_replies_there_alone(kept_rig: ResumableRig) -> None:
+    owner = Owner(window=2)
+    wire = kept_rig.call(owner.opening())
+    for _ in range(3):
+        kept_rig.send(wire, step(1))
+        kept_rig.flush()
+    assert kept_rig.context.kept is not None
+    assert kept_rig.context.kept.bytes == 0
+    assert kept_rig.call(owner.resume(1)).sums == [[2], [3]]
+    assert kept_rig.call(owner.resume(3)).sums == []
+    gone = kept_rig.call(owner.resume(0))
+    assert "no longer kept" in gone.ended[0]
 
 
 def test_over_the_bound_for_all_those_who_keep_most_give_way() -> None:
@@ -281,7 +307,7 @@ def test_one_session_keeps_no_more_than_its_own_bound() -> None:
     kept.add((1, 0), bytes(60))
     kept.add((2, 0), bytes(60))
     assert kept.since((0, 0)) is None
-    assert [reply.place for reply in kept.since((1, 0)) or ()] == [(2, 0)]
+    assert kept.since((1, 0)) == [bytes(60)]
     kept.add((3, 0), bytes(101))
     assert kept.bytes == 0
     assert kept.since((2, 0)) is None

@@ -11,64 +11,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
 
-from .layout import Array, Counts
+from .found import Found, Ring, found_in
+from .layout import Counts
 from .mapped_file import JournalError, MappedFile, remove_if_left
 
 _SUFFIX, _NEW, _ASIDE = ".journal", ".new", ".aside"
 _KEPT_ASIDE = 3  # files that could not be used
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class KeptReply:
-    """A reply in a journal.
-
-    Attributes:
-        number: of its message.
-        steps: timesteps applied with it.
-        data: its bytes.
-    """
-
-    number: int
-    steps: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Found:
-    """A session that another process has left.
-
-    Attributes:
-        slot: its slot in the old file.
-        row: the row of its state in the old file; 0: it has applied no step.
-        session: its id, 16 bytes.
-        token_hash: SHA-256 of its token.
-        attempt: of its last opening.
-        window: the most messages without a reply.
-        opening: the message that opened it.
-        number: messages applied.
-        stamp: timesteps applied.
-        replies: those that are kept, oldest first.
-    """
-
-    slot: int
-    row: int
-    session: bytes
-    token_hash: bytes
-    attempt: int
-    window: int
-    opening: bytes
-    number: int
-    stamp: int
-    replies: tuple[KeptReply, ...]
 
 
 class Journal:
@@ -141,13 +97,25 @@ class Journal:
             raise JournalError(f"the opening has {len(found.opening)} bytes")
         self._openings[at, : len(found.opening)] = np.frombuffer(found.opening, np.uint8)
         entry = Entry(self, at, slot, found.window)
-        for reply in found.replies:
-            entry.keep(reply.number, reply.steps, reply.data)
+        if found.ring is not None:
+            self._copy(found.ring, at)
         self._numbers[slot], self._stamps[slot] = found.number, found.stamp
         fields = (1, found.session, found.token_hash, found.attempt, found.window, len(found.opening))
         for name, value in reversed(list(zip(self._slots.dtype.names or (), fields, strict=True))):
             self._slots[name][at] = np.void(value) if isinstance(value, bytes) else value
         return entry
+
+    def _copy(self, ring: Ring, at: int) -> None:
+        """Store the replies of another file's session, each at the place that it had."""
+        window, size = len(ring.data), ring.largest
+        self._replies[at, :window] = ring.fields
+        most = self.most_reply_bytes(window)
+        places = self._ring_bytes[at, : window * most].reshape(window, most)
+        places[:, :size] = ring.data[:, :size]
+
+    def ring(self, at: int, window: int, number: int) -> Ring:
+        """The kept replies of the session at that place, with its window and the messages that it has applied."""
+        return Ring(self._replies[at, :window], self._ring_bytes[at], number)
 
     # Files of other processes
 
@@ -167,7 +135,7 @@ class Journal:
                 continue
             self._old.append(old)
             for at in np.flatnonzero(old.arrays["slots"]["live"]):
-                session = _found(old, int(at))
+                session = found_in(old, int(at))
                 if session is None or not self._fits(session):
                     _log.error("session in a journal is lost: it does not fit this server", path=str(path))
                     continue
@@ -207,7 +175,7 @@ class Journal:
         return (
             found.window <= counts.window
             and len(found.opening) <= counts.opening_bytes
-            and all(len(reply.data) <= self.most_reply_bytes(found.window) for reply in found.replies)
+            and (found.ring is None or found.ring.largest <= self.most_reply_bytes(found.window))
         )
 
     def end(self) -> None:
@@ -275,8 +243,7 @@ class Entry:
 
     def since(self, received: int, number: int) -> list[bytes] | None:
         """The replies to the messages behind `received`, up to `number`, the last one; None if one of them is gone."""
-        journal, at = self._journal, self._at
-        kept = _replies(journal._file.arrays["replies"][at], journal._ring_bytes[at], number, self._window)
+        kept = self._journal.ring(self._at, self._window, number)
         lacked = [reply.data for reply in kept if reply.number > received]
         return lacked if len(lacked) >= number - received else None
 
@@ -285,40 +252,3 @@ class Entry:
         closed, self._closed = self._closed, True
         if not closed and not self._journal.kept:  # a closed one's place may be another session's
             self._journal._slots["live"][self._at] = 0
-
-
-def _found(file: MappedFile, at: int) -> Found | None:
-    """The session at that place of the file; None if it cannot be one."""
-    counts, arrays = file.counts, file.arrays
-    slot = arrays["slots"][at]
-    window, opening = int(slot["window"]), int(slot["opening"])
-    if not 1 <= window <= counts.window or opening > counts.opening_bytes:
-        return None
-    rows = [counts.first_slot + at, counts.first_slot + at + counts.slots]
-    stamps = [int(arrays["stamps"][row]) for row in rows]
-    row = rows[stamps[1] > stamps[0]]
-    stamp, number = max(stamps), int(arrays["numbers"][row])
-    if stamp < 0 or number < 0:
-        return None
-    return Found(
-        slot=rows[0],
-        row=row if stamp else 0,
-        session=slot["session"].tobytes(),
-        token_hash=slot["token_hash"].tobytes(),
-        attempt=int(slot["attempt"]),
-        window=window,
-        opening=arrays["openings"][at, :opening].tobytes(),
-        number=number,
-        stamp=stamp,
-        replies=tuple(_replies(arrays["replies"][at], arrays["reply_bytes"][at], number, window)),
-    )
-
-
-def _replies(fields: Array, data: Array, number: int, window: int) -> Iterator[KeptReply]:
-    """The replies of the window before `number`, oldest first; those that are gone or torn are left out."""
-    most = len(data) // window
-    for each in range(max(1, number - window + 1), number + 1):
-        place = each % window
-        found, steps, size = (int(value) for value in fields[place].item())
-        if found == each and 0 <= size <= most:
-            yield KeptReply(each, steps, data[place * most : place * most + size].tobytes())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from streamcell.card import Signature
 from streamcell.proto import pb
-from streamcell.service.durability.journal import Entry, Found, Journal
+from streamcell.service.durability.found import Found
+from streamcell.service.durability.journal import Entry, Journal
 from streamcell.service.errors import MessageTooLarge, ServerDraining, ServiceError
 from streamcell.service.sessions.resume_errors import DurabilityUnsupported
 from streamcell.service.sessions.session import Output, Session
@@ -40,7 +41,6 @@ def record(asked: Resume, window: int, request: pb.OpenSession, session: Session
         opening=opening.SerializeToString(),
         number=0,
         stamp=0,
-        replies=(),
     )
 
 

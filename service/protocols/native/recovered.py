@@ -8,7 +8,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
-from streamcell.service.durability.journal import Found
+from streamcell.service.durability.found import Found
 from streamcell.service.errors import ServiceError
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.protocols.common.call_context import CallContext

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streamcell.proto import pb
-from streamcell.service.durability.journal import Found
+from streamcell.service.durability.found import Found
 from streamcell.service.errors import ServiceError, as_status
 from streamcell.service.generation.reply import Reply
 from streamcell.service.generation.search_work import Search

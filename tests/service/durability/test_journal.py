@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from streamcell.service.durability import mapped_file
-from streamcell.service.durability.journal import Found, Journal, KeptReply
+from streamcell.service.durability.found import Found, KeptReply
+from streamcell.service.durability.journal import Journal
 from streamcell.service.durability.layout import PAGE, Counts, file_bytes, sections
 from streamcell.service.durability.mapped_file import JournalError, MappedFile
 
@@ -23,7 +24,7 @@ COUNTS = Counts(first_slot=3, slots=4, window=4, reply_bytes=256, opening_bytes=
 def found(**given: object) -> Found:
     fields = {
         "slot": 0, "row": 0, "session": secrets.token_bytes(16), "token_hash": secrets.token_bytes(32), "attempt": 3,
-        "window": 2, "opening": b"opening", "number": 0, "stamp": 0, "replies": (), **given,
+        "window": 2, "opening": b"opening", "number": 0, "stamp": 0, **given,
     }  # fmt: skip
     return Found(**fields)  # type: ignore[arg-type]
 
@@ -134,6 +135,9 @@ def test_a_start_with_other_settings_keeps_the_sessions(tmp_path: Path, counts: 
     again, (have,) = started(tmp_path, counts)
     assert (have.session, have.number) == (session.session, 3)
     assert (again.states[0][counts.first_slot] == 3).all()
+    die(again)
+    _, (copied,) = started(tmp_path)
+    assert copied.replies == have.replies == (KeptReply(2, 0, b"reply 2"), KeptReply(3, 0, b"reply 3"))
 
 
 def test_a_session_that_does_not_fit_is_told_and_the_others_stay(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ PACKAGES := benchmarks card cli client export models proto service study
 # takes the build for CPUs instead. It counts for the first installation.
 TORCH_INDEX ?=
 
-.PHONY: demo study test bench fuzz lint typecheck stubs install serve-only clean
+.PHONY: demo study test bench fuzz chaos lint typecheck stubs install serve-only clean
 
 # DEMO=NAME for one of the others.
 demo: $(VENV)/installed
@@ -30,6 +30,12 @@ test: $(VENV)/installed
 fuzz: $(VENV)/installed
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --only-binary atheris atheris
 	$(BIN)/python -m tests.hostile.fuzz
+
+# Kills a server KILLS times with SIGKILL while sessions stream, in one process and with front ends: nothing acknowledged may
+# be lost, nothing doubled. ARGS goes to pytest.
+chaos: KILLS ?= 200
+chaos: $(VENV)/installed
+	KILLS=$(KILLS) $(BIN)/pytest --timeout 0 tests/end_to_end/durable/test_kill.py $(ARGS)
 
 # Measures everything and writes docs/benchmarks.md and benchmarks/results/latest.json. BENCH=--quick for a short one,
 # PEER=pytriton for Triton with a Python back end beside it, PEER=triton for a Triton of your own with its ONNX Runtime

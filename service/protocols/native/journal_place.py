@@ -7,6 +7,7 @@ from streamcell.proto import pb
 from streamcell.service.durability.found import Found
 from streamcell.service.durability.journal import Entry, Journal
 from streamcell.service.errors import MessageTooLarge, ServerDraining, ServiceError
+from streamcell.service.sessions.kept_replies import KeptReplies, Place
 from streamcell.service.sessions.resume_errors import DurabilityUnsupported
 from streamcell.service.sessions.session import Output, Session
 
@@ -63,6 +64,10 @@ class JournalPlace:
         """Give the session its entry."""
         self.entry = session.journal_entry = journal.open(session.slot, found)
         self._most_reply_bytes = journal.most_reply_bytes(self._window)
+
+    def lacked(self, place: Place, applied: int, kept: KeptReplies) -> list[bytes] | None:
+        """The replies that a client at `place` lacks; None if one is gone. Without an entry `kept` has them."""
+        return kept.since(place) if self.entry is None else self.entry.since(place[0], applied)
 
     @property
     def durability(self) -> pb.Durability:

@@ -182,7 +182,8 @@ class Resumable:
             if asked is None or stream is None or self.applied < self._rest:
                 return
             self._opening = None
-            error, replies = compare(asked, self.applied, self._lacked(asked.place))
+            lacked = self.place.lacked(asked.place, self.applied, self._kept)
+            error, replies = compare(asked, self.applied, lacked)
             if error is None:
                 stream.next = stream.next or self.applied + 1
                 self._unsent = deque([(self._greeting(), True)])
@@ -198,11 +199,6 @@ class Resumable:
             self._send_unsent(stream)
         else:
             self._end_stream(stream, error)
-
-    def _lacked(self, place: Place) -> list[bytes] | None:
-        """The replies that a client at `place` lacks; None if one of them is gone."""
-        entry = self.place.entry
-        return self._kept.since(place) if entry is None else entry.since(place[0], self.applied)
 
     def _greeting(self) -> bytes:
         sessions = self._context.sessions

@@ -111,9 +111,10 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
             return
         try:
             if self._call is not None:
-                resumes = self._exchange.resumption is not None
-                if resumes:  # what half-closes is over: only once every reply is here
+                resumption = self._exchange.resumption
+                if resumption is not None:  # it ends with this stream, because every reply is here
                     await self._drain()
+                    await self._write(resumption.goodbye())
                 await self._guard(self._call.done_writing())
                 await self._drain()
                 await self._wait_end()

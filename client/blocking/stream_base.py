@@ -116,13 +116,14 @@ class StreamBase(StreamProperties[ExchangeT]):
         """
         if not self.alive:
             return
-        resumes = self._exchange.resumption is not None
-        if not resumes:
+        resumption = self._exchange.resumption
+        if resumption is None:
             self._stream.done_writing()
         try:
             self._ensure_open()
             self._drain()
-            if resumes:  # what half-closes is over: only once every reply is here
+            if resumption is not None:  # it ends with this stream, because every reply is here
+                self._write(resumption.goodbye())
                 self._stream.done_writing()
             self._wait_end()
         finally:

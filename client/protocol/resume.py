@@ -169,6 +169,10 @@ class Resumption:
             self._sent.popleft()
         return None
 
+    def goodbye(self) -> pb.StreamRequest:
+        """Says that every reply has arrived: the session ends with this stream."""
+        return pb.StreamRequest(received=self.received)
+
     @property
     def full(self) -> bool:
         """True if no message may be sent before a reply has arrived."""

@@ -114,6 +114,11 @@ class Raw:
             return reason_of(error)
         raise AssertionError("the call ended without an error")
 
+    def close(self, received: int) -> list[pb.StreamResponse]:
+        """End the session, with so many messages answered."""
+        self.send(pb.StreamRequest(received=received))
+        return self.half_close()
+
     def half_close(self) -> list[pb.StreamResponse]:
         """Send no more, and read to the end."""
         self._requests.put(None)

@@ -68,6 +68,7 @@ class Resumable:
         self._unsent: deque[tuple[bytes, bool]] | None = None
         self._call: Call | None = None  # its call, once replies go straight to it
         self._wake: Callable[[], None] | None = None  # lets a generation go on
+        self._told = -1  # messages of which the client has said that it has all replies
         self._paused = self._over = False
 
     @classmethod
@@ -133,7 +134,7 @@ class Resumable:
             made.applied = made._accepted = found.number
             made._attempt = found.attempt
             made._source = "restart"
-            made._detach()
+            session.detached_s = time.monotonic()
         return made
 
     # From its streams
@@ -169,10 +170,7 @@ class Resumable:
             # A generation that has begun goes on by itself, so nobody waits for its end.
             self._rest = self.applied if self._generations else self._accepted
         if old is not None:
-            taken = SessionTakenOver(
-                "another opening has taken this session", session_id=live.session.session_id
-            )
-            self._end_stream(old, taken)
+            self._end_stream(old, SessionTakenOver("another opening has taken this session"))
         self._answer_opening()
 
     def _answer_opening(self) -> None:
@@ -186,11 +184,10 @@ class Resumable:
             error, replies = compare(asked, self.applied, lacked)
             if error is None:
                 stream.next = stream.next or self.applied + 1
-                self._unsent = deque([(self._greeting(), True)])
-                self._unsent.extend((data, False) for data in replies)
+                self._unsent = deque([(self._greeting(), True), *((data, False) for data in replies)])
             else:
                 self._stream = None
-                self._detach()
+                self.live.session.detached_s = time.monotonic()
             source, self._source = self._source, "detached"
         if source:
             result = "resumed" if error is None else error.reason.lower()
@@ -268,6 +265,7 @@ class Resumable:
             if self._stream is not stream:
                 return
             self._kept.forget(min(place, (self.applied, self._steps)))
+            self._told = place[0]
             wake, self._wake = self._wake, None
         if wake is not None:
             wake()
@@ -296,18 +294,17 @@ class Resumable:
             stream.finish()
 
     def left(self, stream: Stream, *, finished: bool) -> None:
-        """The call of `stream` is over; `finished`: its client has closed the session."""
+        """The call of `stream` is over; `finished`: half-closed and answered. The session ends if all was received."""
         with self._lock:
             if self._stream is not stream:
                 return
+            # A broken call can look half-closed on the lane of threads, and replies may be lost on their way.
+            finished = finished and self._told >= self._accepted
             self._stream = self._opening = self._unsent = self._call = None
             if not self._over and not finished:
-                self._detach()
+                self.live.session.detached_s = time.monotonic()
         if finished:
             self._end("closed")
-
-    def _detach(self) -> None:
-        self.live.session.detached_s = time.monotonic()
 
     # The session's side
 

@@ -88,6 +88,18 @@ def test_a_connection_may_break_at_any_byte(proxy: CuttingProxy, direction: str)
     assert cuts > 30
 
 
+def test_a_connection_may_break_at_any_byte_on_the_lane_of_threads(
+    start_server: Callable[..., ServerProcess], folder: Any, states: States, eventually: Eventually
+) -> None:
+    server = start_server(folder, "--lane", "threaded")
+    with CuttingProxy(server.target) as proxy:
+        for place in range(60, 900, 31):
+            with client_of(proxy) as client:
+                proxy.cut_after(TO_CLIENT if place % 2 else TO_SERVER, place)
+                assert drive(client) == EXPECTED, place
+        assert proxy.connections > 40
+
+
 @pytest.mark.conformance
 def test_connections_that_break_again_and_again_break_nothing(proxy: CuttingProxy) -> None:
     stop = threading.Event()

@@ -47,7 +47,7 @@ def test_a_session_that_ended_does_not_come_back(durable: Serve) -> None:
     raw.opened()
     raw.send(step(1))
     raw.reply()
-    raw.half_close()
+    raw.close(1)
     Raw(server.target, owner.opening()).opened()
     server.stop()
     server = durable()

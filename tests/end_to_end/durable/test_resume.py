@@ -44,7 +44,12 @@ def test_a_broken_stream_leaves_a_detached_session_which_goes_on_with_what_its_c
     again.send(step(100, tag=8))
     assert sums(again.reply()) == [136]
     assert states(server)[owner.id] == "active"
+    # A half-close alone does not end it: replies may be on their way, and a broken connection looks the same.
     assert again.half_close() == []
+    detached(server, owner, states, eventually)
+    again = Raw(server.target, owner.resume(4))
+    assert again.opened().applied == 4
+    assert again.close(4) == []
     assert eventually(lambda: owner.id not in states(server))
     assert Raw(server.target, owner.resume(4)).error()[0] == "SESSION_NOT_FOUND"
 

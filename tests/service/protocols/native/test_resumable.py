@@ -14,7 +14,6 @@ from streamcell.service.batching.batch import Batch
 from streamcell.service.batching.batcher import Batcher
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.native.resumable import Resumable
-from streamcell.service.protocols.native.resumable_stream import ResumableStream
 from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.sessions.kept_replies import KeptReplies, KeptRoom
 from streamcell.service.sessions.table import SessionTable
@@ -210,6 +209,21 @@ def test_a_broken_stream_is_not_mistaken_for_one_that_its_client_has_closed(rig:
     assert rig.call(owner.resume(1)).applied == 1
 
 
+def test_a_half_close_ends_the_session_if_its_client_has_said_that_it_has_all_replies(
+    rig: ResumableRig,
+) -> None:
+    owner = Owner()
+    for told in (0, 1):
+        wire = rig.call(owner.resume(1) if told else owner.opening())
+        if not told:
+            rig.send(wire, step(1))
+            rig.flush()
+        rig.send(wire, pb.StreamRequest(received=told))
+        wire.handler.on_half_close()
+        wire.handler.on_end(False)
+        assert len(rig.sessions) == 1 - told
+
+
 def test_a_message_beyond_the_window_is_the_last_that_is_read(rig: ResumableRig) -> None:
     wire = rig.call(Owner(window=2).opening())
     assert rig.send(wire, step(1), step(2), step(3)) == [True, True, False]
@@ -333,7 +347,12 @@ def submit_for_all(self: Resumable, stream: Any, work: Any) -> bool:
     return room
 
 
-attach, submit, on_end = Resumable.attach, Resumable.submit, ResumableStream.on_end
+def closes(self: Resumable, stream: Any) -> None:
+    self._told = self._accepted
+    left(self, stream, finished=True)
+
+
+attach, submit, left = Resumable.attach, Resumable.submit, Resumable.left
 MUTANTS: dict[str, tuple[type, str, Any, Callable[..., None]]] = {
     "forgets the replies that it kept": (
         KeptReplies, "since", lambda self, place: [],
@@ -363,7 +382,7 @@ MUTANTS: dict[str, tuple[type, str, Any, Callable[..., None]]] = {
         test_a_stream_that_lost_its_session_neither_steps_nor_ends_it,
     ),
     "mistakes a broken stream for a closed one": (
-        ResumableStream, "on_end", lambda self, cancelled: on_end(self, False),
+        Resumable, "left", lambda self, stream, finished: closes(self, stream),
         test_a_broken_stream_is_not_mistaken_for_one_that_its_client_has_closed,
     ),
 }  # fmt: skip

@@ -12,7 +12,7 @@ PACKAGES := benchmarks card cli client export models proto service study
 # takes the build for CPUs instead. It counts for the first installation.
 TORCH_INDEX ?=
 
-.PHONY: demo study test bench fuzz chaos lint typecheck stubs install serve-only clean
+.PHONY: demo study test compiled test-compiled bench fuzz chaos lint typecheck stubs install serve-only clean
 
 # DEMO=NAME for one of the others.
 demo: $(VENV)/installed
@@ -24,6 +24,26 @@ JOBS ?= 4
 test: $(VENV)/installed
 	@.ci/programs prometheus promtool openssl node
 	PATH="$(CURDIR)/build/node/links:$$PATH" $(BIN)/pytest -n $(JOBS) $(ARGS)
+
+# The package as a wheel brings it, its hot path compiled (compiled/modules.py), below build/compiled/site. The sources'
+# own environment stays interpreted. `make compiled && PYTHONPATH=build/compiled/site .venv/bin/streamcell serve …` runs it.
+COMPILED := build/compiled/site
+compiled: $(COMPILED)/made
+$(COMPILED)/made: pyproject.toml setup.py $(wildcard compiled/*.py) $(shell find $(PACKAGES) package -name '*.py') | $(VENV)/installed
+	@echo "== compiling the hot path: a minute or two"
+	rm -rf $(COMPILED) build/compiled/wheel build/lib.* build/bdist.*
+	STREAMCELL_COMPILE=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--wheel-dir build/compiled/wheel .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(COMPILED) build/compiled/wheel/*.whl
+	@touch $@
+
+# The served suites on the compiled package. Tests of the interpreted build alone are left out, and named at the end.
+SERVED := tests/repo/test_compiled.py $(addprefix tests/service/,batching sessions protocols transport generation) \
+	$(addprefix tests/end_to_end/,durable generation open_inference test_faults.py test_frames.py test_mistakes.py \
+	test_session_pages.py test_shutdown.py test_wire.py)
+test-compiled: $(COMPILED)/made
+	PYTHONPATH="$(CURDIR)/$(COMPILED)" STREAMCELL_COMPILED=1 PATH="$(CURDIR)/build/node/links:$$PATH" \
+		$(BIN)/pytest -n $(JOBS) -m "not slow and not alone" $(SERVED) $(ARGS)
 
 # Broken messages at real servers beside honest clients, and the parsers under coverage-guided fuzzing, for FUZZ_S seconds
 # in all (600 if not given). FUZZ_SEED repeats a round. Where there is no atheris, that is said and the parsers are left out.

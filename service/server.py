@@ -11,6 +11,7 @@ from streamcell.service.processes.process_metrics import OneProcess
 from streamcell.service.transport.grpc_server import Transport
 from streamcell.service.transport.lane_choice import choose_lane
 
+from .build_info import COMPILED
 from .model_host import ModelHost
 from .settings import Settings
 from .watchdog import Watchdog
@@ -84,6 +85,7 @@ class Server:
             models=[f"{model.file.name}/{model.file.version}" for model in self.host.models],
             lane=self.host.metrics.lane,
             device=self.settings.device,
+            compiled=COMPILED,
         )
 
     def kill(self) -> None:

@@ -60,6 +60,13 @@ each session. Client and server share the cores of one machine.
   CPU is the sum of all four. **frames n**: one stream with n sessions, through the client's pool; each frame is sent
   when the previous one is answered. **frames×2**: two frames in flight; latency is a frame's.
 - Latencies include the client's own time.
+
+## The compiled hot path
+
+The figures above are the interpreted build's, as `make install` makes it. Wheels and the image have the hot path
+compiled by mypyc ([deploy.md](deploy.md#the-compiled-hot-path)). A first prototype with 45 modules took 28.3 to 29.8 µs
+of CPU a step in place of 34.1 at 256 sessions and 30.0 in place of 36.3 at 1,024, with 15 to 19 % more steps/s, on a
+busy machine.
 """
 
 

@@ -141,7 +141,7 @@ class RunTally:
 
 
 def _sum(one: Computed, other: Computed) -> Computed:
-    return Computed(*(a + b for a, b in zip(one, other, strict=True)))
+    return Computed(*[a + b for a, b in zip(one, other, strict=True)])
 
 
 class RequestMetrics:
@@ -212,7 +212,7 @@ class RequestMetrics:
             inferences=inferences,
             executions=sum(runs for _, (runs, *_) in batches),
             batches=tuple(
-                BatchFigures(rows, *(Spent(runs, total_ns) for total_ns in times_ns))
+                BatchFigures(rows, *[Spent(runs, total_ns) for total_ns in times_ns])
                 for rows, (runs, *times_ns) in batches
             ),
             last_ms=last_ms,

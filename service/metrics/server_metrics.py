@@ -18,6 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from streamcell.service.build_info import COMPILED
 from streamcell.service.errors import ServiceError
 
 from .model_metrics import ModelMetrics
@@ -231,8 +232,9 @@ class ServerMetrics(Collector):
         )
         yield InfoMetricFamily(
             "streamcell_build",
-            "Versions of the server and its libraries.",
+            "Whether the hot path is compiled, and the versions of the server and its libraries.",
             value={
+                "compiled": str(COMPILED).lower(),
                 "version": version("streamcell"),
                 "python": platform.python_version(),
                 "onnxruntime": ort.__version__,

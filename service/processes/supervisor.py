@@ -13,6 +13,7 @@ from contextlib import suppress
 import structlog
 from prometheus_client import CollectorRegistry, PlatformCollector
 
+from streamcell.service.build_info import COMPILED
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.metrics.http_server import MetricsServer
 from streamcell.service.metrics.log_metrics import LostLines
@@ -207,6 +208,7 @@ class Supervisor:
             models=self._loaded.result(),
             lane=", ".join(sorted(lane)),
             device=settings.device,
+            compiled=COMPILED,
         )
 
     def _ready(self) -> bool:

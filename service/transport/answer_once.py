@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from mypy_extensions import mypyc_attr
 
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class AnswerOnce:
     """The part of a `calls.UnaryCall` that ensures it. Thread-safe."""
 

@@ -184,7 +184,7 @@ class Resumable:
             error, replies = compare(asked, self.applied, lacked)
             if error is None:
                 stream.next = stream.next or self.applied + 1
-                self._unsent = deque([(self._greeting(), True), *((data, False) for data in replies)])
+                self._unsent = deque([(self._greeting(), True), *[(data, False) for data in replies]])
             else:
                 self._stream = None
                 self.live.session.detached_s = time.monotonic()
@@ -210,16 +210,18 @@ class Resumable:
 
     def _send_unsent(self, stream: Stream) -> None:
         """Send what stands behind the opening's reply, and then let replies go straight to the call."""
+        wake: Callable[[], None] | None = None
         while True:
             with self._lock:
                 if self._stream is not stream or self._unsent is None:
                     return
-                if not self._unsent:
+                following = self._unsent.popleft() if self._unsent else None
+                if following is None:
                     self._unsent, self._call = None, stream.call
                     wake, self._wake = self._wake, None
-                    break
-                data, last = self._unsent.popleft()
-            stream.call.reply(data, last=last)
+            if following is None:
+                break
+            stream.call.reply(following[0], last=following[1])
         if wake is not None:
             wake()
         self.finish_if_done(stream)

@@ -202,11 +202,14 @@ class Sequence:
             if self._live is None:
                 return
             held, self._held = self._held, None
-            while held and self._held is None:
+            while held and not self._holds():
                 self._submit(*held.popleft())
             if held:
                 self._held = held
         self.resume()
+
+    def _holds(self) -> bool:
+        return self._held is not None
 
     def _over_if_done(self) -> None:
         with self._lock:

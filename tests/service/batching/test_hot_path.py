@@ -1,5 +1,8 @@
 """What a message may cost, in counts that no machine's mood changes: Python calls, runs, objects, operations.
 
+Python calls are counted where the profiler sees them: on the interpreted build. Runs, operations and memory are
+counted on both, and on the compiled build what is left to the interpreter.
+
 The bounds leave a third of room over what was counted when they were set. Who breaks one has made the path of every
 message longer: `make bench` tells by how much.
 """
@@ -22,6 +25,7 @@ import pytest
 from streamcell.benchmarks.targets.echo import Echo
 from streamcell.proto import pb
 from streamcell.proto.inference import oip
+from streamcell.service.build_info import COMPILED
 from streamcell.service.protocols.native.predict import predict
 from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.protocols.oip.infer import Infer
@@ -81,6 +85,25 @@ def test_single_steps_of_many_sessions_take_one_run_and_few_calls_each(
     assert python_calls(calls) / SESSIONS < 19, calls.most_common(20)
     # The usual message is read and answered without protobuf.
     assert not protobuf_calls(calls), calls
+
+
+def test_what_is_left_to_the_interpreter_of_a_step_is_little_if_the_hot_path_is_compiled(
+    rig: Callable[[str], Rig], interpreted_calls: Counted
+) -> None:
+    on = rig("lstm")
+    streams = on.streams(SESSIONS)
+
+    def step() -> None:
+        for _, stream in streams:
+            assert stream.on_message(MESSAGE)
+        on.flush()
+
+    before = on.runs()
+    step()  # what is done once is done now
+    calls = interpreted_calls(step)
+    assert tuple(after - then for after, then in zip(on.runs(), before, strict=True)) == (2, 2 * SESSIONS)
+    assert all(len(wire.replies) == 3 for wire, _ in streams)
+    assert python_calls(calls) / SESSIONS < (4 if COMPILED else 23), calls.most_common(20)
 
 
 def test_one_session_alone_takes_few_calls_a_step(rig: Callable[[str], Rig], counted: Counted) -> None:

@@ -35,6 +35,7 @@ def model(models_dir: Path) -> Iterator[LoadedModel]:
     found.batcher.stop()
 
 
+@pytest.mark.interpreted("replaces what compiled code calls directly")
 @pytest.mark.parametrize(
     ("error", "told"),
     [(NonFiniteInput("a NaN"), SequenceGap), (SessionExpired("idle"), SessionExpired), (None, None)],
@@ -56,6 +57,7 @@ def test_a_request_in_the_moment_of_the_end_is_told_of_it(
     assert str(heard[0]) == str(after)
 
 
+@pytest.mark.interpreted("replaces what compiled code calls directly")
 def test_a_start_in_the_moment_of_the_end_begins_with_a_clean_slate(model: LoadedModel) -> None:
     table = Table(idle_timeout_s=0)
     sequences = Sequences(table, 16)

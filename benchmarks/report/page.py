@@ -64,9 +64,19 @@ each session. Client and server share the cores of one machine.
 ## The compiled hot path
 
 The figures above are the interpreted build's, as `make install` makes it. Wheels and the image have the hot path
-compiled by mypyc ([deploy.md](deploy.md#the-compiled-hot-path)). A first prototype with 45 modules took 28.3 to 29.8 µs
-of CPU a step in place of 34.1 at 256 sessions and 30.0 in place of 36.3 at 1,024, with 15 to 19 % more steps/s, on a
-busy machine.
+compiled by mypyc ([deploy.md](deploy.md#the-compiled-hot-path)).
+
+Compiled over interpreted, ping-pong in turn on one machine (two cores, much other load; 4 or 5 rounds of 1.5 s;
+medians of the rounds' ratios; 64 sessions in two series):
+
+| sessions | server CPU a step | steps/s | p50 |
+| ---: | ---: | ---: | ---: |
+| 1 | 0.98 | 0.88 | 0.97 |
+| 64 | 0.99, 0.89 | 1.29, 1.12 | 0.97, 0.93 |
+| 256 | 0.86 | 1.29 | 0.97 |
+| 1,024 | 0.89 | 1.06 | 0.98 |
+
+The same load moved single rounds by more than that at 1 and 64 sessions.
 """
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from itertools import takewhile
 from typing import NamedTuple, TypeAlias
 
@@ -18,6 +20,10 @@ class KeptReply(NamedTuple):
 
     place: Place
     data: bytes
+
+
+# As `KeptReply(…)`, without a call of Python code for each message.
+_reply: Callable[[tuple[Place, bytes]], KeptReply] = partial(tuple.__new__, KeptReply)
 
 
 class KeptRoom:
@@ -88,12 +94,17 @@ class KeptReplies:
 
     def add(self, place: Place, data: bytes) -> None:
         """Keep a reply; a client that has it is at `place`."""
-        room = self._room
+        room, replies, size = self._room, self._replies, len(data)
         with room.lock:
-            self._replies.append(KeptReply(place, data))
-            self.bytes += len(data)
-            room.bytes += len(data)
-            self._drop_until((place[0] - self._window, 0))
+            replies.append(_reply((place, data)))
+            until = (place[0] - self._window, 0)
+            if replies[0][0] == until:  # usually one comes and one goes
+                self.gone, dropped = replies.popleft()
+                size -= len(dropped)
+            elif replies[0][0] < until:
+                self._drop_until(until)
+            self.bytes += size
+            room.bytes += size
             if self.bytes > room.session_bytes:
                 self.shrink(room.session_bytes)
             if room.bytes > room.all_bytes:

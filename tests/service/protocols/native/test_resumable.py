@@ -278,8 +278,8 @@ def test_a_step_of_a_resumable_session_takes_few_more_calls_than_a_usual_one(
         assert not count["C:Message.FromString"]
     usual, resumable, in_a_journal = calls
     assert resumable - usual <= 8, calls
-    # Its reply is kept once, in the journal.
-    assert in_a_journal <= resumable, calls
+    # Its reply is kept once, in the journal: the calls are that, the commit, and the change of rows.
+    assert in_a_journal - resumable <= 2, calls
 
 
 def test_a_journal_s_session_keeps_its_replies_there_alone(kept_rig: ResumableRig) -> None:

@@ -12,6 +12,7 @@ import pytest
 from streamcell.proto import pb
 from streamcell.service.batching.batch import Batch
 from streamcell.service.batching.batcher import Batcher
+from streamcell.service.durability.journal import Entry
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.native.resumable import Resumable
 from streamcell.service.protocols.native.stream import StreamSession
@@ -280,6 +281,37 @@ def test_a_step_of_a_resumable_session_takes_few_more_calls_than_a_usual_one(
     assert resumable - usual <= 8, calls
     # Its reply is kept once, in the journal: the calls are that, the commit, and the change of rows.
     assert in_a_journal - resumable <= 2, calls
+
+
+def test_a_journal_s_entry_is_written_under_the_session_s_lock_and_closed_once_that_is_over(
+    kept_rig: ResumableRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry has no lock of its own, and its place goes to another session when it is closed."""
+    owner = Owner()
+    wire = kept_rig.call(owner.opening())
+    session: Any = kept_rig.sessions.claim(owner.id, owner.token).session.listener
+    seen: list[tuple[str, bool, bool]] = []
+    for name in ("keep", "commit", "close"):
+        real = getattr(Entry, name)
+
+        def noted(self: Entry, *given: Any, name: str = name, real: Callable[..., None] = real) -> None:
+            seen.append((name, session._lock.locked(), session._over))
+            real(self, *given)
+
+        monkeypatch.setattr(Entry, name, noted)
+    kept_rig.send(wire, step(1), step(2))
+    kept_rig.flush()
+    closed: list[int] = []
+    kept_rig.send(wire, step(3))
+    kept_rig.during_the_next_run(lambda: closed.append(kept_rig.sessions.close(owner.id, owner.token)))
+    kept_rig.flush()  # its run ends behind the session
+    assert closed == [2]
+    written = [each for each in seen if each[0] != "close"]
+    assert written == [("keep", True, False), ("commit", True, False)] * 2
+    assert [each[2] for each in seen[len(written) :]] == [
+        True,
+        True,
+    ]  # by its end, and when its slot is given back
 
 
 def test_a_journal_s_session_keeps_its_replies_there_alone(kept_rig: ResumableRig) -> None:

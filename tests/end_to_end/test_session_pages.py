@@ -82,6 +82,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     return Rig(monkeypatch)
 
 
+@pytest.mark.interpreted("its stand-ins for sessions are no sessions of compiled code")
 def test_a_page_touches_its_own_sessions_only_and_few_at_a_time(rig: Rig) -> None:
     for number in range(10_000):
         rig.open(str(number))
@@ -101,6 +102,7 @@ def test_a_page_touches_its_own_sessions_only_and_few_at_a_time(rig: Rig) -> Non
     assert got == left
 
 
+@pytest.mark.interpreted("its stand-ins for sessions are no sessions of compiled code")
 @pytest.mark.parametrize("asked", [1001, 2**32 - 1, 0])
 def test_no_page_is_larger_than_a_thousand(rig: Rig, asked: int) -> None:
     for number in range(1500):
@@ -108,6 +110,7 @@ def test_no_page_is_larger_than_a_thousand(rig: Rig, asked: int) -> None:
     assert len(rig.page(page_size=asked).sessions) == 1000
 
 
+@pytest.mark.interpreted("its stand-ins for sessions are no sessions of compiled code")
 def test_one_model_s_sessions_are_found_without_a_look_at_the_others(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +130,7 @@ def test_one_model_s_sessions_are_found_without_a_look_at_the_others(
     assert list(rig.pages(model="none")) == [[]]
 
 
+@pytest.mark.interpreted("its stand-ins for sessions are no sessions of compiled code")
 def test_pages_miss_none_that_stays_while_others_come_and_go(rig: Rig) -> None:
     live = {str(number): rig.open(str(number)) for number in range(300)}
     stay = [name for name in live if int(name) % 3]

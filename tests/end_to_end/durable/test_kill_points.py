@@ -161,6 +161,7 @@ def early_commit_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "advance", whole_always)
 
 
+@pytest.mark.interpreted("its mutants replace what compiled code calls directly")
 @pytest.mark.parametrize(
     ("mutant", "found"),
     [

@@ -16,6 +16,7 @@ from streamcell.client import Client, InvalidInput, SessionLimit, StreamCellErro
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb
 from streamcell.service.generation.beam_search import BeamSearch
+from tests.support.resumable import Raw as StreamCall
 
 CONFORMANCE = pytest.mark.conformance
 GO, SYMBOLS, END, CLASSES = 11, 7, 0, 9
@@ -220,14 +221,10 @@ def test_slots_are_given_back_however_a_search_ends(server: ServerProcess, clien
     with pytest.raises(StreamCellError) as caught:
         list(raw([opening, bad, bad]))
     assert caught.value.reason == "INDEX_OUT_OF_RANGE"
-    with connect(server.target) as other:
-        session = other.session("spell")
-        session.run(letters)
-        session._requests.put(pb.StreamRequest(generate=search))
-        session._requests.put(pb.StreamRequest(generate=search))
-        while used() < start + 33:
-            pass
-        session.cancel()
+    call = StreamCall(server.target, opening, *[pb.StreamRequest(generate=search)] * 2)
+    while used() < start + 33:
+        pass
+    call.cut()
     for _ in range(200):
         if used() == start:
             break

@@ -72,9 +72,9 @@ class Connection:
     """One client's connection and its live calls."""
 
     __slots__ = (
-        "_acked_before", "_in_core", "_lock", "_received_before", "_relieved", "_room_before", "_taken_before",
-        "_taken_then", "_wake", "calls", "cut", "half_bytes", "held_bytes", "look_at", "looks_stuck", "peer", "seen",
-        "stopped", "stuck_bytes", "taken", "whole_bytes",
+        "_acked_before", "_acked_regular", "_in_core", "_lock", "_received_before", "_relieved", "_room_before",
+        "_taken_before", "_taken_then", "_wake", "calls", "cut", "half_bytes", "held_bytes", "look_at", "looks_stuck",
+        "peer", "seen", "stopped", "stuck_bytes", "taken", "whole_bytes",
     )  # fmt: skip
 
     def __init__(self, peer: str, room: float = math.inf, wake: Callable[[], None] = lambda: None) -> None:
@@ -93,6 +93,7 @@ class Connection:
         self.looks_stuck = 0  # looks in a row without a message completed since the previous look
         self.seen: dict[Held, Seen] = {}
         self._taken_before = self._received_before = self._acked_before = 0
+        self._acked_regular = 0  # at the last regular look
         self._taken_then = 0  # just before the kernel's figures were read
         self._in_core = 0  # by the kernel's figures: `half_bytes` and the bytes taken since
         self._room_before = 0
@@ -126,20 +127,25 @@ class Connection:
         """Note `taken` before the kernel's figures are read: bytes taken later may or may not be in them."""
         self._taken_then = self.taken
 
-    def look(self, figures: tuple[int, int] | None, limits: Limits, *, patient: bool) -> None:
+    def look(
+        self, figures: tuple[int, int] | None, limits: Limits, *, patient: bool, regular: bool = True
+    ) -> None:
         """Sum up its calls.
 
         Args:
             figures: bytes that TCP has received, and bytes that its client has acknowledged; None if unknown.
             limits: maximum bytes in the core.
             patient: True: while the client reads anything at all, none of its calls counts as unread.
+            regular: False: an extra look, soon after another, in which nobody's patience shortens.
         """
         calls = list(self.calls)
         for call in self.cut & self.calls:
             call.drop()
         self.cut.clear()
         taken, self._taken_before = self._taken_then - self._taken_before, self._taken_then
-        reads = figures is not None and figures[1] - self._acked_before > _READING_BYTES and patient
+        reads = figures is not None and figures[1] - self._acked_regular > _READING_BYTES and patient
+        if regular and figures is not None:
+            self._acked_regular = figures[1]
         if figures is not None:
             half_open = sum(call.half_open for call in calls)
             windows = limits.window_bytes * (len(calls) - half_open)
@@ -153,14 +159,14 @@ class Connection:
             # A call that is not being read may fill its window: that is normal.
             ahead = min(limits.ahead_bytes, windows)
             self.stuck_bytes = max(0, self.half_bytes - ahead)
-        self.whole_bytes = taken
-        self.looks_stuck = 0 if taken else self.looks_stuck + 1
+        self.whole_bytes = taken if regular else max(self.whole_bytes, taken)
+        self.looks_stuck = 0 if taken else self.looks_stuck + regular
         seen = {}
         for call in calls:
             unanswered, unsent = call.held()
             before, sent = self.seen.get(call), call.sent
             unread = before is not None and before.sent == sent and unsent and not reads
-            looks = before.looks + 1 if before is not None and unread else 0
+            looks = before.looks + regular if before is not None and unread else 0
             seen[call] = Seen(call.messages, sent, unanswered + unsent, looks)
         self.seen = {call: each for call, each in seen.items() if call in self.calls}
         self.held_bytes = sum(each.held_bytes for each in seen.values())
@@ -168,7 +174,7 @@ class Connection:
     def _count_half(self, calls: list[Held], received: int, acked: int, taken: int, most: int) -> None:
         since = self.taken - self._taken_then
         if acked < self._acked_before:  # another connection from the same port
-            self._received_before = self._acked_before = self._in_core = taken = 0
+            self._received_before = self._acked_before = self._acked_regular = self._in_core = taken = 0
         allowed = 0 if self._received_before else _FLOOR_BYTES
         # Reading replies sends window updates, and headers belong to no message.
         allowed += (acked - self._acked_before) // 64 + _CALL_BYTES * sum(

@@ -35,6 +35,7 @@ LARGE_BYTES = 8192  # replies from this size on are counted until they are sent
 # A stream's window: bytes that the core takes before the stream is read. A larger one is faster for large messages, a
 # smaller one keeps all streams' windows within a connection's bound.
 _LEAST_WINDOW_BYTES, _MOST_WINDOW_BYTES, _WINDOWS = 64 * 1024, 1024 * 1024, 2048
+_POLL_S = 0.02  # between two readings of the process's memory: if it has grown, look at once
 _LOOK_S = 0.1
 _FULL_LOOK_S = 1.0  # between two looks at every connection, while all are below their bounds
 _COST = 50  # looks take at most a fiftieth of the time
@@ -68,7 +69,8 @@ class InFlight:
         self.segments = segments  # None: no socket is held
         self._holdable: dict[str, Socket] = {}  # what `segments` has been told
         self._memory = memory
-        self._least_memory = 0  # the process's minimum at all looks
+        self._least_memory = 0  # the process's, since the baseline was noted
+        self._grew = False  # clients' bytes took much since then
         self._server_bytes = self._connection_bytes = self._message_bytes = 0
         self._on_error: Callable[[ServiceError], None] = lambda error: None
         self._stopping = threading.Event()
@@ -88,6 +90,7 @@ class InFlight:
 
     def watch(self) -> None:
         """Start the thread that keeps the bounds."""
+        self._note_baseline()
         threading.Thread(target=self._watch, name="memory-in-flight", daemon=True).start()
 
     def bound(
@@ -132,6 +135,15 @@ class InFlight:
         if self.segments is not None:
             self.segments.learn(known, sockets)
 
+    def _note_baseline(self) -> None:
+        """Note the process's memory, nearly without clients' bytes: what it grows by from now on may be theirs.
+
+        Free memory that malloc keeps is returned first. It would hide bytes that take its place.
+        """
+        trim_memory()
+        self._least_memory = self._memory()
+        self._grew = False
+
     def _room(self, held: int) -> float:
         """Bytes that a connection with `held` bytes in memory may take before the next look."""
         if not self._connection_bytes:
@@ -142,11 +154,14 @@ class InFlight:
 
     def _watch(self) -> None:
         last_s, took_s, memory = 0.0, 0.0, 0
+        regular_s = 0.0
         while True:
-            woken = self._wake.wait(_LOOK_S)
+            woken = self._wake.wait(_POLL_S)
             self._wake.clear()
             now_s, now = time.monotonic(), self._memory()
             grown = now - memory > self._connection_bytes // 8
+            if not grown and not woken and now_s - last_s < _LOOK_S:
+                continue
             pressed = woken or self.held_back or self._again or self.bytes > self._connection_bytes // 2
             urgent = grown or pressed
             pause_s = _URGENT_COST * took_s if urgent else max(_FULL_LOOK_S, _COST * took_s)
@@ -156,15 +171,17 @@ class InFlight:
                 return
             now_s = time.monotonic()
             self._again = False
+            regular = now_s - regular_s >= _LOOK_S
+            regular_s = now_s if regular else regular_s
             try:
-                self.look()
+                self.look(regular=regular)
             except Exception as error:  # a bug must not end the watch
                 _log.error("memory in flight could not be summed up", exc_info=error)
             last_s, memory = time.monotonic(), now
             took_s = last_s - now_s
 
-    def look(self) -> None:
-        """Sum up every connection, and act on those over their bounds."""
+    def look(self, *, regular: bool = True) -> None:
+        """Sum up every connection, and act on those over their bounds. `regular`: it counts for a client's patience."""
         for connection in list(self._connections.values()):
             connection.note_taken()
         figures, memory = self._figures(self._connections), self._memory()
@@ -185,8 +202,12 @@ class InFlight:
                 continue
             before[peer] = connection.seen
             patient = not crowded and connection.bytes <= 2 * self._connection_bytes
-            connection.look(figures.get(peer), limits, patient=patient)
+            connection.look(figures.get(peer), limits, patient=patient, regular=regular)
         self.bytes = rest = sum(each.bytes for each in self._connections.values())
+        if self.bytes > self._connection_bytes // 8:
+            self._grew = True
+        elif self._grew and self.bytes <= self._connection_bytes // 64:
+            self._note_baseline()
         for connection in sorted(self._connections.values(), key=lambda each: -each.bytes):
             bound = self._connection_bytes
             if connection.bytes > bound or rest > self._server_bytes:

@@ -219,6 +219,53 @@ def test_what_malloc_gives_back_does_not_put_off_the_end_of_messages_that_are_ne
     assert errors
 
 
+def test_what_malloc_keeps_from_the_start_does_not_hide_messages_that_are_never_whole(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [60 * MIB]  # in the process's memory, after its models have been loaded
+
+    def trim() -> None:
+        machine.memory -= free.pop() if free else 0
+
+    monkeypatch.setattr("streamcell.service.transport.in_flight.trim_memory", trim)
+    in_flight.watch()
+    in_flight.stop()
+    calls = connected(in_flight, machine, 16)
+    machine.received["a"] = 16 * 3 * MIB + MIB
+    machine.memory += 16 * 3 * MIB + MIB
+    in_flight.look()
+    assert {call.ended for call in calls} == {"memory_in_flight"}
+
+
+def test_what_the_process_has_grown_by_for_another_reason_is_not_held_against_a_connection(
+    in_flight: InFlight, machine: Machine, errors: list[ServiceError]
+) -> None:
+    calls = connected(in_flight, machine, 4)
+    calls[0].unanswered = 40 * MIB
+    machine.memory += 70 * MIB
+    in_flight.look()
+    calls[0].unanswered = 0
+    machine.memory -= 20 * MIB  # the rest are the engine's buffers for such messages
+    in_flight.look()
+    for _ in range(4):
+        begin_and_reset(in_flight, machine, 500)
+        in_flight.look()
+    for _ in range(60):
+        in_flight.look()
+    assert not errors
+
+
+def test_extra_looks_shorten_nobody_s_patience(in_flight: InFlight, errors: list[ServiceError]) -> None:
+    calls = held_back(in_flight)
+    answered(calls)
+    for _ in range(200):
+        in_flight.look(regular=False)
+    assert not errors
+    for _ in range(60):
+        in_flight.look()
+    assert errors
+
+
 def test_messages_that_are_read_while_the_kernel_is_asked_do_not_count_as_half_received(
     in_flight: InFlight, machine: Machine, errors: list[ServiceError]
 ) -> None:

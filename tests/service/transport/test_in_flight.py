@@ -240,7 +240,7 @@ def test_what_malloc_keeps_from_the_start_does_not_hide_messages_that_are_never_
 def test_what_the_process_has_grown_by_for_another_reason_is_not_held_against_a_connection(
     in_flight: InFlight, machine: Machine, errors: list[ServiceError]
 ) -> None:
-    calls = connected(in_flight, machine, 4)
+    calls = connected(in_flight, machine, 24)
     calls[0].unanswered = 40 * MIB
     machine.memory += 70 * MIB
     in_flight.look()

@@ -25,6 +25,12 @@ INPUT_BYTES, OUTPUT_BYTES = 12, 8
 CPU = "server_cpu_us_per_step"
 
 
+@pytest.fixture(scope="module")
+def served(start_server: Any, models_dir: Path) -> Any:
+    """A server of this module's own: loads leave sequences without an end on it."""
+    return start_server(models_dir)
+
+
 @pytest.fixture
 def load(served: ServerProcess) -> Callable[..., dict[str, Any]]:
     """Runs a short load on the small models."""

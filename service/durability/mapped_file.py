@@ -172,7 +172,7 @@ def _checked(head: bytes, model: dict[str, str], states: Sequence[Any]) -> Count
         counts = Counts(**about["counts"])
         found = (about["model"], about["states"], about["boot"])
         sizes = list(asdict(counts).values())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise JournalError(f"its header is no header of a journal ({type(error).__name__})") from error
     if not all(type(each) is int and 0 <= each < _MOST_ROWS for each in sizes) or not counts.window:
         raise JournalError("its header has impossible sizes")

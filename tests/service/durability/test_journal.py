@@ -219,13 +219,21 @@ def overwritten(at: int, data: bytes) -> Damage:
     return damage
 
 
-def counts_that_lie(path: Path) -> None:
-    """A header with a right checksum and sizes that reach beyond the file."""
+def with_header(path: Path, text: bytes) -> None:
+    """Give a file another header, with a right checksum."""
     size = path.stat().st_size
-    about = mapped_file._about(MODEL, Counts(3, 1 << 30, 4, 256, 64), STATES)
-    text = mapped_file.json.dumps(about).encode()
     head = mapped_file._HEAD.pack(mapped_file._MAGIC, 1, len(text), mapped_file.zlib.crc32(text)) + text
     path.write_bytes(head.ljust(PAGE, b"\0") + bytes(size - PAGE))
+
+
+def counts_that_lie(path: Path) -> None:
+    """Sizes that reach beyond the file."""
+    about = mapped_file._about(MODEL, Counts(3, 1 << 30, 4, 256, 64), STATES)
+    with_header(path, mapped_file.json.dumps(about).encode())
+
+
+def nested_deeply(path: Path) -> None:
+    with_header(path, b"[" * 4000)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +247,7 @@ def counts_that_lie(path: Path) -> None:
         (overwritten(40, b"?"), "torn"),
         (overwritten(20, b"\xff\xff\xff\x7f"), "torn"),
         (counts_that_lie, "longer or shorter"),
+        (nested_deeply, "no header of a journal"),
     ],
 )
 def test_a_file_that_is_torn_or_foreign_is_set_aside_and_never_mapped(

@@ -55,7 +55,7 @@ each session. Client and server share the cores of one machine.
   next step when the answer has arrived. **pipelined n**: up to 16 unanswered messages per stream. **chunks n**: 16
   steps per message. **predict n**: n callers of `Predict`, one row of one step per call. **open-loop 64**: 2,000
   messages a second on schedule; latency counts from the scheduled time, so a stall is not hidden. **sessions of one
-  64**: 64 clients, each of which opens a session, sends one step, ends the session and begins anew. **spread n**:
+  64**: 64 clients; each opens a session, sends one step, ends the session and starts again. **spread n**:
   ping-pong over eight connections, also with `--frontends 2`, whose four processes share the cores with the client;
   CPU is the sum of all four. **frames n**: one stream with n sessions, through the client's pool; each frame is sent
   when the previous one is answered. **frames×2**: two frames in flight; latency is a frame's.

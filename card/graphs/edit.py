@@ -141,7 +141,7 @@ def drop_unread_initializers(graph: onnx.GraphProto) -> None:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Have `graph` hold `nodes`, some of which may be its own, and no others."""
+    """Replace the nodes of `graph` by `nodes`. Some of these may be its own."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)

@@ -116,7 +116,7 @@ class Member:
         self.sent = self.read = 0
 
     def end(self, error: StreamCellError | None) -> None:
-        """End it, once; its session is told."""
+        """End it and tell its session. Later calls do nothing."""
         if not self.over:
             self.error = error
             self.over = True

@@ -65,10 +65,8 @@ def protobuf_calls(calls: Counter[str]) -> int:
     return sum(count for name, count in calls.items() if name.startswith("C:") and name.endswith(ends))
 
 
-def test_single_steps_of_many_sessions_take_one_run_and_few_calls_each(
-    rig: Callable[[str], Rig], counted: Counted
-) -> None:
-    on = rig("lstm")
+def calls_of_a_step(on: Rig, counted: Counted) -> Counter[str]:
+    """The calls of one step of many sessions, the second one: what is done once is done in the first."""
     streams = on.streams(SESSIONS)
 
     def step() -> None:
@@ -77,11 +75,17 @@ def test_single_steps_of_many_sessions_take_one_run_and_few_calls_each(
         on.flush()
 
     before = on.runs()
-    step()  # what is done once is done now
+    step()
     calls = counted(step)
-    runs, rows = (after - then for after, then in zip(on.runs(), before, strict=True))
-    assert (runs, rows) == (2, 2 * SESSIONS)
+    assert tuple(after - then for after, then in zip(on.runs(), before, strict=True)) == (2, 2 * SESSIONS)
     assert all(len(wire.replies) == 3 for wire, _ in streams)
+    return calls
+
+
+def test_single_steps_of_many_sessions_take_one_run_and_few_calls_each(
+    rig: Callable[[str], Rig], counted: Counted
+) -> None:
+    calls = calls_of_a_step(rig("lstm"), counted)
     assert python_calls(calls) / SESSIONS < 19, calls.most_common(20)
     # The usual message is read and answered without protobuf.
     assert not protobuf_calls(calls), calls
@@ -90,19 +94,7 @@ def test_single_steps_of_many_sessions_take_one_run_and_few_calls_each(
 def test_what_is_left_to_the_interpreter_of_a_step_is_little_if_the_hot_path_is_compiled(
     rig: Callable[[str], Rig], interpreted_calls: Counted
 ) -> None:
-    on = rig("lstm")
-    streams = on.streams(SESSIONS)
-
-    def step() -> None:
-        for _, stream in streams:
-            assert stream.on_message(MESSAGE)
-        on.flush()
-
-    before = on.runs()
-    step()  # what is done once is done now
-    calls = interpreted_calls(step)
-    assert tuple(after - then for after, then in zip(on.runs(), before, strict=True)) == (2, 2 * SESSIONS)
-    assert all(len(wire.replies) == 3 for wire, _ in streams)
+    calls = calls_of_a_step(rig("lstm"), interpreted_calls)
     assert python_calls(calls) / SESSIONS < (4 if COMPILED else 23), calls.most_common(20)
 
 

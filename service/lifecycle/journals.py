@@ -18,8 +18,8 @@ from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import ModelFile
 from streamcell.service.settings import Settings
 
-# Of the message that opened a session, without the values that it gave.
-_OPENING_BYTES = 1024
+# Of the message that opened a session, without the values that it gave; and of each of these, without name and value.
+_OPENING_BYTES, _VALUE_BYTES = 64, 32
 
 
 def journal_maker(file: ModelFile, settings: Settings) -> MakeJournal | None:
@@ -29,7 +29,9 @@ def journal_maker(file: ModelFile, settings: Settings) -> MakeJournal | None:
         return None
     folder = root / quote(file.name, safe="") / quote(file.version, safe="")
     model = {"name": file.name, "version": file.version, "sha256": _digest(file)}
-    given = sum(value.step_bytes for value in file.signature.open_inputs)
+    given = sum(
+        _VALUE_BYTES + len(value.name.encode()) + value.step_bytes for value in file.signature.open_inputs
+    )
 
     def make(first_slot: int, states: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]) -> Journal:
         counts = Counts(

@@ -29,9 +29,18 @@ def journal_for(asked: Resume, journal: Journal | None) -> Journal | None:
     return None if asked.durability == pb.DURABILITY_NONE else journal
 
 
-def record(asked: Resume, window: int, request: pb.OpenSession, session: Session) -> Found:
-    """What the journal keeps of a new session. A restart needs of its opening what the state does not have."""
-    opening = pb.OpenSession(output_mode=request.output_mode, inputs=request.inputs)
+def record(
+    asked: Resume, window: int, request: pb.OpenSession, signature: Signature, session: Session
+) -> Found:
+    """What the journal keeps of a new session. A restart needs of its opening what the state does not have.
+
+    The client's own message may have any number of unknown fields, so it is made anew from the values that were taken.
+    """
+    given = [
+        pb.OpenInput(name=tensor.name, value=value)
+        for tensor, value in zip(signature.open_inputs, session.opening, strict=True)
+    ]
+    opening = pb.OpenSession(output_mode=request.output_mode, inputs=given)
     return Found(
         slot=session.slot,
         row=0,

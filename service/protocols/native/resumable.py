@@ -99,7 +99,9 @@ class Resumable:
                 session, made._source = made.live.session, ""
                 session.opening = opening
                 if journal is not None:
-                    made.place.enter(session, journal, record(asked, window, request, session))
+                    made.place.enter(
+                        session, journal, record(asked, window, request, model.file.signature, session)
+                    )
         except ServiceError:
             made._kept.clear()
             raise

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb
+from tests.support.onnx_files import parsed, save
 from tests.support.ports import free_port
 from tests.support.resumable import Owner, Raw, save_sum, step, sums
 
@@ -111,3 +113,34 @@ def test_what_a_session_in_a_file_cannot_do_is_told_before_it_runs(durable: Serv
 def test_a_server_without_a_journal_says_so(server: ServerProcess) -> None:
     opening = Owner().opening(durability=pb.DURABILITY_PROCESS)
     assert Raw(server.target, opening).error()[0] == "DURABILITY_UNSUPPORTED"
+
+
+SCALED = (
+    "(float[b, 1] x, float[b, 1] scale, float[b, 1] h) => (float[b, 1] y, float[b, 1] h_next)"
+    "{ scaled = Mul(x, scale) h_next = Add(scaled, h) y = Identity(h_next) }"
+)
+SIDECAR = """
+layout = "batch"
+outputs = ["y"]
+inputs = ["x", { name = "scale", at = "open" }]
+[[states]]
+input = "h"
+output = "h_next"
+"""
+
+
+def test_what_a_session_was_given_comes_back_without_what_else_its_opening_had(
+    durable: Serve, tmp_path: Path
+) -> None:
+    save(parsed(SCALED), tmp_path / "models" / "scaled.onnx", SIDECAR)
+    server, owner = durable(), Owner(model="scaled")
+    given = pb.OpenInput(name="scale", value=np.float32(3).tobytes())
+    given.MergeFromString(b"\xfa\x7f\x80\x40" + bytes(8192))  # a field that nobody knows
+    assert given.ByteSize() > 8192
+    raw = Raw(server.target, owner.opening(inputs=[given]))
+    assert raw.opened().durability == pb.DURABILITY_PROCESS
+    server.stop()
+    raw = Raw(durable().target, owner.resume(0))
+    raw.opened()
+    raw.send(step(2))
+    assert sums(raw.reply()) == [6]

@@ -12,7 +12,7 @@ PACKAGES := benchmarks card cli client export models proto service study
 # takes the build for CPUs instead. It counts for the first installation.
 TORCH_INDEX ?=
 
-.PHONY: demo study test compiled test-compiled bench fuzz chaos lint typecheck stubs install serve-only clean
+.PHONY: certificates demo study test compiled test-compiled bench docs fuzz chaos lint typecheck stubs install serve-only clean
 
 # DEMO=NAME for one of the others.
 demo: $(VENV)/installed
@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 # more than two cores need, for many tests wait.
 JOBS ?= 4
 test: $(VENV)/installed
-	@.ci/programs prometheus promtool openssl node
+	@.ci/programs prometheus promtool openssl nginx haproxy redis-server node kubectl chromium espeak-ng
 	PATH="$(CURDIR)/build/node/links:$$PATH" $(BIN)/pytest -n $(JOBS) $(ARGS)
 
 # The package as a wheel brings it, its hot path compiled (compiled/modules.py), below build/compiled/site. The sources'
@@ -51,17 +51,29 @@ fuzz: $(VENV)/installed
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --only-binary atheris atheris
 	$(BIN)/python -m tests.hostile.fuzz
 
-# Kills a server KILLS times with SIGKILL while sessions stream, in one process and with front ends: nothing acknowledged may
-# be lost, nothing doubled. ARGS goes to pytest.
+# Kills a server KILLS times with SIGKILL while sessions stream, in one process and with front ends; then for CLUSTER_S
+# seconds kills, stops, pauses and cuts off what a cluster is made of, half of the time at each store level. Nothing
+# acknowledged may be lost, nothing doubled, no client may see an error. CHAOS_SEED (1) gives the order. ARGS goes to pytest.
 chaos: KILLS ?= 200
+chaos: CLUSTER_S ?= 600
 chaos: $(VENV)/installed
-	KILLS=$(KILLS) $(BIN)/pytest --timeout 0 tests/end_to_end/durable/test_kill.py $(ARGS)
+	KILLS=$(KILLS) CLUSTER_S=$(CLUSTER_S) $(BIN)/pytest --timeout 0 tests/end_to_end/durable/test_kill.py \
+		tests/end_to_end/cluster/test_chaos.py $(ARGS)
 
 # Measures everything and writes docs/benchmarks.md and benchmarks/results/latest.json. BENCH=--quick for a short one,
 # PEER=pytriton for Triton with a Python back end beside it, PEER=triton for a Triton of your own with its ONNX Runtime
 # back end: BENCH="--triton-server FILE --triton-backends FOLDER --perf-analyzer FILE".
 bench: $(VENV)/installed
 	$(BIN)/python -m streamcell.benchmarks $(if $(PEER),--peer $(PEER)) $(BENCH)
+
+# Certificates and tokens for docker-compose.yml, into deploy/secrets: docs/secure-compose.md. NAMES="HOST ADDRESS" are further
+# names of the server; what is there is kept but for RENEW=certificates, tokens or all.
+certificates:
+	@NAMES="$(NAMES)" DAYS="$(or $(DAYS),365)" RENEW="$(RENEW)" deploy/certificates
+
+# The documentation as a site, in build/site: open build/site/index.html. A link that leads nowhere is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Measures what recurrence and depth do to gradients and writes docs/gradients.md: about ten minutes on two cores.
 study: $(VENV)/installed

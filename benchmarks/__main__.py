@@ -23,7 +23,7 @@ from streamcell.benchmarks.targets.processes import Generator
 from streamcell.benchmarks.targets.servers import servers
 from streamcell.service.repository.model_file import open_model
 
-from . import at_rest, engine, machine, specimens, triton
+from . import at_rest, engine, machine, specimens, tenants, triton
 from .cases import OIP, OURS, Case, Target, cases, load_for
 from .load.perf_analyzer import PerfAnalyzer
 from .on_the_wire import measure
@@ -51,7 +51,9 @@ def run(asked: argparse.Namespace, console: Console) -> Report:
             results = measure(
                 generator, todo, targets, peers=peers, rounds=rounds, say=say, measure_s=seconds
             )
-            found = Found(results, _at_rest(models, asked.quick, say) if asked.rest else {})
+            idle = _at_rest(models, asked.quick, say) if asked.rest else {}
+            flood = (1, 16, 0.5) if asked.quick else (3, 256, 3.0)
+            found = Found(results, idle, tenants.measure(models, *flood) if asked.tenants else {})
             profiles = _profiles(generator, targets[OURS], todo, found)
             against = _against_triton(asked, targets, rounds, seconds, say)
         lines = engine.measure(
@@ -137,6 +139,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     triton_options(parser)
     parser.add_argument(
         "--no-rest", dest="rest", action="store_false", help="skip the 10,000 sessions at rest"
+    )
+    parser.add_argument(
+        "--no-tenants", dest="tenants", action="store_false", help="skip one tenant's flood beside another"
     )
     parser.add_argument("--no-engine", dest="engine", action="store_false", help="skip the engine's table")
     parser.add_argument("--json", type=Path, default=_ROOT / "benchmarks/results/latest.json")

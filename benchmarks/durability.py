@@ -30,6 +30,7 @@ import structlog
 from streamcell.benchmarks.load.usage import cpu_s
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
+from streamcell.service.access.identity import ANYONE
 from streamcell.service.batching.inline import InlinePolicy
 from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.loaded_model import load
@@ -37,6 +38,7 @@ from streamcell.service.lifecycle.table import Models
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import Limits
+from streamcell.service.protocols.common.scopes import Scopes
 from streamcell.service.protocols.native.recovered import recover
 from streamcell.service.protocols.native.stream import StreamSession
 from streamcell.service.repository.model_file import open_model
@@ -69,6 +71,8 @@ class _Wire:
     """A call without a transport, with its handler: it takes replies and drops them."""
 
     peer = "benchmark"
+    caller = ANYONE
+    again = False
     handler: Any
 
     def __init__(self, later: list[Callable[[], None]], context: CallContext[Any]) -> None:
@@ -109,7 +113,7 @@ class Sessions:
         limits = Limits(1 << 20, 4096, allow_non_finite=False, max_generate_steps=100, max_beam_width=8)
         kept = KeptRoom(settings.kept_reply_bytes, settings.max_kept_reply_bytes, settings.queue_messages)
         context: CallContext[Any] = CallContext(Models([self.model]), table, ServerMetrics(), limits, kept)
-        recover(self.model, context)  # there are none, but from here on the journal counts
+        recover(self.model, Scopes(context))  # there are none, but from here on the journal counts
         self._later: list[Callable[[], None]] = []
         self._wires = [_Wire(self._later, context) for _ in range(count)]
         for wire in self._wires:

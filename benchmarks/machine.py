@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from streamcell.service.build_info import COMPILED
+
 _PACKAGES = ("streamcell", "grpcio", "protobuf", "numpy", "onnxruntime")
 
 
@@ -33,8 +35,9 @@ def hardware() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the kernel, Python and the relevant packages."""
+    """Versions of the kernel, Python and the relevant packages, and whether the server's hot path is compiled."""
     found = {"Linux": platform.release(), "Python": platform.python_version()}
+    found["hot path"] = "compiled" if COMPILED else "interpreted"
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -12,6 +12,7 @@ import numpy as np
 
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Cell, Engine, EngineOptions, Staged
+from streamcell.service.engine.pool import MakeJournal
 from streamcell.service.graph.pooled import Pooled, pool_states
 from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.repository.model_file import ModelFile
@@ -33,10 +34,15 @@ class Parity:
     state_error: float
 
 
-def pooled(file: ModelFile, device: Device) -> Pooled:
-    """The model in its pool, as the server builds it for `device`."""
+def pooled(file: ModelFile, device: Device, *, journal: bool = False) -> Pooled:
+    """The model in its pool, as the server builds it for `device`, with a journal or without."""
     return pool_states(
-        file.load(), file.signature, file.constants, scatter=device.scatter, few_kernels=device.few_kernels
+        file.load(),
+        file.signature,
+        file.constants,
+        scatter=device.scatter,
+        few_kernels=device.few_kernels,
+        gives_rows=journal and not device.on_host,
     )
 
 
@@ -45,22 +51,26 @@ def engine(
     device: Device,
     *,
     sessions: int = 40,
+    slots: int | None = None,
     max_batch: int = 16,
     max_chunk: int = 8,
     cell: Cell | None = None,
     cuda_graphs: bool | None = None,
+    make_journal: MakeJournal | None = None,
 ) -> Engine:
     """An engine for `file`, warmed up on this thread, which must be the one that runs it."""
     made = Engine(
-        pooled(file, device),
+        pooled(file, device, journal=make_journal is not None),
         file.signature,
         EngineOptions(
             device=device,
             max_sessions=sessions,
+            slots=slots,
             max_batch=max_batch,
             max_chunk=max_chunk,
             cell=cell,
             cuda_graphs=cuda_graphs,
+            make_journal=make_journal,
         ),
     )
     made.warm_up()
@@ -123,6 +133,8 @@ def _run(
     staged.write[:used, 0] = slots
     staged.read[:used] = np.where(fresh[rows], INITIAL_ROW, slots)
     on.pad(staged, used)
+    if on.spills:
+        on.place(staged, used)
     on.run(staged)
     return [
         array.reshape(staged.rows, staged.steps, -1)[:used, :most].copy() for array in staged.values[inputs:]

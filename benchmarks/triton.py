@@ -193,8 +193,11 @@ def main() -> None:
     print(section(report))
     if not asked.dry:
         write_results(report, asked.json)
-        asked.page.write_text(with_section(asked.page.read_text(), report))
-        print(f"written: {asked.page}, {asked.json}")
+        written = [asked.json]
+        if asked.page.is_file():  # an installed package has no pages
+            asked.page.write_text(with_section(asked.page.read_text(), report))
+            written.append(asked.page)
+        print("written:", *written)
 
 
 if __name__ == "__main__":

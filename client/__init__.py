@@ -14,10 +14,11 @@ from streamcell.client.aio.session import AsyncSession
 from streamcell.client.blocking.client import Client
 from streamcell.client.blocking.pool import Pool
 from streamcell.client.blocking.session import Session
+from streamcell.client.protocol.durability import Durability
 from streamcell.client.protocol.generation import Generated, Hypothesis, Step
-from streamcell.client.protocol.resume import Ticket
 from streamcell.client.protocol.signature import OutputMode
 from streamcell.client.protocol.steps import AsyncSteps, Steps
+from streamcell.client.protocol.ticket import Ticket
 
 from .channel import TLS, Metadata, Options
 from .errors import (
@@ -27,7 +28,9 @@ from .errors import (
     LimitReached,
     MessageTooLarge,
     ModelNotFound,
+    NotAuthenticated,
     NotFound,
+    NotPermitted,
     ProtocolMisuse,
     RepliesGone,
     RowsRefused,
@@ -37,22 +40,27 @@ from .errors import (
     SessionExpired,
     SessionLimit,
     SessionLost,
+    SessionMoved,
     SessionNotFound,
     SessionTakenOver,
+    SnapshotRefused,
     StateBehind,
+    StoreUnavailable,
     StreamCellError,
     Unavailable,
 )
-from .values import GenerationInfo, LiveSession, Model, State, Tensor
+from .values import Available, GenerationInfo, LiveSession, Model, Replica, State, Tensor
 
 __all__ = [
     "AsyncClient",
     "AsyncPool",
     "AsyncSession",
     "AsyncSteps",
+    "Available",
     "Cancelled",
     "Client",
     "DeadlineExceeded",
+    "Durability",
     "Generated",
     "GenerationInfo",
     "Hypothesis",
@@ -62,11 +70,14 @@ __all__ = [
     "MessageTooLarge",
     "Model",
     "ModelNotFound",
+    "NotAuthenticated",
     "NotFound",
+    "NotPermitted",
     "Options",
     "OutputMode",
     "Pool",
     "ProtocolMisuse",
+    "Replica",
     "RepliesGone",
     "RowsRefused",
     "ServerDraining",
@@ -76,12 +87,15 @@ __all__ = [
     "SessionExpired",
     "SessionLimit",
     "SessionLost",
+    "SessionMoved",
     "SessionNotFound",
     "SessionTakenOver",
+    "SnapshotRefused",
     "State",
     "StateBehind",
     "Step",
     "Steps",
+    "StoreUnavailable",
     "StreamCellError",
     "Tensor",
     "Ticket",
@@ -101,13 +115,21 @@ class ConnectOptions(TypedDict, total=False):
     keepalive_timeout_s: float
     multiplex: bool
     wait_for_ready: bool
+    direct: bool
     options: list[tuple[str, object]]
 
 
 def connect(target: str, **options: Unpack[ConnectOptions]) -> Client:
-    """Make a blocking client of the server at `target`, such as "localhost:8500"; `Options` lists the other arguments.
+    """Make a blocking client of the server at `target`; `Options` lists the other arguments.
 
-    Nothing is sent yet. Use it in a `with` statement, or `close` it.
+    `target` is HOST or HOST:PORT, such as "localhost", "10.0.0.7:8500" or "[::1]:8500"; the port is 8500 if there is
+    none. Several servers have commas between, "a:8500,b:8500": sessions with `resume` are spread over them and, if they
+    are in a shared store, go on at another one if theirs is lost. Other calls go to the first one that can be reached;
+    what changes a server, such as `drain`, needs a client of that server alone. Nothing is sent yet. Use it in a `with`
+    statement, or `close` it.
+
+    Raises:
+        InvalidInput: WRONG_TARGET.
     """
     return Client(target, Options(**options))
 

@@ -28,7 +28,11 @@ class Options:
         keepalive_timeout_s: seconds to wait for the answer to a ping before the connection counts as broken.
         multiplex: carry a model's sessions on one stream from the third live one on. Many sessions then cost a fraction
             of the CPU, in the server too; `Session.id` is their stream's, and ends all of them in `close_session`.
-        wait_for_ready: wait for a server that is not up yet, within `timeout_s`, instead of failing at once.
+        wait_for_ready: wait for a server that is not up yet, within `timeout_s`, instead of failing at once. With
+            several targets the client goes to the next one instead.
+        direct: sessions with `resume` that were opened through a proxy go on without it, at the address that their
+            server tells (`--advertise`), and come back at any error. With the same TLS, `metadata` and `options`: the
+            server's certificate must name that address. Only for servers that you trust with the credential.
         options: further gRPC channel options; they override the options above.
     """
 
@@ -39,6 +43,7 @@ class Options:
     keepalive_timeout_s: float = 10.0
     multiplex: bool = False
     wait_for_ready: bool = False
+    direct: bool = False
     options: Sequence[tuple[str, Any]] = ()
 
     def credentials(self) -> grpc.ChannelCredentials | None:

@@ -6,8 +6,8 @@ A server error is a gRPC status whose trailing metadata contain a `google.rpc.St
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -25,6 +25,7 @@ class StreamCellError(Exception):
         reason: the stable reason, such as "WRONG_DTYPE"; the name of the gRPC code if the server sent none.
         code: the gRPC status code; the server's code for this error if the client found it before sending.
         metadata: the facts of the text, for programs; values are texts.
+        retry_after_s: when the server expects to have room, in seconds; None if it does not say so.
     """
 
     default_code: ClassVar[grpc.StatusCode] = _Code.UNKNOWN
@@ -41,10 +42,13 @@ class StreamCellError(Exception):
         self.code = code or self.default_code
         self.reason = reason or self.code.name
         self.metadata = dict(metadata or {})
+        self.retry_after_s: float | None = None
 
     def again(self) -> StreamCellError:
         """An equal error with its own traceback, to raise each time the ended session is used."""
-        return type(self)(str(self), reason=self.reason, code=self.code, metadata=self.metadata)
+        error = type(self)(str(self), reason=self.reason, code=self.code, metadata=self.metadata)
+        error.retry_after_s = self.retry_after_s
+        return error
 
 
 class InvalidInput(StreamCellError, ValueError):
@@ -87,6 +91,18 @@ class MessageTooLarge(LimitReached):
     """The message exceeds the bound on bytes."""
 
 
+class NotAuthenticated(StreamCellError):
+    """The server requires a credential, and this client sent none, or a wrong or expired one."""
+
+    default_code = _Code.UNAUTHENTICATED
+
+
+class NotPermitted(StreamCellError):
+    """The server knows the caller, who may not do this."""
+
+    default_code = _Code.PERMISSION_DENIED
+
+
 class SessionLost(StreamCellError):
     """The server ended the session; its state is gone."""
 
@@ -120,6 +136,12 @@ class RepliesGone(StreamCellError):
     default_code = _Code.FAILED_PRECONDITION
 
 
+class SnapshotRefused(StreamCellError):
+    """A snapshot that is damaged, signed with another key, or of another model. Nothing has changed."""
+
+    default_code = _Code.INVALID_ARGUMENT
+
+
 class Unavailable(StreamCellError, ConnectionError):
     """The server cannot be reached, or the connection was lost."""
 
@@ -128,6 +150,14 @@ class Unavailable(StreamCellError, ConnectionError):
 
 class ServerDraining(Unavailable):
     """The server is shutting down: open the session on another server, or later."""
+
+
+class SessionMoved(Unavailable):
+    """The session goes on with another server of its store; a client with `resume` follows it."""
+
+
+class StoreUnavailable(Unavailable):
+    """The shared store cannot be reached. The session is kept: resume it later."""
 
 
 class DeadlineExceeded(StreamCellError, TimeoutError):
@@ -180,14 +210,20 @@ _BY_REASON: dict[str, type[StreamCellError]] = {
     "SESSION_NOT_FOUND": SessionNotFound,
     "UNKNOWN_HANDLE": SessionNotFound,
     "NOT_SUPPORTED": ProtocolMisuse,
+    "SNAPSHOT_MISMATCH": SnapshotRefused,
+    "SNAPSHOT_INVALID": SnapshotRefused,
     "SESSION_TAKEN_OVER": SessionTakenOver,
     "STATE_BEHIND": StateBehind,
     "REPLIES_GONE": RepliesGone,
     "SESSION_LIMIT": SessionLimit,
     "MESSAGE_TOO_LARGE": MessageTooLarge,
+    "STORED_STATE_INVALID": SessionLost,
     "SESSION_EXPIRED": SessionExpired,
     "SESSION_CLOSED": SessionClosed,
     "SERVER_DRAINING": ServerDraining,
+    "SESSION_MOVED": SessionMoved,
+    "SESSION_ELSEWHERE": SessionMoved,
+    "STORE_UNAVAILABLE": StoreUnavailable,
 }
 
 # For reasons that this client does not know, and for statuses that no StreamCell server sent.
@@ -195,9 +231,14 @@ _BY_CODE: dict[grpc.StatusCode, type[StreamCellError]] = {
     kind.default_code: kind
     for kind in (
         InvalidInput, ProtocolMisuse, NotFound, LimitReached, SessionLost, Unavailable, DeadlineExceeded,
-        Cancelled, ServerFault,
+        Cancelled, ServerFault, NotAuthenticated, NotPermitted,
     )
 }  # fmt: skip
+_CODES = {code.value[0]: code for code in _Code}
+
+
+# HTTP's status for it, as gRPC tells it.
+_TOO_LARGE = "http2 header with status: 413"
 
 
 class Status(Protocol):
@@ -208,22 +249,38 @@ class Status(Protocol):
     def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
 
 
-def from_rpc(status: Status) -> StreamCellError:
+# What to say about a code and a text that gRPC, a proxy or the network made: `Route.explain`.
+Explain: TypeAlias = Callable[[grpc.StatusCode, str], str]
+
+
+def from_rpc(status: Status, explain: Explain | None = None) -> StreamCellError:
     """The exception for a call that ended with an error status."""
-    return from_status(status.code(), status.details() or "", status.trailing_metadata() or ())
+    return from_status(status.code(), status.details() or "", status.trailing_metadata() or (), explain)
 
 
 def from_status(
-    code: grpc.StatusCode, text: str, trailing: Iterable[tuple[str, str | bytes]]
+    code: grpc.StatusCode,
+    text: str,
+    trailing: Iterable[tuple[str, str | bytes]],
+    explain: Explain | None = None,
 ) -> StreamCellError:
     """The exception for an error status: its class follows from the rich status's reason, or else from the code."""
-    info = _error_info(trailing)
+    info, retry_after_s = _details(trailing)
     if info is not None:
-        return from_reason(code, info.reason, text, info.metadata)
-    text = f"{text or 'no details'} ({code.name})"
-    if code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text:  # gRPC's own limit, at either end
+        error = from_reason(code, info.reason, text, info.metadata)
+        error.retry_after_s = retry_after_s
+        return error
+    # gRPC's own limit, at either end; or the limit of a proxy between.
+    large = (code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text) or _TOO_LARGE in text
+    text = explain(code, text) if explain is not None else f"{text or 'no details'} ({code.name})"
+    if large:
         return MessageTooLarge(text, reason="MESSAGE_TOO_LARGE", code=code)
     return _BY_CODE.get(code, StreamCellError)(text, code=code)
+
+
+def from_number(number: int, reason: str, text: str, metadata: Mapping[str, str]) -> StreamCellError:
+    """The exception for a refusal within a reply, which has its gRPC code as a number."""
+    return from_reason(_CODES.get(number, _Code.UNKNOWN), reason, text, metadata)
 
 
 def from_reason(
@@ -234,17 +291,25 @@ def from_reason(
     return kind(text, reason=reason, code=code, metadata=metadata)
 
 
-def _error_info(trailing: Iterable[tuple[str, str | bytes]]) -> error_details_pb2.ErrorInfo | None:
+def _details(
+    trailing: Iterable[tuple[str, str | bytes]],
+) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:
+    """The rich status's reason, and in how many seconds to try again; None for each that it does not have."""
     for key, value in trailing:
         if key != DETAILS_KEY or not isinstance(value, bytes):
             continue
         rich = status_pb2.Status()
-        info = error_details_pb2.ErrorInfo()
+        found: error_details_pb2.ErrorInfo | None = None
+        retry_after_s: float | None = None
         try:
             rich.ParseFromString(value)
             for detail in rich.details:
-                if detail.Unpack(info) and info.domain == DOMAIN:
-                    return info
+                info, wait = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+                if found is None and detail.Unpack(info) and info.domain == DOMAIN:
+                    found = info
+                elif detail.Unpack(wait) and wait.HasField("retry_delay"):
+                    retry_after_s = wait.retry_delay.ToNanoseconds() / 1e9
         except DecodeError:  # a proxy or another library wrote these bytes: use the plain status
-            return None
-    return None
+            return None, None
+        return found, retry_after_s
+    return None, None

@@ -94,6 +94,31 @@ class LiveSession:
     members: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A server, one of several if a proxy stands before it."""
+
+    name: str
+    # Where clients reach it without a proxy, "host:port"; empty: only through one.
+    address: str = ""
+    # The host and port of its shared store; empty if it has none, and for all but operators.
+    store: str = ""
+    # Seconds for which its lease on the sessions in the store is valid; 0 if it has lost it.
+    lease_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Available:
+    """A version of a model that is served or could be."""
+
+    name: str
+    version: str
+    # "READY", "LOADING", "UNLOADING", "UNAVAILABLE", or "" if nobody has asked for it.
+    state: str
+    # Why it is in that state; may be empty.
+    reason: str
+
+
 def tensors(specs: Iterable[pb.TensorSpec]) -> tuple[Tensor, ...]:
     """Wire messages as values."""
     return tuple(
@@ -137,6 +162,11 @@ def model(message: pb.Model) -> Model:
         restrictions=tuple(message.restrictions),
         open_inputs=tensors(message.open_inputs),
     )
+
+
+def replica(message: pb.Replica) -> Replica:
+    """A server as a value."""
+    return Replica(message.name, message.address, message.store, message.lease_s)
 
 
 def live_session(message: pb.Session) -> LiveSession:

@@ -1,5 +1,6 @@
 """Recurrent modules of today's research, written as their papers write them, to be exported and served.
 
+    python examples/modern_recurrence.py [MinGRU]           # exports it, serves it and streams ten steps
     streamcell export examples/modern_recurrence.py:MinGRU --out models/min_gru.onnx --input-shape 16
 
 `docs/modern-recurrence.md` says what each computes and what a session keeps. Their weights are random: a factory of
@@ -7,6 +8,8 @@ your own builds the module and loads what was trained.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -226,3 +229,24 @@ def by_head(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 def joined(x: Tensor) -> Tensor:
     """[batch, heads, time, width] → [batch, time, heads x width]."""
     return x.transpose(1, 2).flatten(2)
+
+
+def main(name: str = "MinGRU") -> None:
+    """Serve one of the modules, stream ten steps of noise through a session, and print what came."""
+    import streamcell
+
+    modules = {each.__name__: each for each in nn.Module.__subclasses__() if each.__module__ == __name__}
+    if name not in modules:
+        sys.exit(f"there is no module {name}; there are {', '.join(modules)}")
+    module = modules[name]().eval()
+    x = torch.randn(10, 16)
+    with streamcell.local(module, "x:float32[16]") as client, client.session(name) as session:
+        states = ", ".join(f"{state.name} {list(state.shape)}" for state in client.model(name).states)
+        print(f"a session of {name} keeps {states}")
+        for step in x.numpy():
+            y = session.step(step)
+            print(session.step_index, " ".join(f"{value:.4f}" for value in y[:6]), "…")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,5 +1,6 @@
 """Streams four sequences, step by step and side by side, with StreamCell's own client.
 
+    python examples/native_client.py                        # serves a small model itself
     python examples/native_client.py localhost:8500 MODEL
 
 Prints a line a step: the sequence, its step index, and the output. `triton_client.py` does the same work.
@@ -12,14 +13,15 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from streamcell.client import connect
+import streamcell
+from streamcell.client import Client, connect
 
 SEQUENCES, STEPS = 4, 10
 
 
-def main(target: str, model: str) -> None:
+def run(client: Client, model: str) -> None:
     """Run the sequences on `model` and print every output."""
-    with connect(target) as client, ExitStack() as open_sessions:
+    with ExitStack() as open_sessions:
         (tensor,) = client.model(model).inputs
         random = np.random.default_rng(1)
         x = random.standard_normal((SEQUENCES, STEPS, *tensor.step_shape)).astype(tensor.dtype)
@@ -33,6 +35,20 @@ def main(target: str, model: str) -> None:
                 y = sessions[session].receive()
                 index = sessions[session].step_index
                 print(session, index, " ".join(f"{value:.6f}" for value in y.ravel()))
+
+
+def main(target: str = "", model: str = "GRU") -> None:
+    """Run the sequences on a server's model, or on one that is served here: a GRU with random weights."""
+    if target:
+        with connect(target) as client:
+            run(client, model)
+        return
+    from streamcell.models import build
+
+    with streamcell.local(
+        build({"kind": "gru", "input_size": 3, "hidden_size": 8, "output_size": 2})
+    ) as client:
+        run(client, model)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Streams four sequences, step by step and side by side, with Triton's own client, over one stream.
 
     pip install 'tritonclient[grpc]'
+    python examples/triton_client.py                        # serves a small model itself
     python examples/triton_client.py localhost:8500 MODEL
 
 Prints a line a step: the sequence, its step index, and the output. `native_client.py` does the same work.
@@ -19,7 +20,7 @@ from tritonclient.utils import triton_to_np_dtype
 SEQUENCES, STEPS = 4, 10
 
 
-def main(target: str, model: str) -> None:
+def run(target: str, model: str) -> None:
     """Run the sequences on `model` and print every output."""
     with triton.InferenceServerClient(target) as client:
         metadata = client.get_model_metadata(model)
@@ -51,6 +52,20 @@ def main(target: str, model: str) -> None:
                 values = result.as_numpy(output.name).ravel()
                 print(result.get_response().id, " ".join(f"{value:.6f}" for value in values))
         client.stop_stream()
+
+
+def main(target: str = "", model: str = "GRU") -> None:
+    """Run the sequences on a server's model, or on one that is served here: a GRU with random weights."""
+    if target:
+        run(target, model)
+        return
+    import streamcell
+    from streamcell.models import build
+
+    with streamcell.local(
+        build({"kind": "gru", "input_size": 3, "hidden_size": 8, "output_size": 2})
+    ) as client:
+        run(client.target, model)
 
 
 if __name__ == "__main__":

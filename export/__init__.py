@@ -6,7 +6,7 @@ from .errors import ExportError, ProofError, SpecError, UserCodeError
 from .examples import InputSpec, example_tensor, examples_from, forward_takes
 from .export_model import export_model
 from .export_module import export_module
-from .export_run import export_run
+from .export_run import export_run, why_mute
 from .in_int8 import gains
 from .proof import METRIC, TOLERANCES
 from .publish import ExportOptions
@@ -30,4 +30,5 @@ __all__ = [
     "gains",
     "is_spec",
     "load_module",
+    "why_mute",
 ]

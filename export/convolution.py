@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import numpy as np
-import onnx
 from torch import nn
 
 from streamcell.card import Signature
@@ -18,10 +16,8 @@ from streamcell.models import TCN, CausalConv, Convolutional
 
 from .dense import Dense, Scaling, batch_norm, emit_activation
 from .graph import GraphBuilder
+from .history import emit_last_steps, emit_slice
 from .tensors import as_float64
-
-# Slice's "to the end".
-_END = np.iinfo(np.int64).max
 
 
 def emit_convolutions(
@@ -63,15 +59,11 @@ def _emit(
 ) -> str:
     """One layer; batch normalisation is folded into its weights."""
     whole = graph.node("Concat", [history, x], f"{name}.whole", axis=1)
-    if signature.lengths is None:
-        _slice(graph, whole, -layer.history, _END, history_next)
-    else:
-        steps = _last_steps(graph, signature.lengths, layer.history)
-        graph.node("GatherND", [whole, steps], history_next, batch_dims=1)
+    emit_last_steps(graph, whole, layer.history, signature.lengths, history_next)
     (dilation,) = layer.conv.dilation
     (taps,) = layer.conv.kernel_size
     windows = [
-        _slice(graph, whole, tap * dilation, -(taps - 1 - tap) * dilation, f"{name}.tap{tap}")
+        emit_slice(graph, whole, tap * dilation, -(taps - 1 - tap) * dilation, f"{name}.tap{tap}")
         for tap in range(taps - 1)
     ]
     side_by_side = graph.node("Concat", [*windows, x], f"{name}.taps", axis=2)
@@ -82,27 +74,3 @@ def _emit(
     if layer.norm is not None:
         dense = dense.then(batch_norm(layer.norm))
     return emit_activation(graph, dense.emit(graph, side_by_side, name), layer.activation, name)
-
-
-def _slice(graph: GraphBuilder, x: str, start: int, end: int, output: str) -> str:
-    """x[:, start:end]."""
-    bounds = [
-        graph.constant(f"{kind}_{value}".replace("-", "minus_"), np.array([value], np.int64))
-        for kind, value in (("from", start), ("to", end))
-    ]
-    return graph.node("Slice", [x, *bounds, graph.axes(1)], output)
-
-
-def _last_steps(graph: GraphBuilder, lengths: str, count: int) -> str:
-    """The positions of a row's last `count` steps if `count` steps of history precede its x.
-
-    int64[batch, count, 1], as GatherND takes them: length, length + 1, … length + count − 1.
-    """
-    name = f"last_{count}"
-    if not graph.has(name):
-        if not graph.has("lengths.column"):
-            wide = graph.node("Cast", [lengths], "lengths.int64", to=onnx.TensorProto.INT64)
-            graph.node("Unsqueeze", [wide, graph.axes(1, 2)], "lengths.column")
-        ahead = graph.constant(f"{name}.ahead", np.arange(count, dtype=np.int64)[None, :, None])
-        graph.node("Add", ["lengths.column", ahead], name)
-    return name

@@ -25,6 +25,7 @@ from streamcell.models import (
 
 from .errors import ExportError
 from .export_model import export_model
+from .names import X, Y
 from .publish import ExportOptions
 from .reference import ModelReference
 from .runner import Runner
@@ -45,7 +46,8 @@ def export_run(
 
     Args:
         folder: as `streamcell train` wrote it, RUNS/NAME.
-        path, lengths, generation, options: as for `export_model`.
+        path, lengths, generation, options: as for `export_model`. With "auto", a forecast of every column of a CSV
+            file generates, too: its output is the next input.
 
     Raises:
         ExportError: the folder is no run or its weights do not fit; else as `export_model`.
@@ -60,9 +62,35 @@ def export_run(
             key: _portable(value) for key, value in document.items() if key not in ("format", "name", "model")
         },
     }
+    if generation == "auto":
+        generation = _next_row(document) or "auto"
     test = partial(_tested, model, document) if options.get("precision") == "int8" else None
     return export_model(
         model, path, lengths=lengths, generation=generation, training=training, test=test, **options
+    )
+
+
+def why_mute(training: Mapping[str, Any]) -> str | None:
+    """Why a forecast cannot generate, by a card's training section; None: it can, or the model is no forecast."""
+    data = training.get("data", {})
+    columns = data.get("columns")
+    if not columns:
+        return None
+    if training.get("training", {}).get("quantiles"):
+        return "it gives quantiles, and none of them is the next input; train without --quantiles"
+    if columns != data.get("targets"):
+        return "it does not forecast every column of its input, one by one; train without --target and --gaps mask"
+    return None
+
+
+def _next_row(document: Mapping[str, Any]) -> Generation | None:
+    """The generation of a forecast of whole rows: y is the next x; None for another model."""
+    if not document.get("data", {}).get("columns") or why_mute(document) is not None:
+        return None
+    result = document["training"].get("result", {})
+    deviation = result.get("forecast", {}).get("deviation")
+    return Generation(
+        output=Y, input=X, head="real", deviation=None if deviation is None else tuple(deviation)
     )
 
 

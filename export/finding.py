@@ -268,7 +268,13 @@ class _Search:
 
         def initial(batch: int) -> list[torch.Tensor]:
             assert results is not None
-            _, states = results.split(self.run(self.bare, (), batch, TIME[1]))
+            try:
+                _, states = results.split(self.run(self.bare, (), batch, TIME[1]))
+            except ValueError as error:
+                raise ExportError(
+                    f"forward returns its states in another form if it is called without them than with them: {error}; "
+                    "return the same form each time, or give initial_state"
+                ) from error
             return [torch.zeros(s.shape, dtype=dtype) for s, dtype in zip(states, dtypes, strict=True)]
 
         return initial

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from streamcell.models import Convolutional, Seq2Seq, SequenceModel
+from streamcell.models import Convolutional, Forecaster, Seq2Seq, SequenceModel, Wrapped
 
 from .dense import Scaling
 from .tensors import Array, as_array, as_tensor
@@ -31,8 +31,12 @@ class ModelReference:
         self._model = model
         self._rng = np.random.default_rng(seed)
         self._scaling = Scaling.of(model.input_affine)
-        sees = model.receptive_field if isinstance(model, Convolutional) else 0
+        inner = model.inner if isinstance(model, Wrapped) else model
+        sees = inner.receptive_field if isinstance(inner, Convolutional) else 0
         self.time = min(max(TIME, sees + 3), LONGEST)
+        if isinstance(model, Forecaster):
+            # So that the earliest of the values that it starts from come from the sequence.
+            self.time += model.lags.settings.history
 
     @torch.no_grad()
     def __call__(

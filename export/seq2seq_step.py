@@ -23,11 +23,21 @@ class Step:
     body: GraphBuilder
     model: Seq2Seq
 
-    def emit(self, names: list[str]) -> str:
-        """Make `NAME.new` of every `NAME.old` (h's layers, then c's); returns the top layer's new h."""
+    def emit(self, names: list[str], running: str | None) -> str:
+        """Make `NAME.new` of every `NAME.old`: h's layers, then c's, the stack's.
+
+        Args:
+            names: of the layers' states.
+            running: bool[batch], the rows whose stack changes; None: all.
+
+        Returns:
+            The top layer's new h.
+        """
         self._sort_rows()
         table = self.body.constant("table", _table(self.model).astype(np.float32))
         from_token = self.body.node("Gather", [table, "token"], "token.gates", axis=0)
+        if self.model.stack:
+            from_token = self.body.node("Add", [from_token, self._from_stack()], "input.gates")
         count = self.model.num_layers
         for index, (encoder, decoder) in enumerate(zip(self.model.encoder, self.model.decoder, strict=True)):
             below = names[index - 1] if index else None
@@ -37,7 +47,55 @@ class Step:
                 self._gru(encoder, decoder, from_token, below, names[index])
             else:
                 raise ExportError(f"no operators for a layer of type {type(encoder).__name__}")
-        return f"{names[count - 1]}.new"
+        top = f"{names[count - 1]}.new"
+        if self.model.stack:
+            self._move_stack(top, running)
+        return top
+
+    def _from_stack(self) -> str:
+        """What the stack's top adds to the first layer's gates: float32[batch, gates·hidden], zero at source tokens."""
+        body, model = self.body, self.model
+        layer = cast(RecurrentLayer, model.decoder[0])
+        weight = _gates(layer, as_float64(layer.weight_ih)[:, model.embedding_size :])
+        top = body.node(
+            "Gather", ["stack.old", body.constant("stack.begin0", np.array(0, np.int64))], "stack.top", axis=0
+        )
+        body.node("Gather", [top, "rows.decoder"], "stack.x", axis=0)
+        body.node(
+            "MatMul", ["stack.x", body.constant("stack.weight", weight.T.astype(np.float32))], "stack.gates"
+        )
+        width = body.constant("gates", np.array([len(weight)], np.int64))
+        count = body.node("Shape", ["rows.encoder"], "rows.encoder.count")
+        shape = body.node("Concat", [count, width], "rows.encoder.shape", axis=0)
+        zero = body.constant("zero.float", np.zeros(1, np.float32))
+        body.node("Expand", [zero, shape], "stack.nothing")
+        body.node("Concat", ["stack.nothing", "stack.gates"], "stack.sorted", axis=0)
+        return body.node("Gather", ["stack.sorted", "rows.back"], "stack.input", axis=0)
+
+    def _move_stack(self, top: str, running: str | None) -> None:
+        """`stack.new`: a source token has pushed `top`, a target token has popped; other rows' is as it was.
+
+        The new stack is read from [top, the old stack, zeros] in one piece, from place 0 by a row that pushes, from 2
+        by one that pops, from 1 by one that is not `running` any more.
+        """
+        body, size = self.body, self.model.stack
+        first = body.node("Unsqueeze", [top, body.axes(0)], "stack.first")
+        shape = body.node("Shape", [first], "stack.first.shape")
+        zero = body.node(
+            "Expand", [body.constant("zero.float", np.zeros(1, np.float32)), shape], "stack.zero"
+        )
+        body.node("Concat", [first, "stack.old", zero], "stack.wide", axis=0)
+        flat = body.constant("stack.flat", np.array([-1, self.model.hidden_size], np.int64))
+        entries = body.node("Reshape", ["stack.wide", flat], "stack.entries")
+        begins = [body.constant(f"stack.begin{at}", np.array(at, np.int64)) for at in range(3)]
+        begin = body.node("Where", ["is_source", begins[0], begins[2]], "stack.moved")
+        if running is not None:
+            begin = body.node("Where", [running, begin, begins[1]], "stack.begin")
+        column = body.constant("stack.column", np.arange(size, dtype=np.int64)[:, None])
+        body.node("Add", [begin, column], "stack.place")
+        body.node("Mul", ["stack.place", "batch.size"], "stack.start")
+        body.node("Add", ["stack.start", "batch.rows"], "stack.entry")
+        body.node("Gather", [entries, "stack.entry"], "stack.new", axis=0)
 
     def _sort_rows(self) -> None:
         """`rows.encoder`, `rows.decoder`: int64 indices of the rows of each kind; `rows.back`: the way back."""
@@ -126,7 +184,7 @@ def _table(model: Seq2Seq) -> Float64:
     ):
         layer = cast(RecurrentLayer, stack[0])
         weight, bias = (_gates(layer, as_float64(of)) for of in (layer.weight_ih, layer.bias))
-        parts.append(rows @ weight.T + bias)
+        parts.append(rows @ weight[:, : model.embedding_size].T + bias)
     return np.concatenate(parts)
 
 

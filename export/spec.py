@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 
@@ -33,7 +34,7 @@ def load_module(spec: str) -> nn.Module:
     text, _, name = spec.rpartition(":")
     file = Path(text).resolve()
     if not file.is_file():
-        raise SpecError(f"there is no file {text}")
+        raise SpecError(f"there is no file {text}: the source is a run folder or FILE.py:FACTORY")
     found = importlib.util.spec_from_file_location(f"streamcell_user_{file.stem}", file)
     if found is None or found.loader is None:
         raise SpecError(f"{text} cannot be imported")
@@ -46,7 +47,7 @@ def load_module(spec: str) -> nn.Module:
             found.loader.exec_module(namespace)
         factory = getattr(namespace, name, None)
         if not callable(factory):
-            raise SpecError(f"{text} has no function or class {name}")
+            raise SpecError(f"{text} has no function or class {name}; it has {_offered(namespace)}")
         with user_code(f"{name}() fails"):
             module = factory()
     except SystemExit as error:
@@ -56,3 +57,15 @@ def load_module(spec: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise SpecError(f"{spec} must return a torch.nn.Module; got a {type(module).__name__}")
     return module
+
+
+def _offered(namespace: ModuleType) -> str:
+    """Names of what the file itself defines."""
+    names = [
+        name
+        for name, value in vars(namespace).items()
+        if callable(value)
+        and not name.startswith("_")
+        and getattr(value, "__module__", "") == namespace.__name__
+    ]
+    return ", ".join(names) or "none"

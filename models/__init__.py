@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from streamcell.models.architectures.base import SequenceModel
     from streamcell.models.architectures.build import KINDS, build
     from streamcell.models.architectures.convolutional import CNN, TCN, Convolutional
+    from streamcell.models.architectures.forecaster import Forecaster
+    from streamcell.models.architectures.listener import Listener
     from streamcell.models.architectures.mlp import MLP, MLPBlock
     from streamcell.models.architectures.recurrent import GRU, LSTM, RNN, Recurrent
     from streamcell.models.architectures.seq2seq import BOUNDARY, Seq2Seq
+    from streamcell.models.architectures.wrapped import Wrapped
     from streamcell.models.data.chorales import Chorales, chorales_data, load_chorales
     from streamcell.models.data.csv_table import load_table
     from streamcell.models.data.g2p import Dictionary, Pronunciation, Symbols, load_dictionary
@@ -55,8 +58,10 @@ __all__ = [
     "DataError",
     "Dictionary",
     "DivergedError",
+    "Forecaster",
     "GRULayer",
     "LSTMLayer",
+    "Listener",
     "MLPBlock",
     "ModelError",
     "Progress",
@@ -77,6 +82,7 @@ __all__ = [
     "Symbols",
     "TrainConfig",
     "TrainResult",
+    "Wrapped",
     "bernoulli_nll",
     "build",
     "chorales_data",
@@ -101,9 +107,12 @@ _NAMES = {
     "architectures.base": "SequenceModel",
     "architectures.build": "KINDS build",
     "architectures.convolutional": "CNN TCN Convolutional",
+    "architectures.forecaster": "Forecaster",
+    "architectures.listener": "Listener",
     "architectures.mlp": "MLP MLPBlock",
     "architectures.recurrent": "GRU LSTM RNN Recurrent",
     "architectures.seq2seq": "BOUNDARY Seq2Seq",
+    "architectures.wrapped": "Wrapped",
     "data.chorales": "Chorales chorales_data load_chorales",
     "data.csv_table": "load_table",
     "data.g2p": "Dictionary Pronunciation Symbols load_dictionary",

@@ -27,3 +27,14 @@ def positive(what: str, value: int) -> int:
     if value < 1:
         raise ConfigError(f"{what} must be at least 1; got {value}")
     return value
+
+
+def share(what: str, value: float) -> float:
+    """`value`, if it is at least 0 and below 1.
+
+    Raises:
+        ConfigError: it is not; `what` names the setting.
+    """
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(f"{what} must be in [0, 1); got {value}")
+    return value

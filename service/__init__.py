@@ -5,6 +5,7 @@ Importing this loads neither grpcio nor ONNX Runtime.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import streamcell.card.telemetry  # noqa: F401  # before ONNX Runtime is imported
@@ -22,6 +23,8 @@ class AnyServer(Protocol):
 
     port: int
     metrics_port: int
+    # Called when a client asks the server to shut down; `stop` does it.
+    on_drain: Callable[[], None]
 
     def start(self) -> None:
         """Answer calls and report ready."""
@@ -54,6 +57,9 @@ def make_server(settings: Settings) -> AnyServer:
         from .transport.tls import read_pair
 
         read_pair(settings.tls_cert, settings.tls_key)
+    from .access.authenticator import warn_if_open
+
+    warn_if_open(settings)
     if settings.frontends:
         from .processes.supervisor import Supervisor
 

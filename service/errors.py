@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -21,8 +21,7 @@ _SHOWN = 120  # characters of a client's text that an error quotes
 _CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE = re.compile(r"^\S+:\d+ (?:.*? was false\. *|\S+ .*?\) (?=[A-Z\[]))?")
 _NODE = re.compile(r"while running (\S+) node\. Name:'([^']*)' Status Message: ")
-# Bytes of an error's whole text. It is sent twice, once with up to three bytes for each, and gRPC's clients take 8 KiB
-# of metadata before they fail the call.
+# Bytes of an error's whole text. It is sent twice, once with three bytes for each, and gRPC's clients take 8 KiB.
 _TEXT_BYTES = 1024
 
 
@@ -67,10 +66,36 @@ class ServiceError(Exception):
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
+    # Who gets it, for the audit log: the client in gRPC's notation, its tenant, its subject; empty: not known.
+    peer: str = ""
+    tenant: str = ""
+    subject: str = ""
+    more: Sequence[Any] = ()  # further details of the rich status
 
     def __init__(self, text: str, **facts: object) -> None:
         super().__init__(_bounded(text))
         self.facts = {key: cut(value) for key, value in facts.items()}
+
+
+def retry_after(seconds: float) -> error_details_pb2.RetryInfo:
+    """A detail of an error: clients may try again after so many seconds."""
+    wait = error_details_pb2.RetryInfo()
+    wait.retry_delay.FromNanoseconds(round(seconds * 1e9))
+    return wait
+
+
+class Addressed(Protocol):
+    """A call, as far as an error needs it; `caller`: tenant, subject, and whether it is an operator."""
+
+    peer: str
+    caller: Any
+
+
+def addressed(error: ServiceError, call: Addressed) -> ServiceError:
+    """Note in `error` whose call gets it."""
+    error.peer = call.peer
+    error.tenant, error.subject, _ = call.caller
+    return error
 
 
 class InvalidArgument(ServiceError):
@@ -327,35 +352,8 @@ class ModelUnloaded(ServiceError):
     reason = "MODEL_UNLOADED"
 
 
-class ModelInUse(ServiceError):
-    """The model has live sessions, and this server does not unload models in use."""
-
-    code = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "MODEL_IN_USE"
-
-
-class ModelLoadFailed(ServiceError):
-    """The model's file cannot be served; the versions served before stay."""
-
-    code = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "MODEL_LOAD_FAILED"
-
-
-class LoadParameter(InvalidArgument):
-    """A load with parameters. On this server the model's files describe it."""
-
-    reason = "LOAD_PARAMETER"
-
-
-class ModelControlOff(ServiceError):
-    """This server does not load or unload models at a client's request."""
-
-    code = grpc.StatusCode.UNAVAILABLE
-    reason = "MODEL_CONTROL_OFF"
-
-
 class EngineLost(ServiceError):
-    """The process that ran the models has died and is being restarted; every state is lost."""
+    """The process that ran the models has died and is being restarted; states outside a journal are lost."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "ENGINE_LOST"
@@ -385,6 +383,8 @@ def run_failure(cause: Exception) -> ServiceError:
     """The error for a session whose run failed for `cause` and is not repeated."""
     if isinstance(cause, RunTimeout):
         return RunTimeout(str(cause), **cause.facts)
+    if isinstance(cause, EngineFailed):
+        return EngineFailed(str(cause), **cause.facts)
     return EngineFailed("the model's run failed; no step of this message was applied")
 
 
@@ -393,5 +393,6 @@ def as_status(error: ServiceError) -> tuple[grpc.StatusCode, str, Metadata]:
     text = str(error)
     rich = status_pb2.Status(code=error.code.value[0], message=text)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.facts)
-    rich.details.add().Pack(info)
+    for detail in (info, *error.more):
+        rich.details.add().Pack(detail)
     return error.code, text, (("grpc-status-details-bin", rich.SerializeToString()),)

@@ -125,6 +125,10 @@ class SignatureError(ModelLoadError):
     """The card or the sidecar contradicts the graph's inputs, outputs or states."""
 
 
+class UntrustedModelError(ModelLoadError):
+    """The server serves signed models only, and no trusted key has signed this one as it is."""
+
+
 class SidecarError(ModelLoadError):
     """The TOML file beside a model is not valid."""
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import re
+import socket
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from .settings_consistency import check_consistent
+from .settings_sources import LayeredSettings
 
 _Positive = Annotated[int, Field(ge=1)]
 _Port = Annotated[int, Field(ge=0, le=65535)]
+_SETTLE_S = 2.0
 
 
-class Settings(BaseSettings):
+class Settings(LayeredSettings):
     """All settings of `streamcell serve`. Unknown keys in the TOML file are errors."""
 
     model_config = SettingsConfigDict(env_prefix="STREAMCELL_", extra="forbid", frozen=True)
@@ -34,6 +33,18 @@ class Settings(BaseSettings):
         json_schema_extra={"unset": "as --host"},
     )
     metrics_port: _Port = Field(default=9090, description="Prometheus port; 0 takes a free one.")
+    # Each WebSocket is a client of the gRPC port.
+    websocket_port: _Port | None = Field(
+        default=None,
+        description="WebSocket port, for browsers; 0 takes a free one.",
+        json_schema_extra={"unset": "none"},
+    )
+    websocket_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origin whose pages may connect, as https://app.example; repeatable.",
+        json_schema_extra={"unset": "the same address"},
+    )
+    max_websockets: _Positive = Field(default=256, description="Maximum WebSockets at a time.")
     device: str = Field(
         default="cpu", description="Device: cpu, cuda or cuda:N. An unavailable device is an error."
     )
@@ -45,6 +56,12 @@ class Settings(BaseSettings):
         description="Processes that answer calls, beside one that runs the models; 0: one does both.",
     )
     max_sessions: _Positive = Field(default=10_000, description="Maximum live sessions per model.")
+    # Two: a step of a beam search reads one row and writes another.
+    slots: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Rows of a model's pool; idle sessions beyond them lie in the host's memory.",
+        json_schema_extra={"unset": "--max-sessions"},
+    )
     max_batch: _Positive = Field(default=256, description="Maximum sessions in one run.")
     max_chunk: _Positive = Field(default=64, description="Maximum timesteps of a session in one run.")
     max_steps_per_message: _Positive = Field(default=4096, description="Maximum timesteps in a message.")
@@ -95,9 +112,10 @@ class Settings(BaseSettings):
     max_kept_reply_bytes: _Positive = Field(
         default=256 * 1024 * 1024, description="Maximum bytes of replies kept for all resumable sessions."
     )
-    # What resumable sessions outlive: their connections, or the server's processes as well.
-    durability: Literal["none", "process"] = Field(
-        default="none", description="What resumable sessions outlive: none (connections only) or process."
+    # What resumable sessions outlive: their connections, the server's processes, or its machine.
+    durability: Literal["none", "process", "store-async", "store-sync"] = Field(
+        default="none",
+        description="What resumable sessions outlive: none (connections), process, store-async, store-sync.",
     )
     journal_dir: Path | None = Field(
         default=None, description="Folder for the sessions of --durability process."
@@ -105,8 +123,62 @@ class Settings(BaseSettings):
     journal_reply_bytes: _Positive = Field(
         default=32 * 1024, description="Bytes of replies in the journal, for each session."
     )
+    store: str | None = Field(
+        default=None,
+        description="Valkey or Redis that several servers keep sessions in: valkey://HOST:PORT, valkeys:// for TLS.",
+    )
+    store_user: str | None = Field(
+        default=None,
+        description="User of the store.",
+        json_schema_extra={"unset": "as in --store, or default"},
+    )
+    store_password_file: Path | None = Field(default=None, description="File with the store's password.")
+    store_ca: Path | None = Field(
+        default=None,
+        description="PEM certificates of the authorities that the store's certificate needs.",
+        json_schema_extra={"unset": "the system's"},
+    )
+    store_key_file: Path | None = Field(
+        default=None, description="Keys that encrypt sessions in the store; the first writes, all read."
+    )
+    lease_s: Annotated[float, Field(ge=1, le=60)] = Field(
+        default=5.0, description="Seconds after which others may take a dead server's sessions."
+    )
+    snapshot_key_file: Path | None = Field(
+        default=None, description="Key that signs snapshots; then only signed ones are restored."
+    )
+    remote_drain: bool = Field(
+        default=False, description="Shut down gracefully at a client's request: streamcell drain."
+    )
+    # How this server is called among those behind one proxy; it is sent as metadata.
+    replica: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of this server among its replicas.",
+        json_schema_extra={"unset": "the host's name"},
+    )
+    advertise: str | None = Field(
+        default=None,
+        pattern=r"^[^\s/]{1,255}:\d{1,5}$",
+        description="Address at which clients reach this server without a proxy, HOST:PORT.",
+    )
+    agent_port: _Port | None = Field(
+        default=None,
+        description="Port that answers HAProxy's agent checks; 0 takes a free one.",
+        json_schema_extra={"unset": "none"},
+    )
+    journal_frame_streams: Annotated[int, Field(ge=0, le=4096)] = Field(
+        default=4,
+        description="Streams of frames in a model's journal; each takes --kept-reply-bytes of it.",
+    )
     grace_s: Annotated[float, Field(ge=0)] = Field(
         default=10.0, description="Seconds that streams get to end after SIGTERM."
+    )
+    # Longer than proxies take to notice that a server is not ready.
+    settle_s: Annotated[float, Field(ge=0, le=600)] | None = Field(
+        default=None,
+        description="Seconds after SIGTERM until new sessions are refused: proxies notice.",
+        json_schema_extra={"unset": "2 with --store, else 0"},
     )
     first_message_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="Seconds a call has to send its first message; 0: no limit."
@@ -132,6 +204,10 @@ class Settings(BaseSettings):
     )
     follow_links: bool = Field(
         default=False, description="Follow symbolic links that lead out of the folder of models."
+    )
+    require_signature: Path | None = Field(
+        default=None,
+        description="PEM file of Ed25519 public keys: serve only models that one of them has signed.",
     )
     max_concurrent_streams: _Positive | None = Field(
         default=None,
@@ -200,6 +276,35 @@ class Settings(BaseSettings):
         default=None, description="PEM certificate chain; with --tls-key, serves TLS."
     )
     tls_key: Path | None = Field(default=None, description="PEM private key.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM certificates of the authorities that clients' certificates need."
+    )
+    # Who calls is asked if there is one of tls_client_ca, token_file and jwt_jwks.
+    token_file: Path | None = Field(default=None, description="TOML file of bearer tokens, hashed.")
+    jwt_jwks: str | None = Field(
+        default=None, description="Keys of the JWTs that are accepted: a JWKS file, or its https address."
+    )
+    jwt_issuer: str | None = Field(default=None, description="What a JWT's iss must be.")
+    jwt_audience: str | None = Field(default=None, description="What a JWT's aud must be, or contain.")
+    jwt_leeway_s: Annotated[float, Field(ge=0, le=300)] = Field(
+        default=30.0, description="Seconds by which a JWT issuer's clock may differ."
+    )
+    policy_file: Path | None = Field(
+        default=None, description="TOML file of what each tenant may do, and how much."
+    )
+    # At the other address nobody is an operator then.
+    admin: str | None = Field(
+        default=None,
+        pattern=r"^(unix:/.*|.+:\d+)$",
+        description="Address for operators alone: unix:/PATH, or HOST:PORT.",
+    )
+    # Whose an Open Inference Protocol's sequence is, beside its tenant's.
+    sequence_scope: Literal["server", "connection"] = Field(
+        default="server", description="Where a sequence_id means one sequence: server or connection."
+    )
+    jwt_tenant_claim: Annotated[str, Field(min_length=1)] = Field(
+        default="tenant", description="The claim of a JWT that names its tenant."
+    )
     metrics_tls_cert: Path | None = Field(
         default=None, description="PEM certificate chain of the Prometheus port; with --metrics-tls-key."
     )
@@ -207,17 +312,31 @@ class Settings(BaseSettings):
     metrics_tls: bool = Field(
         default=False, description="Serve the Prometheus port with --tls-cert and --tls-key."
     )
+    metrics_open: bool = Field(
+        default=False, description="Show metrics and the status page to all who reach the Prometheus port."
+    )
     triton_metrics: bool = Field(default=False, description="Also report Triton's metrics, nv_inference_*.")
     triton_names: bool = Field(
         default=False, description="Call the server triton in the Open Inference Protocol's metadata."
+    )
+    audit_log: str | None = Field(
+        default=None, description="File for the audit log, in JSON lines; - for standard output."
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP): send it traces and metrics.",
+    )
+    otlp_metrics_s: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="Seconds between two exports of metrics to --otlp-endpoint."
+    )
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Share of messages to trace on streams whose client sent no trace context."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines to write: debug, info, warning or error."
     )
     log_format: Literal["json", "console"] = Field(default="json", description="Log format: json or console.")
-
-    # `load` sets it on the subclass that it constructs.
-    _toml: ClassVar[Path | None] = None
 
     @property
     def streams_a_connection(self) -> int:
@@ -230,6 +349,16 @@ class Settings(BaseSettings):
         return (self.versions or ("all" if self.model_control == "none" else "latest")) == "latest"
 
     @property
+    def replica_name(self) -> str:
+        """This server's name among its replicas."""
+        return self.replica or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64]
+
+    @property
+    def settling_s(self) -> float:
+        """Seconds between the wish to stop and the first refusal of a new session."""
+        return self.settle_s if self.settle_s is not None else 0.0 if self.store is None else _SETTLE_S
+
+    @property
     def metrics_pair(self) -> tuple[Path, Path] | None:
         """Certificate chain and key of the metrics port; None: plain HTTP."""
         if self.metrics_tls_cert is not None and self.metrics_tls_key is not None:
@@ -238,7 +367,25 @@ class Settings(BaseSettings):
             return self.tls_cert, self.tls_key
         return None
 
-    @field_validator("load_model", mode="before")
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _bare(cls, host: str | None) -> str | None:
+        """An IPv6 address without the brackets of a URL."""
+        return host[1:-1] if host is not None and host.startswith("[") and host.endswith("]") else host
+
+    @field_validator("websocket_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """As browsers write them."""
+        for origin in origins:
+            if not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: expected scheme, host and port as a browser sends them, such as "
+                    "https://app.example or http://localhost:8000"
+                )
+        return origins
+
+    @field_validator("load_model", "websocket_origins", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return (
@@ -247,58 +394,5 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        if self.load_model and self.model_control != "explicit":
-            raise ValueError("load_model needs model_control = explicit: otherwise all models are loaded")
-        if self.durability == "process" and self.journal_dir is None:
-            raise ValueError("durability = process needs journal_dir: the folder that keeps the sessions")
-        if self.durability == "process" and self.device != "cpu":
-            raise ValueError(
-                "durability = process needs device = cpu: a card's states cannot be kept in files yet"
-            )
-        if 0 < self.watchdog_s < 2:
-            raise ValueError(
-                "watchdog_s: expected 0 or at least 2 seconds: an idle thread shows progress once a second"
-            )
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key go together")
-        if (self.metrics_tls_cert is None) != (self.metrics_tls_key is None):
-            raise ValueError("metrics_tls_cert and metrics_tls_key go together")
-        if self.metrics_tls and self.metrics_pair is None:
-            raise ValueError(
-                "metrics_tls needs tls_cert and tls_key, or metrics_tls_cert and metrics_tls_key"
-            )
+        check_consistent(self)
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The sources in order: flags, environment, TOML; the first that names a setting wins."""
-        sources = [init_settings, env_settings]
-        if cls._toml is not None:
-            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=cls._toml))
-        return tuple(sources)
-
-    @classmethod
-    def load(cls, config: Path | None = None, **flags: Any) -> Settings:
-        """Read the configuration.
-
-        Args:
-            config: a TOML file; None: the one that STREAMCELL_CONFIG names, if any.
-            flags: the command line's; None: not given.
-
-        Raises:
-            FileNotFoundError: the TOML file is not there.
-            pydantic.ValidationError: a value is missing or out of range; the text names it.
-        """
-        path = config or (Path(name) if (name := os.environ.get("STREAMCELL_CONFIG")) else None)
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"no configuration file at {path}")
-        configured = type("Settings", (cls,), {"_toml": path, "__module__": cls.__module__})
-        settings: Settings = configured(**{key: value for key, value in flags.items() if value is not None})
-        return settings

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,13 +23,18 @@ from streamcell.client.local_server import ServerProcess
 from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.service.build_info import COMPILED
+from tests.support.forked import ForkedServer
 from tests.support.parallel import made_once, turn
 from tests.support.ports import free_port
 from tests.support.torchlib import read_once
+from tests.support.waiting import waited
 
 # Each process that a test starts would compile StreamCell's 200 modules anew: a third of a server's start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Until the tests are collected: imports and items are no garbage. See `pytest_collection_finish`.
+gc.disable()
 
 # On models of this size PyTorch's threads wait for each other more than they compute.
 torch.set_num_threads(1)
@@ -117,9 +122,9 @@ def frontends(request: pytest.FixtureRequest) -> int:
 def _starting(frontends: int) -> Iterator[Serve]:
     started: list[ServerProcess] = []
 
-    def start(models: Path, *flags: str, **environment: str) -> ServerProcess:
+    def start(models: Path, *flags: str, forked: bool = True, **environment: str) -> ServerProcess:
         environment = {"STREAMCELL_FRONTENDS": str(frontends), **environment}
-        server = ServerProcess(models, *flags, environment=environment)
+        server = (ForkedServer if forked else ServerProcess)(models, *flags, environment=environment)
         started.append(server)
         return server.wait_until_up()
 
@@ -131,7 +136,10 @@ def _starting(frontends: int) -> Iterator[Serve]:
 
 @pytest.fixture(scope="module")
 def start_server(frontends: int) -> Iterator[Serve]:
-    """Starts a server on a folder of models, with flags and environment; all are stopped after the module."""
+    """Starts a server on a folder of models, with flags and environment; all are stopped after the module.
+
+    `forked=False` executes a new interpreter, for a test of how a process starts or ends.
+    """
     with _starting(frontends) as start:
         yield start
 
@@ -195,16 +203,7 @@ def interleaved() -> Interleaved:
 @pytest.fixture(scope="session")
 def eventually() -> Callable[[Callable[[], bool]], bool]:
     """Waits for something to hold, and says whether it did within a minute."""
-
-    def wait(holds: Callable[[], bool]) -> bool:
-        end_s = time.monotonic() + 60
-        while time.monotonic() < end_s:
-            if holds():
-                return True
-            time.sleep(0.02)
-        return holds()
-
-    return wait
+    return waited
 
 
 @pytest.fixture
@@ -233,24 +232,37 @@ def interpreted_calls() -> Callable[[Callable[[], object]], Counter[str]]:
             elif event == "c_call":
                 calls["C:" + argument.__qualname__] += 1
 
+        collects = gc.isenabled()
+        gc.disable()  # its callbacks are no calls of `run`
         sys.setprofile(note)
         try:
             run()
         finally:
             sys.setprofile(None)
+            if collects:
+                gc.enable()
         return calls
 
     return count
 
 
-# The Debian package of a program that tests start; Node.js may come from PyPI too, as .ci/programs does it.
+# The Debian package of a program that tests start; Node.js and kubectl may come from PyPI too, as .ci/programs does it.
 _PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "openssl": "openssl",
+    "nginx": "nginx",
+    "haproxy": "haproxy",
+    "redis-server": "redis-server",
     "node": "nodejs npm",
     "npm": "npm",
+    "chromium": "chromium",
+    "espeak-ng": "espeak-ng",
+    "kubectl": "kubernetes-client",
 }
+
+# Debian puts these where only root's path leads.
+_OF_ROOT = ("nginx", "haproxy")
 
 
 @pytest.fixture(scope="session")
@@ -259,6 +271,8 @@ def program() -> Callable[[str], str]:
 
     def find(name: str) -> str:
         found = shutil.which(name)
+        if found is None and name in _OF_ROOT:
+            found = shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         if found is None:
             pytest.skip(f"{name} is not installed: apt-get install {_PACKAGES[name]}")
         return found
@@ -298,9 +312,10 @@ def _in_ci() -> bool:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With front ends only the conformance set runs, after the others. Training demos and studies come last.
+    """With front ends only the conformance set runs, after the others. Training demos and studies follow, and then
+    what runs alone: the run's other processes wait for it once, not between their tests.
 
-    Within these three groups a module's tests stay together, for they share servers.
+    Within these four groups a module's tests stay together, for they share servers.
     """
     if COMPILED:
         _leave_out_interpreted(items)
@@ -312,9 +327,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     modules = {item.path: number for number, item in reversed([*enumerate(items)])}
     items.sort(
         key=lambda item: (
-            item.get_closest_marker("slow") is not None, _with_front_ends(item), modules[item.path],
+            item.get_closest_marker("alone") is not None, item.get_closest_marker("slow") is not None,
+            _with_front_ends(item), modules[item.path],
         )
     )  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: a test that looks for garbage looks at none of it."""
+    gc.freeze()
+    gc.enable()
 
 
 # Before the reason of a test that the compiled build leaves out.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +12,8 @@ from streamcell.proto import pb
 
 _STREAM = "/streamcell.v1.StreamCell/Stream"
 _PREDICT = "/streamcell.v1.StreamCell/Predict"
+_DURABLE = pb.StreamResponse(durable=1).SerializeToString()[:1]
+_WINDOW = 32  # what `streamcell.client` asks for
 ECHO_STREAM, ECHO_UNARY = "/benchmark.Echo/Stream", "/benchmark.Echo/Unary"
 
 
@@ -28,6 +32,8 @@ class Dialect:
         then: session number → every later message.
         check: (last reply, replies, steps a message) → None, or WrongReply if they do not add up.
         last: session number → what ends it, if half-closing the stream does not.
+        metadata: the message that opens a session → the call's metadata.
+        counts: False for a reply that belongs to no message; None: all do.
         nth: (session number, n, messages a session) → message n of a client whose sessions follow each other.
     """
 
@@ -38,6 +44,8 @@ class Dialect:
     check: Callable[[bytes, int, int], None]
     last: Callable[[int], bytes] | None = None
     nth: Callable[[int, int, int], bytes] | None = None
+    metadata: Callable[[bytes], tuple[tuple[str, str], ...]] = lambda first: ()
+    counts: Callable[[bytes], bool] | None = None
 
 
 def payload(step_bytes: int, steps: int) -> bytes:
@@ -71,6 +79,45 @@ def streamcell(model: str, step_bytes: int, output_bytes: int, steps: int) -> Di
         check,
         nth=lambda session, n, messages: then if n % messages else first,
     )
+
+
+def resumable(model: str, step_bytes: int, output_bytes: int, steps: int) -> Dialect:
+    """`Stream` with sessions that can be resumed: the opening carries no steps, and has a reply of its own."""
+    like = streamcell(model, step_bytes, output_bytes, steps)
+
+    def first(session: int) -> bytes:
+        opening = pb.OpenSession(
+            model=model, session=secrets.token_bytes(16), token=secrets.token_bytes(32), window=_WINDOW,
+            attempt=time.time_ns() // 1_000_000,
+        )  # fmt: skip
+        return pb.StreamRequest(open=opening).SerializeToString()
+
+    def check(reply: bytes, replies: int, steps: int) -> None:
+        if replies > 1:
+            like.check(reply, replies - 1, steps)
+
+    # It has all replies; without that the session would wait to be resumed.
+    received = pb.StreamRequest(received=1 << 40).SerializeToString()
+    return Dialect(
+        _STREAM,
+        False,
+        first,
+        like.then,
+        check,
+        last=lambda session: received,
+        metadata=_hashed,
+        counts=_counts,
+    )
+
+
+def _hashed(first: bytes) -> tuple[tuple[str, str], ...]:
+    """What proxies hash."""
+    return (("streamcell-session", pb.StreamRequest.FromString(first).open.session.hex()),)
+
+
+def _counts(reply: bytes) -> bool:
+    """False if the reply says only how far the store is: then it begins with `durable`, as no other reply does."""
+    return reply[:1] != _DURABLE
 
 
 def predict(model: str, step_bytes: int, output_bytes: int, steps: int) -> Dialect:

@@ -31,7 +31,11 @@ def run_load(load: Load) -> dict[str, Any]:
         return run_frames(load, Window(load))
     speech = load.speech()
     run = Run()
-    connections = [Connection(load.target) for _ in range(min(load.connections, load.sessions))]
+    targets = load.target.split(",")
+    connections = [
+        Connection(targets[number % len(targets)])
+        for number in range(min(max(load.connections, len(targets)), load.sessions))
+    ]
     try:
         streams = [
             _stream(load, run, connections[number % len(connections)], speech, number)
@@ -73,7 +77,11 @@ def _stream(
     kind: type[Stream] = (
         Scheduled if load.rate or load.hold else PingPong if load.outstanding == 1 else Pipelined
     )
-    return kind(run, connection, speech.method, speech.first(number), speech.then(number), load.outstanding)
+    first = speech.first(number)
+    return kind(
+        run, connection, speech.method, first, speech.then(number), load.outstanding, speech.metadata(first),
+        speech.counts,
+    )  # fmt: skip
 
 
 def _schedule(load: Load, run: Run, streams: list[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .dialects import Dialect, echo, predict, streamcell
+from .dialects import Dialect, echo, predict, resumable, streamcell
 from .usage import cpu_s, rss_bytes
 
 
@@ -23,9 +23,10 @@ class Load:
     """One load on a server.
 
     Attributes:
-        target: "HOST:PORT".
-        dialect: "streamcell", "predict", "echo" (as streamcell), "echo-unary" (as predict), "frames", "oip" or
-            "oip-unary" (sequences of unary calls: `messages` of them each).
+        target: "HOST:PORT"; several with commas between them share the connections.
+        dialect: "streamcell", "resumable" (the same with sessions that outlive their streams), "predict", "echo" (as
+            streamcell), "echo-unary" (as predict), "frames", "oip" or "oip-unary" (sequences of unary calls:
+            `messages` of them each).
         model: the model's name.
         input_bytes, output_bytes: of one timestep, for float32 tensors.
         sessions: streams, or callers of a unary method.
@@ -77,6 +78,7 @@ class Load:
             return oip(self.model, self.input_name, self.input_shape, self.output_name, unary=unary)
         make: dict[str, Callable[[str, int, int, int], Dialect]] = {
             "streamcell": streamcell,
+            "resumable": resumable,
             "echo": streamcell,
             "predict": predict,
             "echo-unary": predict,

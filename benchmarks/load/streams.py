@@ -87,9 +87,19 @@ class Stream:
     reads_ahead = True
 
     def __init__(
-        self, run: Run, connection: Connection, method: str, first: bytes, then: bytes, outstanding: int
+        self,
+        run: Run,
+        connection: Connection,
+        method: str,
+        first: bytes,
+        then: bytes,
+        outstanding: int,
+        metadata: tuple[tuple[str, str], ...] = (),
+        counts: Callable[[bytes], bool] | None = None,
     ) -> None:
+        """`metadata`: of the call; `counts`: False for a reply that belongs to no message; None: all do."""
         self._run = run
+        self._metadata, self._counts = metadata, counts
         self._connection = connection
         self._then = then
         self._outstanding = outstanding
@@ -110,7 +120,7 @@ class Stream:
             ((cygrpc.ReceiveStatusOnClientOperation(0),), self._on_status),
         )
         opening = (
-            cygrpc.SendInitialMetadataOperation((), 0),
+            cygrpc.SendInitialMetadataOperation(self._metadata, 0),
             cygrpc.SendMessageOperation(first, 0),
             cygrpc.ReceiveMessageOperation(0),
         )
@@ -125,6 +135,13 @@ class Stream:
         if status.code() != cygrpc.StatusCode.ok:
             self._run.failures.append(f"{status.code()}: {status.details()!r}")
         self.over.set()
+
+    def _passed_over(self, message: bytes | None, tag: _Tag) -> bool:
+        """True if the reply belongs to no message. Another one is then received with `tag`."""
+        if self._counts is None or message is None or self._counts(message):
+            return False
+        self._connection.operate(self._call, (cygrpc.ReceiveMessageOperation(0),), tag)
+        return True
 
     def _answered(self, message: bytes | None) -> bool:
         if (
@@ -144,7 +161,12 @@ class Stream:
             operations = (cygrpc.SendMessageOperation(last, 0), *operations)
             if not self.reads_ahead:
                 operations = (*operations, cygrpc.ReceiveMessageOperation(0))
+                self._connection.operate(self._call, operations, self._on_rest)
+                return
         self._connection.operate(self._call, operations, ignore)
+
+    def _on_rest(self, event: Any) -> None:
+        self._passed_over(event.batch_operations[-1].message(), self._on_rest)
 
 
 class PingPong(Stream):
@@ -153,7 +175,10 @@ class PingPong(Stream):
     reads_ahead = False
 
     def _on_first(self, event: Any) -> None:
-        if self._answered(event.batch_operations[-1].message()) and self._run.going:
+        message = event.batch_operations[-1].message()
+        if self._passed_over(message, self._on_first):
+            return
+        if self._answered(message) and self._run.going:
             self.sent += 1
             self._began_s.append(time.perf_counter())
             self._connection.operate(
@@ -176,7 +201,8 @@ class Pipelined(Stream):
             self._fill()
 
     def _on_reply(self, event: Any) -> None:
-        if self._answered(event.batch_operations[0].message()):
+        message = event.batch_operations[0].message()
+        if not self._passed_over(message, self._on_reply) and self._answered(message):
             self._connection.operate(self._call, (cygrpc.ReceiveMessageOperation(0),), self._on_reply)
             if not self._sending:
                 self._fill()
@@ -201,7 +227,8 @@ class Scheduled(Stream):
             self._connection.operate(self._call, (cygrpc.ReceiveMessageOperation(0),), self._on_reply)
 
     def _on_reply(self, event: Any) -> None:
-        if self._answered(event.batch_operations[0].message()):
+        message = event.batch_operations[0].message()
+        if not self._passed_over(message, self._on_reply) and self._answered(message):
             self._connection.operate(self._call, (cygrpc.ReceiveMessageOperation(0),), self._on_reply)
 
     def send(self, intended_s: float) -> None:

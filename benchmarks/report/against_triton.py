@@ -131,6 +131,14 @@ two, that of its SDK perf_analyzer. The server and perf_analyzer may be scripts 
 """
 
 
+_WHY = """
+Why goals are missed: both servers spend most of a step in the kernel's sockets, the cores of gRPC and the model. Only
+this server also spends time in Python's interpreter, a third of its samples. Without the interpreter it would just
+reach the goal on CPU. Each session's message and reply need some twenty calls of Python, compiled or not. Each reply
+needs one operation of grpcio's core, which has no operation for several calls.
+"""
+
+
 def section(report: Mapping[str, Any] | None) -> str:
     """The section; without a report it says how to get one."""
     if report is None:
@@ -147,6 +155,8 @@ def section(report: Mapping[str, Any] | None) -> str:
         libraries=" and ".join(f"`{name}`" for name in report["triton_libraries"]) or "the C library's allocator",
         **report["settings"],
     )  # fmt: skip
+    if missed(report):
+        text += _WHY
     if report["samples_by_library"]:
         shares = ", ".join(f"{name} {share:.0f} %" for name, share in report["samples_by_library"].items())
         text += f"\nSamples of this server's process with 64 sequences of 100 steps, by library (perf): {shares}.\n"

@@ -39,6 +39,11 @@ class Results:
         """`case`'s figure over that of the case `base`, on the same server, round by round."""
         return _median(self._over((case, server), (base, server), figure, figure))
 
+    def difference(self, case: str, figure: str, to: str, *, server: str = OURS) -> float | None:
+        """`server`'s figure less that of `to`, the median of the differences of each round."""
+        pairs = zip(self.rounds.get((case, server), ()), self.rounds.get((case, to), ()), strict=False)
+        return _median([a[figure] - b[figure] for a, b in pairs if figure in a and figure in b])
+
     def within(self, case: str, over: str, under: str, *, server: str = OURS) -> float | None:
         """One figure over another of the same round, such as p99 over p50."""
         return _median(self._over((case, server), (case, server), over, under))

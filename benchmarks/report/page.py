@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from streamcell.benchmarks.cases import AIO, ENGINE, FRONTENDS, LANE, OIP, OURS
+from streamcell.benchmarks.tenants import KINDS
 
 from .against_triton import section
-from .report import Report, case_lines, goal_rows, table
+from .goals import Goal
+from .report import Report, case_lines, goal_rows, missed, table
 
 _NAMES = {
     OURS: "StreamCell",
@@ -30,6 +32,25 @@ the text in `benchmarks/report/page.py`. The figures are from one run on one mac
 ## The goals
 
 {goals}
+{missed}
+"""
+
+_MISSED = """
+Why goals are missed ("Where a step's CPU goes" has the profiles by library):
+
+{each}
+"""
+
+_TENANTS = """\
+## A flood beside a calm tenant
+
+Four sessions of a calm tenant step one message at a time and rest 5 ms between. In turn they are alone ("quiet"),
+beside 256 sessions of another tenant that step as fast as they can, 16 messages ahead ("flooded"), and beside such a
+flood on another server ("elsewhere"): this is what the load does to the machine, whose cores the clients share. The
+flood's client has the lowest priority. Figures are medians of the rounds. "No tenants" is a server without tenants.
+The other servers have a policy file, with these terms of the flood. The last one runs on one core, and all clients on
+the other cores, as if these were on other machines: what is left there is the server's part. The flood's steps/s are
+those beside the calm tenant on one server.
 
 """
 
@@ -63,8 +84,8 @@ each session. Client and server share the cores of one machine.
 
 ## The compiled hot path
 
-The figures above are the interpreted build's, as `make install` makes it. Wheels and the image have the hot path
-compiled by mypyc ([deploy.md](deploy.md#the-compiled-hot-path)).
+`make install` makes the interpreted build. Wheels and the image have the hot path compiled by mypyc
+([deploy.md](deploy.md#the-compiled-hot-path)); the versions above say which one was measured.
 
 Compiled over interpreted, ping-pong in turn on one machine (two cores, much other load; 4 or 5 rounds of 1.5 s;
 medians of the rounds' ratios; 64 sessions in two series):
@@ -76,7 +97,7 @@ medians of the rounds' ratios; 64 sessions in two series):
 | 256 | 0.86 | 1.29 | 0.97 |
 | 1,024 | 0.89 | 1.06 | 0.98 |
 
-The same load moved single rounds by more than that at 1 and 64 sessions.
+At 1 and 64 sessions, single rounds with the same load differed by more than that.
 """
 
 
@@ -107,15 +128,22 @@ def page(report: Report, against_triton: Mapping[str, Any] | None) -> str:
             date=report.date,
             machine="; ".join(f"{name} {value}" for name, value in about) + ".",
             goals=table(("goal", "bound", "measured", ""), goal_rows(report.found)),
+            missed=_why(missed(report.found)),
         ),
         _spending(report),
         "## On the wire\n\n" + _wire(report) + "\n",
         _at_rest(report.found.idle),
+        _tenants(report.found.tenants),
         _engine(report),
         _HOW.format(rounds=report.settings["rounds"]),
         section(against_triton),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _why(goals: Iterable[Goal]) -> str:
+    each = [f"- **{goal.what}**: {goal.why}" for goal in goals if goal.why]
+    return _MISSED.format(each="\n".join(each)) if each else ""
 
 
 def _spending(report: Report) -> str:
@@ -178,6 +206,33 @@ def _at_rest(idle: Mapping[str, Any]) -> str:
         ("their CPU a step beside them, over alone", f"{idle['active_cpu_ratio']:.2f}"),
     ]  # fmt: skip
     return "## At rest\n\n" + table(("", "measured"), rows) + "\n"
+
+
+def _tenants(tenants: Mapping[str, Any]) -> str:
+    if not tenants:
+        return ""
+
+    def shown(found: Mapping[str, Any], kind: str, figure: str) -> str:
+        return f"{found[kind][figure]:.2f}" if kind in found else "–"
+
+    rows = [
+        (
+            name,
+            *(shown(found, kind, figure) for kind in KINDS for figure in ("p50_ms", "p99_ms")),
+            f"{found['p99_ratio']:.2f}",
+            f"{found['p99_over_elsewhere']:.2f}" if "p99_over_elsewhere" in found else "–",
+            f"{found['flooded']['steps_per_s']:,.0f}",
+        )
+        for name, found in tenants.items()
+    ]
+    head = (
+        "server",
+        *(f"{figure} ms, {kind}" for kind in KINDS for figure in ("p50", "p99")),
+        "p99, flooded over quiet",
+        "over elsewhere",
+        "the flood's steps/s",
+    )
+    return _TENANTS + table(head, rows) + "\n"
 
 
 def _engine(report: Report) -> str:

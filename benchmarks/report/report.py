@@ -105,6 +105,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "goals": goal_lines(report.found),
         "cases": case_lines(report.found.results),
         "at_rest": dict(report.found.idle),
+        "tenants": dict(report.found.tenants),
         "engine": report.engine,
         "spending_us_per_step": {case: dict(split) for case, split in report.splits.items()},
         "samples_by_library": {case: dict(shares) for case, shares in report.profiles.items()},

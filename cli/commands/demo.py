@@ -13,6 +13,8 @@ from rich.table import Table
 from streamcell.cli.demos.base import Options, Report
 from streamcell.cli.demos.registry import DEFAULT, by_name, by_shape
 
+from .system_errors import cannot_open
+
 
 def command(
     name: Annotated[
@@ -27,7 +29,10 @@ def command(
         ),
     ] = None,
     data_folder: Annotated[Path, typer.Option(help="Where parsed data is cached.")] = Path("data"),
-    sessions: Annotated[int, typer.Option(min=1, help="Concurrent sessions.")] = 64,
+    sessions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Concurrent sessions.  [64; 96 for cluster]", show_default=False),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -38,6 +43,10 @@ def command(
     passes: Annotated[int, typer.Option(min=1, help="How often to stream the held-out pieces.")] = 4,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train again even if there is a finished run.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="cluster: for which replica is killed when.")] = 1,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="cluster: no reply before the store has the step (store-sync).")
     ] = False,
 ) -> None:
     """Train a model on real data, export it, serve it, stream through it and show the results.
@@ -61,14 +70,22 @@ def command(
     from streamcell.models import ModelError
 
     out = demo.folder if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
-    options = Options(console, data_folder, minutes, sessions, passes, retrain)
+    sessions = demo.sessions if sessions is None else sessions
+    options = Options(console, data_folder, minutes, sessions, passes, retrain, seed, sync)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         report = demo.run(out, options)
     except (ModelError, ExportError, ServerProcessError, StreamCellError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
+    except OSError as error:
+        console.print(f"[red]error:[/red] {escape(cannot_open(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
     console.print(_table(report))
+    for text in report.wrong:
+        console.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
+    if report.wrong:
+        raise typer.Exit(1)
 
 
 def _names() -> Table:

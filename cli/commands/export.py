@@ -186,6 +186,8 @@ def _report(card: ModelCard, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from streamcell.export import why_mute
+
     signature = card.signature
     given, made = (
         ", ".join(f"{t.name} {t.dtype}{list(t.step_shape)}" for t in tensors)
@@ -202,6 +204,10 @@ def _report(card: ModelCard, out: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"error: {card.proof['metric']}", markup=False, highlight=False)
+    if card.generation is None and (why := why_mute(card.training)) is not None:
+        console.print(
+            f"the server cannot continue it by itself: {why}", markup=False, highlight=False, soft_wrap=True
+        )
     for line in _in_int8(card):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(

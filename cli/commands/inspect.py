@@ -52,7 +52,12 @@ def command(
     from streamcell.service.load_errors import printable
 
     if not file.is_file():
-        _fail(f"{file}: no such file")
+        what = (
+            "it is a folder: name a file in it"
+            if file.is_dir()
+            else "no such file: name an .onnx file or a pipeline's .toml"
+        )
+        _fail(f"{file}: {what}")
     try:
         found = inspect_model(file, settings)
     except DeviceError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,25 @@ from .server_settings import end_with_loads, read_settings
 
 
 def _run(config: Path | None, flags: dict[str, Any]) -> int:
+    from streamcell.service.gc_tuning import spare_imports, tune_gc
+
+    spare_imports()
     from streamcell.service.transport.grpc_polling import read_on_serving_thread
 
     read_on_serving_thread()  # before grpcio is imported
     from streamcell.service import DeviceError, ModelLoadError, configure_logs, make_server
     from streamcell.service.denormals import flush_denormals
-    from streamcell.service.gc_tuning import tune_gc
     from streamcell.service.signals import Signals
     from streamcell.service.transport.lane_choice import LaneError
 
     settings = read_settings("serve", config, flags)
     configure_logs(settings.log_level, settings.log_format)
     flush_denormals()  # before any thread starts
-    signals = Signals(settings.grace_s + settings.stop_s)
+    signals = Signals(settings.settling_s + settings.grace_s + settings.stop_s)
     try:
         signals.server = server = make_server(settings)
+        # As the signal does: its thread ends the wait below, and bounds the time to stop.
+        server.on_drain = lambda: os.kill(os.getpid(), signal.SIGTERM)
         tune_gc()
         server.start()
     except (DeviceError, LaneError, ModelLoadError, OSError) as error:

@@ -27,6 +27,16 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         metrics_port: Annotated[
             int | None, _Option(help="Prometheus port; 0 takes a free one.  [9090]")
         ] = None,
+        websocket_port: Annotated[
+            int | None, _Option(help="WebSocket port, for browsers; 0 takes a free one.  [none]")
+        ] = None,
+        websocket_origins: Annotated[
+            list[str] | None,
+            _Option(
+                help="Origin whose pages may connect, as https://app.example; repeatable.  [the same address]"
+            ),
+        ] = None,
+        max_websockets: Annotated[int | None, _Option(help="Maximum WebSockets at a time.  [256]")] = None,
         device: Annotated[
             str | None, _Option(help="Device: cpu, cuda or cuda:N. An unavailable device is an error.  [cpu]")
         ] = None,
@@ -38,6 +48,12 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
             ),
         ] = None,
         max_sessions: Annotated[int | None, _Option(help="Maximum live sessions per model.  [10000]")] = None,
+        slots: Annotated[
+            int | None,
+            _Option(
+                help="Rows of a model's pool; idle sessions beyond them lie in the host's memory.  [--max-sessions]"
+            ),
+        ] = None,
         max_batch: Annotated[int | None, _Option(help="Maximum sessions in one run.  [256]")] = None,
         max_chunk: Annotated[
             int | None, _Option(help="Maximum timesteps of a session in one run.  [64]")
@@ -102,7 +118,9 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         ] = None,
         durability: Annotated[
             str | None,
-            _Option(help="What resumable sessions outlive: none (connections only) or process.  [none]"),
+            _Option(
+                help="What resumable sessions outlive: none (connections), process, store-async, store-sync.  [none]"
+            ),
         ] = None,
         journal_dir: Annotated[
             Path | None, _Option(help="Folder for the sessions of --durability process.")
@@ -110,8 +128,55 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         journal_reply_bytes: Annotated[
             int | None, _Option(help="Bytes of replies in the journal, for each session.  [32768]")
         ] = None,
+        store: Annotated[
+            str | None,
+            _Option(
+                help="Valkey or Redis that several servers keep sessions in: valkey://HOST:PORT, valkeys:// for TLS."
+            ),
+        ] = None,
+        store_user: Annotated[
+            str | None, _Option(help="User of the store.  [as in --store, or default]")
+        ] = None,
+        store_password_file: Annotated[Path | None, _Option(help="File with the store's password.")] = None,
+        store_ca: Annotated[
+            Path | None,
+            _Option(
+                help="PEM certificates of the authorities that the store's certificate needs.  [the system's]"
+            ),
+        ] = None,
+        store_key_file: Annotated[
+            Path | None, _Option(help="Keys that encrypt sessions in the store; the first writes, all read.")
+        ] = None,
+        lease_s: Annotated[
+            float | None, _Option(help="Seconds after which others may take a dead server's sessions.  [5]")
+        ] = None,
+        snapshot_key_file: Annotated[
+            Path | None, _Option(help="Key that signs snapshots; then only signed ones are restored.")
+        ] = None,
+        remote_drain: Annotated[
+            bool | None, _Option(help="Shut down gracefully at a client's request: streamcell drain.  [off]")
+        ] = None,
+        replica: Annotated[
+            str | None, _Option(help="Name of this server among its replicas.  [the host's name]")
+        ] = None,
+        advertise: Annotated[
+            str | None, _Option(help="Address at which clients reach this server without a proxy, HOST:PORT.")
+        ] = None,
+        agent_port: Annotated[
+            int | None, _Option(help="Port that answers HAProxy's agent checks; 0 takes a free one.  [none]")
+        ] = None,
+        journal_frame_streams: Annotated[
+            int | None,
+            _Option(help="Streams of frames in a model's journal; each takes --kept-reply-bytes of it.  [4]"),
+        ] = None,
         grace_s: Annotated[
             float | None, _Option(help="Seconds that streams get to end after SIGTERM.  [10]")
+        ] = None,
+        settle_s: Annotated[
+            float | None,
+            _Option(
+                help="Seconds after SIGTERM until new sessions are refused: proxies notice.  [2 with --store, else 0]"
+            ),
         ] = None,
         first_message_s: Annotated[
             float | None, _Option(help="Seconds a call has to send its first message; 0: no limit.  [20]")
@@ -138,6 +203,10 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         ] = None,
         follow_links: Annotated[
             bool | None, _Option(help="Follow symbolic links that lead out of the folder of models.  [off]")
+        ] = None,
+        require_signature: Annotated[
+            Path | None,
+            _Option(help="PEM file of Ed25519 public keys: serve only models that one of them has signed."),
         ] = None,
         max_concurrent_streams: Annotated[
             int | None, _Option(help="Maximum HTTP/2 streams per connection.  [twice --max-sessions]")
@@ -208,6 +277,31 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
             Path | None, _Option(help="PEM certificate chain; with --tls-key, serves TLS.")
         ] = None,
         tls_key: Annotated[Path | None, _Option(help="PEM private key.")] = None,
+        tls_client_ca: Annotated[
+            Path | None, _Option(help="PEM certificates of the authorities that clients' certificates need.")
+        ] = None,
+        token_file: Annotated[Path | None, _Option(help="TOML file of bearer tokens, hashed.")] = None,
+        jwt_jwks: Annotated[
+            str | None, _Option(help="Keys of the JWTs that are accepted: a JWKS file, or its https address.")
+        ] = None,
+        jwt_issuer: Annotated[str | None, _Option(help="What a JWT's iss must be.")] = None,
+        jwt_audience: Annotated[str | None, _Option(help="What a JWT's aud must be, or contain.")] = None,
+        jwt_leeway_s: Annotated[
+            float | None, _Option(help="Seconds by which a JWT issuer's clock may differ.  [30]")
+        ] = None,
+        policy_file: Annotated[
+            Path | None, _Option(help="TOML file of what each tenant may do, and how much.")
+        ] = None,
+        admin: Annotated[
+            str | None, _Option(help="Address for operators alone: unix:/PATH, or HOST:PORT.")
+        ] = None,
+        sequence_scope: Annotated[
+            str | None,
+            _Option(help="Where a sequence_id means one sequence: server or connection.  [server]"),
+        ] = None,
+        jwt_tenant_claim: Annotated[
+            str | None, _Option(help="The claim of a JWT that names its tenant.  [tenant]")
+        ] = None,
         metrics_tls_cert: Annotated[
             Path | None, _Option(help="PEM certificate chain of the Prometheus port; with --metrics-tls-key.")
         ] = None,
@@ -217,12 +311,30 @@ def with_flags(run: Callable[[Path | None, dict[str, Any]], None]) -> Callable[.
         metrics_tls: Annotated[
             bool | None, _Option(help="Serve the Prometheus port with --tls-cert and --tls-key.  [off]")
         ] = None,
+        metrics_open: Annotated[
+            bool | None,
+            _Option(help="Show metrics and the status page to all who reach the Prometheus port.  [off]"),
+        ] = None,
         triton_metrics: Annotated[
             bool | None, _Option(help="Also report Triton's metrics, nv_inference_*.  [off]")
         ] = None,
         triton_names: Annotated[
             bool | None,
             _Option(help="Call the server triton in the Open Inference Protocol's metadata.  [off]"),
+        ] = None,
+        audit_log: Annotated[
+            str | None, _Option(help="File for the audit log, in JSON lines; - for standard output.")
+        ] = None,
+        otlp_endpoint: Annotated[
+            str | None,
+            _Option(help="URL of an OpenTelemetry collector (OTLP over HTTP): send it traces and metrics."),
+        ] = None,
+        otlp_metrics_s: Annotated[
+            float | None, _Option(help="Seconds between two exports of metrics to --otlp-endpoint.  [30]")
+        ] = None,
+        trace_ratio: Annotated[
+            float | None,
+            _Option(help="Share of messages to trace on streams whose client sent no trace context.  [0]"),
         ] = None,
         log_level: Annotated[
             str | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,31 @@ def read_settings(command: str, config: Path | None, flags: dict[str, Any]) -> S
 
     from streamcell.service import Settings
 
+    from .settings_errors import PREFIX, broken_toml, explain, unknown_variables
+
+    path = config or (Path(name) if (name := os.environ.get(f"{PREFIX}CONFIG")) else None)
+    problems = []
+    for variable, meant in unknown_variables():
+        if meant:
+            problems.append(f"{variable}: there is no such setting; did you mean {PREFIX}{meant}?")
+        else:
+            typer.echo(f"streamcell {command}: {variable} is no setting and changes nothing", err=True)
     try:
-        return Settings.load(config, **flags)
+        settings = Settings.load(path, **flags)
     except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"]) or "settings"
-            typer.echo(f"streamcell {command}: {name}: {problem['msg']}", err=True)
-    except (FileNotFoundError, ValueError) as error:  # ValueError: the TOML does not parse
-        typer.echo(f"streamcell {command}: {error}", err=True)
+        problems += explain(error, path, flags)
+    except tomllib.TOMLDecodeError as error:
+        assert path is not None
+        problems.append(broken_toml(error, path))
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: not TOML in UTF-8: {error.reason}")
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
+    else:
+        if not problems:
+            return settings
+    for problem in problems:
+        typer.echo(f"streamcell {command}: {problem}", err=True)
     sys.exit(2)
 
 

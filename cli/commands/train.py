@@ -12,21 +12,29 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .forecast import forecast_table, warnings_of
+
 if TYPE_CHECKING:
     from streamcell.models import TrainConfig, TrainResult
 
 _DATA = "csv: the CSV file. chorales: a JSB JSON file instead of music21's corpus."
 
 
+def _csv(*spelled: str, **settings: Any) -> Any:
+    """An option of CSV files; what is not given is found in the file."""
+    return typer.Option(*spelled, rich_help_panel="CSV files", show_default=False, **settings)
+
+
 def command(
     dataset: Annotated[
-        str, typer.Argument(help="chorales, harmony, vowels, digits, g2p, or csv with --data FILE.csv.")
+        str,
+        typer.Argument(help="chorales, harmony, vowels, voice, digits, g2p, or csv with --data FILE.csv."),
     ],
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
     model: Annotated[
         str | None,
         typer.Option(
-            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [lstm; mlp for digits]",
+            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [lstm; gru for csv and voice, mlp for digits]",
             show_default=False,
         ),
     ] = None,
@@ -47,7 +55,39 @@ def command(
     ] = None,
     data: Annotated[Path | None, typer.Option(help=_DATA)] = None,
     data_folder: Annotated[Path, typer.Option(help="Where the parsed corpus is cached.")] = Path("data"),
-    target: Annotated[str, typer.Option(help="CSV columns to forecast, separated by commas.  [all]")] = "",
+    target: Annotated[str, _csv(help="Columns to forecast, separated by commas.  [all]")] = "",
+    separator: Annotated[str, _csv(help="Between cells: a character, tab or space.  [found]")] = "",
+    decimal: Annotated[str, _csv(help="Decimal point: . or ,  [found]")] = "",
+    thousands: Annotated[str, _csv(help="Between groups of three digits.  [found]")] = "",
+    quote: Annotated[str, _csv(help='Around cells that hold separators.  ["]')] = '"',
+    encoding: Annotated[str, _csv(help="utf-8, cp1252, utf-16 …  [found]")] = "",
+    comment: Annotated[str, _csv(help="What lines begin with that are no rows.  [#]")] = "",
+    header: Annotated[
+        bool | None, _csv("--header/--no-header", help="Whether the first line names the columns.  [found]")
+    ] = None,
+    missing: Annotated[
+        list[str] | None,
+        _csv(metavar="CELL", help="A cell that means no value, such as -999; may be repeated."),
+    ] = None,
+    time: Annotated[
+        str, _csv(help="Columns of dates or counts, such as year,month; none: rows in their order.  [found]")
+    ] = "",
+    day_first: Annotated[bool, _csv("--day-first", help="1/2/2024 is the first of February.")] = False,
+    columns: Annotated[str, _csv(help="Columns to read, separated by commas.  [all]")] = "",
+    drop: Annotated[str, _csv(help="Columns not to read.")] = "",
+    categories: Annotated[str, _csv(help="Columns of words: refuse or one-hot.  [refuse]")] = "refuse",
+    gaps: Annotated[
+        str, _csv(help="Missing cells and rows: refuse, forward, linear or mask.  [refuse]")
+    ] = "refuse",
+    forecast: Annotated[
+        str | None,
+        _csv(
+            help="What the model adds to: value (nothing), change, difference, season or difference+season, each with "
+            "+log for logarithms; auto: what forecasts the training part best by itself.  [auto]"
+        ),
+    ] = None,
+    season: Annotated[int | None, _csv(min=2, help="Steps of a season.  [the time axis's]")] = None,
+    quantiles: Annotated[str, _csv(help="Forecast these instead of a value: 0.1,0.5,0.9.")] = "",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training part.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Train for this many minutes instead of --epochs; not reproducible.")
@@ -72,6 +112,10 @@ def command(
     reverse: Annotated[bool | None, typer.Option(help="g2p: feed the letters in reverse order.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, shuffling and dropout.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    bfloat16: Annotated[
+        bool,
+        typer.Option("--bfloat16", help="Multiply in bfloat16: faster where the processor or card has it."),
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0: torch's own choice.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -82,11 +126,31 @@ def command(
     """
     console = Console(stderr=True)
     from streamcell.models import ModelError, RichProgress, train
+    from streamcell.models.data.tables.options import TableOptions
 
     given = {
         "data": data,
         "data_folder": data_folder,
-        "targets": tuple(name.strip() for name in target.split(",") if name.strip()),
+        "targets": _names(target),
+        "table": TableOptions(
+            separator=separator,
+            decimal=decimal,
+            thousands=thousands,
+            quote=quote,
+            encoding=encoding,
+            comment=comment,
+            header=header,
+            missing=tuple(missing or ()),
+            time=_names(time),
+            day_first=day_first,
+            columns=_names(columns),
+            drop=_names(drop),
+            categories=categories,
+            gaps=gaps,
+        ),
+        "forecast": forecast,
+        "season": season,
+        "quantiles": _numbers(quantiles),
         "epochs": epochs,
         "minutes": minutes,
         "batch_size": batch_size,
@@ -101,6 +165,7 @@ def command(
         "reverse": reverse,
         "seed": seed,
         "device": device,
+        "bfloat16": bfloat16,
         "threads": threads,
     }
     try:
@@ -116,6 +181,21 @@ def command(
         )
         raise typer.Exit(130) from None
     Console().print(_summary(result))
+    if result.forecast is not None:
+        Console().print(forecast_table(result.forecast))
+        for line in warnings_of(result.forecast):
+            console.print(f"[yellow]warning:[/yellow] {escape(line)}", highlight=False)
+
+
+def _names(given: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+def _numbers(given: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in given.split(",") if text.strip())
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers between commas; got {given!r}") from None
 
 
 def _configure(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from rich.console import Console
 # The order in which they are listed. "Aligned": an output for each input, at once.
 Shape = Literal["one-to-one", "many-to-one", "many-to-many, aligned", "one-to-many", "encoder–decoder"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
+SESSIONS = 64
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,18 @@ class Options:
         sessions: sessions open at a time.
         passes: how often the test part is streamed, if that is measured.
         retrain: train again if there is a finished run.
+        seed: of what a demo draws: when it kills, and whom.
+        sync: a demo with a store has each step stored before its reply.
     """
 
     console: Console
     data_folder: Path = Path("data")
     minutes: float | None = None
-    sessions: int = 64
+    sessions: int = SESSIONS
     passes: int = 4
     retrain: bool = False
+    seed: int = 1
+    sync: bool = False
 
     def training(self, epochs: int | None = None) -> dict[str, Any]:
         """How long to train, as settings of a run: `minutes` if given, else `epochs`, else the preset's."""
@@ -55,12 +60,14 @@ class Report:
         rows: rows of the table, as (name, value).
         figures: the same as JSON values, for `report.json`.
         files: the files that the demo wrote, by description.
+        wrong: what the demo shows never to happen, and has happened; the command then ends with exit code 1.
     """
 
     title: str
     rows: Sequence[tuple[str, str]]
     figures: dict[str, Any]
     files: dict[str, Path]
+    wrong: Sequence[str] = ()
 
     def save(self, folder: Path) -> Report:
         """Write `report.json` into `folder`; returns the report with that file among its files."""
@@ -68,7 +75,7 @@ class Report:
         files = {**self.files, "report": path}
         document = {**self.figures, "files": {what: str(file) for what, file in files.items()}}
         path.write_text(json.dumps(document, indent=2) + "\n")
-        return Report(self.title, self.rows, self.figures, files)
+        return replace(self, files=files)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Demo:
             finished run there. It may raise `ModelError`, `ExportError`, `ServerProcessError` and `StreamCellError`:
             the command prints the error and ends with exit code 1.
         default_folder: the folder of the demo's files if none is given; None: runs/demo-NAME.
+        sessions: sessions open at a time if no number is given.
     """
 
     name: str
@@ -91,6 +99,7 @@ class Demo:
     summary: str
     run: Callable[[Path, Options], Report]
     default_folder: Path | None = None
+    sessions: int = SESSIONS
 
     @property
     def folder(self) -> Path:

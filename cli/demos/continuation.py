@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Demo, Options, Report
-from .chorales import EPOCHS
+from .chorales import DEMO as CHORALES
+from .chorales import settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,14 +60,10 @@ def run(folder: Path, options: Options) -> Report:
 def _trained(folder: Path, options: Options) -> Trained:
     """The model of the demo `chorales` if that has run, else one that is trained in this demo's folder."""
     from streamcell.cli.demos.shared.prepare import finished, prepare
-    from streamcell.models.training import presets
-
-    from .chorales import DEMO as CHORALES
 
     shared = CHORALES.folder
     out = shared if not options.retrain and finished(shared) else folder
-    config = presets.config("chorales", out=out, data_folder=options.data_folder, **options.training(EPOCHS))
-    return prepare(config, "chorales", retrain=options.retrain, console=options.console)
+    return prepare(settings(out, options), "chorales", retrain=options.retrain, console=options.console)
 
 
 def _error(trained: Trained, piece: Continued) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from . import chorales as demo_chorales
+from . import cluster as demo_cluster
 from . import continuation as demo_continue
 from . import digits as demo_digits
 from . import durable as demo_durable
 from . import g2p as demo_g2p
 from . import harmony as demo_harmony
+from . import voice as demo_voice
 from . import vowels as demo_vowels
 from .base import SHAPES, Demo, Shape
 
@@ -16,7 +18,9 @@ DEMOS: tuple[Demo, ...] = (
     demo_vowels.DEMO,
     demo_chorales.DEMO,
     demo_durable.DEMO,
+    demo_cluster.DEMO,
     demo_harmony.DEMO,
+    demo_voice.DEMO,
     demo_continue.DEMO,
     demo_g2p.DEMO,
 )

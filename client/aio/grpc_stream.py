@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from streamcell.client.errors import StreamCellError, from_status
+from streamcell.client.errors import Explain, StreamCellError, from_status
 
 # grpc.aio's text instead of the server's status if the call ends during a write.
 _NO_STATUS = "Internal error from Core"
@@ -48,10 +48,13 @@ class AsyncStream:
     when it arrives.
     """
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, explain: Explain | None = None) -> None:
+        """`explain`: as for `from_rpc`."""
         self._call = call
+        self._explain = explain
         self._replies = call.__aiter__()
         self._status: _Status | None = None
+        self._connected = False
         call.add_done_callback(self._take_down)
 
     def write_at_once(self, message: Any) -> bool:
@@ -61,7 +64,25 @@ class AsyncStream:
     async def write(self, message: Any) -> None:
         """Send a message. Does nothing if the call has ended: `read` reports that."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._call.write(message)
+            if self._connected:
+                await self._call.write(message)
+            else:
+                await self._write_first(message)
+
+    async def _write_first(self, message: Any) -> None:
+        """Send the first message, which waits for a connection: grpc.aio would still wait if the call was cancelled."""
+        ended = asyncio.Event()
+        self._call.add_done_callback(lambda _: ended.set())
+        writing, ending = (asyncio.ensure_future(each) for each in (self._call.write(message), ended.wait()))
+        try:
+            await asyncio.wait((writing, ending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+            if not writing.done():
+                writing.cancel()
+        if writing.done():
+            await writing
+            self._connected = True
 
     async def done_writing(self) -> None:
         """Tell the server that no further message follows."""
@@ -83,7 +104,7 @@ class AsyncStream:
             await asyncio.sleep(0.001)  # the server's status arrives after the replies that were just read
             self._take_down(self._call)
         code, text, trailing = self._status or (grpc.StatusCode.INTERNAL, _NO_STATUS, ())
-        return None if code is grpc.StatusCode.OK else from_status(code, text, trailing)
+        return None if code is grpc.StatusCode.OK else from_status(code, text, trailing, self._explain)
 
     def cancel(self) -> None:
         """End the call, unless it has ended."""

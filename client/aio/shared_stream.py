@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from streamcell.client.errors import (
     Cancelled,
     DeadlineExceeded,
+    Explain,
     ServerFault,
     StreamCellError,
     Unavailable,
@@ -40,9 +41,10 @@ _FRAMES_AHEAD = 2
 class AsyncSharedStreams:
     """The shared streams of one client: one for each model and version, while sessions are on it."""
 
-    def __init__(self, start: Callable[[], Any]) -> None:
-        """`start` starts a gRPC call of frames."""
+    def __init__(self, start: Callable[[], Any], explain: Explain | None = None) -> None:
+        """`start` starts a gRPC call of frames; `explain`: as for `from_rpc`."""
         self._start = start
+        self._explain = explain
         self._few = FewSessions()
         self._not_carried: set[Key] = set()
         self._streams: dict[Key, AsyncSharedStream] = {}
@@ -76,7 +78,9 @@ class AsyncSharedStreams:
         """Put a new session on the stream for `key`, on another one than `left`."""
         stream = self._streams.get(key)
         if stream is None or stream is left:
-            stream = self._streams[key] = AsyncSharedStream(key, AsyncStream(self._start()), self._retire)
+            stream = self._streams[key] = AsyncSharedStream(
+                key, AsyncStream(self._start(), self._explain), self._retire
+            )
         stream.ask((member, Wish.JOIN))
         return stream
 

@@ -10,15 +10,16 @@ from typing import Any, Self, TypeVar
 
 from streamcell.client.errors import (
     Cancelled,
-    DeadlineExceeded,
     RowsRefused,
     ServerFault,
+    SessionMoved,
     StreamCellError,
     Unavailable,
 )
 from streamcell.client.protocol.properties import ExchangeT, StreamProperties
 from streamcell.client.protocol.resume import Resumption
 from streamcell.client.protocol.signature import OutputMode
+from streamcell.client.protocol.way import Way
 
 from .grpc_stream import AsyncSessionStream
 from .send_ahead import SendAhead
@@ -35,32 +36,53 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
     """
 
     def __init__(
-        self, start: Callable[[], Awaitable[AsyncSessionStream]], exchange: ExchangeT, timeout_s: float
+        self,
+        start: Callable[[Way | None], Awaitable[AsyncSessionStream]],
+        exchange: ExchangeT,
+        timeout_s: float,
     ) -> None:
-        """`start` starts a stream; nothing is sent before `open`."""
+        """`start` starts a stream, on the way of a session that can be resumed; nothing is sent before `open`."""
         self._start = start
         self._exchange = exchange
         self._limit = TimeLimit(timeout_s, self._stop_call)
         self._call: AsyncSessionStream | None = None
-        # Held to send a message and, while the session is resumed, to send again what was sent before.
-        self._writing = asyncio.Lock() if exchange.resumption is not None else None
+        self._left: AsyncSessionStream | None = (
+            None  # told that the session goes on elsewhere, and ends by itself
+        )
+        # Held to send a message and, while the session is resumed, to send again what was sent before; to read a reply.
+        self._writing, self._reading = asyncio.Lock(), asyncio.Lock()
 
     async def open(self) -> Self:
         """Open the session; `async with` calls this. Further calls do nothing."""
-        if self._call is None and self.alive:
+        retries = self._retries(self._limit.timeout_s)
+        while self._call is None and self.alive:
             try:
                 reply = await self._begin()
                 if self._exchange.resumption is None:
                     self._exchange.accept_opening(reply)
                 else:
-                    await self._send_again(self._exchange.reopened(reply))
+                    self._exchange.reopened(reply)
+                    await self._send_due(self._exchange.resumption)
             except StreamCellError as error:
+                pause_s = retries.pause_s(error)
+                if pause_s is not None:
+                    await self._guard(asyncio.sleep(pause_s))
+                    self._stop_call()
+                    self._call = None
+                    continue
                 await self._resume(error)
+            if self.alive and self._exchange.joining:
+                await self._answer()
         return self
+
+    async def _beside(self, exchange: ExchangeT) -> Self:
+        """Another one, of `exchange`, open."""
+        return await type(self)(self._start, exchange, self._limit.timeout_s).open()
 
     async def _begin(self) -> Any:
         """Start a stream with its opening, and return the reply."""
-        self._call = await self._start()
+        resumption = self._exchange.resumption
+        self._call = await self._start(None if resumption is None else resumption.way)
         if self._exchange.error is not None:  # cancelled in between
             self._stop_call()
             raise self._exchange.error.again()
@@ -112,12 +134,14 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
         try:
             if self._call is not None:
                 resumption = self._exchange.resumption
-                if resumption is not None:  # it ends with this stream, because every reply is here
-                    await self._drain()
-                    await self._write(resumption.goodbye())
-                await self._guard(self._call.done_writing())
+                if resumption is None:
+                    await self._guard(self._call.done_writing())
                 await self._drain()
-                await self._wait_end()
+                if resumption is None:
+                    await self._wait_end()
+                else:
+                    with suppress(StreamCellError):  # it does not matter: every message was answered
+                        await self._say_goodbye(resumption)
         finally:
             self._exchange.end()
             self.cancel()
@@ -126,7 +150,7 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
         """End at once; replies to unanswered messages are lost."""
         self._exchange.end(Cancelled("the session was cancelled"))
         self._limit.close()
-        self._stop_call()
+        self._stop_streams()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -158,29 +182,33 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
     async def _read(self) -> Any:
         resumption = self._exchange.resumption
         if resumption is not None:
-            return resumption.early.popleft() if resumption.early else await self._arrival(resumption)
+            await self._take_until(resumption, lambda: bool(resumption.early))
+            return resumption.early.popleft()
         try:
             return await self._next()
         except StreamCellError as error:
             raise self._end_with(error) from None
 
-    async def _arrival(self, resumption: Resumption) -> Any:
-        """The next reply from the wire. If the stream breaks, the session is resumed."""
-        while True:
+    async def _take_until(self, resumption: Resumption, done: Callable[[], bool]) -> None:
+        """Take replies off the wire until `done`: another task may do it, or wait for it too."""
+        while not done():
+            await self._guard(self._reading.acquire())
             try:
-                reply = await self._next()
-            except StreamCellError as error:
-                await self._resume(error)
-                continue
-            if (acknowledgement := resumption.took(reply)) is not None:
-                await self._write(acknowledgement)
-            return reply
+                if not done():
+                    await self._take(resumption)
+            finally:
+                self._reading.release()
 
-    async def _make_room(self) -> None:
-        """Wait until a message may be sent: the window of a session that can be resumed has room."""
-        resumption = self._exchange.resumption
-        while resumption is not None and resumption.full:
-            resumption.early.append(await self._arrival(resumption))
+    async def _take(self, resumption: Resumption) -> None:
+        """Take the next reply off the wire. If the stream breaks, the session is resumed."""
+        try:
+            resumption.took(await self._next())
+        except StreamCellError as error:
+            await self._resume(error)
+        else:
+            if resumption.is_due:
+                async with self._writing:
+                    await self._send_due(resumption)
 
     async def _resume(self, error: StreamCellError) -> None:
         """Go on with another stream after `error`, or raise it: then the session is over."""
@@ -190,20 +218,44 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
             if pause_s is None:
                 break
             await self._guard(asyncio.sleep(pause_s))
-            self._stop_call()
-            assert self._writing is not None
+            await self._leave(error)
             try:
                 async with self._writing:
-                    await self._send_again(self._exchange.reopened(await self._begin()))
+                    self._exchange.reopened(await self._begin())
+                    await self._send_due(resumption)
             except StreamCellError as latest:
                 error = latest
             else:
                 return
         raise self._end_with(error) from None
 
-    async def _send_again(self, requests: Iterable[Any]) -> None:
+    async def _leave(self, error: StreamCellError) -> None:
+        """Leave the stream that has ended with `error`. If the session has moved, its old server ends the stream."""
+        if not isinstance(error, SessionMoved) or self._call is None:
+            self._stop_call()
+            return
+        if self._left is not None:
+            self._left.cancel()
+        self._left = self._call
+        await self._guard(self._left.done_writing())
+
+    async def _say_goodbye(self, resumption: Resumption) -> None:
+        """Tell the server that the session ends with this stream, because every reply is here, and wait for its end."""
+        while True:
+            assert self._call is not None
+            await self._guard(self._call.write(resumption.goodbye()))
+            await self._guard(self._call.done_writing())
+            try:
+                while (reply := await self._guard(self._call.read())) is not None:
+                    resumption.took(reply)
+            except SessionMoved as error:  # it ends where it has gone
+                await self._resume(error)
+            else:
+                return
+
+    async def _send_due(self, resumption: Resumption) -> None:
         assert self._call is not None
-        for request in requests:
+        for request in resumption.due():
             await self._guard(self._call.write(request))
 
     async def _next(self) -> Any:
@@ -225,11 +277,13 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
             if not self._call.write_at_once(request):
                 await self._guard(self._call.write(request))
             return
-        assert self._writing is not None
-        async with self._writing:
-            resumption.sent(request)
-            assert self._call is not None
-            await self._guard(self._call.write(request))
+        while True:
+            await self._take_until(resumption, lambda: resumption.has_room(request))
+            async with self._writing:
+                if resumption.has_room(request):  # no other task has taken it
+                    resumption.put(request)
+                    await self._send_due(resumption)
+                    return
 
     async def _guard(self, operation: Awaitable[_T]) -> _T:
         """Await an operation of the call within the time limit."""
@@ -238,8 +292,11 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
             return await operation
         except asyncio.CancelledError:
             if self._limit.passed:
-                late = DeadlineExceeded(f"no answer within {self._limit.timeout_s:g} s: the session is over")
-                raise self._end_with(late) from None
+                late, resumption = self._late(self._limit.timeout_s), self._exchange.resumption
+                if resumption is None or not resumption.way.is_trial:
+                    raise self._end_with(late) from None
+                self._limit.passed = False
+                raise late from None
             if self._exchange.error is not None:  # cancel(), from another task
                 raise self._exchange.error.again() from None
             self._end_with(Cancelled("the session was cancelled with the task that awaited its reply"))
@@ -261,9 +318,14 @@ class AsyncStreamBase(StreamProperties[ExchangeT]):
     def _end_with(self, error: StreamCellError) -> StreamCellError:
         first = self._exchange.end(error)
         self._limit.close()
-        self._stop_call()
+        self._stop_streams()
         return error if first is error else first.again()
 
     def _stop_call(self) -> None:
         if self._call is not None:
             self._call.cancel()
+
+    def _stop_streams(self) -> None:
+        self._stop_call()
+        if self._left is not None:
+            self._left.cancel()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from streamcell.client.errors import StreamCellError, from_rpc
+from streamcell.client.errors import Explain, StreamCellError, from_rpc
 
 Requests = Iterator[Any]
 
@@ -35,11 +35,12 @@ class SessionStream(Protocol):
 class GrpcStream:
     """A session's own gRPC stream."""
 
-    def __init__(self, start: Callable[[Requests], Any]) -> None:
-        """`start` starts the gRPC call for an iterator of requests."""
+    def __init__(self, start: Callable[[Requests], Any], explain: Explain | None = None) -> None:
+        """`start` starts the gRPC call for an iterator of requests; `explain`: as for `from_rpc`."""
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.write: Callable[[Any], None] = requests.put
         self._call = start(iter(requests.get, None))
+        self._explain = explain
         self._error: StreamCellError | None = None
 
     def done_writing(self) -> None:
@@ -51,7 +52,7 @@ class GrpcStream:
         try:
             return next(self._call)
         except grpc.RpcError as error:
-            self._error = from_rpc(error)  # type: ignore[arg-type]  # every RpcError of a call is a Call
+            self._error = from_rpc(error, self._explain)  # type: ignore[arg-type]  # every RpcError of a call is a Call
         except StopIteration:
             pass
         return None

@@ -28,6 +28,8 @@ class Pool(StreamBase[PoolExchange]):
     member are refused with SEQUENCE_GAP, so no step is applied after a gap. Any other error from the server ends the
     pool.
 
+    With `resume` the pool survives a lost connection: all its members continue together.
+
     One thread at a time, except for `cancel`. Leaving the `with` block waits for what was sent and closes; leaving
     it with an exception cancels.
     """
@@ -94,6 +96,36 @@ class Pool(StreamBase[PoolExchange]):
         opened: Ints = self._change(count=count, inputs=inputs)
         return opened
 
+    def fork(self, members: Members = None) -> Ints:
+        """Open a member in the state of each of `members`, or of all: int64[n], their numbers, in that order.
+
+        The server copies the states on the device. A member may occur several times. `step_indices` of a fork is known
+        after its first step.
+
+        Raises:
+            SessionLimit, SessionNotFound, ServerDraining: none was opened; the pool stays open.
+        """
+        forked: Ints = self._copy("fork", members=members)
+        return forked
+
+    def snapshot(self) -> bytes:
+        """The states of all members as bytes, for `restore` or `Client.restore_pool`. As secret as the states are.
+
+        Raises:
+            MessageTooLarge: they are larger than a message; the pool stays open.
+        """
+        snapshot: bytes = self._copy("snapshot")
+        return snapshot
+
+    def restore(self, snapshot: bytes) -> None:
+        """Restore the pool to a snapshot: its members are then the snapshot's, with the same numbers.
+
+        Raises:
+            SnapshotRefused: it is damaged, signed with another key, or of another model; the pool is unchanged.
+            SessionLimit, ServerDraining: there is no room for it; the pool is unchanged.
+        """
+        self._copy("restore", snapshot)
+
     @property
     def members(self) -> Ints:
         """The open members' numbers, ascending, int64[len(pool)]; expired ones too, until they are closed."""
@@ -121,6 +153,13 @@ class Pool(StreamBase[PoolExchange]):
         self._ensure_open()
         self._exchange.expect_idle()
         frame = self._exchange.request(x, members, ranks, output, lengths, reset)
+        self._write(frame)
+        return self._answer()
+
+    def _copy(self, kind: str, snapshot: bytes = b"", members: Members = None) -> Any:
+        self._ensure_open()
+        self._exchange.expect_idle()
+        frame = self._exchange.copying(kind, snapshot, members)
         self._write(frame)
         return self._answer()
 

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from streamcell.client.errors import ProtocolMisuse
+from streamcell.client.protocol.durability import Durability, durability_name
 from streamcell.client.protocol.generation import Feedback, Generation, Hypothesis
-from streamcell.client.protocol.resume import Ticket
 from streamcell.client.protocol.session import CHUNK, EITHER, STEP, SessionExchange
 from streamcell.client.protocol.signature import OutputMode
 from streamcell.client.protocol.steps import Steps
+from streamcell.client.protocol.ticket import Ticket
 from streamcell.client.values import GenerationInfo
+from streamcell.proto import pb
 
 from .stream_base import StreamBase
 
@@ -44,7 +45,6 @@ class Session(StreamBase[SessionExchange]):
         """Send one timestep `[*step_shape]` or a chunk `[T, *step_shape]` without waiting; `receive` its reply."""
         self._ensure_open()
         self._end_generation()
-        self._make_room()
         request = self._exchange.request(x, EITHER, output)
         self._write(request)
 
@@ -189,14 +189,77 @@ class Session(StreamBase[SessionExchange]):
         Raises:
             ProtocolMisuse: NOT_RESUMABLE, if the session was opened without `resume`.
         """
-        if self._exchange.resumption is None:
-            raise ProtocolMisuse("the session was opened without resume=True", reason="NOT_RESUMABLE")
-        return self._exchange.resumption.ticket()
+        return self._exchange.ticket()
+
+    def snapshot(self) -> bytes:
+        """The session's state as bytes, after all steps so far: for `restore`, here or in a session on another server.
+
+        They hold the state, the step index and the values that the session was given at its opening, so they are as
+        secret as these. A server accepts them if it serves the same model file and has the same `--snapshot-key-file`.
+
+        Raises:
+            ProtocolMisuse: NOT_RESUMABLE (opened without `resume`), REPLIES_PENDING.
+            MessageTooLarge: the state is larger than a message; the session goes on.
+        """
+        return self._copy(self._exchange.copying, snapshot=True)
+
+    def restore(self, snapshot: bytes) -> None:
+        """Restore the session to a snapshot of it, or of another one that was given the same values at its opening.
+
+        `step_index` is then the snapshot's.
+
+        Raises:
+            SnapshotRefused: it is damaged, signed with another key, or of another model; the session is unchanged.
+            ProtocolMisuse: as for `snapshot`.
+        """
+        self._copy(self._exchange.copying, restore=snapshot)
+
+    def fork(self) -> Session:
+        """Another session that begins in this one's state, open. The server copies it on the device.
+
+        It has the same model, the same output mode and its own life: close it, or use it in a `with` statement.
+
+        Raises:
+            SessionLimit: the server has no room; this session goes on.
+            ProtocolMisuse: as for `snapshot`.
+        """
+        made: list[SessionExchange] = []
+
+        def asked() -> pb.StreamRequest:
+            exchange, request = self._exchange.fork()
+            made.append(exchange)
+            return request
+
+        self._copy(asked)
+        return self._beside(made[0])
+
+    def _copy(self, make: Callable[..., pb.StreamRequest], **kind: Any) -> bytes:
+        self._ensure_open()
+        self._end_generation()
+        request = make(**kind)
+        self._write(request)
+        copied: bytes = self._answer(self._exchange.copied)
+        return copied
 
     @property
-    def resumes(self) -> int:
-        """How often the session was resumed, so far."""
-        return 0 if self._exchange.resumption is None else self._exchange.resumption.resumes
+    def resent(self) -> int:
+        """How many messages were answered, and sent again to a server that lacked them; the outputs came once."""
+        return 0 if self._exchange.resumption is None else self._exchange.resumption.resent
+
+    @property
+    def durability(self) -> Durability | None:
+        """What the session survives; None if it was opened without `resume`."""
+        return durability_name(self._opened_exchange().opened.durability)
+
+    @property
+    def durable(self) -> int:
+        """How many of its messages the shared store has; 0 without one. A ticket's `received` counts the same."""
+        return 0 if self._exchange.resumption is None else self._exchange.resumption.durable
+
+    @property
+    def moves(self) -> int:
+        """How often a server gave the session to another one, so far: each time it is resumed there."""
+        return 0 if self._exchange.resumption is None else self._exchange.resumption.way.moves
 
     @property
     def step_index(self) -> int:

@@ -12,6 +12,7 @@ import grpc
 from streamcell.client.errors import (
     Cancelled,
     DeadlineExceeded,
+    Explain,
     ServerFault,
     StreamCellError,
     Unavailable,
@@ -33,9 +34,10 @@ _FRAMES_AHEAD = 1
 class SharedStreams:
     """The shared streams of one client: one for each model and version, while sessions are on it."""
 
-    def __init__(self, start: Callable[[Requests], Any]) -> None:
-        """`start` starts a gRPC call for an iterator of frames."""
+    def __init__(self, start: Callable[[Requests], Any], explain: Explain | None = None) -> None:
+        """`start` starts a gRPC call for an iterator of frames; `explain`: as for `from_rpc`."""
         self._start = start
+        self._explain = explain
         self._lock = threading.Lock()
         self._few = FewSessions()
         self._not_carried: set[Key] = set()
@@ -73,7 +75,7 @@ class SharedStreams:
         with self._lock:
             stream = self._streams.get(key)
             if stream is None or stream is left:
-                stream = self._streams[key] = SharedStream(key, self._retire)
+                stream = self._streams[key] = SharedStream(key, self._retire, self._explain)
                 stream.begin(self._start)
             stream.ask((member, Wish.JOIN))
             return stream
@@ -99,8 +101,14 @@ class SharedStream:
         described: set once the server has described the model, or the stream has ended.
     """
 
-    def __init__(self, key: Key, retire: Callable[[SharedStream, Callable[[], bool]], bool]) -> None:
+    def __init__(
+        self,
+        key: Key,
+        retire: Callable[[SharedStream, Callable[[], bool]], bool],
+        explain: Explain | None = None,
+    ) -> None:
         self.key = key
+        self._explain = explain
         self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
         self.ask: Callable[[Asked], None] = self._asked.put
         self.exchange = SharedExchange(*key, self.ask, _FRAMES_AHEAD)
@@ -151,7 +159,7 @@ class SharedStream:
                 self.exchange.deal(reply)
                 self.described.set()
         except grpc.RpcError as failure:
-            error = from_rpc(failure)  # type: ignore[arg-type]  # every RpcError of a call is a Call
+            error = from_rpc(failure, self._explain)  # type: ignore[arg-type]  # every RpcError of a call is a Call
         except ServerFault as fault:
             error = fault
         finally:

@@ -8,21 +8,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from streamcell.client.errors import (
     Cancelled,
-    DeadlineExceeded,
     RowsRefused,
     ServerFault,
+    SessionMoved,
     StreamCellError,
     Unavailable,
 )
 from streamcell.client.protocol.properties import ExchangeT, StreamProperties
 from streamcell.client.protocol.resume import Resumption
 from streamcell.client.protocol.signature import OutputMode
+from streamcell.client.protocol.way import Way
 
 from .grpc_stream import SessionStream
 from .watchdog import Watchdog
@@ -37,13 +37,13 @@ class StreamBase(StreamProperties[ExchangeT]):
 
     def __init__(
         self,
-        start: Callable[[], SessionStream],
+        start: Callable[[Way | None], SessionStream],
         exchange: ExchangeT,
         watchdog: Watchdog,
         timeout_s: float,
         lazy: bool,
     ) -> None:
-        """`start` starts a stream. Blocks until open unless `lazy`."""
+        """`start` starts a stream, on the way of a session that can be resumed. Blocks until open unless `lazy`."""
         self._start = start
         self._exchange = exchange
         self._watchdog = watchdog
@@ -51,19 +51,25 @@ class StreamBase(StreamProperties[ExchangeT]):
         self._timed_out = False
         self.due_s = math.inf
         self._cancelled = threading.Event() if exchange.resumption is not None else None
+        self._left: SessionStream | None = None  # told that the session goes on elsewhere, and ends by itself
         self._begin()
         if math.isfinite(timeout_s):
             watchdog.add(self)
         if not lazy:
             self._ensure_open()
 
+    def _beside(self, exchange: ExchangeT) -> Self:
+        """Another one, of `exchange`, open."""
+        return type(self)(self._start, exchange, self._watchdog, self._timeout_s, lazy=False)
+
     def _begin(self) -> None:
         """Start a stream with its opening."""
-        self._stream = self._start()
+        resumption = self._exchange.resumption
+        self._timed_out = False
+        self._stream = self._start(None if resumption is None else resumption.way)
         self._stream.write(self._exchange.opening())
-        self._write: Callable[[Any], None] = self._stream.write
-        if self._exchange.resumption is not None:
-            self._write = partial(_keep_and_write, self._exchange.resumption, self._stream)
+        if resumption is None:
+            self._write = self._stream.write  # type: ignore[assignment,method-assign]
 
     def send(self, x: Any, *, output: OutputMode | None = None) -> None:
         """Send without waiting; `receive` the reply."""
@@ -122,10 +128,11 @@ class StreamBase(StreamProperties[ExchangeT]):
         try:
             self._ensure_open()
             self._drain()
-            if resumption is not None:  # it ends with this stream, because every reply is here
-                self._write(resumption.goodbye())
-                self._stream.done_writing()
-            self._wait_end()
+            if resumption is None:
+                self._wait_end()
+            else:
+                with suppress(StreamCellError):  # it does not matter: every message was answered
+                    self._say_goodbye(resumption)
         finally:
             self._exchange.end()
             self.cancel()
@@ -135,7 +142,7 @@ class StreamBase(StreamProperties[ExchangeT]):
         self._exchange.end(Cancelled("the session was cancelled"))
         if self._cancelled is not None:
             self._cancelled.set()
-        self._stream.cancel()
+        self._stop_streams()
 
     def time_out(self) -> None:
         """Cancel the call because a reply took too long. The watchdog calls it."""
@@ -185,41 +192,63 @@ class StreamBase(StreamProperties[ExchangeT]):
             return
         if self._exchange.error is not None:
             raise self._exchange.error.again()
-        try:
-            reply = self._next()
-            if self._exchange.resumption is None:
-                self._exchange.accept_opening(reply)
+        retries = self._retries(self._timeout_s)
+        while True:
+            try:
+                reply = self._next()
+                if self._exchange.resumption is None:
+                    self._exchange.accept_opening(reply)
+                else:
+                    self._exchange.reopened(reply)
+                    self._send_due(self._exchange.resumption)
+            except StreamCellError as error:
+                # What was sent behind the opening is not sent again.
+                pause_s = None if self._exchange.pending else retries.pause_s(error)
+                if pause_s is None:
+                    self._resume(error)
+                    break
+                time.sleep(pause_s)
+                if self._exchange.error is not None:  # cancelled in between
+                    raise self._exchange.error.again() from None
+                self._stream.cancel()
+                self._begin()
             else:
-                self._send_again(self._exchange.reopened(reply))
-        except StreamCellError as error:
-            self._resume(error)
+                break
+        if self._exchange.joining:
+            self._answer()
 
     def _read(self) -> Any:
         resumption = self._exchange.resumption
         if resumption is not None:
-            return resumption.early.popleft() if resumption.early else self._arrival(resumption)
+            while not resumption.early:
+                self._take(resumption)
+            return resumption.early.popleft()
         try:
             return self._next()
         except StreamCellError as error:
             raise self._end_with(error) from None
 
-    def _arrival(self, resumption: Resumption) -> Any:
-        """The next reply from the wire. If the stream breaks, the session is resumed."""
-        while True:
-            try:
-                reply = self._next()
-            except StreamCellError as error:
-                self._resume(error)
-                continue
-            if (acknowledgement := resumption.took(reply)) is not None:
-                self._write(acknowledgement)
-            return reply
+    def _take(self, resumption: Resumption) -> None:
+        """Take the next reply off the wire. If the stream breaks, the session is resumed."""
+        try:
+            resumption.took(self._next())
+        except StreamCellError as error:
+            self._resume(error)
+        else:
+            self._send_due(resumption)
 
-    def _make_room(self) -> None:
-        """Wait until a message may be sent: the window of a session that can be resumed has room."""
+    def _write(self, request: Any) -> None:
+        """Send a message of a session that can be resumed, once there is room for it."""
         resumption = self._exchange.resumption
-        while resumption is not None and resumption.full:
-            resumption.early.append(self._arrival(resumption))
+        assert resumption is not None
+        while not resumption.has_room(request):
+            self._take(resumption)
+        resumption.put(request)
+        self._send_due(resumption)
+
+    def _send_due(self, resumption: Resumption) -> None:
+        for request in resumption.due():
+            self._stream.write(request)
 
     def _resume(self, error: StreamCellError) -> None:
         """Go on with another stream after `error`, or raise it: then the session is over."""
@@ -229,19 +258,42 @@ class StreamBase(StreamProperties[ExchangeT]):
             assert self._cancelled is not None
             if pause_s is None or self._cancelled.wait(pause_s):
                 break
-            self._stream.cancel()
+            self._leave(error)
             self._begin()
             try:
-                self._send_again(self._exchange.reopened(self._next()))
+                self._exchange.reopened(self._next())
             except StreamCellError as latest:
                 error = latest
             else:
+                self._send_due(resumption)
                 return
         raise self._end_with(error) from None
 
-    def _send_again(self, requests: Iterable[Any]) -> None:
-        for request in requests:
-            self._stream.write(request)
+    def _leave(self, error: StreamCellError) -> None:
+        """Leave the stream that has ended with `error`. If the session has moved, its old server ends the stream."""
+        if not isinstance(error, SessionMoved):
+            self._stream.cancel()
+            return
+        if self._left is not None:
+            self._left.cancel()
+        self._left = self._stream
+        self._left.done_writing()
+
+    def _say_goodbye(self, resumption: Resumption) -> None:
+        """Tell the server that the session ends with this stream, because every reply is here, and wait for its end."""
+        while True:
+            self._stream.write(resumption.goodbye())
+            self._stream.done_writing()
+            self._watchdog.arm(self, time.monotonic() + self._timeout_s)
+            try:
+                while (reply := self._stream.read()) is not None:
+                    resumption.took(reply)
+            except SessionMoved as error:  # it ends where it has gone
+                self._resume(error)
+            else:
+                return
+            finally:
+                self.due_s = math.inf
 
     def _next(self) -> Any:
         """The next reply of this stream. Raises the StreamCellError that it ended with; the session goes on."""
@@ -264,17 +316,17 @@ class StreamBase(StreamProperties[ExchangeT]):
     def _ending(self) -> StreamCellError:
         """The error of a stream that has ended."""
         if self._timed_out:
-            return DeadlineExceeded(f"no answer within {self._timeout_s:g} s: the session is over")
+            return self._late(self._timeout_s)
         return self._stream.error() or Unavailable(
             "the server ended the stream before it answered", reason="STREAM_ENDED"
         )
 
     def _end_with(self, error: StreamCellError) -> StreamCellError:
         first = self._exchange.end(error)
-        self._stream.cancel()
+        self._stop_streams()
         return error if first is error else first.again()
 
-
-def _keep_and_write(resumption: Resumption, stream: SessionStream, request: Any) -> None:
-    resumption.sent(request)
-    stream.write(request)
+    def _stop_streams(self) -> None:
+        self._stream.cancel()
+        if self._left is not None:
+            self._left.cancel()

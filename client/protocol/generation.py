@@ -100,7 +100,8 @@ def generate_message(
     """
     if info is None:
         raise ProtocolMisuse(
-            "this model cannot generate: its card has no section on generation",
+            "this model cannot generate: its card has no section on generation. A forecast has one if it gives "
+            "one value of every column, and no quantiles",
             reason="GENERATION_UNSUPPORTED",
         )
     if not 1 <= steps <= info.max_steps:

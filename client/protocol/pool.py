@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
-from streamcell.client.errors import InvalidInput, RowsRefused, ServerFault, StreamCellError, from_reason
+from streamcell.client.errors import InvalidInput, RowsRefused, ServerFault, StreamCellError, from_number
 from streamcell.proto import pb
 
+from .frame_resume import FrameResumption
 from .opening import OpenInputs, open_inputs
 from .session import Exchange
 from .signature import output_mode
@@ -24,7 +24,6 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Members: TypeAlias = Sequence[int] | npt.NDArray[Any] | None
 
 _AXES = ((), ("members",), ("members", "steps"))
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,13 @@ class Sent:
         rows: the member of each row.
         single: True if the rows are single timesteps.
         mask: bool[rows, steps], true for each step that has outputs; None if all rows have the same length.
+        kind: of a frame that copies: "snapshot", "fork" or "restore".
     """
 
     rows: Ints
     single: bool = False
     mask: npt.NDArray[np.bool_] | None = None
+    kind: str = ""
 
 
 class PoolExchange(Exchange[Sent]):
@@ -52,12 +53,22 @@ class PoolExchange(Exchange[Sent]):
     """
 
     def __init__(
-        self, model: str, version: str, count: int, output: str | None, inputs: OpenInputs = None
+        self,
+        model: str,
+        version: str,
+        count: int,
+        output: str | None,
+        inputs: OpenInputs = None,
+        snapshot: bytes = b"",
+        resumption: FrameResumption | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(resumption)
+        self._frames = resumption
         if count < 0:
             raise ValueError(f"members: expected 0 or more, got {count}")
-        self._open = pb.OpenFrames(model=model, version=version, output_mode=output_mode(output))
+        self._open = pb.OpenFrames(
+            model=model, version=version, output_mode=output_mode(output), snapshot=snapshot
+        )
         self._all = output in (None, "all")
         self._count = count
         self._inputs = open_inputs(inputs)
@@ -67,14 +78,33 @@ class PoolExchange(Exchange[Sent]):
         self.step_indices = np.zeros(0, np.int64)
 
     def opening(self) -> pb.FrameRequest:
-        """The first frame."""
+        """The first frame; if the pool can be resumed, members are opened by the next one."""
+        if self._frames is not None:
+            return pb.FrameRequest(open=self._frames.opening_frames(self._open))
         return pb.FrameRequest(open=self._open, open_sessions=self._count, open_inputs=self._inputs)
 
     def accept_opening(self, reply: pb.FrameResponse) -> None:
         """Take the reply to the first frame."""
         super().accept_opening(reply)
-        self._pending.append(Sent(self.members))
+        self._pending.append(Sent(self.members, kind="restore" if self._open.snapshot else ""))
         self.answer(reply)
+
+    def reopened(self, reply: pb.FrameResponse) -> None:
+        """Handle the reply to an opening of a pool that can be resumed."""
+        assert self._frames is not None
+        self._frames.greeted(reply)
+        first = not self.is_open
+        super().accept_opening(reply)
+        self._frames.reopened(reply.opened)
+        if first:
+            frame = pb.FrameRequest(open_sessions=self._count, open_inputs=self._inputs)
+            self._pending.append(Sent(np.zeros(0, np.int64)))
+            self._frames.put(frame)
+
+    @property
+    def joining(self) -> bool:
+        """True until the first members of a pool that can be resumed are open."""
+        return self._frames is not None and not self._replies
 
     def request(
         self,
@@ -131,6 +161,18 @@ class PoolExchange(Exchange[Sent]):
             open_inputs=given,
         )
 
+    def copying(self, kind: str, snapshot: bytes = b"", members: Members = None) -> pb.FrameRequest:
+        """The frame that copies members' states; `kind` as in `Sent`."""
+        self._ready()
+        forked = self.members if members is None else self.numbers(members)
+        self._pending.append(Sent(np.zeros(0, np.int64), kind=kind))
+        return pb.FrameRequest(
+            snapshot=kind == "snapshot",
+            restore=snapshot,
+            fork=_packed(forked) if kind == "fork" else b"",
+            answered=self._replies,
+        )
+
     @staticmethod
     def numbers(members: Any) -> Ints:
         """Members as int64[n]."""
@@ -161,6 +203,8 @@ class PoolExchange(Exchange[Sent]):
         sent = self._pending.popleft()
         self._replies += 1
         opened = np.frombuffer(reply.handles, "<u4").astype(np.int64)
+        if sent.kind:
+            return self._copied(sent.kind, opened, reply)
         if len(opened):
             self._add(opened)
         if len(sent.rows):
@@ -170,10 +214,30 @@ class PoolExchange(Exchange[Sent]):
             self._raise(sent, reply, result)
         return result
 
+    def _copied(self, kind: str, opened: Ints, reply: pb.FrameResponse) -> Any:
+        """The result of a frame that copies: a snapshot, the members that are forks, or the members restored."""
+        for each in reply.errors:
+            raise from_number(each.code, each.reason, each.text, each.metadata)
+        if kind == "snapshot":
+            return reply.snapshot
+        if kind == "restore":
+            if len(reply.step_indices) != 8 * len(opened):
+                raise ServerFault(
+                    "the reply does not have one step index for each member", reason="MALFORMED_REPLY"
+                )
+            self.members = np.zeros(0, np.int64)
+            self.step_indices[:] = 0
+            self._add(opened)
+            self.step_indices[opened] = np.frombuffer(reply.step_indices, "<u8")
+            return opened
+        forked = np.frombuffer(reply.forked, "<u4").astype(np.int64)
+        self._add(forked)
+        return forked
+
     def _add(self, opened: Ints) -> None:
         self.members = np.union1d(self.members, opened)
         self._handles = _packed(self.members)
-        more = int(opened.max()) + 1 - len(self.step_indices)
+        more = int(opened.max(initial=-1)) + 1 - len(self.step_indices)
         if more > 0:
             self.step_indices = np.concatenate((self.step_indices, np.zeros(more, np.int64)))
         self.step_indices[opened] = 0
@@ -199,8 +263,7 @@ class PoolExchange(Exchange[Sent]):
         errors: dict[int, StreamCellError] = {}
         other: StreamCellError | None = None
         for each in reply.errors:
-            code = _CODES.get(each.code, grpc.StatusCode.UNKNOWN)
-            error = from_reason(code, each.reason, each.text, each.metadata)
+            error = from_number(each.code, each.reason, each.text, each.metadata)
             if each.part != pb.FRAME_PART_ROW:
                 other = other or error
             elif each.index < len(sent.rows):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
+from streamcell.client.errors import DeadlineExceeded
 from streamcell.client.values import Tensor
 
+from .retries import Retries
 from .session import Exchange
 
 ExchangeT = TypeVar("ExchangeT", bound=Exchange[Any])
@@ -20,6 +22,20 @@ class StreamProperties(Generic[ExchangeT]):
         """The exchange. A client that opens lazily waits here for the server's first reply."""
         return self._exchange
 
+    def _retries(self, timeout_s: float) -> Retries:
+        """The tries of the opening. One that can be resumed finds its way to other servers by itself."""
+        return Retries(timeout_s, others=0 if self._exchange.resumption else self._exchange.others)
+
+    def _late(self, timeout_s: float) -> DeadlineExceeded:
+        """The error of a wait that took too long."""
+        resumption = self._exchange.resumption
+        if resumption is not None and resumption.waits_for_store:
+            return DeadlineExceeded(
+                f"the shared store has taken nothing for {timeout_s:g} s, and the session may keep no more messages "
+                "until then: it is over here, and its ticket stays good"
+            )
+        return DeadlineExceeded(f"no answer within {timeout_s:g} s: the session is over")
+
     @property
     def alive(self) -> bool:
         """False once the session is known to have ended."""
@@ -29,6 +45,11 @@ class StreamProperties(Generic[ExchangeT]):
     def pending(self) -> int:
         """The number of messages sent whose replies were not received yet."""
         return self._exchange.pending
+
+    @property
+    def resumes(self) -> int:
+        """How often the session was resumed, so far."""
+        return 0 if self._exchange.resumption is None else self._exchange.resumption.resumes
 
     @property
     def id(self) -> str:

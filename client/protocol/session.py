@@ -8,16 +8,25 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from streamcell.client.errors import InvalidInput, ProtocolMisuse, ServerFault, SessionClosed, StreamCellError
+from streamcell.client.errors import (
+    InvalidInput,
+    ProtocolMisuse,
+    ServerFault,
+    SessionClosed,
+    StreamCellError,
+    from_number,
+)
 from streamcell.client.values import GenerationInfo, Tensor, tensors
 from streamcell.client.values import generation as generation_of
 from streamcell.proto import pb
 
+from .durability import durability_asked
 from .generation import Generation, beam_search_message, encode_token, generate_message
 from .members import Row
 from .opening import OpenInputs, open_inputs
 from .resume import Resumption
 from .signature import SignatureCodec, output_mode
+from .ticket import Ticket
 
 STEP, CHUNK, EITHER = (0,), (1,), (0, 1)
 
@@ -33,10 +42,12 @@ class Exchange(Generic[_Pending]):
         opened: the server's reply to the opening.
         error: why the exchange has ended; None while it continues.
         resumption: what it needs to go on with another stream if its own breaks; None: it ends with its stream.
+        others: servers besides the first one that may open it.
     """
 
     def __init__(self, resumption: Resumption | None = None) -> None:
         self.resumption = resumption
+        self.others = 0
         self._pending: deque[_Pending] = deque()
         self._codec: SignatureCodec | None = None
         self.opened = pb.SessionOpened()
@@ -76,12 +87,17 @@ class Exchange(Generic[_Pending]):
         return len(self._pending)
 
     @property
+    def joining(self) -> bool:
+        """True if the reply to the first message behind the opening is part of opening, and has not come yet."""
+        return False
+
+    @property
     def most_pending(self) -> float:
         """The most messages that may be unanswered."""
         return math.inf if self.resumption is None else self.resumption.window
 
-    def reopened(self, reply: Any) -> list[Any]:
-        """Handle the reply to an opening of a session that can be resumed; returns the messages to send now.
+    def reopened(self, reply: Any) -> None:
+        """Handle the reply to an opening of a session that can be resumed; `resumption.due` has what to send now.
 
         Raises:
             StreamCellError: as `accept_opening` and `Resumption.reopened`.
@@ -168,10 +184,19 @@ class SessionExchange(Exchange["bool | Generation"]):
         output: str | None,
         inputs: OpenInputs = None,
         resumption: Resumption | None = None,
+        snapshot: bytes = b"",
+        durability: str | None = None,
     ) -> None:
         super().__init__(resumption)
+        if durability is not None:
+            self._resumable("a durability")
         self._open = pb.OpenSession(
-            model=model, version=version, output_mode=output_mode(output), inputs=open_inputs(inputs)
+            model=model,
+            version=version,
+            durability=durability_asked(durability),
+            output_mode=output_mode(output),
+            inputs=open_inputs(inputs),
+            snapshot=snapshot,
         )
         self.step_index = 0
         self.generation: Generation | None = None
@@ -193,24 +218,24 @@ class SessionExchange(Exchange["bool | Generation"]):
             return pb.StreamRequest(open=self.resumption.opening(self._open))
         return pb.StreamRequest(open=self._open)
 
-    def reopened(self, reply: pb.StreamResponse) -> list[pb.StreamRequest]:
-        """Handle the reply to an opening of a session that can be resumed; returns the messages to send now."""
+    def reopened(self, reply: pb.StreamResponse) -> None:
+        """Handle the reply to an opening of a session that can be resumed."""
         assert self.resumption is not None
+        self.resumption.greeted(reply)
         first = not self.is_open
         self.accept_opening(reply)
         opened = reply.opened
-        strange, requests = self.resumption.reopened(opened)
+        strange = self.resumption.reopened(opened)
         if first:
             self.step_index = opened.step_index
             # Replies to messages of an earlier process: whether they were single timesteps is not known.
             self._pending.extend([False] * strange)
             if opened.HasField("generating"):
-                requests.append(self._adopt_generation(opened.generating))
+                self._adopt_generation(opened.generating)
         elif self.generation is not None and self.generation.stopping:
-            requests.append(pb.StreamRequest(stop_generation=self.generation.tag))
-        return requests
+            self.resumption.put(pb.StreamRequest(stop_generation=self.generation.tag))
 
-    def _adopt_generation(self, tag: int) -> pb.StreamRequest:
+    def _adopt_generation(self, tag: int) -> None:
         """Take over a generation of an earlier process. The message stands for the one that requested it."""
         codec, info = self._ready(), self.generation_info()
         assert info is not None
@@ -218,9 +243,7 @@ class SessionExchange(Exchange["bool | Generation"]):
         self._generations = tag
         self.generation = Generation(codec, info, tag, None, info.head == "real")
         self._pending.append(self.generation)
-        request = pb.StreamRequest(generate=pb.Generate(steps=1), tag=tag)
-        self.resumption.sent(request)
-        return request
+        self.resumption.adopt(pb.StreamRequest(generate=pb.Generate(steps=1), tag=tag))
 
     def request(self, x: Any, ranks: tuple[int, ...], output: str | None) -> Any:
         """The message that carries `x`: a `pb.StreamRequest`, or a `Row` on a shared stream.
@@ -232,9 +255,10 @@ class SessionExchange(Exchange["bool | Generation"]):
         payloads, leading = self._ready().encode(x, ranks)
         steps = leading[0] if leading else 1
         self._check_steps(steps)
-        mode = output_mode(output)
+        request = self._message(inputs=payloads, steps=steps, output_mode=output_mode(output))
+        self._check_kept(request)
         self._pending.append(not leading)
-        return self._message(inputs=payloads, steps=steps, output_mode=mode)
+        return request
 
     def answer(self, reply: pb.StreamResponse) -> Any:
         """The outputs of the oldest unanswered message; without leading axis if it was a single timestep."""
@@ -247,7 +271,65 @@ class SessionExchange(Exchange["bool | Generation"]):
             )
         single = self._pending.popleft()
         self.step_index = reply.step_index
+        # The reply to a message of an earlier process, which put the session back.
+        if self.resumption is not None and reply.HasField("copied"):
+            return None
         return self._codec.decode(reply.outputs, () if single else (reply.steps,))
+
+    def ticket(self) -> Ticket:
+        """What another process needs to go on. Raises ProtocolMisuse: NOT_RESUMABLE."""
+        return self._resumable("a ticket").ticket()
+
+    def _check_kept(self, request: Any) -> None:
+        """Raise MessageTooLarge if the session cannot keep a message until its store has it."""
+        if self.resumption is not None:
+            self.resumption.check(request)
+
+    def _resumable(self, what: str) -> Resumption:
+        if self.resumption is None:
+            raise ProtocolMisuse(f"{what} needs a session opened with resume=True", reason="NOT_RESUMABLE")
+        return self.resumption
+
+    def copying(self, **kind: Any) -> pb.StreamRequest:
+        """The message that copies the session's state; `kind` is a field of `pb.StateCopy`.
+
+        Raises:
+            ProtocolMisuse: NOT_RESUMABLE, REPLIES_PENDING; the session is unchanged.
+            StreamCellError: the session is not open.
+        """
+        self._resumable(f"a {next(iter(kind))}")
+        self._ready()
+        self.expect_idle()
+        request = pb.StreamRequest(copy=pb.StateCopy(**kind))
+        self._check_kept(request)
+        self._pending.append(False)
+        return request
+
+    def copied(self, reply: pb.StreamResponse) -> bytes:
+        """The snapshot in a reply; b"" in the reply to another kind of copy.
+
+        Raises:
+            ServerFault: MALFORMED_REPLY.
+            StreamCellError: it was refused; the session is unchanged.
+        """
+        if not reply.HasField("copied") or not self._pending:
+            raise ServerFault("the server did not answer a copy", reason="MALFORMED_REPLY")
+        self._pending.popleft()
+        self.step_index = reply.step_index
+        error = reply.copied.error
+        if error.reason:
+            raise from_number(error.code, error.reason, error.text, error.metadata)
+        return reply.copied.snapshot
+
+    def fork(self) -> tuple[SessionExchange, pb.StreamRequest]:
+        """The exchange of a fork, which is to be opened once the message beside it is answered.
+
+        Raises:
+            ProtocolMisuse, StreamCellError: as `copying`.
+        """
+        resumption, asked = self._resumable("a fork").fork(self._open.durability)
+        exchange = SessionExchange("", "", None, None, resumption)
+        return exchange, self.copying(fork=asked)
 
     def generation_info(self) -> GenerationInfo | None:
         """How the model generates; None if it does not."""
@@ -283,12 +365,14 @@ class SessionExchange(Exchange["bool | Generation"]):
             first = codec.the_input.decode(payloads[0], ())
         elif info.start is not None and not wanted.from_output:
             first = encode_token(info, codec.the_input, info.start)
-        mode = output_mode(output)
+        mode, tag = output_mode(output), self._generations + 1
+        request = pb.StreamRequest(inputs=payloads, generate=wanted, output_mode=mode, tag=tag)
+        self._check_kept(request)
         value = info.head == "real" and wanted.feedback != pb.FEEDBACK_SAMPLE
-        self._generations += 1
-        self.generation = Generation(codec, info, self._generations, first, value)
+        self._generations = tag
+        self.generation = Generation(codec, info, tag, first, value)
         self._pending.append(self.generation)
-        return pb.StreamRequest(inputs=payloads, generate=wanted, output_mode=mode, tag=self.generation.tag)
+        return request
 
     def stop(self, generation: Generation) -> pb.StreamRequest | None:
         """The message that stops `generation`; None if it has ended or was asked to stop."""

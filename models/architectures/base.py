@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamcell.models.checks import choose, positive
+from streamcell.models.checks import choose, positive, share
 from streamcell.models.errors import ConfigError, ShapeError
 from streamcell.models.layers.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from streamcell.models.layers.affine import Affine
 from streamcell.models.layers.scan import States
+from streamcell.models.layers.voices import Voices
 
-DISTRIBUTIONS = ("bernoulli_logits", "categorical_logits", "real")
+DISTRIBUTIONS = ("bernoulli_logits", "categorical_logits", "real", "quantiles")
 
 
 class SequenceModel(nn.Module):
     """forward(x, *state, lengths=None) → (y, *state), with a head of its own and optional fixed scalings.
 
-    The order of computation is input_affine → body → dropout → head → output_activation → output_affine.
+    The order of computation is input_affine → body → dropout → head → voices → output_activation → output_affine.
 
     Args:
         input_size: features of one timestep of x.
@@ -27,8 +28,9 @@ class SequenceModel(nn.Module):
         output_size: features of one timestep of y.
         dropout: probability of a unit being dropped between layers and before the head, in training only.
         output_activation: "identity", "sigmoid", "tanh" or "softmax".
-        distribution: what y parametrises ("bernoulli_logits", "categorical_logits", "real"), None if unsaid.
+        distribution: what y parametrises, one of `DISTRIBUTIONS`, None if unsaid.
         input_affine, output_affine: whether there is an `Affine` before the body and after the activation.
+        voices: how many voices choose among the outputs, see `Voices`; 0: the head gives the outputs' own logits.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -52,20 +54,30 @@ class SequenceModel(nn.Module):
         distribution: str | None = None,
         input_affine: bool = False,
         output_affine: bool = False,
+        voices: int = 0,
     ) -> None:
         super().__init__()
         self.input_size = positive("input_size", input_size)
         self.output_size = positive("output_size", output_size)
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"dropout must be in [0, 1); got {dropout}")
-        self.dropout = dropout
+        self.dropout = share("dropout", dropout)
         self.output_activation = choose("output_activation", output_activation, OUTPUT_ACTIVATIONS)
         self.distribution = (
             None if distribution is None else choose("distribution", distribution, DISTRIBUTIONS)
         )
         self.input_affine = Affine(input_size) if input_affine else None
-        self.head = nn.Linear(body_size, output_size)
+        self.voices = self._voices(voices) if voices else None
+        self.head = nn.Linear(body_size, output_size if self.voices is None else self.voices.input_size)
+        if self.voices is not None:
+            self.voices.spread(self.head.bias)
         self.output_affine = Affine(output_size) if output_affine else None
+
+    def _voices(self, voices: int) -> Voices:
+        if self.distribution != "bernoulli_logits" or self.output_activation != "identity":
+            raise ConfigError(
+                "voices choose keys: they need bernoulli_logits and no output_activation; "
+                f"got {self.distribution} and {self.output_activation}"
+            )
+        return Voices(voices, self.output_size)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -79,6 +91,7 @@ class SequenceModel(nn.Module):
             "distribution": self.distribution,
             "input_affine": self.input_affine is not None,
             "output_affine": self.output_affine is not None,
+            "voices": 0 if self.voices is None else self.voices.voices,
         }
 
     @property
@@ -114,7 +127,10 @@ class SequenceModel(nn.Module):
             lengths = lengths.to(device=x.device, dtype=torch.int64)
         y = x if self.input_affine is None else self.input_affine(x)
         y, state = self._body(y, state or self.initial_state(x.shape[0]), lengths)
-        y = ACTIVATIONS[self.output_activation](self.head(self._drop(y)))
+        y = self.head(self._drop(y))
+        if self.voices is not None:
+            y = self.voices(y)
+        y = ACTIVATIONS[self.output_activation](y)
         if self.output_affine is not None:
             y = self.output_affine(y)
         if lengths is not None:

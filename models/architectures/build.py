@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamcell.models.errors import ConfigError
+from streamcell.models.layers.bands import Blocks
+from streamcell.models.layers.lags import Base
 
 from .base import SequenceModel
 from .convolutional import CNN, TCN
+from .forecaster import Forecaster
+from .listener import Listener
 from .mlp import MLP
 from .recurrent import GRU, LSTM, RNN
 from .seq2seq import Seq2Seq
@@ -24,6 +28,12 @@ def build(config: Mapping[str, Any]) -> SequenceModel:
         ConfigError: "kind" is missing or unknown, a setting is missing, unknown or out of range.
     """
     settings = dict(config)
+    forecast = settings.pop("forecast", None)
+    if forecast is not None:
+        return Forecaster(build(settings), Base.from_json(forecast))
+    bands = settings.pop("bands", None)
+    if bands is not None:
+        return Listener(build(settings), Blocks.from_json(bands))
     kind = settings.pop("kind", None)
     if kind not in KINDS:
         raise ConfigError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")

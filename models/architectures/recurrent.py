@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from streamcell.models.checks import positive
+from streamcell.models.checks import positive, share
 from streamcell.models.layers.recurrent import GRULayer, LSTMLayer, RecurrentLayer, RNNLayer
 from streamcell.models.layers.scan import States
 
@@ -25,6 +25,7 @@ class Recurrent(SequenceModel):
         tie_layers: one set of weights for every layer whose input has `hidden_size` features: for all but the
             first, and for that too if `input_size` is `hidden_size`.
         recurrent_init: how recurrent weights begin, see `RecurrentLayer`.
+        weight_drop: the share of recurrent weights that training leaves out, see `RecurrentLayer`.
         settings: the layer's own (its non-linearity, its variant).
         common: the keyword arguments of `SequenceModel`.
     """
@@ -43,6 +44,7 @@ class Recurrent(SequenceModel):
         layer_norm: bool = False,
         tie_layers: bool = False,
         recurrent_init: str = "orthogonal",
+        weight_drop: float = 0.0,
         **common: Any,
     ) -> None:
         positive("hidden_size", hidden_size)
@@ -53,6 +55,7 @@ class Recurrent(SequenceModel):
         self.residual = residual
         self.tie_layers = tie_layers
         self.recurrent_init = recurrent_init
+        self.weight_drop = share("weight_drop", weight_drop)
         self._settings = settings
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
         if tie_layers:
@@ -61,6 +64,8 @@ class Recurrent(SequenceModel):
         self.layers = nn.ModuleList(
             self.layer_type(size, hidden_size, recurrent_init=recurrent_init, **settings) for size in sizes
         )
+        for layer in self.layers:
+            cast(RecurrentLayer, layer).weight_drop = weight_drop
         self.norms = (
             nn.ModuleList(nn.LayerNorm(hidden_size) for _ in range(num_layers)) if layer_norm else None
         )
@@ -75,6 +80,7 @@ class Recurrent(SequenceModel):
             "layer_norm": self.norms is not None,
             "tie_layers": self.tie_layers,
             "recurrent_init": self.recurrent_init,
+            "weight_drop": self.weight_drop,
             **self._settings,
         }
 

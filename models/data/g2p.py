@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from streamcell.models.errors import DataError
 
+from .alignment import Aligner, Pair
 from .sequences import SequenceData, Series
 from .splits import SPLITS, split_of
 
@@ -28,6 +29,12 @@ BOUNDARY = "<>"
 Pronunciation = tuple[str, ...]
 
 
+def _single(*, stress: bool) -> tuple[str, ...]:
+    """The phonemes."""
+    vowels = [v + mark for v in VOWELS for mark in "012"] if stress else VOWELS
+    return (*CONSONANTS, *vowels)
+
+
 @dataclass(frozen=True)
 class Symbols:
     """The one token table: letters first, then the boundary, then phonemes.
@@ -37,25 +44,27 @@ class Symbols:
     Attributes:
         stress: whether vowels carry their stress (0 none, 1 primary, 2 secondary): 69 phonemes instead of 39.
         reverse: whether a word's letters go in last letter first, as in Sutskever et al. (2014).
+        chunks: if a symbol is what one letter says, what letters say beside one phoneme: "" (nothing) and pairs
+            such as "K S".
     """
 
     stress: bool = False
     reverse: bool = False
+    chunks: tuple[str, ...] = ()
 
     @cached_property
     def phonemes(self) -> tuple[str, ...]:
-        """The phonemes, classes 1, 2, …"""
-        vowels = [v + mark for v in VOWELS for mark in "012"] if self.stress else VOWELS
-        return (*CONSONANTS, *vowels)
+        """What classes 1, 2, … say: the phonemes, then the chunks."""
+        return (*_single(stress=self.stress), *self.chunks)
 
     @property
     def classes(self) -> int:
-        """Output classes: the boundary and the phonemes."""
+        """Output classes: the boundary, the phonemes and the chunks."""
         return 1 + len(self.phonemes)
 
     @property
     def tokens(self) -> int:
-        """Input tokens: letters, the boundary, phonemes."""
+        """Input tokens: letters, the boundary, phonemes, chunks."""
         return len(LETTERS) + self.classes
 
     @property
@@ -87,16 +96,16 @@ class Symbols:
         return tokens[::-1] if self.reverse else tokens
 
     def classes_of(self, pronunciation: Iterable[str]) -> list[int]:
-        """The classes of a pronunciation, without the boundary at its end."""
+        """The classes of phonemes or chunks, without the boundary at their end."""
         return [self._class[phoneme] for phoneme in pronunciation]
 
     def pronunciation(self, classes: Iterable[int]) -> Pronunciation:
         """The phonemes of classes, up to the first boundary."""
-        found = []
+        found: list[str] = []
         for number in classes:
             if number == 0:
                 break
-            found.append(self.phonemes[number - 1])
+            found += self.phonemes[number - 1].split()
         return tuple(found)
 
     @property
@@ -117,8 +126,13 @@ class Symbols:
         Raises:
             DataError: it describes another one.
         """
-        symbols = cls(stress=about.get("stress") is True, reverse=about.get("reverse") is True)
-        if any(about.get(name) != value for name, value in symbols.about.items()):
+        stress = about.get("stress") is True
+        single = _single(stress=stress)
+        phonemes = about.get("phonemes")
+        chunks = tuple(map(str, phonemes[len(single) :])) if isinstance(phonemes, list) else ()
+        symbols = cls(stress, about.get("reverse") is True, chunks)
+        spoken = {phoneme for chunk in chunks for phoneme in chunk.split()}
+        if spoken - set(single) or any(about.get(name) != value for name, value in symbols.about.items()):
             raise DataError("the model was trained on another table of letters and phonemes")
         return symbols
 
@@ -167,7 +181,7 @@ def collect(
     Raises:
         DataError: an entry has a letter or phoneme that the table has not.
     """
-    known = set(Symbols(stress=stress).phonemes)
+    known = set(_single(stress=stress))
     words: dict[str, list[Pronunciation]] = {}
     count = 0
     for word, marked in entries:
@@ -188,19 +202,74 @@ def g2p_data(dictionary: Dictionary, symbols: Symbols) -> SequenceData:
     Every pronunciation of a word is a sequence of its own. At letters nothing is asked. Sequences of as many
     letters form a group, so that a batch's encoders end together.
     """
-    parts = {
+    return _data(dictionary, symbols, {split: _pairs(dictionary, split) for split in SPLITS})
+
+
+def aligned_data(dictionary: Dictionary, symbols: Symbols) -> SequenceData:
+    """The same with as many symbols as letters: what each letter says, by an alignment fit to the training part.
+
+    A pronunciation that has no alignment ("bbq" as "barbecue") is no sequence, but is one of its word's still.
+
+    Raises:
+        DataError: `symbols` has chunks, or reads words forwards: the letter that is read last is pronounced first.
+    """
+    if symbols.chunks or not symbols.reverse:
+        raise DataError(
+            "alignments are found for words that are read last letter first, and find their chunks"
+        )
+    spelled = Symbols(stress=symbols.stress)
+
+    def numbers(pair: Spoken) -> Pair:
+        return spelled.spell(pair[0]), [number - 1 for number in spelled.classes_of(pair[1])]
+
+    parts = {split: _pairs(dictionary, split) for split in SPLITS}
+    numbered = {split: list(map(numbers, pairs)) for split, pairs in parts.items()}
+    count = len(spelled.phonemes)
+    aligner = Aligner.fit(numbered["train"], letters=len(LETTERS), phonemes=count)
+
+    def words(number: int) -> str:
+        return " ".join(spelled.phonemes[phoneme] for phoneme in aligner.chunks.said(number))
+
+    kept = np.flatnonzero(aligner.table.any(0)).tolist()
+    symbols = replace(symbols, chunks=tuple(words(number) for number in kept if not 0 < number <= count))
+    aligned = {
         split: [
-            _series(symbols.spell(word), symbols.classes_of(said))
-            for word, pronunciations in dictionary.part(split).items()
-            for said in pronunciations
+            (word, tuple(map(words, said)))
+            for (word, _), said in zip(pairs, aligner.align(numbered[split]), strict=True)
+            if said is not None
         ]
-        for split in SPLITS
+        for split, pairs in parts.items()
     }
+    left_out = {split: len(parts[split]) - len(aligned[split]) for split in SPLITS}
+    return _data(dictionary, symbols, aligned, {"without_alignment": left_out})
+
+
+# A word and what it says: its phonemes, or what each of its letters says.
+Spoken = tuple[str, Pronunciation]
+
+
+def _pairs(dictionary: Dictionary, split: str) -> list[Spoken]:
+    return [
+        (word, said) for word, pronunciations in dictionary.part(split).items() for said in pronunciations
+    ]
+
+
+def _data(
+    dictionary: Dictionary,
+    symbols: Symbols,
+    parts: Mapping[str, Sequence[Spoken]],
+    about: Mapping[str, Any] | None = None,
+) -> SequenceData:
+    train, valid, test = (
+        [_series(symbols.spell(word), symbols.classes_of(said)) for word, said in parts[split]]
+        for split in SPLITS
+    )
+    words = {split: dictionary.part(split) for split in SPLITS}
     return SequenceData(
         "g2p",
-        train=parts["train"],
-        valid=parts["valid"],
-        test=parts["test"],
+        train=train,
+        valid=valid,
+        test=test,
         distribution="categorical_logits",
         tokens=symbols.tokens,
         classes=symbols.classes,
@@ -208,10 +277,12 @@ def g2p_data(dictionary: Dictionary, symbols: Symbols) -> SequenceData:
         judged_by="accuracy",
         about={
             **dictionary.about,
-            "words_by_part": {split: len(dictionary.part(split)) for split in SPLITS},
+            **(about or {}),
+            "words_by_part": {split: len(words[split]) for split in SPLITS},
             **symbols.about,
         },
         measure="phoneme_errors",
+        words=words,
     )
 
 

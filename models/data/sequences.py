@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class Series:
         x: float32[time, input_size], or tokens int64[time].
         y: float32[time, output_size], the target after each timestep of x. Classes are one-hot, with zeros at a
             timestep that has no target (the class of a whole sequence is at its last timestep); or they are numbers,
-            int64[time], with −1 at a timestep that has no target.
+            int64[time], with −1 at a timestep that has no target. A real value that is not known is NaN.
         group: sequences of different groups never share a batch.
     """
 
@@ -36,7 +36,7 @@ class Series:
     @property
     def asked(self) -> int:
         """Timesteps that have a target."""
-        return len(self.y) if self.y.ndim > 1 else int((self.y >= 0).sum())
+        return int((~np.isnan(self.y).all(axis=1)).sum()) if self.y.ndim > 1 else int((self.y >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class SequenceData:
     Attributes:
         name: its name in configurations.
         train, valid, test: the sequences of each part.
-        distribution: what a model's y should parametrise, "bernoulli_logits", "categorical_logits" or "real". The
-            loss follows from it.
+        distribution: what a model's y should parametrise, "bernoulli_logits", "categorical_logits", "real" or
+            "quantiles". The loss follows from it.
         input_standard, output_standard: what to bake into the model; None: the values are fit as they are.
         transposable: whether x is piano keys, so that a sequence may be moved up and down (y with it if it is keys).
         continuous: whether `train` is one long series, to be cut into rows, rather than many pieces.
@@ -63,7 +63,13 @@ class SequenceData:
         classes: the number of classes if y is class numbers.
         judged_by: what says which epoch's weights are kept: the lowest "loss" or the highest "accuracy" on `valid`.
         about: provenance as JSON values, for config.json and the model card.
+        targets: of a forecast, which features of x y is the next timestep of.
+        season: of a forecast, timesteps of the usual season; 0: none.
+        quantiles: of y that a model gives for each target, if `distribution` says so.
+        notes: what the user should know of how the data was read.
         measure: which further figures of a trained model to write beside its losses; training knows how to take them.
+        words: of a pronouncing dictionary, each part's words with their pronunciations.
+        sample_rate: of sound in Hz, if a timestep of x is a block of its samples; 0: x is no sound.
     """
 
     name: str
@@ -79,7 +85,13 @@ class SequenceData:
     classes: int | None = None
     judged_by: Literal["loss", "accuracy"] = "loss"
     about: dict[str, Any] = field(default_factory=dict)
-    measure: Literal["phoneme_errors"] | None = None
+    targets: tuple[int, ...] = ()
+    season: int = 0
+    quantiles: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+    measure: Literal["phoneme_errors", "speech_errors"] | None = None
+    words: Mapping[str, Mapping[str, Sequence[tuple[str, ...]]]] = field(default_factory=dict)
+    sample_rate: int = 0
 
     @property
     def input_size(self) -> int:
@@ -90,10 +102,10 @@ class SequenceData:
 
     @property
     def output_size(self) -> int:
-        """Features of one timestep of y; the number of classes if y is class numbers."""
+        """Features of one timestep of a model's y; the number of classes if y is class numbers."""
         if self.classes is not None:
             return self.classes
-        return int(self.train[0].y.shape[1])
+        return int(self.train[0].y.shape[1]) * max(1, len(self.quantiles))
 
     def part(self, split: str) -> Sequence[Series]:
         """The sequences of "train", "valid" or "test"."""

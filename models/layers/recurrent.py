@@ -25,6 +25,18 @@ RECURRENT_INITS: dict[str, Callable[[Tensor], object]] = {
 }
 
 
+def kept(weight: Tensor, drop: float) -> Tensor:
+    """A factor for each element of `weight`, in its shape: 0 with probability `drop`, else 1 / (1 − drop).
+
+    Each random number decides on four elements, to 2⁻¹⁶. `torch.dropout` draws one an element, which cost a quarter
+    of a training step.
+    """
+    numbers = torch.randint(-(2**63), 2**63 - 1, (-(-weight.numel() // 4),), device=weight.device)
+    draws = numbers.view(torch.int16)[: weight.numel()].view(weight.shape)
+    least = min(round(drop * 2**16), 2**16 - 1) - 2**15
+    return (draws >= least).to(weight.dtype) / (1.0 - drop)
+
+
 class RecurrentLayer(nn.Module):
     """One layer of `gates` gates a unit, with one bias a gate.
 
@@ -36,9 +48,12 @@ class RecurrentLayer(nn.Module):
         weight_hh: float32[gates·hidden, hidden].
         bias: float32[gates·hidden].
         fused: whether torch's kernels compute this layer's formula and may run it.
+        weight_drop: the share of `weight_hh` that training leaves out, drawn anew for each call of the layer
+            (DropConnect: Wan et al. 2013; in recurrent layers Merity et al. 2018).
     """
 
     gates: int
+    weight_drop = 0.0
     state_names: tuple[str, ...] = ("h",)
 
     def __init__(self, input_size: int, hidden_size: int, *, recurrent_init: str = "orthogonal") -> None:
@@ -59,6 +74,13 @@ class RecurrentLayer(nn.Module):
         for gate in self.weight_hh.chunk(self.gates):
             RECURRENT_INITS[self.recurrent_init](gate)
         nn.init.zeros_(self.bias)
+
+    @property
+    def recurrent(self) -> Tensor:
+        """`weight_hh`, in training without the share that `weight_drop` leaves out, the rest scaled up."""
+        if not self.weight_drop or not self.training:
+            return self.weight_hh
+        return self.weight_hh * kept(self.weight_hh, self.weight_drop)
 
     def forward(self, x: Tensor, states: States, lengths: Tensor | None = None) -> tuple[Tensor, States]:
         """Run the layer on whichever engine computes its formula.
@@ -109,10 +131,10 @@ class RNNLayer(RecurrentLayer):
         self.fused = nonlinearity in ("tanh", "relu")
 
     def _cell(self) -> Cell:
-        return scan.rnn_cell(self.weight_hh, ACTIVATIONS[self.nonlinearity])
+        return scan.rnn_cell(self.recurrent, ACTIVATIONS[self.nonlinearity])
 
     def _kernel(self) -> tuple[kernels.Padded, kernels.Packed]:
-        return kernels.rnn(self.nonlinearity, self.weight_ih, self.weight_hh, self.bias)
+        return kernels.rnn(self.nonlinearity, self.weight_ih, self.recurrent, self.bias)
 
 
 class LSTMLayer(RecurrentLayer):
@@ -146,10 +168,10 @@ class LSTMLayer(RecurrentLayer):
             self.bias[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
 
     def _cell(self) -> Cell:
-        return scan.lstm_cell(self.weight_hh, ACTIVATIONS[self.candidate])
+        return scan.lstm_cell(self.recurrent, ACTIVATIONS[self.candidate])
 
     def _kernel(self) -> tuple[kernels.Padded, kernels.Packed]:
-        return kernels.lstm(self.weight_ih, self.weight_hh, self.bias)
+        return kernels.lstm(self.weight_ih, self.recurrent, self.bias)
 
 
 class GRULayer(RecurrentLayer):
@@ -177,8 +199,8 @@ class GRULayer(RecurrentLayer):
 
     def _cell(self) -> Cell:
         if self.reset_after:
-            return scan.gru_reset_after_cell(self.weight_hh, self.bias_hn)
-        return scan.gru_cell(self.weight_hh)
+            return scan.gru_reset_after_cell(self.recurrent, self.bias_hn)
+        return scan.gru_cell(self.recurrent)
 
     def _kernel(self) -> tuple[kernels.Padded, kernels.Packed]:
-        return kernels.gru_reset_after(self.weight_ih, self.weight_hh, self.bias, self.bias_hn)
+        return kernels.gru_reset_after(self.weight_ih, self.recurrent, self.bias, self.bias_hn)

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from streamcell.models.checks import choose
+from streamcell.models.checks import choose, share
 from streamcell.models.data.registry import DataOptions, check_options
+from streamcell.models.data.tables.options import FOUND, TableOptions
 from streamcell.models.errors import ConfigError
+from streamcell.models.layers.lags import BASES
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -24,10 +26,15 @@ class TrainConfig:
     Attributes:
         model: settings of `build` but for the sizes of input and output, which the data gives.
         out: the run folder.
-        dataset: "chorales", "harmony", "vowels", "digits", "g2p" or "csv".
+        dataset: "chorales", "harmony", "vowels", "voice", "digits", "g2p" or "csv".
         data: the CSV file; for chorales a file of the standard JSON layout instead of music21's corpus.
         data_folder: where parsed corpora are cached.
         targets: CSV columns to forecast; () for all.
+        table: how to read the CSV file.
+        forecast: what a forecast of csv is added to, and what the model sees: one of `lags.BASES`, with "+log" behind
+            it for logarithms; "auto": what forecasts the training part best by itself.
+        season: steps of a season; 0: the time axis's.
+        quantiles: to forecast instead of the value; () for the value.
         epochs: passes over the training part.
         minutes: stop after this long instead, and anneal the learning rate over it; not reproducible.
         batch_size: pieces (rows of a CSV series) that are trained on side by side.
@@ -43,6 +50,7 @@ class TrainConfig:
         reverse: whether a word's letters go in last letter first; g2p only.
         seed: of weights, shuffling, transposition and dropout.
         device: "cpu", "cuda" or "cuda:N".
+        bfloat16: multiply in bfloat16 in training (torch's autocast); weights, sums and losses stay float32.
         threads: CPU threads of torch; 0: as many as torch takes by itself. Small models gain nothing beyond two.
     """
 
@@ -52,6 +60,10 @@ class TrainConfig:
     data: Path | None = None
     data_folder: Path = Path("data")
     targets: tuple[str, ...] = ()
+    table: TableOptions = FOUND
+    forecast: str = "value"
+    season: int = 0
+    quantiles: tuple[float, ...] = ()
     epochs: int = 60
     minutes: float | None = None
     batch_size: int = 16
@@ -67,6 +79,7 @@ class TrainConfig:
     reverse: bool = False
     seed: int = 1
     device: str = "cpu"
+    bfloat16: bool = False
     threads: int = 0
 
     def check(self) -> None:
@@ -76,22 +89,44 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("patience", "transpose", "weight_decay", "seed", "threads"):
+        for name in ("patience", "transpose", "weight_decay", "seed", "threads", "season"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative; got {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0; got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup must be in [0, 1); got {self.warmup}")
+        share("warmup", self.warmup)
         if self.minutes is not None and not self.minutes > 0:
             raise ConfigError(f"minutes must be above 0; got {self.minutes}")
+        self._check_forecast()
         self.torch_device()
+
+    def _check_forecast(self) -> None:
+        if (self.forecast, self.season, self.quantiles) != ("value", 0, ()) and self.dataset != "csv":
+            raise ConfigError(
+                f"forecast, season and quantiles can only be given for csv; the data set is {self.dataset}"
+            )
+        base, plus, log = self.forecast.rpartition("+log")
+        if self.forecast != "auto":
+            choose("forecast", base if plus and not log else self.forecast, ("auto", *BASES))
+        if any(not 0 < level < 1 for level in self.quantiles) or list(self.quantiles) != sorted(
+            set(self.quantiles)
+        ):
+            raise ConfigError(f"quantiles must be increasing and between 0 and 1; got {list(self.quantiles)}")
 
     @property
     def data_options(self) -> DataOptions:
         """The settings that say which data to read."""
-        return DataOptions(self.data, self.data_folder, self.targets, self.stress, self.reverse)
+        return DataOptions(
+            self.data,
+            self.data_folder,
+            self.targets,
+            self.stress,
+            self.reverse,
+            # A stack gives back one letter a symbol.
+            aligned=bool(self.model.get("stack")),
+            table=self.table,
+        )
 
     def torch_device(self) -> torch.device:
         """The device that `device` names.
@@ -107,7 +142,8 @@ class TrainConfig:
             raise ConfigError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(
-                f"there is no device {self.device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
+                f"there is no device {self.device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
+                "train on device cpu"
             )
         return device
 
@@ -115,7 +151,9 @@ class TrainConfig:
         """Every setting as a JSON value; the model's settings are in the model's own configuration."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         settings["model"] = dict(self.model)
-        settings["targets"] = list(self.targets)
+        for name in ("targets", "quantiles"):
+            settings[name] = list(settings[name])
+        settings["table"] = self.table.to_json()
         for name in ("out", "data", "data_folder"):
             settings[name] = None if settings[name] is None else str(settings[name])
         return settings
@@ -131,6 +169,9 @@ class TrainConfig:
         for name in ("out", "data", "data_folder"):
             if given.get(name) is not None:
                 given[name] = Path(given[name])
-        if "targets" in given:
-            given["targets"] = tuple(given["targets"])
+        for name in ("targets", "quantiles"):
+            if name in given:
+                given[name] = tuple(given[name])
+        if "table" in given:
+            given["table"] = TableOptions.from_json(given["table"])
         return cls(**given)

@@ -64,28 +64,11 @@ def score_of(
     for batch in in_order(series, BATCH):
         batch = batch.to(device)
         y = forward(batch.x, batch.lengths)
-        total += float(masked_sum(step_losses(y, batch.y, data.distribution, std).double(), batch.lengths))
+        losses = step_losses(y, batch.y, data.distribution, std, data.quantiles)
+        total += float(masked_sum(losses.double(), batch.lengths))
         counts = counted(batch.y, batch.lengths, data.distribution)
-        truth = batch.y if batch.y.dim() == 2 else batch.y.argmax(-1)
-        right += int((counts & (y.argmax(-1) == truth)).sum())
+        if data.distribution == "categorical_logits":
+            truth = batch.y if batch.y.dim() == 2 else batch.y.argmax(-1)
+            right += int((counts & (y.argmax(-1) == truth)).sum())
         count += int(counts.sum())
     return Score(total / count, right / count if data.distribution == "categorical_logits" else None)
-
-
-def persistence(data: SequenceData, split: str) -> float | None:
-    """The same loss for predicting that nothing changes, if the targets are among the inputs; else None.
-
-    It is what a forecast has to beat, and is written beside a forecast's loss.
-    """
-    if data.distribution != "real" or data.output_standard is None:
-        return None
-    std = torch.from_numpy(data.output_standard.std)
-    total = sum(
-        float(step_losses(torch.from_numpy(s.y[:-1]), torch.from_numpy(s.y[1:]), "real", std).double().sum())
-        for s in data.part(split)
-    )
-    return (
-        total / sum(len(s) - 1 for s in data.part(split))
-        if all(len(s) > 1 for s in data.part(split))
-        else None
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamcell.models.architectures.base import SequenceModel
@@ -101,9 +101,6 @@ def error_rates(model: Seq2Seq, symbols: Symbols, words: Mapping[str, Sequence[P
 def phoneme_errors(model: SequenceModel, data: SequenceData, split: str) -> dict[str, float]:
     """Phoneme and word error rate of arg-max decoding over the words of a part.
 
-    A word is told by its letters, the tokens at which nothing is asked; each sequence with the same letters is
-    one of its pronunciations.
-
     Raises:
         ConfigError: the model is no encoder–decoder.
     """
@@ -111,17 +108,5 @@ def phoneme_errors(model: SequenceModel, data: SequenceData, split: str) -> dict
         raise ConfigError(
             f"phoneme errors need a model of kind {Seq2Seq.kind}; this one is of kind {model.kind}"
         )
-    references: dict[tuple[int, ...], list[list[int]]] = {}
-    for one in data.part(split):
-        asked = one.y >= 0
-        letters = tuple(one.x[~asked].tolist())
-        references.setdefault(letters, []).append(one.y[asked][:-1].tolist())  # without the boundary
-    answers = greedy(model, list(references), limit=LIMIT)
-    errors = count_errors(zip(answers, references.values(), strict=True))
+    errors = error_rates(model, Symbols.of(data.about), data.words[split])
     return {"phoneme_error_rate": errors.per, "word_error_rate": errors.wer}
-
-
-# What `SequenceData.measure` may name.
-MEASURES: Mapping[str, Callable[[SequenceModel, SequenceData, str], dict[str, float]]] = {
-    "phoneme_errors": phoneme_errors
-}

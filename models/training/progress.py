@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
 from rich import progress as bars
 from rich.console import Console
+from rich.markup import escape
 
 from .run_folder import Row
 
@@ -26,6 +28,9 @@ class Progress(Protocol):
 
     def parsed(self, done: int, total: int) -> None:
         """`done` of `total` scores are parsed."""
+
+    def noted(self, notes: Sequence[str]) -> None:
+        """The data has been read, and the user should know this of it."""
 
     def epoch(self, report: Report) -> None:
         """An epoch is over."""
@@ -63,6 +68,11 @@ class RichProgress:
         if self._parsing is None:
             self._parsing = self._bars.add_task("parsing scores", total=total, told="")
         self._bars.update(self._parsing, completed=done, told=f"{done}/{total}")
+
+    def noted(self, notes: Sequence[str]) -> None:
+        """The data has been read, and the user should know this of it."""
+        for note in notes:
+            self._bars.console.print(f"data: {escape(note)}", highlight=False)
 
     def epoch(self, report: Report) -> None:
         """An epoch is over."""

@@ -20,11 +20,12 @@ from streamcell.models.errors import RunError
 from streamcell.models.files import write_whole
 
 FORMAT = "streamcell.run/1"
-WEIGHTS, CONFIG, METRICS, PLOT, RESUME = (
+WEIGHTS, CONFIG, METRICS, PLOT, FORECAST, RESUME = (
     "weights.safetensors",
     "config.json",
     "metrics.csv",
     "loss.png",
+    "forecast.png",
     "resume.safetensors",
 )
 
@@ -103,7 +104,7 @@ def load_resume(folder: Path) -> tuple[dict[str, Tensor], Progressed, dict[str, 
     path = folder / RESUME
     if not path.exists():
         done = " (that run is finished)" if (folder / WEIGHTS).exists() else ""
-        raise RunError(f"{folder} holds nothing to resume{done}")
+        raise RunError(f"{folder} holds nothing to resume{done}: leave --resume out to begin a run")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["progress"])
@@ -124,7 +125,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except OSError as error:
-        raise RunError(f"{folder} is not a run folder: {CONFIG} cannot be read ({error.strerror})") from error
+        raise RunError(
+            f"{folder} is not a run folder: {CONFIG} cannot be read ({error.strerror}); name one that streamcell train "
+            "has written"
+        ) from error
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

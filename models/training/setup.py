@@ -14,6 +14,8 @@ from streamcell.models.data.sequences import SequenceData
 from streamcell.models.errors import ConfigError
 
 from .config import TrainConfig
+from .forecast_base import choose_base, make_forecaster
+from .listening import make_listener
 from .progress import Progress
 
 
@@ -25,7 +27,16 @@ def load_data(config: TrainConfig, progress: Progress | None = None) -> Sequence
         DataError: it cannot be read.
     """
     options = replace(config.data_options, on_parsed=progress.parsed if progress else None)
-    return DATASETS[config.dataset].load(options)
+    data = DATASETS[config.dataset].load(options)
+    if config.quantiles:
+        names = [f"{name} {level:g}" for name in data.about["targets"] for level in config.quantiles]
+        return replace(
+            data,
+            distribution="quantiles",
+            quantiles=config.quantiles,
+            about={**data.about, "quantiles": list(config.quantiles), "outputs": names},
+        )
+    return data
 
 
 def make_model(config: TrainConfig, data: SequenceData) -> SequenceModel:
@@ -35,6 +46,11 @@ def make_model(config: TrainConfig, data: SequenceData) -> SequenceModel:
         ConfigError: the model's settings do not go together.
     """
     torch.manual_seed(config.seed)
+    base = choose_base(config, data) if data.targets else None
+    if base is not None:
+        return make_forecaster(config, data, base).to(config.torch_device())
+    if data.sample_rate:
+        return make_listener(config, data).to(config.torch_device())
     model = build(
         {
             **config.model,
@@ -54,7 +70,7 @@ def make_model(config: TrainConfig, data: SequenceData) -> SequenceModel:
             *map(torch.from_numpy, (data.input_standard.mean, data.input_standard.std))
         )
     if model.output_affine is not None and data.output_standard is not None:
-        model.output_affine.restore(
-            *map(torch.from_numpy, (data.output_standard.mean, data.output_standard.std))
-        )
+        levels = max(1, len(data.quantiles))
+        moments = map(torch.from_numpy, (data.output_standard.mean, data.output_standard.std))
+        model.output_affine.restore(*(each.repeat_interleave(levels) for each in moments))
     return model.to(config.torch_device())

@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 
+from streamcell.models.architectures.base import SequenceModel
 from streamcell.models.data.sequences import SequenceData
 from streamcell.models.errors import RunError
 from streamcell.models.files import write_whole
 
 from . import run_folder as runs
+from .baselines import ForecastReport, forecast_report
 from .config import TrainConfig
-from .evaluation import persistence, score
-from .g2p_evaluation import MEASURES
+from .evaluation import score
+from .fan import forecast_plot
 from .losses import LOSS_NAMES
+from .measures import MEASURES
 from .plot import loss_plot
 from .progress import Progress, Report
 from .run_folder import Progressed, Row
@@ -43,6 +46,7 @@ class TrainResult:
         elapsed_s: seconds of training and validation, over all sittings.
         test_accuracy, valid_accuracy: of the weights kept; None if there are no classes.
         measured: what the data set measures beside the loss, on its test part.
+        forecast: of a forecast, its errors in raw units beside the baselines'.
     """
 
     folder: Path
@@ -55,6 +59,7 @@ class TrainResult:
     test_accuracy: float | None = None
     valid_accuracy: float | None = None
     measured: dict[str, float] = field(default_factory=dict)
+    forecast: ForecastReport | None = None
 
 
 def train(
@@ -80,6 +85,8 @@ def train(
     config.check()
     progressed, tensors = _begin(config, resume=resume, overwrite=overwrite)
     data = load_data(config, progress)
+    if progress is not None and data.notes:
+        progress.noted(data.notes)
     device = config.torch_device()
     with _threads(config.threads), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(config, data, progressed, tensors, progress).finish()
@@ -113,6 +120,10 @@ def _begin(
     return Progressed(), None
 
 
+def _notes(data: SequenceData) -> dict[str, Any]:
+    return {"notes": list(data.notes)} if data.notes else {}
+
+
 class _Run:
     """The loop over epochs, with its bookkeeping."""
 
@@ -137,7 +148,7 @@ class _Run:
         self._document: dict[str, Any] = {
             "model": self.model.config,
             "training": {**config.to_json(), "loss": LOSS_NAMES[data.distribution]},
-            "data": {"name": data.name, "splits": data.sizes, **data.about},
+            "data": {"name": data.name, "splits": data.sizes, **data.about, **_notes(data)},
         }
 
     def finish(self) -> TrainResult:
@@ -209,15 +220,15 @@ class _Run:
             test_accuracy=test.accuracy,
             valid_accuracy=rows[self.progressed.best_epoch - 1].valid_accuracy,
             measured=MEASURES[self.data.measure](model, self.data, "test") if self.data.measure else {},
+            forecast=self._forecast(model),
         )
         told = {
             name: value
             for name, value in asdict(replace(result, folder=Path())).items()
-            if name not in ("folder", "measured") and value is not None
+            if name not in ("folder", "measured", "forecast") and value is not None
         }
         told |= {f"test_{name}": value for name, value in result.measured.items()}
-        naive = persistence(self.data, "test")
-        told |= {} if naive is None else {"persistence_test_loss": naive}
+        told |= {} if result.forecast is None else {"forecast": result.forecast.to_json()}
         self._document["training"]["result"] = told
         runs.save_config(folder, self._document)
         title = f"{model.kind} on {self.data.name}: test {result.test_loss:.3f}"
@@ -225,5 +236,18 @@ class _Run:
             folder / runs.PLOT,
             loss_plot(rows, result.best_epoch, title=title, clip_norm=self.config.clip_norm),
         )
+        if result.forecast is not None:
+            write_whole(folder / runs.FORECAST, forecast_plot(model, self.data, result.forecast))
         (folder / runs.RESUME).unlink()
         return result
+
+    def _forecast(self, model: SequenceModel) -> ForecastReport | None:
+        if not self.data.targets:
+            return None
+        base = model.config.get("forecast", {})
+        return forecast_report(
+            model,
+            self.data,
+            base.get("base", "value") + "+log" * base.get("log", False),
+            base.get("season") or self.config.season or self.data.season,
+        )

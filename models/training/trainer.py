@@ -104,9 +104,10 @@ class Trainer:
         # Batch normalisation must not count padding; recurrent layers run faster without lengths, and a row's
         # state beyond its end is never used.
         lengths = window.lengths if self.model.trains_with_lengths else None
-        y, *after = self.model(window.x, *carried, lengths=lengths)
-        losses = step_losses(y, window.y, self.data.distribution, self._std)
-        return masked_sum(losses, window.lengths), tuple(after)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.bfloat16):
+            y, *after = self.model(window.x, *carried, lengths=lengths)
+        losses = step_losses(y.float(), window.y, self.data.distribution, self._std, self.data.quantiles)
+        return masked_sum(losses, window.lengths), tuple(each.float() for each in after)
 
     def _update(self, loss: Tensor, index: int) -> float:
         self._optimiser.zero_grad(set_to_none=True)

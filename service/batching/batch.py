@@ -40,9 +40,9 @@ class Row:
 
     @property
     def ends_message(self) -> bool:
-        """True if no part of its last message is still to come."""
+        """True if no part of its last message is still to come; of a generation, if its next reply is due."""
         last = self.parts[-1]
-        return last.start + last.steps == last.work.steps
+        return last.start + last.steps == last.work.steps and last.work.due
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Batch:
     uniform: bool
     # True if there may be a row whose work makes its own inputs; such a row is one timestep.
     generates: bool = False
-    # Groups: work with several rows. `rows` holds all rows of each.
+    # Groups: work with several rows, or none. `rows` holds all rows of each.
     groups: Sequence[Group] = ()
     taken_s: float = field(default_factory=time.perf_counter)
     began_s: float = 0.0  # the run
@@ -141,7 +141,14 @@ class BatchQueue:
             alone = (
                 len(queue) == 1 and not first.done and not first.generates and first.steps <= self._max_chunk
             )
-            steps = first.steps if alone else self._chunk(session)
+            if alone:
+                steps = first.steps
+            else:
+                steps = self._chunk(session)
+                if not steps:
+                    groups.append(self._aside(session))
+                    generates = True
+                    continue
             group = first.group
             if rows and not (
                 (steps == longest or self._fits(steps, shortest, longest))
@@ -177,18 +184,30 @@ class BatchQueue:
             if len(rows) == self._max_batch:
                 break
         ready.extendleft(reversed(passed_over))
-        if not rows:
+        if not rows and not groups:
             return None
         return Batch(rows, longest, whole and shortest == longest, generates, groups)
 
+    @staticmethod
+    def _aside(session: Session) -> Group:
+        """Take work that needs no run from the front of the session's queue."""
+        session.ready = False
+        session.in_flight = True
+        aside: Group = session.queue.popleft()
+        return aside
+
     def _chunk(self, session: Session) -> int:
         """How many timesteps the session runs next: whole messages up to `max_chunk`, or a part of a longer one.
+
+        0 if the first work in its queue takes no row.
 
         A message that fits in a chunk is never cut: it is applied as a whole or, if it is refused, not at all.
         A step that makes its own input runs alone, and so does each message of a session in a journal: the row that
         it writes is committed with its reply.
         """
         queue: deque[Work] = session.queue
+        if queue[0].aside:
+            return 0
         if not self._coalesce or session.journal_entry is not None:
             return min(queue[0].steps - queue[0].done, self._max_chunk)
         steps = 0

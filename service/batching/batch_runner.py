@@ -10,10 +10,10 @@ from typing import Protocol
 import structlog
 
 from streamcell.service.engine.engine import Engine, Staged
-from streamcell.service.errors import RefusedByModel, RunTimeout, ServiceError, run_failure
+from streamcell.service.errors import EngineFailed, RefusedByModel, RunTimeout, ServiceError, run_failure
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.metrics.request_metrics import RunTally
-from streamcell.service.sessions.session import Output, Work
+from streamcell.service.sessions.session import Aside, Output, Work
 from streamcell.service.sessions.value_check import ValueCheck, check_length
 from streamcell.service.transport.segments import SEGMENTS, WORTH
 
@@ -69,6 +69,8 @@ class BatchRunner:
 
     def run(self, batch: Batch) -> None:
         """Run a batch and answer it."""
+        if batch.groups:
+            self._do_asides(batch)
         if batch.generates and self._feedback is not None:
             try:
                 self._feedback.prepare(batch)
@@ -77,6 +79,26 @@ class BatchRunner:
                 self.failed(batch, error)
                 return
         self._guarded(self, batch)
+
+    def _do_asides(self, batch: Batch) -> None:
+        """Do the work that takes no row, and remove it from the batch. Its sessions have no row in the batch."""
+        asides = [group for group in batch.groups if isinstance(group, Aside)]
+        if not asides:
+            return
+        batch.groups = [group for group in batch.groups if not group.aside]
+        failed = []
+        for aside in asides:
+            try:
+                aside.do()
+            except Exception as error:  # a bug or a device's fault ends this session, not the thread
+                _log.error("a session's state was not copied", exc_info=error)
+                failed.append(aside)
+        self._batcher.complete(Batch([], 0, uniform=False, groups=asides), applied=False)
+        for aside in asides:
+            if aside in failed:
+                aside.session.listener.fail(EngineFailed("the session's state could not be copied"))
+            else:
+                aside.tell()
 
     # What `GuardedRun` asks for
 
@@ -105,7 +127,8 @@ class BatchRunner:
             if row.parts:
                 kept.append(row)
             else:
-                self._batcher.complete(Batch([row], 0, uniform=False), applied=False)
+                refused = Batch([row], 0, uniform=False, generates=rows.generates)
+                self._batcher.complete(refused, applied=False)
         if bad_groups:
             gone = [group for group in rows.groups if id(group) in bad_groups]
             rows.groups = [group for group in rows.groups if id(group) not in bad_groups]

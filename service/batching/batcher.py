@@ -8,12 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from streamcell.service.errors import ServerDraining
+from streamcell.service.errors import ServerDraining, SessionLimit
 from streamcell.service.machine import USUAL, Machine
 from streamcell.service.sessions.capacity import Capacity
-from streamcell.service.sessions.session import Group, Session, SessionListener, Work
+from streamcell.service.sessions.session import Group, Session, SessionListener
 
-from .batch import Batch, BatchQueue
+from .batch import Batch, BatchQueue, Row
+from .fair_queue import FairQueue
 from .inline import AfterArrivals, InlineRuns, Wakeup
 from .turn_taking import Job, Source, TurnTaking
 
@@ -38,6 +39,7 @@ class Batcher:
         on_cancelled: Callable[[int], None] = lambda chunks: None,
         wakeup: Wakeup | None = None,
         machine: Machine = USUAL,
+        fair: bool = False,
     ) -> None:
         """Make an empty batcher.
 
@@ -48,13 +50,15 @@ class Batcher:
             on_cancelled: called with the number of queued messages that an ending session leaves unrun.
             wakeup: what the engine thread sleeps on, if more than the batcher may wake it.
             machine: what a hand-over to that thread costs.
+            fair: whether tenants share the batches.
         """
         self.capacity = capacity
         self.inline = InlineRuns(wakeup, machine)
         self._queue_messages = queue_messages
         self._on_cancelled = on_cancelled
         self._lock = threading.Lock()
-        self._batches = BatchQueue(max_batch=max_batch, max_chunk=max_chunk, ragged=ragged, coalesce=coalesce)
+        kind = FairQueue if fair else BatchQueue
+        self._batches = kind(max_batch=max_batch, max_chunk=max_chunk, ragged=ragged, coalesce=coalesce)
         self._turns = TurnTaking(self._batches)
         self._stopped = False
         self._admitted = 0  # live sessions of other sources
@@ -86,12 +90,21 @@ class Batcher:
     def admit(self, make: Callable[[float], _Kind]) -> _Kind:
         """Start a session of another source, which `make` makes, given the time. It takes no slot itself.
 
+        There may be as many of these as sessions, because one may stand for none.
+
         Raises:
+            SessionLimit: there are.
             ModelUnloading: the model is being unloaded.
             ServerDraining: the engine has been stopped.
         """
         with self._lock:
             self._check_running()
+            most = self.capacity.max_sessions
+            if self._admitted >= most:
+                raise SessionLimit(
+                    f"this model has {most} streams of frames, as many as sessions: end some, or try again later",
+                    max_sessions=most,
+                )
             self._admitted += 1
             return make(time.monotonic())
 
@@ -126,20 +139,20 @@ class Batcher:
             self._on_cancelled(dropped)
         return True
 
-    def drop_waiting(self, session: Session) -> list[Work]:
-        """Drop the queued messages of `session` of which nothing has run, and return them.
+    def drop_waiting(self, session: Session) -> list[Any]:
+        """Drop the queued messages of `session` that have not begun; returns them: `Work`, or its source's kind.
 
-        What has begun goes on: a run in the engine, a message cut into several runs, a generation.
+        Work that has begun continues: a run in the engine, a message cut into several runs, a generation.
         """
         with self._lock:
             queue = session.queue
             left = [work for work in queue if work.begun]
-            dropped: list[Work] = [work for work in queue if not work.begun]
+            dropped: list[Any] = [work for work in queue if not work.begun]
             queue.clear()
             queue.extend(left)
             for work in dropped:
                 work.drop(self.capacity)
-            if session.ready and not queue:
+            if session.ready and not queue and session.source is self._batches:
                 self._batches.remove(session)
             session.paused = False
         if dropped:
@@ -204,9 +217,9 @@ class Batcher:
                 self._make_ready(session)
 
     def release(self, session: Session, gate: int | None = None) -> None:
-        """Open the gate of that number, even if the session does not wait at it yet; None: whichever it waits at."""
+        """Open the gate of that number, even if the session does not wait at it yet; None: the latest."""
         with self._lock:
-            session.opened_gate = max(session.opened_gate, gate or 0)
+            session.opened_gate = max(session.opened_gate, session.gates if gate is None else gate)
             if session.gate and gate in (None, session.gate):
                 session.gate = 0
                 if session.queue and not session.ended:
@@ -295,7 +308,7 @@ class Batcher:
 
         `applied`: its states have advanced.
         """
-        uniform = batch.uniform
+        uniform = batch.uniform and not batch.generates
         with self._lock:
             for row in batch.rows:
                 session = row.session
@@ -316,8 +329,16 @@ class Batcher:
                     session.gate = row.gate if row.gate != session.opened_gate else 0
                 if session.queue:
                     self._make_ready(session)
+            if batch.generates:
+                self._drop_done(batch.rows)
             for group in batch.groups:
                 self._complete_group(group)
+
+    def _drop_done(self, rows: list[Row]) -> None:
+        """Drop the generations that have ended with this run, or whose sessions have."""
+        for row in rows:
+            if row.work.generates and (row.again is None or row.session.ended):
+                row.work.drop(self.capacity)
 
     def _complete_group(self, group: Group) -> None:
         session = group.session

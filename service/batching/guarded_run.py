@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import structlog
 
 from streamcell.service.engine.engine import Engine, Staged
-from streamcell.service.errors import RunTimeout
+from streamcell.service.errors import EngineFailed, RunTimeout
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.value_check import ValueCheck
@@ -97,6 +97,9 @@ class GuardedRun:
                     rows = self._refuse(kind, rows, bad, later)
                 else:
                     ran = staged, self._run(staged, used, taken_s)
+        except EngineFailed as error:  # a session is not back on the device, so nothing has run
+            _log.error("sessions not brought back together", rows=used, exc_info=error)
+            self._run_apart(kind, rows, later)
         except Exception as error:  # ONNX Runtime's errors share no base class
             # A run that hit its time limit may have written some states, and each row alone could take as long.
             if self._engine.commits_last and not isinstance(error, RunTimeout):
@@ -120,6 +123,8 @@ class GuardedRun:
         return left
 
     def _run(self, staged: Staged, used: int, taken_s: float) -> RunTally:
+        if self._engine.spills:
+            self._engine.place(staged, used)
         began_s = time.perf_counter()
         self._engine.run(staged)
         ended_s = time.perf_counter()
@@ -131,7 +136,10 @@ class GuardedRun:
         self._metrics.delivered(run, used, time.perf_counter())
 
     def _run_apart(self, kind: RowKind[_Rows], rows: _Rows, later: Later) -> None:
-        """The run failed and changed no state: run each row alone and refuse only those that fail again."""
+        """The run failed and changed no state: run each row alone and refuse only those that fail again.
+
+        A session ends if it cannot be brought back alone, either.
+        """
         self._engine.clear_inputs()
         for alone in kind.apart(rows):
             taken_s = time.perf_counter()
@@ -141,7 +149,7 @@ class GuardedRun:
                 run = self._run(staged, used, taken_s)
             except Exception as error:
                 self._engine.clear_inputs()
-                if isinstance(error, RunTimeout):
+                if isinstance(error, (RunTimeout, EngineFailed)):
                     kind.failed(alone, error)
                 else:
                     kind.refused(alone, error, later)

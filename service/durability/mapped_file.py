@@ -43,9 +43,14 @@ class MappedFile:
     """One file and its arrays, by name. They are the file's pages: what is stored in them outlives the process."""
 
     def __init__(
-        self, path: Path, file: IO[bytes], memory: mmap.mmap, counts: Counts, states: Sequence[Any]
+        self,
+        path: Path,
+        file: IO[bytes] | None,
+        memory: mmap.mmap,
+        counts: Counts,
+        states: Sequence[Any],
     ) -> None:
-        """Take over `file`, which is locked, and `memory`, whose size is the layout's; use `create` or `open_old`."""
+        """Take over `file`, which is locked, and `memory`, whose size is the layout's; use the class's methods."""
         self.path = path
         self._file = file
         self.counts = counts
@@ -100,6 +105,13 @@ class MappedFile:
         return cls(path, file, memory, counts, states)
 
     @classmethod
+    def in_memory(cls, counts: Counts, states: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]) -> MappedFile:
+        """The same arrays without a file. Pages that nobody writes take no memory."""
+        size = file_bytes(sections(counts, states))
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return cls(Path(), None, memory, counts, states)
+
+    @classmethod
     def open_old(
         cls, path: Path, model: dict[str, str], states: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
     ) -> MappedFile:
@@ -137,8 +149,9 @@ class MappedFile:
 
     def remove(self) -> None:
         """Delete the file. Whoever has it mapped keeps its pages."""
-        self.path.unlink(missing_ok=True)
-        self._file.close()
+        if self._file is not None:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
 
 
 def remove_if_left(path: Path) -> None:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 Bytes = npt.NDArray[np.uint8]
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
-_TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
+_TO_DEVICE, _TO_HOST, _WITHIN = 1, 2, 3  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, …DeviceToDevice
 
 
 class CudaError(RuntimeError):
@@ -34,8 +34,14 @@ class Copies(Protocol):
     def copy_in(self, device: int, host: int, size: int) -> None:
         """Queue a copy of `size` bytes from the address `host` to the device's address `device`."""
 
+    def queue_out(self, host: int, device: int, size: int) -> None:
+        """Queue a copy of `size` bytes from the device's address `device` to the address `host`."""
+
     def copy_out(self, host: int, device: int, size: int) -> None:
         """Queue a copy of `size` bytes from the device to the host, and wait for all that is queued."""
+
+    def copy_within(self, target: int, source: int, size: int) -> None:
+        """Queue a copy of `size` bytes from one of the device's addresses to another."""
 
     def wait(self) -> None:
         """Wait for all that is queued."""
@@ -57,9 +63,17 @@ class HostCopies:
         """See `Copies`."""
         ctypes.memmove(device, host, size)
 
+    def queue_out(self, host: int, device: int, size: int) -> None:
+        """See `Copies`."""
+        ctypes.memmove(host, device, size)
+
     def copy_out(self, host: int, device: int, size: int) -> None:
         """See `Copies`."""
         ctypes.memmove(host, device, size)
+
+    def copy_within(self, target: int, source: int, size: int) -> None:
+        """See `Copies`."""
+        ctypes.memmove(target, source, size)
 
     def wait(self) -> None:
         """See `Copies`."""
@@ -119,11 +133,20 @@ class CudaCopies:
         if code := self._copy(device, host, size, _TO_DEVICE, self.stream):
             self._check("cudaMemcpyAsync", code)
 
-    def copy_out(self, host: int, device: int, size: int) -> None:
+    def queue_out(self, host: int, device: int, size: int) -> None:
         """See `Copies`."""
         if code := self._copy(host, device, size, _TO_HOST, self.stream):
             self._check("cudaMemcpyAsync", code)
+
+    def copy_out(self, host: int, device: int, size: int) -> None:
+        """See `Copies`."""
+        self.queue_out(host, device, size)
         self.wait()
+
+    def copy_within(self, target: int, source: int, size: int) -> None:
+        """See `Copies`."""
+        if code := self._copy(target, source, size, _WITHIN, self.stream):
+            self._check("cudaMemcpyAsync", code)
 
     def wait(self) -> None:
         """See `Copies`."""

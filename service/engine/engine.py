@@ -78,7 +78,12 @@ class Engine:
         self.commits_last = pooled.commits_last
         # A graph with a fixed batch takes that batch and no other.
         self.fixed_batch = pooled.fixed_batch
-        self.max_batch = self.fixed_batch or min(options.max_batch, signature.max_batch or options.max_batch)
+        most_rows = self.fixed_batch or min(options.max_batch, signature.max_batch or options.max_batch)
+        rows = options.spilling_rows if signature.states else None
+        self.max_batch = most_rows
+        if rows is not None:
+            # A step of a session in a journal reads one row and writes another.
+            self.max_batch = min(most_rows, rows if options.make_journal is None else rows // 2)
         self.max_chunk = options.max_chunk if signature.has_time else 1
         options.check()
         self.fixed_shapes = options.pads
@@ -88,10 +93,14 @@ class Engine:
             self.pool = StatePool(
                 pooled.pools,
                 slots=options.max_sessions if signature.states else 0,
-                scratch=self.max_batch,
+                scratch=most_rows,
                 device=device,
+                rows=rows,
                 make_journal=options.make_journal,
             )
+        # True if slots must become rows before a run, by `place`.
+        self.spills = rows is not None
+        self._written = [pool for pool in pooled.pools if pool.written]
         self.limit = limit or TimeLimit()
         # One for each input; `Staged.values` has the outputs after them.
         self._resting = [resting(tensor) for tensor in signature.inputs]
@@ -122,7 +131,8 @@ class Engine:
 
     def _build(self, make: Callable[..., Programs]) -> None:
         with alone(self.device):
-            self._staging = staging(self.signature, self.device, self.max_batch, self.max_chunk)
+            most = len(self.pool.scratch_rows)
+            self._staging = staging(self.signature, self.device, most, self.max_chunk, self._written)
             self._programs = make(staging=self._staging, graphs=self._graphs)
 
     def _measured_sizes(self) -> tuple[int, ...]:
@@ -197,6 +207,16 @@ class Engine:
             array[used:] = step
             if self.signature.lengths and staged.steps > 1:
                 array[:used][np.arange(staged.steps) >= staged.lengths[:used, None]] = step
+
+    def place(self, staged: Staged, used: int) -> None:
+        """If the engine `spills`: replace the slots of the first `used` rows by the pool's rows.
+
+        Raises:
+            EngineFailed: a session could not be brought back, or the rows do not fit. All states are unchanged.
+        """
+        spilling = self.pool.spilling
+        assert spilling is not None
+        spilling.place(staged.read[:used], staged.write[:used, 0])
 
     def run(self, staged: Staged) -> None:
         """Run the model on staged inputs. Outputs are in `staged.outputs`, states in the pool.
@@ -279,6 +299,7 @@ class Engine:
             self._staged.clear()
             self._programs.close()
             self._staging.close()
+            self.pool.close()
 
     def _scratch(self, rows: int) -> Staged:
         staged = self._staging.buffers(rows, 1)

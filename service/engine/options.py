@@ -21,7 +21,8 @@ class EngineOptions:
 
     Attributes:
         device: the device that it runs on.
-        max_sessions: slots in the pool.
+        max_sessions: sessions that may have a state.
+        slots: rows of the pool that they share; None: each has its own.
         max_batch: the most rows of a run.
         max_chunk: the most timesteps a row of a run.
         intra_op_threads: ONNX Runtime's threads within an operator.
@@ -36,6 +37,7 @@ class EngineOptions:
 
     device: Device
     max_sessions: int
+    slots: int | None = None
     max_batch: int
     max_chunk: int
     intra_op_threads: int = 1
@@ -54,6 +56,7 @@ class EngineOptions:
         return cls(
             device=device,
             max_sessions=settings.max_sessions,
+            slots=settings.slots if stateful else None,
             max_batch=settings.max_batch,
             max_chunk=settings.max_chunk if stateful else settings.max_steps_per_message,
             intra_op_threads=settings.intra_op_threads,
@@ -61,6 +64,15 @@ class EngineOptions:
             cell=settings.cell,
             cuda_graphs=settings.cuda_graphs,
         )
+
+    @property
+    def spilling_rows(self) -> int | None:
+        """The rows that sessions share, if they are fewer than sessions; None: each session has its own.
+
+        A pool in a file's pages needs none: the kernel removes idle sessions' pages from memory.
+        """
+        shared = self.slots is not None and self.slots < self.max_sessions
+        return self.slots if shared and not (self.make_journal is not None and self.device.on_host) else None
 
     @property
     def pads(self) -> bool:

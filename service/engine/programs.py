@@ -88,7 +88,7 @@ class Program:
         self._staging.bind(staged, self._session, binding)
         self._pool.bind(binding)
         options = self._options(capture) if capture and self.graphs else self._plain
-        return self._staging.runner(staged, self._session, binding, options)
+        return self._pool.keeping(staged, self._staging.runner(staged, self._session, binding, options))
 
     def _options(self, capture: bool) -> ort.RunOptions:
         options = self._limit.run_options()

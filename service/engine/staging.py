@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from streamcell.card import OpenInput, Signature, Tensor
 from streamcell.service.graph.feeds import kept
-from streamcell.service.graph.pooled import READ_SLOTS, WRITE_SLOTS, initial_value, open_port
+from streamcell.service.graph.pooled import READ_SLOTS, WRITE_SLOTS, PoolTensor, initial_value, open_port
 
 from .device import Device
 
@@ -25,10 +25,13 @@ class Staged:
     `inputs` and `outputs` are byte views of [rows, steps, *step_shape] tensors in C order, `values` the same as
     arrays; `read` int64[rows] and `write` int64[rows, 1] are the pool rows to gather from and to scatter to;
     `lengths` int32[rows]; `given` has uint8[rows, bytes] for each open input, read in rows that read the initial state.
+    `written` has dtype[rows, *shape] for each state, the rows that the run has written, if the graph gives them out.
     `go` runs the model on them.
     """
 
-    __slots__ = ("given", "go", "inputs", "lengths", "outputs", "read", "rows", "steps", "values", "write")
+    __slots__ = (
+        "given", "go", "inputs", "lengths", "outputs", "read", "rows", "steps", "values", "write", "written",
+    )  # fmt: skip
 
     def __init__(self, rows: int, steps: int) -> None:
         self.rows = rows
@@ -41,6 +44,7 @@ class Staged:
         self.write: Array
         self.lengths: Array
         self.given: list[Array] = []
+        self.written: list[Array] = []
 
 
 class Staging(Protocol):
@@ -68,10 +72,17 @@ class Staging(Protocol):
         """Give the memory back. No session that was bound to it may be left."""
 
 
-def staging(signature: Signature, device: Device, most_rows: int, most_steps: int) -> Staging:
-    """Staging for runs of up to that size on `device`."""
-    kind = HostStaging if device.on_host else CardStaging
-    return kind(signature, device, most_rows, most_steps)
+def staging(
+    signature: Signature,
+    device: Device,
+    most_rows: int,
+    most_steps: int,
+    written: Sequence[PoolTensor] = (),
+) -> Staging:
+    """Staging for runs of up to that size on `device`; `written`: the pools whose new rows come with the outputs."""
+    if device.on_host:
+        return HostStaging(signature, device, most_rows, most_steps)
+    return CardStaging(signature, device, most_rows, most_steps, written)
 
 
 def _shape(signature: Signature, tensor: Tensor, rows: int, steps: int) -> tuple[int, ...]:
@@ -198,9 +209,18 @@ class CardStaging:
     an input that a session wants on the host (an LSTM's lengths) is bound to the host buffer.
     """
 
-    def __init__(self, signature: Signature, device: Device, most_rows: int, most_steps: int) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        device: Device,
+        most_rows: int,
+        most_steps: int,
+        written: Sequence[PoolTensor] = (),
+    ) -> None:
+        """`written`: the pools whose new rows come out with the outputs."""
         self._signature = signature
         self._device = device
+        self._written = written
         self.copies = device.copies()
         sizes = [self._packed(most_rows, most_steps, side)[1] for side in (0, 1)]
         self._host = [self.copies.buffer(size) for size in sizes]
@@ -212,6 +232,9 @@ class CardStaging:
         signature = self._signature
         for tensor in (signature.inputs, signature.outputs)[side]:
             yield tensor.name, np.dtype(tensor.dtype), _shape(signature, tensor, rows, steps)
+        if side == 1:
+            for pool in self._written:
+                yield pool.written, pool.dtype, (rows, *pool.shape)
         if side == 0:
             yield signature.lengths or "", np.dtype(np.int32), (rows,)
             yield READ_SLOTS, np.dtype(np.int64), (rows,)
@@ -242,8 +265,10 @@ class CardStaging:
         count = len(self._signature.inputs)
         inputs, (staged.lengths, staged.read, staged.write, *given) = arrays[0][:count], arrays[0][count:]
         staged.given = [_bytes_of(array, rows) for array in given]
-        staged.values = [*inputs, *arrays[1]]
-        staged.inputs, staged.outputs = [_view(a) for a in inputs], [_view(a) for a in arrays[1]]
+        count = len(self._signature.outputs)
+        outputs, staged.written = arrays[1][:count], arrays[1][count:]
+        staged.values = [*inputs, *outputs]
+        staged.inputs, staged.outputs = [_view(a) for a in inputs], [_view(a) for a in outputs]
         return staged
 
     def bind(self, staged: Staged, session: ort.InferenceSession, binding: ort.IOBinding) -> None:

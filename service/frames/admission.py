@@ -21,22 +21,32 @@ from streamcell.service.errors import (
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.sessions.capacity import Ints
 
+from .copies import FrameCopies
 from .frame import Fits, Frame, Part, Refusal
 from .members import EXPIRED, FREE, LIVE, FrameSessions, Statuses
 
+_OPENS = ("open", "restore")
 
-def admit(members: FrameSessions, frame: Frame, batcher: Batcher, metrics: ModelMetrics) -> bool:
-    """Close, reset and open what `frame` asks for, then refuse the rows that cannot run.
+
+def admit(
+    members: FrameSessions, frame: Frame, batcher: Batcher, metrics: ModelMetrics, copies: FrameCopies
+) -> bool:
+    """Close, reset, open and restore what `frame` asks for, then refuse the rows that cannot run.
 
     Earlier frames have been answered. False if the stream has ended, because of its first frame's requests
     or for any other reason.
     """
-    if len(frame.close) or len(frame.reset) or frame.open_count:
-        if not batcher.change(members, lambda: _change(members, frame, batcher, metrics)):
+    changes = len(frame.close) or len(frame.reset) or frame.open_count
+    if changes and not batcher.change(members, lambda: _change(members, frame, batcher, metrics)):
+        return False
+    image = frame.restore
+    if image is not None:
+        copies.run(members, lambda: copies.restore(members, frame, image))
+        if members.ended:
             return False
-        if frame.number == 1 and (failed := [each for each in frame.refusals if each.part == "open"]):
-            members.listener.fail(failed[0].error)
-            return False
+    if frame.number == 1 and (failed := [each for each in frame.refusals if each.part in _OPENS]):
+        members.listener.fail(failed[0].error)
+        return False
     if len(frame.handles):
         _refuse_rows(members, frame)
     return True

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
+from streamcell.service.access.grant import Members
 from streamcell.service.errors import ServiceError
 from streamcell.service.metrics.request_metrics import Computed
 from streamcell.service.sessions.capacity import Ints
+from streamcell.service.sessions.image import Bytes, Image
 from streamcell.service.sessions.session import Output
 
-Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Fits: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
-Part: TypeAlias = Literal["row", "close", "reset", "open"]
+Part: TypeAlias = Literal["row", "close", "reset", "open", "fork", "snapshot", "restore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,16 @@ class Frame:
         number: its position in the stream, from 1 on.
         ok: bool[rows]: not refused.
         opened: int64 handles of the members that it opened.
-        step_indices: int64[rows], once it is done.
+        restore: what the stream is put back to, before the rows run.
+        fork: int64 handles whose sessions are forked, after the rows have run.
+        snapshot: whether an image is asked for, after that.
+        forked: int64 handles of the forks.
+        image: that image.
+        step_indices: int64[rows], once it is done; of a frame without rows that restores, int64[opened].
         spent: what its runs spent on it so far.
     """
+
+    generates: ClassVar[bool] = False
 
     handles: Ints
     lengths: Ints | None
@@ -123,7 +131,12 @@ class Frame:
     close: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     reset: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     open_count: int = 0
+    asked: int = 0  # of these, those for which the tenant has room, which is `granted`
+    granted: Members | None = None
     openings: Sequence[Bytes] = ()
+    restore: Image | None = None
+    fork: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    snapshot: bool = False
     arrived_s: float = field(default_factory=time.perf_counter)
     begins: Ints = field(init=False)
     total: int = field(init=False)
@@ -131,6 +144,8 @@ class Frame:
     outputs: list[Bytes] = field(default_factory=list)
     opened: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     step_indices: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    forked: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    image: Image | None = None
     refusals: list[Refusal] = field(default_factory=list)
     plan: Iterator[FrameSlice] | None = None  # set once the frame has begun
     next_slice: FrameSlice | None = None  # what runs next
@@ -147,12 +162,24 @@ class Frame:
             self.begins = ends - self.lengths
             self.total = int(ends[-1]) if rows else 0
 
+    @property
+    def begun(self) -> bool:
+        """False: a frame that waits has not begun."""
+        return False
+
     def drop(self, capacity: object) -> None:
-        """Do nothing: a frame holds no room."""
+        """Give back the room that its tenant has taken for new members; the model has given none yet."""
+        if self.granted is not None:
+            self.granted.drop(self.asked)
 
     def next_rows(self, most: int) -> int:
         """How many rows its next slice has, at most."""
         return len(self.next_slice.rows) if self.next_slice is not None else min(len(self.handles), most)
+
+    @property
+    def timesteps(self) -> int:
+        """Timesteps of all rows."""
+        return self.steps * len(self.handles) if self.lengths is None else int(self.lengths.sum())
 
     def lengths_of(self, rows: Ints) -> Ints | int:
         """Timesteps of `rows`."""

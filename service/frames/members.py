@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from streamcell.service.durability.frame_entry import FrameEntry
+from streamcell.service.durability.layout import Array
+from streamcell.service.errors import SessionLimit
 from streamcell.service.sessions.capacity import Capacity, Ints
 from streamcell.service.sessions.session import Session, SessionListener
 
@@ -39,8 +42,12 @@ class FrameSessions(Session):
         "current",
         "expire_before_s",
         "frame_listener",
+        "frames_kept",
         "fresh_members",
+        "leaving",
         "refused_in",
+        "rows",
+        "rows_apart",
         "scratch",
         "slot_versions",
         "slots",
@@ -72,6 +79,12 @@ class FrameSessions(Session):
         self.used_s = np.zeros(0, np.float64)
         self.refused_in = np.zeros(0, np.int64)  # the number of the last frame in which a row was refused
         self.scratch = np.zeros(0, np.int64)
+        # If it is in a journal: its entry there, how far the two rows of a member are apart, which row of each member
+        # counts, and what members had that have gone: others get it once that is committed.
+        self.frames_kept: FrameEntry | None = None
+        self.rows_apart = 0
+        self.rows = np.zeros(0, np.int64)
+        self.leaving: list[tuple[Ints, Ints]] = []
 
     @property
     def fresh_count(self) -> int:
@@ -100,6 +113,8 @@ class FrameSessions(Session):
             ModelUnloading: the model is being unloaded.
         """
         capacity.check_open()
+        if self.frames_kept is not None:
+            self._check_handles(self.frames_kept, count)
         slots, slot_versions = capacity.take_many(count)
         free = np.flatnonzero(self.status == FREE)
         if len(free) < count:
@@ -109,15 +124,58 @@ class FrameSessions(Session):
         self.status[handles] = LIVE
         self.slots[handles] = slots
         self.slot_versions[handles] = slot_versions
+        self.rows[handles] = slots
         self.used_s[handles] = now_s
         self.reset(handles)
         self.members += count
         return handles
 
+    def replace(self, handles: Ints, capacity: Capacity, now_s: float) -> None:
+        """Take the members of `handles`, at the initial state, in place of those that the stream has.
+
+        Raises:
+            SessionLimit: the model has too little room; nothing has changed.
+            ModelUnloading: the model is being unloaded.
+        """
+        top = int(handles.max(initial=-1)) + 1
+        if self.frames_kept is not None and top > self.frames_kept.handles:
+            raise SessionLimit(
+                f"this stream may have {self.frames_kept.handles} handles",
+                max_sessions=self.frames_kept.handles,
+            )
+        live = np.flatnonzero(self.status == LIVE)
+        slots, versions = self.slots[live], self.slot_versions[live]
+        # A state is written to the row that does not count: in a journal this is the other one of each.
+        rows = self.rows_of(live, 1)[1]
+        more = len(handles) - len(live)
+        if more > 0:
+            capacity.check_open()
+            taken, taken_versions = capacity.take_many(more)
+            slots, versions = np.concatenate((slots, taken)), np.concatenate((versions, taken_versions))
+            rows = np.concatenate((rows, taken))
+        elif more:
+            if self.frames_kept is None:
+                capacity.give_back_many(slots[more:], versions[more:])
+            else:
+                self.leaving.append((slots[more:], versions[more:]))
+            slots, versions, rows = slots[:more], versions[:more], rows[:more]
+        if top > len(self.status):
+            self._grow(top - len(self.status))
+        self.status[:] = FREE
+        self.applied[:] = 0
+        self.status[handles] = LIVE
+        self.slots[handles] = slots
+        self.slot_versions[handles] = versions
+        self.rows[handles] = rows
+        self.used_s[handles] = now_s
+        self.reset(handles)
+        self.members = len(handles)
+
     def _grow(self, more: int) -> None:
         more = max(more, len(self.status))
         for name in (
-            "status", "slots", "slot_versions", "applied", "fresh_members", "used_s", "refused_in", "scratch",
+            "status", "slots", "slot_versions", "rows", "applied", "fresh_members", "used_s", "refused_in",
+            "scratch",
         ):  # fmt: skip
             old = getattr(self, name)
             setattr(self, name, np.concatenate((old, np.zeros(more, old.dtype))))
@@ -131,11 +189,80 @@ class FrameSessions(Session):
     def drop(self, handles: Ints, status: int, capacity: Capacity) -> int:
         """End the live sessions of `handles`, free their slots and note `status`; returns how many were live."""
         live = handles[self.status[handles] == LIVE]
-        capacity.give_back_many(self.slots[live], self.slot_versions[live])
+        if self.frames_kept is None:
+            capacity.give_back_many(self.slots[live], self.slot_versions[live])
+        else:
+            self.leaving.append((self.slots[live], self.slot_versions[live]))
         self.status[handles] = status
         self.applied[handles] = 0
         self.members -= len(live)
         return len(live)
+
+    # In a journal
+
+    def keep(self, entry: FrameEntry, rows_apart: int) -> None:
+        """From now on each frame is committed to `entry`, and a member has two rows, so far apart."""
+        self.frames_kept, self.rows_apart = entry, rows_apart
+
+    def restore(self, found: Array, capacity: Capacity, now_s: float) -> Ints:
+        """Take slots for members of an earlier process, MEMBER[handles]; the old rows of those that are live.
+
+        Raises:
+            SessionLimit: the model has too little room.
+        """
+        live = np.flatnonzero(found["status"] == LIVE)
+        slots, slot_versions = capacity.take_many(len(live))
+        self._grow(len(found))
+        known = np.arange(len(found))
+        self.status[known] = found["status"]
+        self.applied[known], self.refused_in[known] = found["applied"], found["refused_in"]
+        self.fresh_members[known] = found["applied"] == 0
+        self.slots[live], self.slot_versions[live], self.rows[live] = slots, slot_versions, slots
+        self.used_s[known] = now_s
+        self.members = len(live)
+        self.count()
+        old: Ints = found["row"][live]
+        return old
+
+    def of(self, handles: Ints) -> dict[str, Array]:
+        """These members, as a journal keeps them."""
+        return {
+            "status": self.status[handles],
+            "slot": self.slots[handles],
+            "row": self.rows[handles],
+            "applied": self.applied[handles],
+            "refused_in": self.refused_in[handles],
+        }
+
+    def rows_of(self, handles: Ints, start: int) -> tuple[Ints, Ints]:
+        """The rows that steps of these members read and write, from step `start` of their frame on."""
+        slots = self.slots[handles]
+        if self.frames_kept is None:
+            return slots, slots
+        rows = self.rows[handles]
+        writes = 2 * slots + self.rows_apart - rows
+        return (writes if start else rows), writes
+
+    def stepped(self, handles: Ints) -> None:
+        """A frame has applied all steps of these members: its commit makes the rows that they wrote count."""
+        if self.frames_kept is not None:
+            self.rows[handles] = 2 * self.slots[handles] + self.rows_apart - self.rows[handles]
+
+    def release(self, capacity: Capacity) -> None:
+        """Give back the slots of closed members, whose end is committed now."""
+        leaving, self.leaving = self.leaving, []
+        for slots, slot_versions in leaving:
+            capacity.give_back_many(slots, slot_versions)
+
+    def _check_handles(self, entry: FrameEntry, count: int) -> None:
+        """Raise SessionLimit if the journal has no room for so many more handles."""
+        used = int(np.count_nonzero(self.status))
+        if used + count > entry.handles:
+            raise SessionLimit(
+                f"{count} sessions asked for, and this stream may have {entry.handles} handles, expired ones included, "
+                f"of which {used} are in use: close some",
+                max_sessions=entry.handles,
+            )
 
     def idle(self, before_s: float) -> Ints:
         """The live members last used before that time; on other threads an estimate."""
@@ -171,5 +298,6 @@ class FrameSessions(Session):
         """Give back every live member's slot. The stream has ended and has no work in flight."""
         live = np.flatnonzero(self.status == LIVE)
         capacity.give_back_many(self.slots[live], self.slot_versions[live])
+        self.release(capacity)
         self.status[live] = FREE
         self.current = None

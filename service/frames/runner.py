@@ -13,13 +13,20 @@ from streamcell.service.batching.batcher import Batcher
 from streamcell.service.batching.guarded_run import GuardedRun, Later
 from streamcell.service.engine.engine import Engine, Staged
 from streamcell.service.engine.staging import steps_of
-from streamcell.service.errors import RefusedByModel, ServiceError, WrongByteCount, run_failure
+from streamcell.service.errors import (
+    RefusedByModel,
+    ServiceError,
+    SessionExpired,
+    WrongByteCount,
+    run_failure,
+)
 from streamcell.service.graph.rows import INITIAL_ROW
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.capacity import Ints
 
 from .admission import admit
+from .copies import FrameCopies
 from .frame import Frame, FrameSlice
 from .members import EXPIRED, FAILED, FrameSessions
 from .rounds import FrameRound, complete_round
@@ -38,11 +45,13 @@ class FrameRunner:
         self._input_bytes = [tensor.step_bytes for tensor in engine.signature.inputs]
         self._output_bytes = [tensor.step_bytes for tensor in engine.signature.outputs]
         self._stateful = bool(engine.signature.states)
-        # uint8[pool's rows, bytes] for each open input: what members were given, by slot. Not by handle: one stays in
+        # uint8[pool's places, bytes] for each open input: what members were given, by slot. Not by handle: one stays in
         # use until its member is closed, though that may have expired, so there may be any number of handles.
         self._given = [
-            np.zeros((engine.pool.rows, value.step_bytes), np.uint8) for value in engine.signature.open_inputs
+            np.zeros((engine.pool.places, value.step_bytes), np.uint8)
+            for value in engine.signature.open_inputs
         ]
+        self._copies = FrameCopies(engine.pool, batcher, metrics, self._given)
         # Values are checked when a frame arrives: of a row that runs in several slices all or none is applied.
         self._guarded = GuardedRun(engine, metrics, check=None)
 
@@ -64,6 +73,9 @@ class FrameRunner:
             frame = members.current
             if frame is not None and frame.next_slice is None:
                 if not members.ended:
+                    members.stepped(frame.handles[frame.ok])
+                    if len(frame.fork) or frame.snapshot:
+                        self._copies.run(members, partial(self._copies.after, members, frame))
                     self._finish(members, frame)
                     done.append((members, frame))
                 members.current = None
@@ -73,6 +85,8 @@ class FrameRunner:
                 latency_s = time.perf_counter() - frame.arrived_s
                 self._metrics.answered(int(np.count_nonzero(frame.ok)), latency_s, frame.spent)
                 members.frame_listener.deliver_frame(frame)
+            if members.leaving:  # the frame is committed: others may have what its members had
+                self._batcher.change(members, partial(members.release, self._batcher.capacity))
 
     # Before the run
 
@@ -83,9 +97,13 @@ class FrameRunner:
             return
 
         def expire() -> None:
-            self._metrics.session_ended(
-                "session_expired", members.drop(members.idle(before_s), EXPIRED, self._batcher.capacity)
-            )
+            handles, capacity = members.idle(before_s), self._batcher.capacity
+            expired = members.drop(handles, EXPIRED, capacity)
+            self._metrics.session_ended(SessionExpired.reason.lower(), expired)
+            if members.frames_kept is not None:
+                members.frames_kept.settle(members, handles)
+                if members.current is None:  # else a frame may have closed members, and is not committed
+                    members.release(capacity)
             members.count()
 
         self._batcher.change(members, expire)
@@ -102,10 +120,10 @@ class FrameRunner:
                 frame.refuse(
                     row, WrongByteCount("the frame's inputs do not have the length that its rows declare")
                 )
-        if not admit(members, frame, self._batcher, self._metrics):
+        if not admit(members, frame, self._batcher, self._metrics, self._copies):
             members.current = None
             return
-        if len(frame.opened):
+        if len(frame.opened) and frame.restore is None:
             slots = members.slots[frame.opened]
             for given, values in zip(self._given, frame.openings, strict=True):
                 given[slots] = values
@@ -153,9 +171,9 @@ class FrameRunner:
             if self._stateful:
                 handles = part.frame.handles[part.rows]
                 slots = members.slots[handles]
-                staged.write[at:end, 0] = slots
+                reads, staged.write[at:end, 0] = members.rows_of(handles, part.start)
                 fresh = members.fresh_members[handles]
-                staged.read[at:end] = np.where(fresh, INITIAL_ROW, slots)
+                staged.read[at:end] = np.where(fresh, INITIAL_ROW, reads)
                 if staged.given and fresh.any():
                     for view, given in zip(staged.given, self._given, strict=True):
                         view[at:end][fresh] = given[slots[fresh]]
@@ -221,6 +239,8 @@ class FrameRunner:
     def _finish(self, members: FrameSessions, frame: Frame) -> None:
         """Fill in the parts of the reply that are not outputs."""
         members.count()
+        if frame.restore is not None and not len(frame.handles):
+            return
         inside = frame.handles < len(members.applied)
         frame.step_indices = np.zeros(len(frame.handles), np.int64)
         frame.step_indices[inside] = members.applied[frame.handles[inside]]

@@ -49,12 +49,12 @@ class GenerationLoop:
         for row in batch.rows:
             work = row.work
             if isinstance(work, Generating):
-                if work.stopped:
-                    self._finish(row, work, StopReason.REQUEST)
+                if work.stopped and work.stops:
+                    self._finish(row, work, work.stops_as)
                     continue
                 if not work.payloads and not row.session.last_output:
                     # The work before it was a search, or was stopped before its first step.
-                    self._batcher.complete(Batch([row], 0, uniform=False), applied=False)
+                    self._batcher.complete(Batch([row], 0, uniform=False, generates=True), applied=False)
                     row.session.listener.fail(BadGeneration.nothing())
                     continue
                 if not work.payloads:
@@ -79,7 +79,8 @@ class GenerationLoop:
         session = row.session
         work.reason = reason
         session.last_used_s = time.monotonic()
-        self._batcher.complete(Batch([row], 0, uniform=False), applied=False)
+        session.settle()
+        self._batcher.complete(Batch([row], 0, uniform=False, generates=True), applied=False)
         if not session.ended:
             self._metrics.generation_ended(reason)
             if not work.replied:
@@ -110,9 +111,12 @@ class GenerationLoop:
                 continue
             work.payloads = (payload,)
             row.again = work
-            index = session.step_index + 1
-            if not work.listener.has_room(partial(self._batcher.release, session, index)):
-                row.gate = index
+            session.gates = gate = session.gates + 1
+            # In this order, for whoever stops it opens the latest gate after that.
+            if work.stopped and work.stops:
+                continue
+            if not work.listener.has_room(partial(self._batcher.release, session, gate)):
+                row.gate = gate
 
     def answer(self, batch: Batch, run: RunTally) -> None:
         """Once the batch is complete: send the replies that are due, and note in `run` whose first it is."""
@@ -164,8 +168,14 @@ class GenerationLoop:
         results = []
         for place, (row, work) in enumerate(zip(rows, works, strict=True)):
             reason: StopReason | None = None
+            again = work.repeats(work.applied + ahead)
+            if again is not None and again[0]:
+                results.append((row, work, again[0], self._chooser.payload(again[0]), again[1]))
+                continue
             if not fine[place] and not (self._allow_non_finite and work.recipe.feedback is Feedback.VALUE):
                 reason = StopReason.NON_FINITE
+            elif again is not None:
+                reason = again[1]
             elif work.stop and int(chosen[place]) in work.stop:
                 reason = StopReason.CLASS
             results.append((row, work, told[place].tobytes(), fed[place].tobytes(), reason))

@@ -113,6 +113,24 @@ class Chooser:
             return tokens.astype(self._input_dtype)[:, None]
         return self._one_hot(tokens)
 
+    def payload(self, choice: bytes) -> bytes:
+        """The next input for a choice as clients are told of it."""
+        if self.head != "categorical":
+            return choice
+        return self.encode(np.frombuffer(choice, "<u4").astype(np.int64)).tobytes()
+
+    def check(self, choices: bytes) -> int | None:
+        """How many choices, as clients are told of them, these are; None: they are none."""
+        if self.head == "categorical":
+            classes = np.frombuffer(choices, "<u4") if len(choices) % 4 == 0 else np.array([self.size])
+            return len(classes) if (classes < self.size).all() else None
+        size = self._input_size * self._input_dtype.itemsize
+        if len(choices) % size:
+            return None
+        values = np.frombuffer(choices, self._input_dtype)
+        bits = self.head == "real" or bool(((values == 0) | (values == 1)).all())
+        return len(choices) // size if bits else None
+
     def start(self, token: int) -> bytes:
         """The input for `token`."""
         tokens = np.array([token])

@@ -6,6 +6,7 @@ all rows are read before any is written, so a hypothesis may write the row that 
 
 from __future__ import annotations
 
+from streamcell.service.access.grant import Grant
 from streamcell.service.sessions.capacity import Capacity, Ints
 from streamcell.service.sessions.session import Group, Output, Session, Work
 
@@ -47,6 +48,7 @@ class Search(Group):
         "_sources",
         "active",
         "listener",
+        "owner",
         "reason",
         "search",
         "stopped",
@@ -84,6 +86,7 @@ class Search(Group):
         self.search = search
         self.stopped = False  # set by `stop_generation`; the engine thread sees it before the next step
         self.reason: StopReason | None = None  # why it has ended
+        self.owner: Grant | None = None  # the tenant of whose generations it takes one, until it is dropped
         self._slots: Ints
         self._slot_versions: Ints
         self._slots, self._slot_versions = capacity.take_many(search.width)
@@ -128,10 +131,13 @@ class Search(Group):
             beam.step.done = 0
 
     def drop(self, capacity: Capacity) -> None:
-        """Give the slots back, once."""
+        """Give the slots and its tenant's room back, once."""
         slots, self._slots = self._slots, self._slots[:0]
         if len(slots):
             capacity.give_back_many(slots, self._slot_versions)
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.give_generation()
 
     def reply(self, step_index: int) -> Reply:
         """The best hypotheses."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from streamcell.service.access.grant import Grant
+from streamcell.service.sessions.capacity import Capacity
 from streamcell.service.sessions.session import Output, Work
 
+from .outcome import Outcome
 from .reply import GenerationListener, Reply, StopReason
 from .sampling import Recipe
 
@@ -17,8 +20,8 @@ class Generating(Work):
     """
 
     __slots__ = (
-        "_chosen", "_outputs", "_steps", "_tells", "applied", "first", "listener", "per_reply", "reason", "recipe",
-        "stop", "stopped", "wanted",
+        "_chosen", "_outputs", "_steps", "_tells", "applied", "asked", "first", "listener", "outcome", "owner",
+        "per_reply", "reason", "recipe", "stop", "stopped", "stops_as", "wanted",
     )  # fmt: skip
 
     generates = True
@@ -60,15 +63,57 @@ class Generating(Work):
         self.stopped = False  # set by `stop_generation`; the engine thread sees it before the next step
         self.reason: StopReason | None = None  # why it has ended
         self.first = b""  # the first input, encoded for the client, if it was made here
+        self.owner: Grant | None = None  # the tenant of whose generations it takes one, until it is dropped
+        self.asked = b""  # what it was asked, if its session outlives the process
+        self.outcome: Outcome | None = None  # what its client was told of it before it was lost
+        self.stops_as = StopReason.REQUEST  # why it has ended, once it is `stopped`
         self._tells = tells
         self._steps = 0  # applied since the last reply
         self._chosen: list[bytes] = []
         self._outputs: list[list[bytes]] = []
 
+    def drop(self, capacity: Capacity) -> None:
+        """Give back its tenant's room, once."""
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.give_generation()
+
     def begin(self, first: bytes, payload: bytes) -> None:
         """Set the first input, made from the last output: `first` for the client, `payload` for the model."""
         self.first = first
         self.payloads = (payload,)
+
+    def go_on(self, applied: int) -> None:
+        """Continue after this many applied and answered timesteps; the session has the last one's output."""
+        self.applied = applied
+        self.payloads = ()
+
+    def repeat(self, outcome: Outcome) -> None:
+        """Make the choices again that its client was told of, and end as it was told."""
+        self.outcome = outcome
+        if outcome.reason is not None and outcome.steps <= self.applied:
+            self.stopped, self.stops_as = True, outcome.reason
+            self.first = self.first if self.applied else outcome.first
+
+    def repeats(self, step: int) -> tuple[bytes, StopReason | None] | None:
+        """The choice after so many timesteps, empty if it is the output, and why it ends; None: it is free."""
+        outcome = self.outcome
+        if outcome is None or step > outcome.steps:
+            return None
+        reason = outcome.reason if step == outcome.steps else None
+        if reason is StopReason.REQUEST:  # that is told before the next step
+            self.stopped, reason = True, None
+        return outcome.choice(step), reason
+
+    @property
+    def stops(self) -> bool:
+        """True if it ends before its next step: it was stopped, and has repeated all that its client was told."""
+        return self.stopped and (self.outcome is None or self.applied >= self.outcome.steps)
+
+    @property
+    def outcome_left(self) -> bytes:
+        """What is to be added to its request if another process goes on with it: what it may have yet to repeat."""
+        return b"" if self.outcome is None else self.outcome.data
 
     def took(self, outputs: Sequence[bytes], chosen: bytes) -> None:
         """Record one applied step: `outputs` has one step of each output, `chosen` the choice, for the client."""

@@ -47,8 +47,8 @@ def pool_state(
     *,
     given: OpenInput | None = None,
     few_kernels: bool = False,
-) -> tuple[str, str]:
-    """Replace one state input and output of the graph; the names of the pool's input and output.
+) -> tuple[str, str, str]:
+    """Replace one state input and output of the graph; the names of the pool's input and output, and of the new rows.
 
     `head` and `tail` collect nodes before and after the graph's own. `gate` is the result of `commit_gate`, if
     rows are to be written only once all else has run. `given` is the state's first value, if each session has its own.
@@ -96,7 +96,7 @@ def pool_state(
     else:
         index = _element_index(tail, write, shape, state.input)
         tail.add("ScatterElements", pool, index, new, into=pool_next, axis=0)
-    return pool, pool_next
+    return pool, pool_next, new
 
 
 def commit_gate(tail: NodeBuilder, names: Iterable[str]) -> str:

@@ -69,6 +69,7 @@ class PoolTensor:
         shape: of one row: the state's shape without its batch axis.
         initial: dtype[*shape], read-only; what a row holds before a session's first step.
         state: the name of the state input that it replaces.
+        written: graph output dtype[batch, *shape], the rows that the run writes; "" if it does not give them out.
     """
 
     input: str
@@ -77,6 +78,7 @@ class PoolTensor:
     shape: tuple[int, ...]
     initial: npt.NDArray[Any]
     state: str
+    written: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def pool_states(
     scatter: Scatter = "nd",
     few_kernels: bool = False,
     commit_last: bool = False,
+    gives_rows: bool = False,
 ) -> Pooled:
     """A copy of `model` whose states live in pools.
 
@@ -121,6 +124,7 @@ def pool_states(
             the graph does with it: fewer kernels on a card, slower on the CPU.
         commit_last: write rows only once everything else has run, so that a run that fails leaves every state as
             it was. ONNX Runtime chooses its own order otherwise.
+        gives_rows: the rows that a run writes are outputs, too.
 
     Raises:
         SignatureError: the signature or a constant does not describe this graph.
@@ -148,8 +152,16 @@ def pool_states(
         for state in signature.states
     ]
     pools = tuple(
-        PoolTensor(pool, pool_next, np.dtype(state.dtype), tuple(state.shape), value, state.input)
-        for state, value, (pool, pool_next) in zip(signature.states, initial, names, strict=True)
+        PoolTensor(
+            pool,
+            pool_next,
+            np.dtype(state.dtype),
+            tuple(state.shape),
+            value,
+            state.input,
+            _given_out(tail, new, signature) if gives_rows else "",
+        )
+        for state, value, (pool, pool_next, new) in zip(signature.states, initial, names, strict=True)
     )
     if lengths_type not in (None, TensorProto.INT32):
         _adapt_input(head, tail, str(signature.lengths), "Cast", to=lengths_type)
@@ -256,6 +268,15 @@ def _declare_interface(
     for pool in pools:
         graph.input.append(_value(pool.input, pool.dtype.name, ["rows", *pool.shape]))
         graph.output.append(_value(pool.output, pool.dtype.name, ["rows", *pool.shape]))
+        if pool.written:
+            graph.output.append(_value(pool.written, pool.dtype.name, [batch, *pool.shape]))
+
+
+def _given_out(tail: NodeBuilder, rows: str, signature: Signature) -> str:
+    """The graph output that gives out `rows`: itself, if it is no output of the model's own."""
+    if rows not in {tensor.name for tensor in signature.outputs}:
+        return rows
+    return tail.add("Identity", rows, into=tail.name(f"streamcell.written.{rows}"))
 
 
 def _value(name: str, dtype: str, shape: list[int | str]) -> onnx.ValueInfoProto:

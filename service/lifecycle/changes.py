@@ -8,14 +8,17 @@ from pathlib import Path
 
 import structlog
 
+from streamcell.service.control_errors import ModelInUse, ModelLoadFailed
 from streamcell.service.engine.device import Device
-from streamcell.service.errors import ModelInUse, ModelLoadFailed, ModelNotFound, shown
+from streamcell.service.errors import ModelNotFound, shown
 from streamcell.service.gc_tuning import refreeze_heap
 from streamcell.service.load_errors import ModelLoadError, load_failure
+from streamcell.service.logs.audit import Audit
 from streamcell.service.metrics.server_metrics import ServerMetrics
 from streamcell.service.repository.locate import Located, Stamp, sidecar_path, stamp, stray_sidecars
 from streamcell.service.repository.model_file import open_model
-from streamcell.service.repository.selection import by_name, chosen
+from streamcell.service.repository.selection import by_name, chosen, trusted
+from streamcell.service.repository.signed import signature_path
 from streamcell.service.sessions.table import SessionTable
 from streamcell.service.settings import Settings
 
@@ -45,6 +48,7 @@ class ModelChanges:
         metrics: ServerMetrics,
         served: Callable[[str, bool], None],
         recover: Callable[[LoadedModel], None] = lambda model: None,
+        audit: Audit | None = None,
     ) -> None:
         """Start reporting the metrics of `models`, which are loaded.
 
@@ -56,6 +60,7 @@ class ModelChanges:
             metrics: where models report.
             served: called when a model becomes available or unavailable.
             recover: called for each model before it is served, to bring back sessions that an earlier process has left.
+            audit: gets a line for each load and unload.
         """
         self.models = models
         self.draining = DrainingModels(sessions, self._release)
@@ -67,6 +72,7 @@ class ModelChanges:
         self._metrics = metrics
         self._served = served
         self._recover = recover
+        self._audit = audit
         for model in models:
             self._serve(model)
 
@@ -104,6 +110,8 @@ class ModelChanges:
         failed = ModelLoadFailed(f"model {name!r} was not loaded: {reason}", model=name)
         self.failed[name] = (seen, str(failed))
         self._metrics.load_failed(name)
+        if self._audit is not None:
+            self._audit.tell("load_failed", model=name, reason=reason)
         _log.error("model not loaded", model=name, reason=reason, served=list(self.models.versions(name)))
         return failed
 
@@ -188,10 +196,18 @@ class ModelChanges:
         metrics.sessions = lambda: self._sessions.counts(metrics)
         metrics.queued = lambda: self._sessions.queued(metrics)
         self._metrics.add(metrics)
+        self._tell("loaded", model)
         self._recover(model)
+
+    def _tell(self, event: str, model: LoadedModel) -> None:
+        if self._audit is not None:
+            file = model.file
+            signed = True if file.signed is not None else None
+            self._audit.tell(event, model=file.name, version=file.version, sha256=file.sha256, signed=signed)
 
     def _release(self, model: LoadedModel) -> None:
         model.release()
+        self._tell("unloaded", model)
         if not model.metrics.pools:
             self._metrics.remove(model.metrics)
         _log.info("model released", model=model.file.name, version=model.file.version)
@@ -206,13 +222,13 @@ def stamp_of(located: Iterable[Located]) -> Stamp:
     paths: list[Path] = []
     for each in located:
         own = (each.path, *each.stages)
-        paths += (*own, sidecar_path(each.path))
+        paths += (*own, sidecar_path(each.path), signature_path(each.path))
         folders = sorted({path.parent for path in own if path.parent.is_dir()})
         paths += sorted(
             path
             for folder in folders
             for path in folder.iterdir()
-            if path.suffix not in (".onnx", ".toml") and not path.is_dir()
+            if path.suffix not in (".onnx", ".toml", ".sig") and not path.is_dir()
         )
     return stamp(paths)
 
@@ -251,7 +267,8 @@ def load_changed(
 
 def _load_new(each: Located, old: LoadedModel | None, settings: Settings, device: Device) -> LoadedModel:
     """Load a file; `old` is the version that it replaces."""
-    file = open_model(each.path, each.name, each.version, None if settings.follow_links else settings.models)
+    root = None if settings.follow_links else settings.models
+    file = open_model(each.path, each.name, each.version, root, trusted(settings))
     model = load(file, settings, device, old.metrics if old is not None else None)
     if file.changed:
         model.release()

@@ -11,14 +11,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from streamcell.service.errors import (
-    ModelControlOff,
-    ModelLoadFailed,
-    ModelNotFound,
-    ServerDraining,
-    ServiceError,
-    shown,
-)
+from streamcell.service.control_errors import ModelControlOff, ModelLoadFailed
+from streamcell.service.errors import ModelNotFound, ServerDraining, ServiceError, shown
 from streamcell.service.gc_tuning import refreeze_heap
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.locate import Located, concerning, locate

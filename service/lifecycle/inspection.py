@@ -10,7 +10,7 @@ from streamcell.service.engine.device import Device
 from streamcell.service.graph.interface import GraphInterface
 from streamcell.service.load_errors import ModelLoadError, load_failure
 from streamcell.service.repository.describe import Description
-from streamcell.service.repository.locate import Located, sidecar_path, stray_sidecars
+from streamcell.service.repository.locate import Located, called, sidecar_path, stray_sidecars
 from streamcell.service.repository.model_file import interface_of, open_model
 from streamcell.service.repository.sidecar_template import likely_pairs, sidecar_template
 from streamcell.service.repository.sidecar_text import sidecar_text
@@ -73,7 +73,7 @@ def inspect_model(path: Path, settings: Settings) -> Inspection:
     """
     device = Device.parse(settings.device, tf32=settings.tf32)
     device.check()
-    name, version = _called(path)
+    name, version = called(path)
     problems: list[str] = []
     interface = file = None
     try:
@@ -108,13 +108,6 @@ def inspect_model(path: Path, settings: Settings) -> Inspection:
         )
     finally:
         model.release()
-
-
-def _called(path: Path) -> tuple[str, str]:
-    """Name and version by the file's path."""
-    if path.stem == "model" and path.parent.name.isdecimal():
-        return path.parent.parent.name, path.parent.name
-    return path.stem, "1"
 
 
 def _problems(error: ModelLoadError, path: Path) -> list[str]:

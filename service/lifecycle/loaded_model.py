@@ -38,6 +38,9 @@ from .proved import proved_engine
 
 _log = structlog.get_logger(__name__)
 
+# Characters of a label that tells of a model: its file decides what it contains.
+_MOST_ABOUT = 400
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -66,6 +69,12 @@ class LoadedModel:
     def journal(self) -> Journal | None:
         """Where its sessions are kept, if they outlive the process."""
         return self.engine.pool.journal
+
+    @property
+    def lasting_journal(self) -> Journal | None:
+        """The same, if it outlives the process itself."""
+        journal = self.journal
+        return None if journal is None or journal.temporary else journal
 
     @property
     def kind(self) -> str:
@@ -179,12 +188,17 @@ def _load(
     # So may a count of timesteps be one.
     indexed = indexed or (file.description.feeds is not None and file.description.feeds.counts)
     options = EngineOptions.of(settings, device, stateful=stateful)
+    _ = file.sha256  # of what is loaded now: it is kept
     if stateful:
         options = replace(options, make_journal=journal_maker(file, settings))
+    if options.spilling_rows is not None and file.generation is not None:
+        # A step of a search reads one row and writes another.
+        options = replace(options, max_batch=min(options.max_batch, options.spilling_rows // 2))
     check_memory(
         signature,
         file.bytes,
         max_sessions=options.max_sessions,
+        slots=options.spilling_rows if options.make_journal is None else None,
         max_batch=min(options.max_batch, signature.max_batch or options.max_batch),
         max_steps=options.max_chunk,
         state_on_host=device.kind == "cpu",
@@ -197,6 +211,7 @@ def _load(
         scatter=device.scatter,
         few_kernels=device.few_kernels,
         commit_last=indexed,
+        gives_rows=options.make_journal is not None and not device.on_host,
     )
 
     def make(options: EngineOptions) -> Engine:
@@ -216,6 +231,9 @@ def _load(
         capacity = Capacity(SlotAllocator(first_slot, max_sessions) if stateful else None, max_sessions)
     else:
         capacity = SharedCapacity(max_sessions, first_slot, stateful=stateful)
+    spilling = engine.pool.spilling
+    if spilling is not None:
+        spilling.versions, spilling.told = capacity.versions, metrics.moved
     batcher = Batcher(
         capacity,
         max_batch=engine.max_batch,
@@ -226,12 +244,14 @@ def _load(
         on_cancelled=metrics.work_cancelled,
         wakeup=wakeup,
         machine=measured(),
+        fair=settings.policy_file is not None,
     )
     pool = Pool(
         settings.max_sessions if stateful else 0,
         engine.pool.slot_bytes,
         lambda: capacity.slots_used,
         lambda: batcher.rows_waiting,
+        lambda: 0 if spilling is None else spilling.spilled,
     )
     ragged, allow_non_finite = signature.lengths is not None, settings.non_finite == "allow"
     feedback = None
@@ -260,6 +280,12 @@ def _load(
             remedy=f"if one is a state, say so in {sidecar_path(file.path).name}",
         )
     metrics.restricted = frozenset(restrictions)
+    metrics.about = {
+        "kind": file.card.kind if file.card else "onnx",
+        "arithmetic": str(proved.arithmetic)[:_MOST_ABOUT],
+        "proof": proved.proof[:_MOST_ABOUT],
+        "restrictions": "\n".join(restrictions.values())[:_MOST_ABOUT],
+    }
     metrics.load_s = time.perf_counter() - began_s
     log.info(
         "model loaded",

@@ -77,7 +77,9 @@ def proved_engine(
     # What mixes rows or timesteps does so on every device. A card's memory is left to its own thread.
     on_host = options.device.kind == "cpu"
     fixed = engine.fixed_shapes  # a card's runs are padded, in time too
-    least = replace(options, device=Device(), max_sessions=1, cuda_graphs=None, fixed_shapes=fixed)
+    least = replace(
+        options, device=Device(), max_sessions=1, cuda_graphs=None, fixed_shapes=fixed, make_journal=None
+    )
     prover = engine if on_host else make(least)
     try:
         result = prove(prover, full=settings.proof == "full", limit_s=settings.proof_s, log=log)

@@ -57,7 +57,7 @@ def configure(level: str, form: str) -> None:
     if form == "json":
         last = [structlog.processors.format_exc_info, _clip, structlog.processors.JSONRenderer()]
     else:
-        last = [_clip, structlog.dev.ConsoleRenderer()]
+        last = [_clip, structlog.dev.ConsoleRenderer(colors=_has_colours(2))]
     structlog.configure(
         processors=[
             _Limited(_writer),
@@ -82,6 +82,11 @@ def flush(patience_s: float = _EXIT_S) -> None:
 def lines_lost() -> Counter[str]:
     """The number of this process's lost log lines, by reason."""
     return Counter() if _writer is None else _writer.lost()
+
+
+def _has_colours(fd: int) -> bool:
+    """Whether `fd` is a terminal whose user wants colours (https://no-color.org)."""
+    return os.isatty(fd) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _own_stderr() -> int:

@@ -19,27 +19,33 @@ _ATOMIC_BYTES = 4096
 class LogWriter:
     """Writes lines to a file descriptor, which may block or fail for any time."""
 
-    def __init__(self, fd: int, *, queue_bytes: int = _QUEUE_BYTES) -> None:
-        """Start the thread. `queue_bytes`: bytes that may wait to be written; lines beyond them are lost."""
+    def __init__(self, fd: int, *, queue_bytes: int = _QUEUE_BYTES, name: str = "log-writer") -> None:
+        """Start the thread, called `name`. `queue_bytes`: bytes that may wait to be written; lines beyond are lost."""
         self._fd = fd
         self._queue_bytes = queue_bytes
         # SimpleQueue.put is reentrant: a finalizer may log while its thread is in `put`.
-        self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
+        # Lines, events to set, and descriptors to write to from then on.
+        self._queue: SimpleQueue[bytes | threading.Event | int] = SimpleQueue()
         self._lock = threading.RLock()
         self._waiting_bytes = 0
         self._lost = dict.fromkeys(REASONS, 0)
         self._cut = False  # True if the last line was written in part only
-        threading.Thread(target=self._run, name="log-writer", daemon=True).start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def put(self, line: bytes) -> None:
-        """Queue `line`, which ends with a line feed; it is lost if the queue is full."""
+    def put(self, line: bytes, *, counted: bool = True) -> bool:
+        """Queue `line`, which ends with a line feed. False: the queue was full; its loss is `counted` or not."""
         with self._lock:
             fits = self._waiting_bytes + len(line) <= self._queue_bytes
             if fits:
                 self._waiting_bytes += len(line)
                 self._queue.put(line)
-        if not fits:
+        if not fits and counted:
             self.lose(QUEUE_FULL)
+        return fits
+
+    def move(self, fd: int) -> None:
+        """Write lines queued from now on to `fd`, and close the previous descriptor."""
+        self._queue.put(fd)
 
     def lose(self, reason: str, lines: int = 1) -> None:
         """Count `lines` as lost for one of `REASONS`."""
@@ -58,12 +64,16 @@ class LogWriter:
         return done.wait(patience_s)
 
     def _run(self) -> None:
-        after: bytes | threading.Event | None = None
+        after: bytes | threading.Event | int | None = None
         while True:
             item = self._queue.get() if after is None else after
             after = None
             if isinstance(item, threading.Event):
                 item.set()
+                continue
+            if isinstance(item, int):
+                os.close(self._fd)
+                self._fd, self._cut = item, False
                 continue
             lines, size = [item], len(item)
             while after is None:

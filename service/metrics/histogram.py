@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ LATENCY_BUCKETS_S = (
     7.5e-3, 10e-3, 15e-3, 20e-3, 30e-3, 50e-3, 75e-3, 100e-3, 150e-3, 200e-3, 300e-3, 500e-3, 750e-3, 1.0, 5.0,
 )  # fmt: skip
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+# Seconds that clients notice, up to the longest that a server waits for its engine process by default.
+PAUSE_BUCKETS_S = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0)
 
 _FOLD = 1024  # values that are kept before they are counted
 
@@ -30,6 +34,8 @@ class Histogram:
         self._counts = np.zeros(len(self._bounds) + 1, np.int64)
         self._sum = 0.0
         self._kept: list[float] = []
+        # By bucket the latest value that belongs to a traced message: value, when, trace and span.
+        self._exemplars: dict[int, tuple[float, float, str, str]] = {}
         self._lock = threading.Lock()
 
     def observe_one(self, value: float) -> None:
@@ -45,6 +51,17 @@ class Histogram:
         kept.extend(values)
         if len(kept) >= _FOLD:
             self._fold()
+
+    def exemplify(self, value: float, trace_id: str, span_id: str) -> None:
+        """Note the trace and the span, in hexadecimal, of a value that is counted elsewhere."""
+        at = int(np.searchsorted(self._array, value))
+        with self._lock:
+            self._exemplars[at] = (value, time.time(), trace_id, span_id)
+
+    def exemplars(self) -> dict[int, tuple[float, float, str, str]]:
+        """By bucket, counted from 0, its latest exemplar: value, seconds since 1970, trace and span."""
+        with self._lock:
+            return dict(self._exemplars)
 
     def _fold(self) -> None:
         with self._lock:

@@ -1,13 +1,11 @@
-"""The HTTP port for monitoring: `/metrics`, `/livez` and `/readyz`, served by cheroot with a fixed pool of threads."""
+"""The HTTP port for monitoring: a status page, `/metrics`, `/livez`, `/readyz`, on a few of cheroot's threads."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import ssl
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,10 +15,15 @@ from cheroot.server import Gateway, HTTPConnection, HTTPRequest, HTTPServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import gzip_accepted
 
+from streamcell.service.access.watched import Watched
+from streamcell.service.addresses import cannot_listen, check_free
 from streamcell.service.settings import Settings
 
+from .door import Answer, Door
 from .page import Pages
+from .port_tls import PortTls
 from .request_reader import Connection, RequestReader
+from .status_page import HEADERS, StatusPage
 
 _log = structlog.get_logger(__name__)
 
@@ -31,50 +34,35 @@ _MOST_NAMES = 100
 _STOP_S = 2.0
 _TEXT = "text/plain; charset=utf-8"
 
-# Status, headers, body.
-Answer = tuple[str, dict[str, str], bytes]
-
 
 class MetricsServer:
     """Serves a registry's metrics and the server's liveness and readiness, from `start` to `stop`."""
 
     def __init__(self, settings: Settings, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
-        """Read the certificate. `ready`: True while the server takes new sessions.
+        """Read the certificate and try the port. `ready`: True while the server takes new sessions.
 
         Raises:
-            OSError: the certificate or its key cannot be used; the text names the files.
+            OSError: the certificate, its key, or the tokens, keys or policy cannot be used, or the port cannot be
+                bound; the text says why.
         """
         self._host = settings.metrics_host or settings.host
         self._wanted_port = settings.metrics_port
+        check_free(self._host, self._wanted_port, "--metrics-port")
         self._pages = Pages(registry)
+        self._status = StatusPage(self._pages)
         self._ready = ready
-        self._pair = settings.metrics_pair
-        self._context: ssl.SSLContext | None = None
-        if self._pair is not None:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-            self.reload()
+        self._watched = Watched()
+        self._door = Door(settings, self._watched)
+        self._tls: PortTls | None = None
+        if (pair := settings.metrics_pair) is not None:
+            self._tls = PortTls(settings, pair)
+            self._watched.add(self._tls.paths, self._tls.reload)
         self._http: _Http | None = None
         self.port = 0
 
     def reload(self) -> None:
-        """Read the certificate and its key again; new connections use them.
-
-        Raises:
-            OSError: they cannot be used; the previous ones stay.
-        """
-        if self._pair is None or self._context is None:
-            return
-        certificate, key = self._pair
-        try:
-            # Tried on another context first: one that fails half-way keeps the new certificate without its key.
-            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._context):
-                context.load_cert_chain(certificate, key)
-        except OSError as error:
-            raise OSError(
-                f"metrics port: {_complaint(certificate, key, error)}; metrics_tls_cert and metrics_tls_key "
-                "name a PEM certificate chain and its private key"
-            ) from error
+        """Read certificates, tokens, keys and policy again; if one cannot be used, it stays and the log says why."""
+        self._watched.reload()
 
     def start(self) -> None:
         """Answer requests.
@@ -82,22 +70,35 @@ class MetricsServer:
         Raises:
             OSError: the port cannot be bound.
         """
-        http = _Http((self._host, self._wanted_port), self.answer, self._context)
+        http = _Http((self._host, self._wanted_port), self.answer, self._tls)
         http.begin()
+        self._watched.start()
         self._http = http
         self.port = http.bind_addr[1]
+        self._status.start()
 
     def stop(self) -> None:
         """Stop answering; returns within a few seconds, whatever clients do."""
+        self._status.stop()
+        self._watched.stop()
         if self._http is not None:
             self._http.end()
 
     def answer(
-        self, method: str, path: str, query: str, headers: dict[str, str], arrived_s: float = 0.0
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: dict[str, str],
+        arrived_s: float = 0.0,
+        connection: object = None,
     ) -> Answer:
-        """The answer to a request that arrived at `arrived_s` (by `time.monotonic`), with a body for HEAD too."""
-        if path not in ("/metrics", "/livez", "/readyz"):
-            return "404 Not Found", {"Content-Type": _TEXT}, b"there are /metrics, /livez and /readyz\n"
+        """The answer to a request on `connection`'s socket that arrived at `arrived_s` (by `time.monotonic`).
+
+        It has a body for HEAD too.
+        """
+        if path not in ("/", "/metrics", "/livez", "/readyz"):
+            return "404 Not Found", {"Content-Type": _TEXT}, b"there are /, /metrics, /livez and /readyz\n"
         if method not in ("GET", "HEAD"):
             return (
                 "405 Method Not Allowed",
@@ -110,6 +111,11 @@ class MetricsServer:
             if self._ready():
                 return "200 OK", {"Content-Type": _TEXT}, b"ready\n"
             return "503 Service Unavailable", {"Content-Type": _TEXT}, b"not ready\n"
+        refusal = self._door.refusal(headers, connection)
+        if refusal is not None:
+            return refusal
+        if path == "/":
+            return "200 OK", dict(HEADERS), self._status.page(arrived_s)
         try:
             names = parse_qs(query, max_num_fields=_MOST_NAMES).get("name[]", [])
         except ValueError:
@@ -118,15 +124,6 @@ class MetricsServer:
         kind, page = self._pages.page(arrived_s, headers.get("Accept", ""), names, zipped)
         more = {"Content-Encoding": "gzip"} if zipped else {}
         return "200 OK", {"Content-Type": kind, "Vary": "Accept, Accept-Encoding", **more}, page
-
-
-def _complaint(certificate: Path, key: Path, error: OSError) -> str:
-    for path in (certificate, key):
-        if not path.is_file():
-            return f"no file at {path}"
-    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
-        return f"{key} is not the key of {certificate}"
-    return f"{certificate} and {key} cannot be used: {error}"
 
 
 def _slow(head: bytes) -> bool:
@@ -175,6 +172,7 @@ class _Gateway(Gateway):
             request.qs.decode("latin-1"),
             headers,
             request.conn.accepted.arrived_s,
+            request.conn.accepted.socket,
         )
         request.status = status.encode()
         more["Content-Length"] = str(len(body))
@@ -193,14 +191,12 @@ class _Http(HTTPServer):
     shutdown_timeout = 1
     server_name = "streamcell"
 
-    def __init__(
-        self, address: tuple[str, int], answer: Callable[..., Answer], context: ssl.SSLContext | None
-    ) -> None:
+    def __init__(self, address: tuple[str, int], answer: Callable[..., Answer], tls: PortTls | None) -> None:
         super().__init__(
             address, _Gateway, minthreads=_WORKERS, maxthreads=_WORKERS, server_name="streamcell"
         )
         self.answer = answer
-        self._context = context
+        self._tls = tls
         self.reader: RequestReader
 
     def begin(self) -> None:
@@ -223,11 +219,12 @@ class _Http(HTTPServer):
         starter.join()
         if failed:
             host, port = self.bind_addr
-            raise OSError(f"cannot listen on {host}:{port} for metrics: {failed[0]}") from failed[0]
+            check_free(host, port, "--metrics-port")  # cheroot's error does not say the cause
+            raise cannot_listen(host, port, failed[0], "--metrics-port") from failed[0]
         self.reader = RequestReader(
             self.socket,
             lambda accepted: self.requests.put(_Connection(self, accepted)),
-            context=self._context,
+            context=None if self._tls is None else self._tls.context,
             slow=_slow,
             most_slow=_WORKERS - 1,
         )

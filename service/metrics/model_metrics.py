@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from streamcell.service.errors import ServiceError
 
-from .histogram import LATENCY_BUCKETS_S, ROW_BUCKETS, Histogram
+from .histogram import LATENCY_BUCKETS_S, PAUSE_BUCKETS_S, ROW_BUCKETS, Histogram
 from .request_metrics import Computed, RequestFigures, RequestMetrics, RunTally, failure_reason
 
 
@@ -23,12 +23,14 @@ class Pool:
         slot_bytes: bytes of one slot.
         used: returns the number of slots taken.
         rows_waiting: returns the number of rows of unary calls that wait to run.
+        spilled: returns the number of sessions whose state is in the host's memory.
     """
 
     slots: int
     slot_bytes: int
     used: Callable[[], int]
     rows_waiting: Callable[[], int]
+    spilled: Callable[[], int] = lambda: 0
 
 
 class ModelMetrics:
@@ -43,17 +45,25 @@ class ModelMetrics:
         self.queue_wait_s = Histogram(LATENCY_BUCKETS_S)
         self.compute_s = Histogram(LATENCY_BUCKETS_S)
         self.batch_rows = Histogram(ROW_BUCKETS)
+        self.spill_return_s = Histogram(LATENCY_BUCKETS_S)
+        self.stream_pause_s = Histogram(PAUSE_BUCKETS_S)  # of streams that front ends keep open
         self.requests = RequestMetrics()
         self.steps = self.chunks = self.computed_steps = self.cancelled = self.opened = 0
         self.generated_steps = 0
+        self.spills = self.spill_returns = 0
         self.ended: Counter[str] = Counter()
         self.resumes: Counter[tuple[str, str]] = Counter()  # by source and result
         self.replies_resent = 0
+        self.state_copies: Counter[str] = Counter()  # by kind
         self.generations_ended: Counter[str] = Counter()
         self.load_s = 0.0
         self.recovery_s = 0.0  # to bring back the sessions that an earlier process has left
         # "rows": one session a run; "steps": one timestep a run.
         self.restricted: frozenset[str] = frozenset()
+        # Of the loaded file, for people: its kind, what it multiplies in, what its proof found.
+        self.about: dict[str, str] = {}
+        # Called after each run that was delivered, if runs are traced: the run, its rows, when it was done.
+        self.on_run: Callable[[RunTally, int, float], None] | None = None
         self.pools: tuple[Pool, ...] = ()
         # Read when scraped: live sessions by state, and messages that wait to run.
         self.sessions: Callable[[], dict[str, int]] = dict
@@ -66,6 +76,13 @@ class ModelMetrics:
         self.batch_rows.observe_one(rows)
         self.compute_s.observe_one(compute_s)
 
+    def moved(self, spilled: int, returned: int, took_s: float) -> None:
+        """Count sessions that left the device and that came back; a run or a copy waited `took_s` for these."""
+        self.spills += spilled
+        self.spill_returns += returned
+        if returned:
+            self.spill_return_s.observe_one(took_s)
+
     def delivered(self, run: RunTally, rows: int, done_s: float) -> None:
         """Count a run of `rows` rows, the last of whose replies was handed over at `done_s`."""
         self.steps += run.steps
@@ -73,6 +90,8 @@ class ModelMetrics:
         self.queue_wait_s.observe(run.waits_s)
         self.step_latency_s.observe(run.latencies_s)
         self.requests.ran(run, rows, done_s)
+        if self.on_run is not None:
+            self.on_run(run, rows, done_s)
 
     def answered(self, inferences: int, latency_s: float, computed: Computed | None) -> None:
         """Count a request that is answered apart from a run, of `inferences` rows, and what runs spent on it."""
@@ -106,6 +125,11 @@ class ModelMetrics:
         with self._lock:
             self.resumes[source, result] += 1
             self.replies_resent += replies
+
+    def state_copied(self, kind: str, sessions: int = 1) -> None:
+        """Count sessions that were copied: "snapshot", "fork", "restore" (a new session) or "rewind"."""
+        with self._lock:
+            self.state_copies[kind] += sessions
 
     def work_cancelled(self, chunks: int) -> None:
         """Count `chunks` queued messages that were dropped because their session had ended."""

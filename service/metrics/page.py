@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -23,6 +24,7 @@ _PAUSE_RATIO, _LEAST_PAUSE_S, _MOST_PAUSE_S = 9.0, 0.1, 0.5
 _SLICE_S = 0.0005  # of work; a pause of the same length lets other threads run
 _SLICE_SAMPLES = 100
 _EOF = b"# EOF\n"
+_Page = TypeVar("_Page")
 _VERSION = re.compile(r"version=(0\.0\.4|1\.0\.0|2\.0\.0);")
 
 
@@ -64,6 +66,11 @@ class Snapshot:
         self._pages: dict[tuple[str, bool], bytes] = {}
         self._lock = threading.Lock()
 
+    @property
+    def families(self) -> Sequence[Metric]:
+        """All of them, to be read only."""
+        return self._families
+
     def page(self, accept: str, names: Sequence[str], zipped: bool) -> tuple[str, bytes]:
         """Return the content type and the page.
 
@@ -103,10 +110,21 @@ class Pages:
 
     def page(self, since_s: float, accept: str, names: Sequence[str], zipped: bool) -> tuple[str, bytes]:
         """Like `Snapshot.page`, of figures read at `since_s` (by `time.monotonic`) or later."""
+        return self._made(since_s, lambda snapshot: snapshot.page(accept, names, zipped))
+
+    def other(self, since_s: float, make: Callable[[Sequence[Metric]], bytes]) -> bytes:
+        """Another page, which `make` makes of all families, read at `since_s` or later."""
+        return self._made(since_s, lambda snapshot: make(snapshot.families))
+
+    def families(self, since_s: float) -> Sequence[Metric]:
+        """All families, read at `since_s` (by `time.monotonic`) or later."""
+        return self._snapshot(since_s).families
+
+    def _made(self, since_s: float, make: Callable[[Snapshot], _Page]) -> _Page:
         snapshot = self._snapshot(since_s)
         began_s = time.monotonic()
         try:
-            return snapshot.page(accept, names, zipped)
+            return make(snapshot)
         finally:
             self._spent(began_s)
 

@@ -60,7 +60,7 @@ class RequestReader:
         listener: socket.socket,
         answer: Callable[[Connection], None],
         *,
-        context: ssl.SSLContext | None,
+        context: Callable[[], ssl.SSLContext] | None,
         slow: Callable[[bytes], bool],
         most_slow: int,
     ) -> None:
@@ -69,7 +69,7 @@ class RequestReader:
         Args:
             listener: bound and listening.
             answer: queues a connection for a worker, which must call `done`.
-            context: for TLS; None: plain HTTP.
+            context: what TLS has for a new connection; None: plain HTTP.
             slow: True for a head whose answer may take long.
             most_slow: the number of such answers at once, less than the number of workers.
         """
@@ -146,7 +146,7 @@ class RequestReader:
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if self._context is not None:
             try:
-                accepted = self._context.wrap_socket(
+                accepted = self._context().wrap_socket(
                     accepted, server_side=True, do_handshake_on_connect=False
                 )
             except OSError:

@@ -17,14 +17,18 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from streamcell.service.build_info import COMPILED
 from streamcell.service.errors import ServiceError
+from streamcell.service.logs.audit import Audit
 
+from .histogram import Histogram
 from .model_metrics import ModelMetrics
 from .readiness import Readiness
 
 _MODEL = ("model", "version")
+_MOST_TENANTS = 100
 
 
 class ServerMetrics(Collector):
@@ -36,6 +40,9 @@ class ServerMetrics(Collector):
         self._stalled: frozenset[tuple[str, str]] = frozenset()
         self._stalls: Counter[str] = Counter({"serving": 0, "engine": 0, "frontend": 0})
         self.lane = ""
+        self.audit: Audit | None = None
+        # How many live sessions each tenant has.
+        self.tenants: Callable[[], dict[str, int]] = dict
         # Kept replies: their bytes, and how many were dropped because of a bound.
         self.kept_replies: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._errors: Counter[tuple[str, str]] = Counter()
@@ -78,10 +85,27 @@ class ServerMetrics(Collector):
         with self._lock:
             self._load_failures[model] += 1
 
+    def streams_paused(self, model: str, version: str, pause_s: float, count: int) -> None:
+        """Count `count` streams on a model that front ends kept open and that continued after `pause_s`."""
+        for each in self.models:
+            if each.labels == [model, version]:
+                each.stream_pause_s.observe([pause_s] * count)
+
     def error(self, error: ServiceError, times: int = 1) -> None:
         """Count `times` calls or sessions that ended with `error`."""
         with self._lock:
             self._errors[error.code.name, error.reason] += times
+        if self.audit is not None:
+            self.audit.refused(
+                error.code.name,
+                error.reason,
+                peer=error.peer,
+                tenant=error.tenant,
+                by=error.subject,
+                model=error.facts.get("model"),
+                session=error.facts.get("session_id"),
+                times=times,
+            )
 
     def collect(self) -> Iterable[Metric]:
         """All families."""
@@ -94,11 +118,17 @@ class ServerMetrics(Collector):
             ("step_latency", "From a message's arrival to the sending of its (first) reply, in seconds."),
             ("queue_wait", "From a message's arrival to the batch that took it, in seconds."),
             ("compute", "One run of the model, in seconds."),
+            ("spill_return", "What a run waited for spilled sessions to come back, in seconds."),
+            (
+                "stream_pause",
+                "How long streams waited that front ends kept open while the engine process was restarted, in seconds.",
+            ),
         ):
             family = HistogramMetricFamily(f"streamcell_{name}_seconds", text, labels=_MODEL)
             for model in self.models:
-                buckets, total = getattr(model, f"{name}_s").snapshot()
-                family.add_metric(model.labels, buckets=buckets, sum_value=total)
+                histogram = getattr(model, f"{name}_s")
+                buckets, total = histogram.snapshot()
+                family.add_metric(model.labels, buckets=_exemplified(histogram, buckets), sum_value=total)
             yield family
         family = HistogramMetricFamily("streamcell_batch_rows", "Rows (sessions) in one run.", labels=_MODEL)
         for model in self.models:
@@ -115,6 +145,8 @@ class ServerMetrics(Collector):
                 "computed_steps",
                 "Timesteps computed, padding included; divided by `steps` it is the cost of padding.",
             ),
+            ("spills", "Sessions whose state left the device for the host's memory."),
+            ("spill_returns", "Sessions whose state came back to the device, because they stepped."),
         ):
             counter = CounterMetricFamily(f"streamcell_{name}", text, labels=_MODEL)
             for model in self.models:
@@ -170,12 +202,19 @@ class ServerMetrics(Collector):
         resent = CounterMetricFamily(
             "streamcell_replies_resent", "Replies sent again to resumed sessions.", labels=_MODEL
         )
+        copies = CounterMetricFamily(
+            "streamcell_state_copies",
+            "Sessions whose state was copied: snapshot, fork, restore or rewind.",
+            labels=(*_MODEL, "kind"),
+        )
         for model in self.models:
             for (source, result), count in sorted(model.resumes.items()):
                 resumes.add_metric([*model.labels, source, result], count)
             resent.add_metric(model.labels, model.replies_resent)
+            for kind, count in sorted(model.state_copies.items()):
+                copies.add_metric([*model.labels, kind], count)
         kept_bytes, dropped = self.kept_replies()
-        yield from (resumes, resent)
+        yield from (resumes, resent, copies)
         yield CounterMetricFamily(
             "streamcell_kept_replies_dropped",
             "Kept replies dropped because of a bound on their bytes.",
@@ -187,12 +226,23 @@ class ServerMetrics(Collector):
             value=kept_bytes,
         )
 
+    def _by_tenant(self) -> Metric:
+        family = GaugeMetricFamily(
+            "streamcell_tenant_sessions", "Live sessions of a tenant.", labels=("tenant",)
+        )
+        for tenant, count in _bounded(self.tenants()).items():
+            family.add_metric([tenant], count)
+        return family
+
     def _gauges(self) -> Iterable[Metric]:
         sessions = GaugeMetricFamily("streamcell_sessions", "Live sessions.", labels=(*_MODEL, "state"))
         slots = GaugeMetricFamily("streamcell_slots", "State slots in the pool.", labels=_MODEL)
         used = GaugeMetricFamily("streamcell_slots_used", "State slots taken.", labels=_MODEL)
         held = GaugeMetricFamily(
             "streamcell_state_bytes", "Bytes of state of the sessions that hold a slot.", labels=_MODEL
+        )
+        spilled = GaugeMetricFamily(
+            "streamcell_spilled_sessions", "Sessions whose state is in the host's memory.", labels=_MODEL
         )
         load = GaugeMetricFamily("streamcell_model_load_seconds", "Time to load the model.", labels=_MODEL)
         recovery = GaugeMetricFamily(
@@ -205,7 +255,13 @@ class ServerMetrics(Collector):
             "1 if the model runs one session (rows) or one timestep (steps) at a time, as its proof demands.",
             labels=(*_MODEL, "kind"),
         )
+        about = InfoMetricFamily(
+            "streamcell_model",
+            "The model's kind, what it multiplies in, what its proof compared, and what restricts it.",
+            labels=_MODEL,
+        )
         for model in self.models:
+            about.add_metric(model.labels, model.about)
             for kind in ("rows", "steps"):
                 restricted.add_metric([*model.labels, kind], float(kind in model.restricted))
             for state, count in model.sessions().items():
@@ -214,9 +270,11 @@ class ServerMetrics(Collector):
             slots.add_metric(model.labels, sum(pool.slots for pool, _ in taken))
             used.add_metric(model.labels, sum(count for _, count in taken))
             held.add_metric(model.labels, sum(count * pool.slot_bytes for pool, count in taken))
+            spilled.add_metric(model.labels, sum(pool.spilled() for pool, _ in taken))
             load.add_metric(model.labels, model.load_s)
             recovery.add_metric(model.labels, model.recovery_s)
-        yield from (sessions, slots, used, held, load, recovery, restricted)
+        yield from (sessions, slots, used, held, spilled, load, recovery, restricted, about)
+        yield self._by_tenant()
         yield GaugeMetricFamily(
             "streamcell_ready",
             "1 while the server takes new sessions and every thread makes progress.",
@@ -241,3 +299,25 @@ class ServerMetrics(Collector):
                 "grpcio": version("grpcio"),
             },
         )
+
+
+def _bounded(counts: dict[str, int]) -> dict[str, int]:
+    """The tenants with the most sessions; all others are summed up under a name that no tenant has."""
+    ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    others = sum(count for _, count in ordered[_MOST_TENANTS:])
+    return dict(ordered[:_MOST_TENANTS]) | ({"(others)": others} if others else {})
+
+
+def _exemplified(
+    histogram: Histogram, buckets: list[tuple[str, int]]
+) -> list[tuple[str, int] | tuple[str, int, Exemplar]]:
+    """The buckets with their exemplars, which only a page in OpenMetrics shows."""
+    known = histogram.exemplars()
+    found: list[tuple[str, int] | tuple[str, int, Exemplar]] = []
+    for at, (bound, count) in enumerate(buckets):
+        if at in known:
+            value, at_s, trace_id, span_id = known[at]
+            found.append((bound, count, Exemplar({"trace_id": trace_id, "span_id": span_id}, value, at_s)))
+        else:
+            found.append((bound, count))
+    return found

@@ -21,8 +21,8 @@ _log = structlog.get_logger(__name__)
 # the certificate.
 SETTINGS, ATTACH, SCRAPE, DRAIN, STOP, RELOAD = range(40, 46)
 # To it: ready, or unable to serve; one model's rings; the rest of a front end's link; metrics; drained; whether it
-# takes new sessions (number 1) or not (0).
-READY, UNFIT, RINGS, ATTACHED, SCRAPED, DRAINED, READINESS = range(50, 57)
+# takes new sessions (number 1) or not (0); a client asks the server to shut down.
+READY, UNFIT, RINGS, ATTACHED, SCRAPED, DRAINED, READINESS, DRAIN_ASKED = range(50, 58)
 
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 30.0
 _LASTING_S = 30.0  # a process that ran for longer is restarted after the first pause

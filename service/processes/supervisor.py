@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
@@ -15,14 +16,19 @@ from prometheus_client import CollectorRegistry, PlatformCollector
 
 from streamcell.service.build_info import COMPILED
 from streamcell.service.load_errors import ModelLoadError
+from streamcell.service.metrics.agent import agent_port
 from streamcell.service.metrics.http_server import MetricsServer
 from streamcell.service.metrics.log_metrics import LostLines
+from streamcell.service.metrics.websocket_metrics import WebSocketFigures
 from streamcell.service.settings import Settings
+from streamcell.service.telemetry.start import metric_export
+from streamcell.service.websocket.start import websocket_port
 
 from .children import (
     ATTACH,
     ATTACHED,
     DRAIN,
+    DRAIN_ASKED,
     DRAINED,
     READINESS,
     READY,
@@ -62,6 +68,9 @@ class Supervisor:
             )
         self.settings = settings
         self.metrics_port = 0
+        self.on_drain: Callable[[], None] = lambda: None
+        websockets = WebSocketFigures()
+        self._websocket = websocket_port(settings, websockets)
         self._reserved = reserve(settings.host, settings.port)
         self.port: int = self._reserved.getsockname()[1]
         self._lock = threading.Lock()
@@ -76,7 +85,9 @@ class Supervisor:
         self._scrapes: dict[int, Future[bytes]] = {}
         self._drained = threading.Event()
         registry = CollectorRegistry()
+        self._export = metric_export(settings, registry.collect)
         self._http = MetricsServer(settings, registry, self._ready)
+        self._agent = agent_port(settings, self._ready)
         self._engine = Supervised(
             lambda: Child("engine", "engine", self._engine_said),
             self._engine_begun,
@@ -86,6 +97,7 @@ class Supervisor:
         self._answering: list[Future[str]] = [Future() for _ in self._frontends]  # each front end's lane
         registry.register(RelayedMetrics(self._scrape, LostLines()))
         registry.register(ProcessFigures(self._engine, self._frontends))
+        registry.register(websockets)
         PlatformCollector(registry=registry)
         try:
             self._engine.start()
@@ -151,6 +163,8 @@ class Supervisor:
                 _resolve(waiting, body)
         elif kind == DRAINED:
             self._drained.set()
+        elif kind == DRAIN_ASKED:
+            self.on_drain()
         elif kind == READINESS:
             self._engine_ready = bool(number)
 
@@ -196,6 +210,15 @@ class Supervisor:
                 if frontend.child is not None:
                     self._link(frontend.child)
             lane = {answering.result() for answering in self._answering}
+            more: dict[str, int] = {}
+            if self._websocket is not None:
+                self._websocket.start(self.port)
+                more["websocket_port"] = self._websocket.port
+            if self._agent is not None:
+                self._agent.start()
+                more["agent_port"] = self._agent.port
+            if self._export is not None:
+                self._export.start()
         except BaseException:
             self._stop_processes()
             raise
@@ -203,12 +226,14 @@ class Supervisor:
             "serving",
             host=settings.host,
             port=self.port,
+            metrics_host=settings.metrics_host or settings.host,
             metrics_port=self.metrics_port,
             frontends=settings.frontends,
             models=self._loaded.result(),
             lane=", ".join(sorted(lane)),
             device=settings.device,
             compiled=COMPILED,
+            **more,
         )
 
     def _ready(self) -> bool:
@@ -237,10 +262,12 @@ class Supervisor:
                 child.process.kill()
 
     def reload(self) -> None:
-        """Reload the certificates of the front ends and the metrics port; new connections use them."""
-        for frontend in self._frontends:
-            if frontend.child is not None:
-                frontend.child.pipe.send(RELOAD)
+        """Reload certificates, which new connections use, and open the audit log anew."""
+        for kept in (*self._frontends, self._engine):
+            if kept.child is not None:
+                kept.child.pipe.send(RELOAD)
+        if self._websocket is not None:
+            self._websocket.reload()
         self._http.reload()
 
     def stop(self) -> None:
@@ -258,6 +285,8 @@ class Supervisor:
         if engine is not None:
             engine.pipe.send(DRAIN)
             self._drained.wait(self.settings.grace_s + _DRAIN_SPARE_S)
+        if self._export is not None:
+            self._export.stop()
         self._stop_processes()
         _log.info("stopped")
 
@@ -270,8 +299,12 @@ class Supervisor:
             stop.start()
         for stop in stops:
             stop.join()
+        if self._websocket is not None:
+            self._websocket.stop()
         self._engine.stop()
         self._http.stop()
+        if self._agent is not None:
+            self._agent.stop()
         self._reserved.close()
 
 

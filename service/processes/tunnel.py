@@ -16,6 +16,7 @@ from .pipe import pack, unpack
 
 # Kinds of messages in a pipe. The `number` of these is the call's. To the engine process:
 BEGIN, REQUEST, MESSAGE, HALF_CLOSE, GONE, READ = range(10, 16)
+BEGIN_AGAIN = 16  # as BEGIN, of a call that an earlier engine process has had
 # From it:
 REPLY, REPLY_ON, STATUS, ANSWER, ACCEPTED, SKIP = range(20, 26)
 # The `number` of all others is no call's. Metrics that only the front end knows: its lane; and counts, in `number`, of
@@ -26,6 +27,7 @@ SERVED = 34  # the named model became available (number 1) or unavailable (0)
 STALLED = 36  # in both directions: the named thread makes no progress (number 1), or does again (0)
 # The engine process asks, and the front end answers once it has passed on all that its sockets held.
 READ_ALL, ALL_READ = 37, 38
+PAUSED = 29  # the clients of `number` streams, which a front end has kept open, went on after a pause
 IN_FLIGHT = 39  # a front end's bytes of clients in memory and its connections held back, 8 bytes each
 
 WINDOW = 8  # maximum messages of a call that its handler has not taken yet

@@ -25,6 +25,7 @@ from .fed_inputs import fed_inputs
 from .one_timestep import find_one_timestep, said_one_timestep
 from .sidecar import Sidecar, SidecarState, inspect_sidecar
 from .sidecar_fit import new_axes, resolve
+from .signed import SignedFiles
 from .state_names import possible_states, state_pairs
 from .unbatched import find_unbatched
 
@@ -81,7 +82,11 @@ def _built(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Feeds | None)
 
 
 def describe(
-    model: onnx.ModelProto, path: Path, sidecar: Path | None, carded: tuple[SidecarState, ...] = ()
+    model: onnx.ModelProto,
+    path: Path,
+    sidecar: Path | None,
+    carded: tuple[SidecarState, ...] = (),
+    signed: SignedFiles | None = None,
 ) -> Description:
     """Read the description of the model in `path`.
 
@@ -90,6 +95,7 @@ def describe(
         path: the .onnx file, for texts.
         sidecar: the TOML file beside it, if there is one.
         carded: states described by cards, unless the sidecar describes a state of the same input.
+        signed: what the sidecar must be, if the model is signed.
 
     Raises:
         ModelLoadError: it cannot be served; the error names everything that is wrong.
@@ -100,7 +106,7 @@ def describe(
         raise ModelLoadError(str(error)) from error
     stated: set[str] = set()
     if sidecar is not None:
-        said, problems = inspect_sidecar(sidecar)
+        said, problems = inspect_sidecar(sidecar, signed)
         if said is not None:
             said = said.with_states(carded)
             states = [(state.input, state.output) for state in said.states]

@@ -51,7 +51,9 @@ def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Locate
     """
     if not models_dir.is_dir():
         came = "a file" if models_dir.exists() else "nothing"
-        raise ModelLoadError(f"expected a folder of models, found {came}", models_dir)
+        raise ModelLoadError(
+            f"expected a folder of models, found {came}: --models names one with NAME.onnx in it", models_dir
+        )
     errors: list[ModelLoadError] = []
     found: list[Located] = []
     root = None if follow_links else models_dir
@@ -64,6 +66,13 @@ def locate(models_dir: Path, *, follow_links: bool = False) -> tuple[list[Locate
         except ModelLoadError as error:
             errors.append(error.at(path))
     return found, errors
+
+
+def called(path: Path) -> tuple[str, str]:
+    """The name and the version of the model file `path` by its place."""
+    if path.stem == "model" and path.parent.name.isdecimal():
+        return path.parent.parent.name, path.parent.name
+    return path.stem, "1"
 
 
 def check_name(name: str, path: Path) -> str:

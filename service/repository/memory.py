@@ -21,6 +21,7 @@ def check_memory(
     file_bytes: int,
     *,
     max_sessions: int,
+    slots: int | None = None,
     max_batch: int,
     max_steps: int,
     state_on_host: bool,
@@ -31,13 +32,16 @@ def check_memory(
         signature: the model's.
         file_bytes: its file's size, that of external data included.
         max_sessions: sessions it is to have room for.
+        slots: rows that they share on the device, if these are fewer; the host's memory then has room for all, besides.
         max_batch, max_steps: the largest run.
         state_on_host: whether states are kept in the host's memory.
     """
     rows = max_sessions + max_batch + 1 if signature.states else 0
+    on_device = (slots or 0) * signature.session_bytes if state_on_host and rows else 0
     given = sum(value.step_bytes for value in signature.open_inputs)  # kept as it came, too
-    a_session = (signature.session_bytes if state_on_host else 0) + given + _SLOT_BYTES
-    states = rows * a_session
+    in_memory = state_on_host or slots is not None
+    a_session = (signature.session_bytes if in_memory else 0) + given + _SLOT_BYTES
+    states = rows * a_session + on_device
     tensors = (*signature.inputs, *signature.outputs)
     staging = max_batch * (max_steps if signature.has_time else 1) * sum(t.step_bytes for t in tensors)
     file = _COPIES_OF_A_FILE * file_bytes
@@ -46,7 +50,7 @@ def check_memory(
         return
     advice = "give the server more memory"
     if staging + file < have and states:
-        fit = max(0, (have - staging - file) // a_session - max_batch - 1)
+        fit = max(0, (have - staging - file - on_device) // a_session - max_batch - 1)
         if fit:
             advice = f"set --max-sessions to {fit} or less, or {advice}"
     elif file < have:

@@ -7,9 +7,11 @@ names stages stands for a model of several files.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ import onnx
 
 from streamcell.card import Generation, ModelCard, Signature
 from streamcell.service.graph.interface import GraphInterface, read_interface
-from streamcell.service.load_errors import ModelLoadError, RepositoryError, load_failure
+from streamcell.service.load_errors import ModelLoadError, RepositoryError, UntrustedModelError, load_failure
 
 from .describe import Description, describe
 from .locate import Located, Stamp, check_file, check_name, locate, sidecar_path, stamp
 from .onnx_file import external_files, read_onnx
 from .pipeline import read_pipeline, read_stages
 from .sidecar import Stage
+from .signed import SignedFiles, TrustedKeys, check_called, signature_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class ModelFile:
         watched: its files: `path`, the sidecar (existing or not), stages and external data.
         stamp: the stamp of `watched`, taken before they were read.
         stages: the stages of a pipeline.
+        signed: what its files must be, if the server demands a signature.
     """
 
     name: str
@@ -48,6 +52,7 @@ class ModelFile:
     watched: tuple[Path, ...]
     stamp: Stamp
     stages: tuple[Stage, ...] = ()
+    signed: SignedFiles | None = None
 
     @property
     def signature(self) -> Signature:
@@ -74,6 +79,19 @@ class ModelFile:
         """The size of all its files."""
         return sum(size for _, size, _ in filter(None, self.stamp))
 
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256, in hexadecimal, of all that it is made of: a state means nothing to another model."""
+        digest = hashlib.sha256()
+        for path in sorted(self.watched):
+            if self.signed is not None:
+                if path in self.signed:
+                    digest.update(self.signed.sha256(path))
+            elif path.is_file():
+                with path.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
     @property
     def changed(self) -> bool:
         """True if any of its files has changed since it was read."""
@@ -84,11 +102,12 @@ class ModelFile:
 
         Raises:
             ModelLoadError: the file or its external data cannot be read.
+            UntrustedModelError: they are not what was signed.
         """
         if self.stages:
-            model = read_pipeline(self.path, self.stages, None, weights=True).model
+            model = read_pipeline(self.path, self.stages, None, weights=True, signed=self.signed).model
         else:
-            model = read_onnx(self.path, weights=True)
+            model = read_onnx(self.path, weights=True, signed=self.signed)
         return self.description.build(model)
 
 
@@ -129,13 +148,14 @@ def open_all(
     notes: Iterable[ModelLoadError] = (),
     *,
     root: Path | None,
+    trust: TrustedKeys | None = None,
 ) -> Found:
-    """Open `located`. Their errors are appended to `errors`. If `root` is given, no link may lead out of it."""
+    """Open `located`, like `open_model`. Their errors are appended to `errors`."""
     files: list[ModelFile] = []
     errors = list(errors)
     for each in located:
         try:
-            files.append(open_model(each.path, each.name, each.version, root))
+            files.append(open_model(each.path, each.name, each.version, root, trust))
         except ModelLoadError as error:
             errors.append(error)
     owners: dict[tuple[str, str], Path] = {}
@@ -162,33 +182,54 @@ def interface_of(path: Path) -> GraphInterface:
     return read_interface(model.graph)
 
 
-def open_model(path: Path, name: str, version: str = "1", root: Path | None = None) -> ModelFile:
-    """Read one file's card, sidecar or graph. If `root` is given, no link may lead out of it.
+def open_model(
+    path: Path, name: str, version: str = "1", root: Path | None = None, trust: TrustedKeys | None = None
+) -> ModelFile:
+    """Read one file's card, sidecar or graph.
+
+    Args:
+        path: the .onnx file, or the TOML file of a pipeline.
+        name: the model's, unless its sidecar names it.
+        version: a positive integer as text.
+        root: the folder that no link may lead out of, if there is one.
+        trust: the keys of which one must have signed the model, if the server demands it.
 
     Raises:
+        UntrustedModelError: no such key has signed these files under this name and version.
         ModelLoadError: it cannot be served.
     """
     try:
-        return _open(path, name, version, root)
+        return _open(path, name, version, root, trust)
     except Exception as error:  # a file can be wrong in unexpected ways
         raise load_failure(error, path) from error
 
 
-def _open(path: Path, name: str, version: str, root: Path | None) -> ModelFile:
+def _open(path: Path, name: str, version: str, root: Path | None, trust: TrustedKeys | None) -> ModelFile:
     beside = sidecar_path(path)
+    own = (path, beside) if trust is None else (path, beside, signature_path(path))
+    before = stamp(own)
+    signed = None if trust is None else trust.check(path)
     has_sidecar = os.path.lexists(beside)
+    if signed is not None and has_sidecar != (beside in signed):
+        raise UntrustedModelError(
+            f"its sidecar {beside.name} "
+            + ("is not in its signature; remove it" if has_sidecar else "was signed and is gone; put it back")
+            + ", or sign the model again",
+            path,
+        )
     for each in (path, beside) if has_sidecar else (path,):
         check_file(each, root)
-    before = stamp((path, beside))
     stages: tuple[Stage, ...] = ()
     if path == beside:
-        stages = read_stages(path)
-        whole = read_pipeline(path, stages, root, weights=False)
+        stages = read_stages(path, signed)
+        whole = read_pipeline(path, stages, root, weights=False, signed=signed)
         parts = whole.files
-        found = describe(whole.model, path, beside, whole.states)
+        found = describe(whole.model, path, beside, whole.states, signed)
     else:
-        model = read_onnx(path, weights=False)
+        model = read_onnx(path, weights=False, signed=signed)
         parts = external_files(model, path.parent, root)
-        found = describe(model, path, beside if has_sidecar else None)
+        found = describe(model, path, beside if has_sidecar else None, signed=signed)
     name = check_name(found.name or name, path)
-    return ModelFile(name, version, path, found, (path, beside, *parts), before + stamp(parts), stages)
+    if signed is not None:
+        check_called(signed, name, version, path)
+    return ModelFile(name, version, path, found, (*own, *parts), before + stamp(parts), stages, signed)

@@ -13,18 +13,20 @@ from streamcell.service.load_errors import ModelLoadError
 
 from .locate import check_file
 from .memory import available_bytes
+from .signed import SignedFiles
 
 # The limit of protobuf, and the copies of a file in memory while it is read.
 MOST_FILE_BYTES, _COPIES = 2**31 - 1, 2
 
 
-def read_onnx(path: Path, *, weights: bool) -> onnx.ModelProto:
-    """Read the model in `path`, on request with the weights in other files.
+def read_onnx(path: Path, *, weights: bool, signed: SignedFiles | None = None) -> onnx.ModelProto:
+    """Read the model in `path`, on request with the weights in other files; a signed one as it was signed.
 
     Raises:
         ModelLoadError: the file or its external data cannot be read.
+        UntrustedModelError: a file is not what was signed.
     """
-    size = path.stat().st_size
+    size = path.stat().st_size if signed is None else signed.size(path)
     if size > MOST_FILE_BYTES:
         raise ModelLoadError(
             f"an ONNX file has at most {MOST_FILE_BYTES} bytes, this one has {size}; "
@@ -33,9 +35,17 @@ def read_onnx(path: Path, *, weights: bool) -> onnx.ModelProto:
         )
     check_readable(size, path)
     try:
-        model = onnx.load(path, load_external_data=weights)
+        if signed is None:
+            model = onnx.load(path, load_external_data=weights)
+        else:
+            model = onnx.load_model_from_string(signed.read(path))
+            if weights:
+                _read_weights(model, path.parent, signed)
     except DecodeError as error:
-        raise ModelLoadError(f"not an ONNX file: {error}", path) from error
+        raise ModelLoadError(
+            f"not an ONNX file: {error}; it may be copied in part, or a pointer of Git LFS: export or copy it again",
+            path,
+        ) from error
     except OSError as error:
         raise ModelLoadError(f"cannot be read: {error.strerror or error}", path) from error
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -48,6 +58,30 @@ def read_onnx(path: Path, *, weights: bool) -> onnx.ModelProto:
     if weights and any(t.data_location == onnx.TensorProto.EXTERNAL for t in all_tensors(model)):
         raise ModelLoadError("it has external data at a place where none can be read", path)
     return model
+
+
+def _read_weights(model: onnx.ModelProto, folder: Path, signed: SignedFiles) -> None:
+    """Put the weights of signed files in a model's `folder` into the model."""
+    tensors: dict[Path, list[onnx.TensorProto]] = {}
+    for tensor in all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensors.setdefault(folder / _external(tensor).get("location", ""), []).append(tensor)
+    for path, its in tensors.items():
+        check_readable(signed.size(path), path)
+        data = memoryview(signed.read(path))
+        for tensor in its:
+            said = _external(tensor)
+            offset = int(said.get("offset", 0))
+            length = int(said["length"]) if "length" in said else len(data) - offset
+            if min(offset, length) < 0 or offset + length > len(data):
+                raise ValueError(f"{path.name} has no {length} bytes at {offset}")
+            tensor.raw_data = bytes(data[offset : offset + length])
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _external(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def check_readable(size: int, path: Path) -> None:

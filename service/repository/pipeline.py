@@ -17,20 +17,21 @@ from streamcell.service.load_errors import ModelLoadError, PipelineError, Proble
 from .locate import check_file
 from .onnx_file import MOST_FILE_BYTES, check_readable, external_files, read_onnx
 from .sidecar import SidecarState, Stage, inspect_sidecar, is_below
+from .signed import SignedFiles
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # The prefix of the server's own values.
 _RESERVED = "streamcell"
 
 
-def read_stages(path: Path) -> tuple[Stage, ...]:
+def read_stages(path: Path, signed: SignedFiles | None = None) -> tuple[Stage, ...]:
     """The stages that the TOML file `path` names.
 
     Raises:
         SidecarError: the file is not valid.
         PipelineError: two have one name, or one has a name that none can have.
     """
-    said, problems = inspect_sidecar(path)
+    said, problems = inspect_sidecar(path, signed)
     if said is None:
         raise SidecarError(str(problems), path, problems)
     if not said.stages:
@@ -65,7 +66,14 @@ class Pipeline:
     states: tuple[SidecarState, ...]
 
 
-def read_pipeline(path: Path, stages: Sequence[Stage], root: Path | None, *, weights: bool) -> Pipeline:
+def read_pipeline(
+    path: Path,
+    stages: Sequence[Stage],
+    root: Path | None,
+    *,
+    weights: bool,
+    signed: SignedFiles | None = None,
+) -> Pipeline:
     """Read the files of all stages.
 
     Args:
@@ -73,6 +81,7 @@ def read_pipeline(path: Path, stages: Sequence[Stage], root: Path | None, *, wei
         stages: its stages.
         root: the folder that no link may lead out of, if there is one.
         weights: True to read weights in external files too.
+        signed: what they must be, if the model is signed.
 
     Raises:
         ModelLoadError: a file cannot be read, or is not in the folder; it names the file.
@@ -90,7 +99,7 @@ def read_pipeline(path: Path, stages: Sequence[Stage], root: Path | None, *, wei
     states: list[SidecarState] = []
     for stage, file in zip(stages, files, strict=True):
         try:
-            model = read_onnx(file, weights=weights)
+            model = read_onnx(file, weights=weights, signed=signed)
             if not weights:
                 watched |= dict.fromkeys(external_files(model, file.parent, root))
             states += _carded(model, stage)

@@ -10,6 +10,7 @@ from streamcell.service.settings import Settings
 from .locate import Located, concerning, locate, stray_sidecars
 from .model_file import Found, open_all
 from .sidecar import did_you_mean
+from .signed import TrustedKeys
 
 
 def at_start(settings: Settings) -> Found:
@@ -37,12 +38,24 @@ def at_start(settings: Settings) -> Found:
         errors,
         notes,
         root=None if settings.follow_links else settings.models,
+        trust=trusted(settings),
     )
     if not (found.files or found.errors) and settings.model_control == "none":
         raise ModelLoadError(
             f"no model in {settings.models}: expected NAME.onnx, NAME/<version>/model.onnx or a pipeline's NAME.toml"
         )
     return found
+
+
+def trusted(settings: Settings) -> TrustedKeys | None:
+    """The keys, one of which must have signed a model, if the settings demand it; read again for each look at models.
+
+    Raises:
+        ModelLoadError: the file of keys cannot be used.
+    """
+    if settings.require_signature is None:
+        return None
+    return TrustedKeys.read(settings.require_signature)
 
 
 def chosen(located: Iterable[Located], *, latest_only: bool) -> list[Located]:

@@ -21,6 +21,8 @@ from streamcell.card.signature import Dimension, Dtype
 from streamcell.service.graph.interface import MOST_PORTS
 from streamcell.service.load_errors import MOST_PROBLEMS, Problems, SidecarError
 
+from .signed import SignedFiles
+
 # Of the whole file.
 MOST_BYTES = 1 << 20
 # Of one pipeline.
@@ -198,13 +200,14 @@ def read_sidecar(path: Path) -> Sidecar:
     return sidecar
 
 
-def inspect_sidecar(path: Path) -> tuple[Sidecar | None, Problems]:
-    """A sidecar's content, None if it cannot be read at all, and all its problems.
+def inspect_sidecar(path: Path, signed: SignedFiles | None = None) -> tuple[Sidecar | None, Problems]:
+    """A sidecar's content, None if it cannot be read at all, and all its problems; of a signed model as it was signed.
 
     Raises:
         SidecarError: it is no TOML.
+        UntrustedModelError: it is not what was signed.
     """
-    data = _read_toml(path)
+    data = _read_toml(path, signed)
     problems = Problems()
     while True:
         try:
@@ -256,10 +259,13 @@ def _without(data: Any, place: list[int | str]) -> bool:
     return isinstance(data, dict) and data.pop(place[-1], None) is not None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, signed: SignedFiles | None = None) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
+        if signed is not None:
+            text = signed.read(path)
+        else:
+            with path.open("rb") as file:
+                text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise SidecarError(f"a sidecar has at most {MOST_BYTES} bytes, this one has more", path)
         dotted = (key for key in _KEY.findall(text) if key.count(b".") >= MOST_PARTS)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from streamcell.service.errors import ModelUnloading, SessionLimit
 
+Ints: TypeAlias = npt.NDArray[np.int64]
+
 
 class SlotAllocator:
     """Hands out the rows `first … first + count - 1`, lowest first; a row's slot_version counts its owners."""
@@ -76,13 +78,15 @@ class SlotAllocator:
         self._taken[at] = False
         self._free.extend(slots[::-1].tolist())
 
+    def versions(self, slots: Ints) -> Ints:
+        """int64[n]: the slot_version of each of `slots`, 0 if it is free. Any thread may ask."""
+        at = slots - self._first
+        return np.where(self._taken[at], self._slot_version[at], 0)
+
     @property
     def used(self) -> int:
         """Slots taken now."""
         return len(self._taken) - len(self._free)
-
-
-Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 class Capacity:
@@ -151,6 +155,11 @@ class Capacity:
             self._live -= len(slots)
             if self._slots is not None:
                 self._slots.give_back_many(slots, slot_versions)
+
+    def versions(self, slots: Ints) -> Ints:
+        """int64[n]: the slot_version of each of `slots` of a stateful model, 0 if it is free."""
+        assert self._slots is not None
+        return self._slots.versions(slots)
 
     @property
     def live(self) -> int:

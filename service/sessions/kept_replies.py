@@ -122,6 +122,11 @@ class KeptReplies:
                 return None
             return [reply.data for reply in self._replies if reply.place > place]
 
+    def at(self, place: Place) -> bytes | None:
+        """The reply that brings a client to `place`; None if it is not kept."""
+        with self._room.lock:
+            return next((reply.data for reply in self._replies if reply.place == place), None)
+
     @property
     def of_generation(self) -> int:
         """The number of replies kept of a generation that has not ended."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, Protocol
 
 from mypy_extensions import mypyc_attr
 
+from streamcell.service.access.grant import Grant
 from streamcell.service.durability.journal import Entry
 from streamcell.service.errors import ServiceError
 from streamcell.service.graph.rows import INITIAL_ROW
@@ -60,6 +61,8 @@ class Work:
 
     # True if the server makes its inputs and puts it back into its session's queue after each of its steps.
     generates = False
+    # True if it takes no row, and is done between two runs.
+    aside = False
     # Set if it is work of several rows, or one of these rows: all of them run in one batch.
     group: Group | None = None
 
@@ -88,6 +91,11 @@ class Work:
     def begun(self) -> bool:
         """True if a part of it has run."""
         return self.done > 0
+
+    @property
+    def due(self) -> bool:
+        """True if its reply, or the next one, is due once what runs has run."""
+        return True
 
     @property
     def steps_given(self) -> int:
@@ -125,6 +133,57 @@ class Group(Work):
         """True once it needs no further run."""
 
 
+class Aside(Group):
+    """Work on its session between two runs, in the order of its messages. It takes no row.
+
+    Attributes:
+        do: called on the thread that runs the engine.
+        tell: called then, once the session may run again.
+        numbered: it has a number, like a message with steps.
+        begun: its session needs it, so nothing drops it.
+    """
+
+    __slots__ = ("_begun", "do", "numbered", "tell")
+
+    aside = True
+    generates = True
+
+    def __init__(
+        self,
+        session: Session,
+        do: Callable[[], None],
+        tell: Callable[[], None],
+        *,
+        numbered: bool = False,
+        begun: bool = False,
+    ) -> None:
+        super().__init__((), 1, Output.NONE, 0, 0.0)
+        self.session = session
+        self.do = do
+        self.tell = tell
+        self.numbered = numbered
+        self._begun = begun
+
+    @property
+    def begun(self) -> bool:
+        """See `Work`."""
+        return self._begun
+
+    @property
+    def rows(self) -> int:
+        """None."""
+        return 0
+
+    def take(self) -> Iterable[tuple[Session, Work]]:
+        """None."""
+        return ()
+
+    @property
+    def over(self) -> bool:
+        """See `Group`: it is done once."""
+        return True
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Session:
     """One live sequence. `slot` is its row in the pool, 0 for a stateless model.
@@ -138,6 +197,7 @@ class Session:
         "ended",
         "fresh",
         "gate",
+        "gates",
         "in_flight",
         "journal_entry",
         "last_output",
@@ -147,6 +207,7 @@ class Session:
         "opened_gate",
         "opened_s",
         "opening",
+        "owner",
         "paused",
         "peer",
         "queue",
@@ -177,6 +238,7 @@ class Session:
         self.opened_s = now_s
         self.last_used_s = now_s
         self.peer = peer
+        self.owner: Grant | None = None  # the tenant that it belongs to, if there are tenants
         self.queue: deque[Any] = deque()  # of `Work`, or of what its source takes
         self.step_index = 0  # timesteps applied
         self.fresh = True  # no step applied yet
@@ -193,6 +255,8 @@ class Session:
         self.members = 1  # live sequences
         # Number of the gate at which the session's generation waits for its client to read; 0: it does not wait.
         self.gate = 0
+        # That its generations have come to: never fewer, though it is put back to an earlier step.
+        self.gates = 0
         self.opened_gate = 0  # the last gate that was opened, perhaps before the session came to it
         self.opening: tuple[bytes, ...] = ()  # what it was given when it opened: a value an open input
         self.source: Any = None  # the `batching.turn_taking.Source` in which it becomes ready
@@ -215,6 +279,21 @@ class Session:
         if self.journal_entry is not None and whole:
             self.writes = self.journal_entry.rows - wrote
 
+    def rewind(self, step_index: int) -> None:
+        """Restore the state after this many timesteps, which is in the row that its next step would have written."""
+        if step_index:
+            self.step_index = 0
+            self.advance(step_index, whole=True)
+            return
+        self.step_index, self.fresh, self.reads = 0, True, INITIAL_ROW
+        if self.journal_entry is not None:
+            self.writes = self.journal_entry.rows - self.writes
+
+    def settle(self) -> None:
+        """The row that was written last counts from its commit on, though no message's end was in sight before."""
+        if self.journal_entry is not None and self.reads != INITIAL_ROW:
+            self.writes = self.journal_entry.rows - self.reads
+
     def free(self, capacity: Capacity) -> None:
         """Give back its room. It has ended and has no work in flight."""
         if self.journal_entry is not None:
@@ -228,6 +307,11 @@ class Session:
     def touch(self, now_s: float) -> None:
         """Note that it was used."""
         self.last_used_s = now_s
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is; empty if there are no tenants."""
+        return "" if self.owner is None else self.owner.tenant
 
     @property
     def queued(self) -> int:

@@ -166,6 +166,11 @@ class SharedCapacity(Capacity):
         with self._locked():
             self._numbers[_PASSING] -= len(slots)
 
+    def versions(self, slots: Ints) -> Ints:
+        """int64[n]: the slot_version of each of `slots` of a stateful model, 0 if it is free."""
+        at = slots - self._first
+        return np.where(self._processes[at] != 0, self._slot_version[at], 0)
+
     @property
     def live(self) -> int:
         """Sessions that have room taken."""

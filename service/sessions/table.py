@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
+from streamcell.service.access.grant import Grant
 from streamcell.service.errors import (
     ServerDraining,
     ServiceError,
     SessionClosed,
-    SessionExpired,
     SessionNotFound,
-    shown,
 )
+from streamcell.service.logs.audit import Audit
 from streamcell.service.metrics.model_metrics import ModelMetrics
+from streamcell.service.transport.calls import Call
 
 from .attention import Attention
+from .expiry import expiry, has_expired, members_are_idle
+from .ids import hash_token as hash_token
+from .ids import not_found as not_found
+from .live import Live as Live
 from .model import Model
 from .opening_order import OpeningOrder
 from .session import Session, SessionListener
+from .tenant_orders import TenantOrders
+from .told import tell
 
 M = TypeVar("M", bound=Model)
-M_co = TypeVar("M_co", bound=Model, covariant=True)
 
 _IDS = 256  # drawn at once
+DRAINING = "this server is shutting down and takes no new sessions"
 _NO_TOKEN = bytes(32)  # no token has this SHA-256
-
-
-class Live(Generic[M_co]):
-    """A session and its model; `number` is its place in the order of opening, from 1 on."""
-
-    __slots__ = ("model", "number", "session")
-
-    def __init__(self, session: Session, model: M_co, number: int) -> None:
-        self.session = session
-        self.model = model
-        self.number = number
 
 
 class SessionTable:
@@ -58,46 +53,68 @@ class SessionTable:
         self.idle_timeout_s = idle_timeout_s
         self.linger_s = linger_s
         self.catch_up: Callable[[], object] = lambda: None
+        # Where openings and ends are told, if anywhere.
+        self.audit: Audit | None = None
         self._live: dict[str, Live[Model]] = {}
         self._opened = 0
         self._ids: list[str] = []  # of sessions to come
         self._order: OpeningOrder[Live[Model]] = OpeningOrder()
         self._orders: dict[str, OpeningOrder[Live[Model]]] = {}  # by the model's name
+        self._of_tenants: TenantOrders[Live[Model]] = TenantOrders()
         self._lock = threading.Lock()
         self._draining = False
+        # What new sessions get while it drains.
+        self.refusal: Callable[[], ServerDraining] = lambda: ServerDraining(DRAINING)
 
     def open(
-        self, model: M, listener: SessionListener, peer: str, session_id: str = "", token_hash: bytes = b""
+        self,
+        model: M,
+        listener: SessionListener,
+        peer: str,
+        session_id: str = "",
+        token_hash: bytes = b"",
+        owner: Grant | None = None,
+        by: str = "",
     ) -> Live[M]:
-        """Start a session on `model`; `session_id` and `token_hash` are those of a resumable one.
+        """Start a session of `owner` on `model`; `session_id` and `token_hash` are those of a resumable one.
+
+        `by`: the subject of who opens it, for the audit log.
 
         Raises:
             ServerDraining: the server is shutting down.
             SessionLimit: the model has no room for another session.
             SessionNotFound: a session has this id already.
+            QuotaExceeded: the owner has as many as it may have.
         """
         if self._draining:
             self.check_not_draining()
+        if owner is not None:
+            owner.take_sessions(1)
         try:
             session: Session = model.batcher.open(session_id or self._new_id(), listener, peer)
         except ServiceError as error:
             model.metrics.request_failed(error)
+            if owner is not None:
+                owner.give_sessions(1)
             raise
         session.token_hash = token_hash
+        session.owner = owner
         try:
-            return self.adopt(session, model)
+            return self.adopt(session, model, by)
         except SessionNotFound:
             model.batcher.end(session)
+            if owner is not None:
+                owner.give_sessions(1)
             raise
 
-    def claim(self, session_id: str, token: bytes) -> Live[Model]:
-        """The live resumable session of that id, for whoever has its token.
+    def claim(self, session_id: str, token: bytes, tenant: str = "") -> Live[Model]:
+        """The live resumable session of that id, for a caller of its tenant with its token.
 
         Raises:
-            SessionNotFound: there is none, or it has another token. Neither error nor work tells which.
+            SessionNotFound: there is none, or it has another token or tenant. Neither error nor work tells which.
         """
         live = self._owned(self._live.get(session_id), hash_token(token))
-        if live is None:
+        if live is None or live.session.tenant != tenant:
             raise not_found(session_id)
         return live
 
@@ -106,14 +123,31 @@ class SessionTable:
         known = b"" if live is None else live.session.token_hash
         return live if hmac.compare_digest(known or _NO_TOKEN, given) else None
 
-    def enter(self, model: M, make: Callable[[str], Session]) -> Live[M]:
-        """List the session that `make` makes for an id. Its sequences are opened and counted elsewhere.
+    def enter(
+        self,
+        model: M,
+        make: Callable[[str], Session],
+        session_id: str = "",
+        token_hash: bytes = b"",
+        owner: Grant | None = None,
+        by: str = "",
+    ) -> Live[M]:
+        """List the session that `make` makes for an id, as `owner`'s. Its sequences are opened and counted elsewhere.
+
+        `session_id` and `token_hash` are those of a resumable one, `by` is as for `open`.
 
         Raises:
             ServerDraining: the server is shutting down.
+            SessionNotFound: a session has this id already.
         """
         self.check_not_draining()
-        return self._list(make(self._new_id()), model)
+        session = make(session_id or self._new_id())
+        session.token_hash, session.owner = token_hash, owner
+        try:
+            return self._list(session, model, counted=False, by=by)
+        except SessionNotFound:
+            model.batcher.end(session)
+            raise
 
     def _new_id(self) -> str:
         """16 hexadecimal digits that nobody can foretell. The operating system is asked for many at once."""
@@ -124,18 +158,18 @@ class SessionTable:
                 digits = secrets.token_hex(8 * _IDS)
                 self._ids += [digits[at : at + 16] for at in range(0, 16 * _IDS, 16)]
 
-    def adopt(self, session: Session, model: M) -> Live[M]:
-        """List and count a session that was opened elsewhere."""
-        live = self._list(session, model)
+    def adopt(self, session: Session, model: M, by: str = "") -> Live[M]:
+        """List and count a session that was opened elsewhere; `by` is as for `open`."""
+        live = self._list(session, model, by=by)
         model.metrics.session_opened()
         return live
 
-    def _list(self, session: Session, model: M) -> Live[M]:
+    def _list(self, session: Session, model: M, *, counted: bool = True, by: str = "") -> Live[M]:
         with self._lock:
             if session.session_id in self._live:
                 raise not_found(session.session_id)
             self._opened += 1
-            live = Live(session, model, self._opened)
+            live = Live(session, model, self._opened, counted=counted)
             self._live[session.session_id] = live
             self._order.add(live.number, live)
             name = model.file.name
@@ -143,12 +177,36 @@ class SessionTable:
             if order is None:
                 order = self._orders[name] = OpeningOrder()
             order.add(live.number, live)
+            if session.owner is not None:
+                self._of_tenants.add(live)
+        if self.audit is not None:
+            # Without a client it is one that an earlier process has left.
+            tell(self.audit, "opened" if session.peer else "recovered", live, peer=session.peer, by=by)
         return live
 
+    def _tell_end(self, live: Live[Model], reason: str) -> None:
+        """Report an end, if somebody listens."""
+        if self.audit is not None:
+            session = live.session
+            age_s = time.monotonic() - session.opened_s
+            tell(self.audit, "ended", live, reason=reason, steps=session.figures()[0], seconds=age_s)
+
+    def tell_resumed(self, live: Live[Model], source: str, result: str, call: Call) -> None:
+        """Report an opening that resumes a session, as `ModelMetrics.session_resumed` counts it."""
+        if self.audit is not None:
+            by = call.caller.subject
+            tell(self.audit, "resumed", live, source=source, result=result, peer=call.peer, by=by)
+
+    def tell_copied(self, live: Live[Model], kind: str) -> None:
+        """Report that a session's state was copied, as `ModelMetrics.state_copied` counts it."""
+        if self.audit is not None:
+            tell(self.audit, "copied", live, kind=kind, steps=live.session.step_index, peer=live.session.peer)
+
     def forget(self, live: Live[Model]) -> None:
-        """Take a session off the list."""
+        """Take a session off the list, whose front end has died."""
         with self._lock:
             self._forget(live)
+        self._tell_end(live, "frontend_lost")
 
     def _forget(self, live: Live[Model]) -> None:
         if self._live.pop(live.session.session_id, None) is None:
@@ -157,6 +215,10 @@ class SessionTable:
         name = live.model.file.name
         if self._orders[name].remove(live.number):
             del self._orders[name]
+        if (owner := live.session.owner) is not None:
+            self._of_tenants.remove(live)
+            if live.counted:
+                owner.give_sessions(1)
 
     def end(self, live: Live[Model], reason: str) -> bool:
         """End a session for `reason`, a metrics label; False if it had ended already."""
@@ -166,6 +228,8 @@ class SessionTable:
             with self._lock:
                 self._forget(live)
             model.metrics.session_ended(reason, session.members)
+            if self.audit is not None:
+                self._tell_end(live, reason)
         return ended
 
     def release(self, live: Live[Model]) -> bool:
@@ -174,6 +238,8 @@ class SessionTable:
         if ended:
             with self._lock:
                 self._forget(live)
+            if self.audit is not None:
+                self._tell_end(live, live.why or "closed")
         return ended
 
     def find(self, session_id: str) -> Live[Model]:
@@ -200,19 +266,24 @@ class SessionTable:
         with self._lock:
             return list(self._orders.get(name, ()))
 
-    def page(self, name: str, after: int, most: int) -> tuple[list[Live[Model]], int, bool]:
+    def page(
+        self, name: str, after: int, most: int, tenant: str | None = None
+    ) -> tuple[list[Live[Model]], int, bool]:
         """A page of live sessions in the order of opening; the cost depends on the page's size alone.
 
         Args:
             name: the model's; empty for the sessions of all.
             after: the place that an earlier call returned; 0 to begin.
             most: how many at most. There may be fewer even if more follow.
+            tenant: whose; None: everybody's.
 
         Returns:
             The sessions, the place of the last one, and whether more follow.
         """
         with self._lock:
             order = self._orders.get(name) if name else self._order
+            if tenant is not None:
+                order = self._of_tenants.of(tenant, name)
             return ([], after, False) if order is None else order.after(after, most)
 
     def counts(self, metrics: ModelMetrics) -> dict[str, int]:
@@ -223,31 +294,36 @@ class SessionTable:
         counts = {"open": 0, "active": 0, "detached": 0}
         for live in self._named(metrics.labels[0]):
             if live.model.metrics is metrics and live.session.detached_s is not None:
-                counts["detached"] += 1
+                counts["detached"] += live.session.members
             elif live.model.metrics is metrics:
                 fresh = live.session.fresh_count
                 counts["open"] += fresh
                 counts["active"] += live.session.members - fresh
         return counts
 
+    def by_tenant(self) -> dict[str, int]:
+        """How many live sessions each tenant has; a stream of frames counts as one."""
+        with self._lock:
+            return self._of_tenants.counts()
+
     def queued(self, metrics: ModelMetrics) -> int:
         """Messages that wait to be run, of sessions of the model version with these `metrics`."""
         name = metrics.labels[0]
         return sum(live.session.queued for live in self._named(name) if live.model.metrics is metrics)
 
-    def close(self, session_id: str, token: bytes = b"") -> int:
-        """End a session at another client's request and return its step index; a resumable one needs its token.
+    def close(self, session_id: str, token: bytes = b"", tenant: str | None = None) -> int:
+        """End a session of `tenant` (None: anybody's) for another client; its step index. A resumable one has a token.
 
         The table no longer lists it, even if a front end has not learned of its end yet.
 
         Raises:
-            SessionNotFound: it has ended, or never was.
+            SessionNotFound: it has ended, never was, or is another tenant's.
         """
         token_hash = hash_token(token)
-        live = self._take(session_id, token_hash)
+        live = self._take(session_id, token_hash, tenant)
         if live is None:
             self.catch_up()
-            live = self._take(session_id, token_hash)
+            live = self._take(session_id, token_hash, tenant)
         if live is None:
             raise not_found(session_id)
         live.session.listener.fail(
@@ -255,14 +331,17 @@ class SessionTable:
         )
         return live.session.figures()[0]
 
-    def _take(self, session_id: str, token_hash: bytes) -> Live[Model] | None:
-        """Take a session off the list; None if it is not there, or has another token."""
+    def _take(self, session_id: str, token_hash: bytes, tenant: str | None) -> Live[Model] | None:
+        """Take a session off the list; None if it is not there, or has another token or tenant."""
         with self._lock:
             found = self._live.get(session_id)
             owned = self._owned(found, token_hash)
             live = found if found is not None and not found.session.token_hash else owned
+            if live is not None and tenant is not None and live.session.tenant != tenant:
+                live = None
             if live is not None:
                 self._forget(live)
+                live.why = SessionClosed.reason.lower()
             return live
 
     def expire_idle(self, attention: Attention, all_read: Callable[[], bool] = lambda: True) -> None:
@@ -278,7 +357,7 @@ class SessionTable:
         idle_s = attention.before_s(self.idle_timeout_s) if self.idle_timeout_s else -math.inf
         left_s = attention.before_s(self.linger_s)
         over = any(
-            _expired(live.session, idle_s, left_s) or live.session.has_idle_members(idle_s)
+            has_expired(live.session, idle_s, left_s) or members_are_idle(live.session, idle_s)
             for live in self.all()
         )
         if over and all_read():
@@ -288,21 +367,10 @@ class SessionTable:
     def _expire(self, idle_s: float, left_s: float) -> None:
         for live in self.all():
             session = live.session
-            if _expired(session, idle_s, left_s):
-                session.listener.fail(self._expiry(session))
-            elif session.has_idle_members(idle_s):
+            if has_expired(session, idle_s, left_s):
+                session.listener.fail(expiry(session, self.idle_timeout_s, self.linger_s))
+            elif members_are_idle(session, idle_s):
                 session.expire_members(idle_s)
-
-    def _expiry(self, session: Session) -> SessionExpired:
-        what = f"no message for {self.idle_timeout_s:g} s"
-        if session.detached_s is not None:
-            what = f"its client did not resume it within {self.linger_s:g} s"
-        return SessionExpired(
-            f"{what}: the session has expired and its state is gone",
-            session_id=session.session_id,
-            idle_timeout_s=self.idle_timeout_s,
-            step_index=session.figures()[0],
-        )
 
     def drain(self) -> None:
         """From now on take no new sessions."""
@@ -311,7 +379,7 @@ class SessionTable:
     def check_not_draining(self) -> None:
         """Raise ServerDraining once `drain` was called."""
         if self._draining:
-            raise ServerDraining("this server is shutting down and takes no new sessions")
+            raise self.refusal()
 
     @property
     def draining(self) -> bool:
@@ -330,28 +398,3 @@ class SessionTable:
 
     def __len__(self) -> int:
         return len(self._live)
-
-
-def hash_token(token: bytes) -> bytes:
-    """What the server keeps of a token."""
-    return hashlib.sha256(token).digest()
-
-
-def not_found(session_id: str) -> SessionNotFound:
-    return SessionNotFound(f"no live session {shown(session_id)}", session_id=session_id)
-
-
-def _expired(session: Session, idle_s: float, left_s: float) -> bool:
-    """True if the session is detached since before `left_s`, or has a stream and is idle since before `idle_s`."""
-    if session.detached_s is not None:
-        return session.detached_s < left_s
-    return _idle(session, idle_s)
-
-
-def _idle(session: Session, oldest_s: float) -> bool:
-    """True if the session was last used before `oldest_s` and has no work; running work counts as use."""
-    # A generation that waits for its client to read has nothing to do.
-    if session.in_flight or (session.queued and not session.gate):
-        session.touch(time.monotonic())
-        return False
-    return session.figures()[2] < oldest_s

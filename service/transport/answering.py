@@ -10,7 +10,8 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from streamcell.service.errors import MalformedMessage, MessageTooLarge, ServiceError, as_status
+from streamcell.service.access.identity import Identity
+from streamcell.service.errors import MalformedMessage, MessageTooLarge, ServiceError, addressed, as_status
 
 from .calls import FAULT, OnRequest, UnaryCall
 from .control_thread import ControlThread
@@ -43,19 +44,22 @@ def parse(request_type: type[_Request], data: bytes, most_bytes: int = SMALL_BYT
 
 
 class Answering:
-    """Makes the handlers of control calls. A `ServiceError` that a method raises becomes the call's status."""
+    """Makes the handlers of control calls: a method takes the request and who calls.
+
+    A `ServiceError` that a method raises becomes the call's status.
+    """
 
     def __init__(self, on_error: OnError, thread: ControlThread | None = None) -> None:
         """`on_error` is called for each error sent to a client; `thread` runs slow methods."""
         self._on_error = on_error
         self._control = thread or ControlThread()
 
-    def now(self, request_type: type[_Request], method: Callable[[_Request], Message]) -> OnRequest:
+    def now(self, request_type: type[_Request], method: Callable[[_Request, Identity], Message]) -> OnRequest:
         """A fast method: it runs on the thread that brings the message."""
 
         def on_request(call: UnaryCall, data: bytes) -> None:
             try:
-                answer = method(parse(request_type, data))
+                answer = method(parse(request_type, data), call.caller)
             except ServiceError as error:
                 self._refuse(call, error)
             else:
@@ -64,13 +68,15 @@ class Answering:
         return on_request
 
     def sliced(
-        self, request_type: type[_Request], method: Callable[[_Request], Generator[None, None, Message]]
+        self,
+        request_type: type[_Request],
+        method: Callable[[_Request, Identity], Generator[None, None, Message]],
     ) -> OnRequest:
         """A slow method: a generator, whose slices run on the control thread."""
 
         def on_request(call: UnaryCall, data: bytes) -> None:
             try:
-                self._control.submit(self._slices(call, method(parse(request_type, data))))
+                self._control.submit(self._slices(call, method(parse(request_type, data), call.caller)))
             except ServiceError as error:
                 self._refuse(call, error)
 
@@ -97,7 +103,7 @@ class Answering:
     def later(
         self,
         request_type: type[_Request],
-        method: Callable[[_Request], Future[None]],
+        method: Callable[[_Request, Identity], Future[None]],
         answer: Message,
         most_bytes: int,
     ) -> OnRequest:
@@ -115,7 +121,7 @@ class Answering:
                     call.fail(grpc.StatusCode.INTERNAL, FAULT)
 
             try:
-                method(parse(request_type, data, most_bytes)).add_done_callback(finish)
+                method(parse(request_type, data, most_bytes), call.caller).add_done_callback(finish)
             except ServiceError as error:
                 self._refuse(call, error)
 
@@ -126,5 +132,5 @@ class Answering:
         return lambda call, data: self._refuse(call, error())
 
     def _refuse(self, call: UnaryCall, error: ServiceError) -> None:
-        self._on_error(error)
+        self._on_error(addressed(error, call))
         call.fail(*as_status(error))

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import grpc
 
+from streamcell.service.access.identity import Identity
+
 if TYPE_CHECKING:
     from .first_messages import FirstMessages
+    from .guard import Guard
 from .in_flight import InFlight
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -23,8 +26,11 @@ class Call(Protocol):
     """One running stream. Every method may be called from any thread; none blocks."""
 
     peer: str
+    caller: Identity  # who calls; established before the call has a handler
     # Why a call ended that its client did not end: "cancelled" or "frontend_lost".
     gone: str
+    # True if a front end has brought its first message to an earlier engine process, which has died.
+    again: bool
 
     def metadata(self) -> Metadata:
         """The metadata that the client sent. Call it when the call begins."""
@@ -35,7 +41,8 @@ class Call(Protocol):
     def reply(self, data: bytes, *, last: bool = True) -> None:
         """Send one message, in order. Does nothing once the call has ended.
 
-        `last`: no other reply to the same message follows.
+        `last`: no other reply to the same message follows. Once every message has its last reply, another one may have
+        to wait until the next message arrives, unless `read_on` was called.
         """
 
     def skip(self) -> None:
@@ -89,6 +96,10 @@ class UnaryCall(Protocol):
     """One unary call. Call `answer` or `fail` once, from any thread; later calls are ignored."""
 
     peer: str
+    caller: Identity  # who calls; established before the request is read
+
+    def metadata(self) -> Metadata:
+        """The metadata that the client sent."""
 
     def answer(self, data: bytes) -> None:
         """Send the response with status OK."""
@@ -119,10 +130,10 @@ class Lane(Protocol):
 
     name: str
 
-    def stream(self, open_: OpenStream) -> Handler:
-        """A bidirectional method; `open_` is called for each call as it begins."""
+    def stream(self, open_: OpenStream, *, public: bool = False) -> Handler:
+        """A bidirectional method; `open_` is called for each call as it begins. `public`: for callers unknown, too."""
 
-    def unary(self, on_request: OnRequest) -> Handler:
+    def unary(self, on_request: OnRequest, *, public: bool = False) -> Handler:
         """A unary method; `on_request` gets each request's bytes and must not block."""
 
 
@@ -131,6 +142,8 @@ class ServerLane(Lane, Protocol):
 
     first_messages: FirstMessages  # its calls that have sent nothing yet
     in_flight: InFlight  # the calls of its servers, and their bytes in memory
+    guard: Guard  # establishes who calls
+    public_guard: Guard  # the same for methods that callers who are not known may call, too
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server for its handlers. `spin_s`: how long its thread may poll for messages before it blocks."""
@@ -140,6 +153,9 @@ class ServerLane(Lane, Protocol):
 
         None if this grpcio does not let it be told.
         """
+
+    def take_turns(self, size: Callable[[str], int]) -> None:
+        """Have tenants take turns in being read, of `size(tenant)` messages. Call before the server starts."""
 
     def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
         """Call `callback` once the handlers have all data that has reached the sockets of `server`, one of its own.

@@ -26,6 +26,8 @@ _LEAST, _MOST = 2, 256  # short sleeps in a row before it polls again
 _FEW = 2  # arrivals
 _EVENTS = 16  # maximum events before the callback of `once_idle`
 _ENOUGH = 65_536  # maximum events before the callback of `when_read`
+# A callback of `between_looks` comes after so many looks that found nothing, each at one socket, or so many events.
+_LOOKS, _BETWEEN = 4, 256
 
 AGAIN: tuple[None, tuple[()]] = (None, ())  # what grpcio's serving loop expects of a tag that ends no call
 
@@ -77,8 +79,8 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
     """
 
     __slots__ = (
-        "_asked", "_begun", "_expects", "_looks", "_passed", "_plain", "_probe", "_short", "_wanted",
-        "beats", "callback", "poll", "spin_s",
+        "_asked", "_begun", "_between", "_events", "_expects", "_found_nothing", "_looks", "_passed", "_plain",
+        "_probe", "_short", "_wanted", "beats", "callback", "poll", "spin_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -93,6 +95,8 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self._begun = self._asked = False
         self.beats = 0  # waits of the thread that began after `ask`
         self._probe: _Probe | None = None
+        self._between: Callable[[], bool] | None = None
+        self._events = self._found_nothing = 0  # events, and looks without one, since its last call
 
     def _first(self, deadline: float | None) -> Any:
         _serving.queue = self
@@ -111,14 +115,16 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             self._asked = False
             self.beats += 1
         event = self._plain(0)
-        while self.callback is not None:
+        while self.callback is not None or self._between is not None:
             came = event.completion_type != _NOTHING
-            if came and self._passed < _EVENTS:
+            if self.callback is None:
+                self._call_between(came)
+            elif came and self._passed < _EVENTS:
                 self._passed += 1
-                return event
-            self.call_now()
+            else:
+                self.call_now()
             if came:
-                return event
+                break
             event = self._plain(0)
         if self._probe is not None:
             event = self._read_for(self._probe, event)
@@ -140,6 +146,17 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             self._probe = None
             _try(probe.callback)
         return event
+
+    def _call_between(self, came: bool) -> None:
+        """Call what waits for looks at the sockets, if there were enough; `came`: the last one found an event."""
+        self._events += came
+        self._found_nothing += not came
+        if self._found_nothing < _LOOKS and self._events < _BETWEEN:
+            return
+        self._events = self._found_nothing = 0
+        between, self._between = self._between, None
+        if between is not None and _try(between) and self._between is None:
+            self._between = between
 
     def _look(self, deadline: float | None) -> Any:
         end_s = time.perf_counter() + self.spin_s
@@ -173,6 +190,11 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self.poll = self._attentive
         return True
 
+    def between_looks(self, callback: Callable[[], bool]) -> None:
+        """See the function `between_looks`."""
+        self._between = callback
+        self.poll = self._attentive
+
     def ask(self) -> int:
         """Count the next wait in `beats`; returns `beats`. Any thread may call it; other waits cost nothing more."""
         if self._begun:
@@ -198,11 +220,12 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             _try(callback)
 
 
-def _try(callback: Callable[[], None]) -> None:
+def _try(callback: Callable[[], object]) -> object:
     try:
-        callback()
+        return callback()
     except Exception as error:
         _log.error("deferred callback failed", exc_info=error)
+        return True  # it is not done
 
 
 def call_soon(call: Any, callback: Callable[[], None]) -> bool:
@@ -223,6 +246,18 @@ def once_idle(callback: Callable[[], None]) -> bool:
     callback waits.
     """
     return _serving.queue is not None and _serving.queue.once_idle(callback)
+
+
+def between_looks(callback: Callable[[], bool]) -> bool:
+    """Call `callback` whenever the sockets have been read without a new event, until it returns False.
+
+    A look is at one socket, so a call comes after a few of them; and after many events, if they do not end. For tags
+    on a thread that serves a `ServingQueue`. Returns False, without a call, on other threads.
+    """
+    if _serving.queue is None:
+        return False
+    _serving.queue.between_looks(callback)
+    return True
 
 
 def expect() -> None:
@@ -281,3 +316,8 @@ def beats(server: grpc.Server) -> int | None:
     """
     queue = _queue_of(server)
     return None if queue is None else queue.ask()
+
+
+def peer_of(call: Any) -> dict[str, list[bytes]]:
+    """What TLS knows of the peer of `call`, the core's."""
+    return {key.decode(): value for key, value in cygrpc.auth_context(call).items()}

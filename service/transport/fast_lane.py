@@ -13,8 +13,10 @@ from .completion_queue import beats, server_on_queue, when_read
 from .fast_stream import StreamCall
 from .fast_unary import UnaryCall
 from .first_messages import FirstMessages
+from .guard import Guard
 from .in_flight import InFlight
 from .new_calls import Begin, CallServer, take_new_calls
+from .reading_turns import ReadingTurns
 from .segments import SEGMENTS
 from .threaded_lane import ThreadedLane
 
@@ -34,6 +36,9 @@ class FastLane:
         self.in_flight = InFlight(segments=SEGMENTS)
         self._threaded = ThreadedLane(self.in_flight)
         self.first_messages: FirstMessages = self._threaded.first_messages
+        self.guard: Guard = self._threaded.guard
+        self.public_guard: Guard = self._threaded.public_guard
+        self._turns = ReadingTurns()
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server on a `ServingQueue`; its threads are for the calls that no lane drives."""
@@ -50,15 +55,35 @@ class FastLane:
         """Call `callback` once the handlers have all data that has reached the server's sockets."""
         return when_read(server, callback)
 
-    def stream(self, open_: OpenStream) -> Handler:
-        """A bidirectional method."""
-        begin = partial(StreamCall, open_=open_, first=self.first_messages, in_flight=self.in_flight)
-        return _beginning(self._threaded.stream(open_), begin)
+    def take_turns(self, size: Callable[[str], int]) -> None:
+        """Have tenants take turns in being read, of `size(tenant)` messages. Call before the server starts."""
+        self._turns.take(size)
 
-    def unary(self, on_request: OnRequest) -> Handler:
+    def stream(self, open_: OpenStream, *, public: bool = False) -> Handler:
+        """A bidirectional method."""
+        guard = self.public_guard if public else self.guard
+        begin = partial(
+            StreamCall,
+            open_=open_,
+            first=self.first_messages,
+            in_flight=self.in_flight,
+            guard=guard,
+            turns=self._turns,
+        )
+        return _beginning(self._threaded.stream(open_, public=public), begin)
+
+    def unary(self, on_request: OnRequest, *, public: bool = False) -> Handler:
         """A unary method."""
-        begin = partial(UnaryCall, on_request=on_request, first=self.first_messages, in_flight=self.in_flight)
-        return _beginning(self._threaded.unary(on_request), begin)
+        guard = self.public_guard if public else self.guard
+        begin = partial(
+            UnaryCall,
+            on_request=on_request,
+            first=self.first_messages,
+            in_flight=self.in_flight,
+            guard=guard,
+            turns=self._turns,
+        )
+        return _beginning(self._threaded.unary(on_request, public=public), begin)
 
 
 def _beginning(handler: Handler, begin: Begin) -> Handler:

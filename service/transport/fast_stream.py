@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,10 +19,12 @@ import structlog
 from grpc._cython import cygrpc
 
 from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
-from .completion_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle
+from .completion_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle, peer_of
 from .first_messages import FirstMessages
+from .guard import Guard
 from .in_flight import FRAMING_BYTES, LARGE_BYTES, InFlight
 from .read_pacing import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES, ReadPacing
+from .reading_turns import Line, ReadingTurns
 
 _log = structlog.get_logger(__name__)
 
@@ -43,9 +46,9 @@ class StreamCall:
     """
 
     __slots__ = (
-        "_begun", "_call", "_cancelled", "_closed", "_connection", "_first", "_handler", "_kept", "_lock", "_metadata",
-        "_outbox", "_over", "_reading", "_sending", "_sending_bytes", "_status", "_status_due", "_waiting", "_wake",
-        "gone", "peer", "sent",
+        "_begun", "_call", "_cancelled", "_closed", "_connection", "_first", "_handler", "_kept", "_line", "_lock",
+        "_metadata", "_outbox", "_over", "_reading", "_sending", "_sending_bytes", "_status", "_status_due", "_waiting",
+        "_wake", "again", "caller", "gone", "peer", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -55,22 +58,21 @@ class StreamCall:
         open_: OpenStream,
         first: FirstMessages,
         in_flight: InFlight,
+        guard: Guard,
+        turns: ReadingTurns,
     ) -> None:
         """Begin `call`, the core's. On the serving thread."""
         self.peer: str = call.peer().decode(errors="replace")
-        self.gone = "cancelled"
-        self._call = call
-        self._metadata = metadata
-        self._first = first
+        self.gone, self.again = "cancelled", False
+        self.caller = guard.unchecked
+        self._call, self._metadata, self._first = call, metadata, first
         self._lock = threading.Lock()
         self._outbox: deque[bytes] = deque()
         self._status: tuple[grpc.StatusCode, str, Trailing] | None = None
         self._sending = False  # a send is in flight
         self._sending_bytes = 0  # of that send and of those kept before it
         self._kept = 0  # bytes of replies that the core keeps until the next one
-        self._waiting = (
-            False  # the send is in one batch with a receive, which ends only with the next message
-        )
+        self._waiting = False  # the send is in one batch with a receive, and ends only with that
         self._begun = False  # the headers have been sent
         self._over = False  # the status is in flight or the call has ended: nothing more is sent
         self._status_due = False  # the status is in flight
@@ -79,9 +81,16 @@ class StreamCall:
         self._wake: Callable[[], None] | None = None  # resumes the handler that waits for room
         self._reading = ReadPacing()
         self._handler: StreamHandler | None = None
+        self._line: Line | None = None  # its tenant's, if tenants take turns in reading
         self._connection = in_flight.join(self)
         call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_close)
         first.watch(self, self.end)
+        if guard.check is not None:
+            caller = guard.caller(self.metadata(), partial(peer_of, call), self.end, self.peer)
+            if caller is None:
+                return
+            self.caller = caller
+            self._line = turns.line_of(caller.tenant)
         try:
             self._handler = open_(self)
         except Exception as error:
@@ -94,13 +103,17 @@ class StreamCall:
     # Tags, called on grpcio's serving thread
 
     def _on_read(self, event: Any) -> Any:
-        self._arrived(event.batch_operations[0].message())
+        message = event.batch_operations[0].message()
+        if self._line is None or self._line.admits(self._arrived, message):
+            self._arrived(message)
         return AGAIN
 
     def _on_sent_and_read(self, event: Any) -> Any:
         # Count the read as in flight first, so that flushed replies do not start another.
         self._sent()
-        self._arrived(event.batch_operations[-1].message())
+        message = event.batch_operations[-1].message()
+        if self._line is None or self._line.admits(self._arrived, message):
+            self._arrived(message)
         return AGAIN
 
     def _on_sent(self, event: Any) -> Any:
@@ -142,10 +155,9 @@ class StreamCall:
                 self._read()
 
     def _on_close(self, event: Any) -> Any:
-        cancelled = event.batch_operations[0].cancelled()
         with self._lock:
-            self._closed, self._cancelled = True, cancelled
-            if self._status_due or not (cancelled or self._over):
+            self._closed, self._cancelled = True, event.batch_operations[0].cancelled()
+            if self._status_due or not (self._cancelled or self._over):
                 return AGAIN
             self._over = True
         return self._finished()
@@ -162,6 +174,8 @@ class StreamCall:
         no_longer_idle()
         if not self._reading.messages:
             self._first.unwatch(self)
+        if self._line is not None:
+            self._line.leave(self._arrived)
         self._connection.leave(self)
         with self._lock:
             handler, self._handler = self._handler, None

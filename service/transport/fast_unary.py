@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,10 +12,12 @@ from grpc._cython import cygrpc
 
 from .answer_once import AnswerOnce
 from .calls import FAULT, Metadata, OnRequest, Trailing
-from .completion_queue import AGAIN, ARRIVALS, call_soon, expect
+from .completion_queue import AGAIN, ARRIVALS, call_soon, expect, peer_of
 from .fast_stream import PASSES, status_operations
 from .first_messages import FirstMessages
+from .guard import Guard
 from .in_flight import FRAMING_BYTES, InFlight
+from .reading_turns import Line, ReadingTurns
 
 _log = structlog.get_logger(__name__)
 
@@ -23,8 +26,8 @@ class UnaryCall(AnswerOnce):
     """One unary call on the fast lane (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
 
     __slots__ = (
-        "_answered", "_call", "_closed", "_connection", "_first_message", "_held", "_on_request", "_sent", "_status",
-        "messages", "peer",
+        "_answered", "_call", "_closed", "_connection", "_first_message", "_held", "_line", "_metadata", "_on_request",
+        "_sent", "_status", "caller", "messages", "peer",
     )  # fmt: skip
 
     def __init__(
@@ -34,12 +37,16 @@ class UnaryCall(AnswerOnce):
         on_request: OnRequest,
         first: FirstMessages,
         in_flight: InFlight,
+        guard: Guard,
+        turns: ReadingTurns,
     ) -> None:
         """Begin `call`, the core's. On the serving thread."""
         super().__init__()
         ARRIVALS.calls += 1
         self.peer: str = call.peer().decode(errors="replace")
+        self.caller = guard.unchecked
         self._call = call
+        self._metadata = metadata
         self._on_request = on_request
         self._first_message = first
         self._held = self.messages = 0  # bytes of the request, then of the response; requests received
@@ -47,13 +54,25 @@ class UnaryCall(AnswerOnce):
         self._status = (0, "")
         self._sent = False  # the status
         self._closed = False  # the client has gone, or has all that was sent to it
+        self._line: Line | None = None  # its tenant's, if tenants take turns in reading
         self._connection = in_flight.join(self)
         call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_close)
         first.watch(self, self.fail)
+        if guard.check is not None:
+            caller = guard.caller(tuple(metadata), partial(peer_of, call), self.fail, self.peer)
+            if caller is None:
+                return
+            self.caller = caller
+            self._line = turns.line_of(caller.tenant)
         call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._on_read)
 
     def _on_read(self, event: Any) -> Any:
         message = event.batch_operations[0].message()
+        if self._line is None or self._line.admits(self._arrived, message):
+            self._arrived(message)
+        return AGAIN
+
+    def _arrived(self, message: bytes | None) -> None:
         self._first_message.unwatch(self)
         self.messages = 1
         try:
@@ -66,7 +85,6 @@ class UnaryCall(AnswerOnce):
         except Exception as error:  # a bug in a handler ends its call, not the serving thread
             _log.error("unary handler failed", exc_info=error)
             self.fail(grpc.StatusCode.INTERNAL, FAULT)
-        return AGAIN
 
     def run_after_arrivals(self, callback: Callable[[], None], passes: int = PASSES) -> bool:
         """Call `callback` on grpcio's serving thread, after all messages that have arrived.
@@ -84,6 +102,10 @@ class UnaryCall(AnswerOnce):
                 callback()
 
         return call_soon(self._call, again)
+
+    def metadata(self) -> Metadata:
+        """The metadata that the client sent."""
+        return tuple((key, value) for key, value in self._metadata)
 
     @property
     def half_open(self) -> bool:
@@ -141,5 +163,7 @@ class UnaryCall(AnswerOnce):
 
     def _finished(self) -> Any:
         self._first_message.unwatch(self)
+        if self._line is not None:
+            self._line.leave(self._arrived)
         self._connection.leave(self)
         return self, ()

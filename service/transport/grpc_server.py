@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
@@ -10,6 +11,11 @@ from grpc_health.v1 import health_pb2
 
 from streamcell.proto import pb
 from streamcell.proto.inference import oip
+from streamcell.service.access.authenticator import Authenticator, asks_who_calls
+from streamcell.service.access.checks import Check
+from streamcell.service.access.entrances import for_operators, for_users
+from streamcell.service.access.watched import Watched
+from streamcell.service.addresses import check_free, joined
 from streamcell.service.settings import Settings
 
 from . import health
@@ -45,6 +51,7 @@ class Transport:
         *,
         port: int | None = None,
         spin_s: float = 0.0,
+        admin: bool = False,
     ) -> None:
         """Bind the port.
 
@@ -55,16 +62,19 @@ class Transport:
             on_error: called for each error that the transport sends to a client.
             port: shared with other processes, in place of the settings'; None: the settings' and no sharing.
             spin_s: how long the serving thread may poll for messages before it blocks, unless the settings say it.
+            admin: whether to listen at the settings' address for operators, in place of the other one.
 
         Raises:
-            OSError: the port cannot be bound.
+            OSError: the port cannot be bound, or a file of certificates, tokens or keys cannot be used.
         """
         self._settings = settings
-        self._certificates: Certificates | None = None
+        self._shared = port is not None
+        self._watched = Watched()
         self._on_error = on_error
         self._lane = lane
         self._names = tuple(services)
-        self._health = health.Health(on_error)
+        self._health = health.Health(on_error, services)
+        self._ask_who_calls(settings, admin)
         self._first_messages = lane.first_messages
         self._first_messages.after_s = settings.first_message_s
         self._first_messages.on_late = on_error
@@ -114,17 +124,44 @@ class Transport:
                 for name, methods in services.items()
             )
         )
-        self.port = self._bind(settings, settings.port if port is None else port)
+        address = joined(settings.host, settings.port if port is None else port)
+        self.port = self._bind(settings, settings.admin or "" if admin else address)
         lane.in_flight.listens(self.port, hold=settings.hold_replies)
 
-    def _bind(self, settings: Settings, port: int) -> int:
-        address = f"{settings.host}:{port}"
+    def _ask_who_calls(self, settings: Settings, admin: bool) -> None:
+        """Make the lane's guard check callers, if the settings say so."""
+        authenticator = Authenticator(settings, self._watched) if asks_who_calls(settings) else None
+        check: Check | None = None if authenticator is None else authenticator.check
+        if authenticator is not None:
+            self._health.visible = authenticator.sees
+            if settings.policy_file is not None:
+                self._lane.take_turns(authenticator.turn)
+        if settings.admin is not None:
+            check = for_operators(authenticator, settings.admin) if admin else for_users(authenticator)
+        if check is not None:
+            for guard in (self._lane.guard, self._lane.public_guard):
+                guard.ask(check, self._on_error)
+
+    def _bind(self, settings: Settings, address: str) -> int:
         try:
+            if address.startswith("unix:"):
+                # From here on others could connect, and be answered once the server starts.
+                mask = os.umask(0o177)
+                try:
+                    port = self._grpc.add_insecure_port(address)
+                finally:
+                    os.umask(mask)
+                os.chmod(address.removeprefix("unix:"), 0o600)
+                return port
             if settings.tls_cert is not None and settings.tls_key is not None:
-                self._certificates = Certificates(settings.tls_cert, settings.tls_key)
-                return self._grpc.add_secure_port(address, self._certificates.credentials)
+                certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+                self._watched.add(certificates.paths, certificates.reload)
+                return self._grpc.add_secure_port(address, certificates.credentials)
             return self._grpc.add_insecure_port(address)
         except RuntimeError as error:
+            if not self._shared:
+                host, _, number = address.rpartition(":")
+                check_free(host.strip("[]"), int(number))
             raise OSError(f"cannot listen on {address}: {error}") from error
 
     def all_read(self) -> bool:
@@ -138,15 +175,15 @@ class Transport:
             callback()
 
     def reload(self) -> None:
-        """Reload the certificate; new connections use it."""
-        if self._certificates is not None:
-            self._certificates.reload()
+        """Reload certificates, for new connections, and callers' credentials, for new calls."""
+        self._watched.reload()
 
     def start(self) -> None:
         """Answer calls. Health says nothing yet: see `report`."""
         self._grpc.start()
         self._housekeeper.start()
         self._lane.in_flight.watch()
+        self._watched.start()
 
     def _keep_house(self) -> None:
         while not self._stopping.wait(_HOUSEKEEPING_S):
@@ -175,5 +212,6 @@ class Transport:
     def stop(self) -> None:
         """End the running calls and close the port; returns once that is done."""
         self._stopping.set()
+        self._watched.stop()
         self._grpc.stop(_STOP_S).wait()
         self._lane.in_flight.stop()

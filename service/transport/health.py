@@ -7,11 +7,12 @@ its client has read enough for that.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import grpc
 from grpc_health.v1 import health_pb2
 
+from streamcell.service.access.identity import Identity
 from streamcell.service.errors import ServiceError, UnknownService, as_status
 
 from .answering import Answering, OnError, parse
@@ -26,12 +27,15 @@ _MOST_NAME = 1024  # characters; no served name is longer
 class Health:
     """The health status by name; "" is the server as a whole. Thread-safe."""
 
-    def __init__(self, on_error: OnError = lambda error: None) -> None:
-        """`on_error` is called for each error sent to a client."""
+    def __init__(self, on_error: OnError = lambda error: None, services: Iterable[str] = ()) -> None:
+        """`on_error` is called for each error sent to a client; `services` are the names of the server's services."""
         self._on_error = on_error
         self._serving = {"": False}
         self._draining = False
         self._stalled: frozenset[str] = frozenset()
+        # Whether a caller may know of a model. Of the server and its services everybody may.
+        self.visible: Callable[[Identity, str], bool] = lambda caller, model: True
+        self._public: frozenset[str] = frozenset(("", *services))
         self._watches: dict[str, set[Watch]] = {}
         self._lock = threading.Lock()
 
@@ -39,16 +43,22 @@ class Health:
         """The method handlers by name."""
         answering = Answering(self._on_error)
         return {
-            "Check": lane.unary(answering.now(health_pb2.HealthCheckRequest, self.check)),
-            "Watch": lane.stream(lambda call: Watch(call, self, self._on_error)),
+            "Check": lane.unary(answering.now(health_pb2.HealthCheckRequest, self.check), public=True),
+            "Watch": lane.stream(lambda call: Watch(call, self, self._on_error), public=True),
         }
 
-    def check(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
+    def check(
+        self, request: health_pb2.HealthCheckRequest, caller: Identity
+    ) -> health_pb2.HealthCheckResponse:
         """Whether one name is served; raises UnknownService."""
-        status = self.status(request.service)
+        status = self.status(self.known_as(caller, request.service))
         if status == _Answer.SERVICE_UNKNOWN:
             raise UnknownService(f"nothing named {request.service[:120]!r} is served here")
         return _Answer(status=status)
+
+    def known_as(self, caller: Identity, name: str) -> str:
+        """`name`; if `caller` may not know of it, a name that is not served."""
+        return name if name in self._public or self.visible(caller, name) else name[:_MOST_NAME] + "…"
 
     def status(self, name: str) -> health_pb2.HealthCheckResponse.ServingStatus:
         """The present status of `name`."""
@@ -125,6 +135,7 @@ class Watch:
             self._call.end(*as_status(error))
             return False
         # An impossible name is not kept: its status never changes.
+        name = self._health.known_as(self._call.caller, name)
         self._name = name if len(name) <= _MOST_NAME else name[:_MOST_NAME] + "…"
         self._health.add(self, self._name)
         self.notify()

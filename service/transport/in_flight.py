@@ -26,7 +26,7 @@ from streamcell.service.errors import MemoryInFlight, ServiceError
 
 from .connection_memory import PATIENCE_LOOKS, Connection, Held, Limits, Seen
 from .segments import Segments, Socket
-from .tcp_figures import TcpFigures, memory_bytes, trim_memory
+from .tcp_figures import ResidentMemory, TcpFigures, memory_bytes, trim_memory
 
 _log = structlog.get_logger(__name__)
 
@@ -136,7 +136,7 @@ class InFlight:
             self.segments.learn(known, sockets)
 
     def _note_baseline(self) -> None:
-        """Note the process's memory, nearly without clients' bytes: what it grows by from now on may be theirs.
+        """Note the process's memory, nearly without clients' bytes: any growth from now on may be theirs.
 
         Free memory that malloc keeps is returned first. It would hide bytes that take its place.
         """
@@ -153,12 +153,20 @@ class InFlight:
         return min(max(0, self._connection_bytes - held), max(left, self._server_bytes // 64))
 
     def _watch(self) -> None:
+        resident = ResidentMemory()
+        try:
+            self._watch_by(resident)
+        finally:
+            resident.close()
+
+    def _watch_by(self, resident: Callable[[], int]) -> None:
         last_s, took_s, memory = 0.0, 0.0, 0
         regular_s = 0.0
         while True:
-            woken = self._wake.wait(_POLL_S)
+            # Without a client nothing grows that a look could bound.
+            woken = self._wake.wait(_POLL_S if self._connections else _LOOK_S)
             self._wake.clear()
-            now_s, now = time.monotonic(), self._memory()
+            now_s, now = time.monotonic(), resident()
             grown = now - memory > self._connection_bytes // 8
             if not grown and not woken and now_s - last_s < _LOOK_S:
                 continue

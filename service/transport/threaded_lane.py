@@ -17,6 +17,7 @@ import structlog
 
 from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
 from .first_messages import FirstMessages
+from .guard import Guard
 from .in_flight import FRAMING_BYTES, InFlight
 from .read_pacing import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
 from .threaded_unary import Status, UnaryCall, set_status, start_reader, until_gone
@@ -29,9 +30,14 @@ _CALLS = 16_384
 class StreamCall:
     """One stream (a `calls.Call`)."""
 
-    def __init__(self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight) -> None:
+    def __init__(
+        self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight, guard: Guard
+    ) -> None:
         self.peer: str = context.peer()
+        self.caller = guard.unchecked
+        self._guard = guard
         self.gone = "cancelled"
+        self.again = False
         self.messages = self.sent = 0  # messages received, replies sent
         self._reading = False  # a message is awaited
         self._unanswered: deque[int] = deque()  # bytes of each unanswered message
@@ -59,18 +65,10 @@ class StreamCall:
         if not self._context.add_callback(self._on_over):
             self._connection.leave(self)
             return
-        try:
-            self._handler = open_(self)
-        except Exception as error:
-            self._fault(error)
-        else:
-            self._busy = True
-            self._first.watch(self, self.end)
-            try:
-                start_reader("stream-reader", self._read, requests)
-            except RuntimeError as error:
-                self._busy = False
-                self._fault(error)
+        caller = self._guard.caller(self.metadata(), self._context.auth_context, self.end, self.peer)
+        if caller is not None:
+            self.caller = caller
+            self._begin(requests, open_)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._outbox or self._status is not None or self._over)
@@ -94,6 +92,20 @@ class StreamCall:
             self._sending_bytes = 0
             self.sent += 1
         self._end_if_over()
+
+    def _begin(self, requests: Iterator[bytes], open_: OpenStream) -> None:
+        try:
+            self._handler = open_(self)
+        except Exception as error:
+            self._fault(error)
+        else:
+            self._busy = True
+            self._first.watch(self, self.end)
+            try:
+                start_reader("stream-reader", self._read, requests)
+            except RuntimeError as error:
+                self._busy = False
+                self._fault(error)
 
     def _read(self, requests: Iterator[bytes]) -> None:
         """Give every message to the handler; runs on the stream's reading thread."""
@@ -249,6 +261,8 @@ class ThreadedLane:
 
     def __init__(self, in_flight: InFlight | None = None) -> None:
         self.first_messages = FirstMessages()
+        self.guard = Guard()
+        self.public_guard = Guard(optional=True)
         self.in_flight = in_flight or InFlight()
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
@@ -276,18 +290,23 @@ class ThreadedLane:
         """False: the public API does not offer this."""
         return False
 
-    def stream(self, open_: OpenStream) -> Handler:
+    def take_turns(self, size: Callable[[str], int]) -> None:
+        """Nothing to do: each call has its own thread, and no message waits for another call's to be read."""
+
+    def stream(self, open_: OpenStream, *, public: bool = False) -> Handler:
         """A bidirectional method."""
+        guard = self.public_guard if public else self.guard
 
         def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            return StreamCall(context, self.first_messages, self.in_flight).run(requests, open_)
+            return StreamCall(context, self.first_messages, self.in_flight, guard).run(requests, open_)
 
         return grpc.stream_stream_rpc_method_handler(behaviour)
 
-    def unary(self, on_request: OnRequest) -> Handler:
+    def unary(self, on_request: OnRequest, *, public: bool = False) -> Handler:
         """A unary method."""
+        guard = self.public_guard if public else self.guard
 
         def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            return UnaryCall(context, self.first_messages, self.in_flight).run(on_request, requests)
+            return UnaryCall(context, self.first_messages, self.in_flight, guard).run(on_request, requests)
 
         return grpc.stream_stream_rpc_method_handler(behaviour)

@@ -9,8 +9,9 @@ from contextlib import suppress
 import grpc
 import structlog
 
-from .calls import FAULT, OnRequest, Trailing
+from .calls import FAULT, Metadata, OnRequest, Trailing
 from .first_messages import FirstMessages
+from .guard import Guard
 from .in_flight import FRAMING_BYTES, InFlight
 
 _log = structlog.get_logger(__name__)
@@ -21,8 +22,12 @@ Status = tuple[grpc.StatusCode, str, Trailing]
 class UnaryCall:
     """One unary call (a `calls.UnaryCall`): on the wire, a stream of one message each way."""
 
-    def __init__(self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight) -> None:
+    def __init__(
+        self, context: grpc.ServicerContext, first: FirstMessages, in_flight: InFlight, guard: Guard
+    ) -> None:
         self.peer: str = context.peer()
+        self.caller = guard.unchecked
+        self._guard = guard
         self.messages = 0
         self._held = 0  # bytes of the request, then of the response
         self._connection = in_flight.join(self)
@@ -41,11 +46,16 @@ class UnaryCall:
             self._connection.leave(self)
             return
         self._first_message.watch(self, self.fail)
-        # Read on another thread, so that the call can be ended although no message arrives.
-        try:
-            start_reader("call-reader", self._read, on_request, requests)
-        except RuntimeError as error:
-            self._fault(error)
+        caller = self._guard.caller(
+            tuple(self._context.invocation_metadata()), self._context.auth_context, self.fail, self.peer
+        )
+        if caller is not None:
+            self.caller = caller
+            # Read on another thread, so that the call can be ended although no message arrives.
+            try:
+                start_reader("call-reader", self._read, on_request, requests)
+            except RuntimeError as error:
+                self._fault(error)
         self._done.wait()
         self._first_message.unwatch(self)
         if self._status is not None:
@@ -69,6 +79,10 @@ class UnaryCall:
     def _fault(self, error: Exception) -> None:
         _log.error("unary handler failed", exc_info=error)
         self.fail(grpc.StatusCode.INTERNAL, FAULT)
+
+    def metadata(self) -> Metadata:
+        """The metadata that the client sent."""
+        return tuple(self._context.invocation_metadata())
 
     @property
     def half_open(self) -> bool:

@@ -1,4 +1,4 @@
-"""The server's certificate and key: checked before the server starts, and reloaded on request."""
+"""The server's certificate and key, and the authorities of its clients: checked before the start, and reloaded."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import ssl
 from pathlib import Path
 
 import grpc
-import structlog
-
-_log = structlog.get_logger(__name__)
 
 
 class TlsError(OSError):
@@ -42,6 +39,20 @@ def read_pair(cert: Path, key: Path) -> tuple[bytes, bytes]:
     return secret, chain
 
 
+def read_authorities(path: Path) -> bytes:
+    """The certificates of the authorities that sign clients' certificates, PEM.
+
+    Raises:
+        TlsError: they are not there, not PEM, or cannot be used.
+    """
+    roots = _read("--tls-client-ca", path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=roots.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise TlsError(f"--tls-client-ca {path}: no PEM certificate in it") from error
+    return roots
+
+
 def _read(flag: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -50,19 +61,27 @@ def _read(flag: str, path: Path) -> bytes:
 
 
 class Certificates:
-    """The certificate for new connections. Live ones keep theirs."""
+    """The certificate for new connections, and the authorities of clients. Live ones keep theirs. TLS 1.2 or newer."""
 
-    def __init__(self, cert: Path, key: Path) -> None:
-        """Read both.
+    def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
+        """Read them. With `client_ca` a client needs a certificate of one of these authorities.
 
         Raises:
             TlsError: they cannot be used.
         """
-        self._cert, self._key = cert, key
+        self.paths = (cert, key) if client_ca is None else (cert, key, client_ca)
+        self._cert, self._key, self._client_ca = cert, key, client_ca
         self._next: grpc.ServerCertificateConfiguration | None = None
-        first = grpc.ssl_server_certificate_configuration([read_pair(cert, key)])
         # grpcio takes None for no change; its types do not say so.
-        self.credentials = grpc.dynamic_ssl_server_credentials(first, self._fetch)  # type: ignore[arg-type]
+        self.credentials = grpc.dynamic_ssl_server_credentials(
+            self._read(),
+            self._fetch,  # type: ignore[arg-type]
+            require_client_authentication=client_ca is not None,
+        )
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        roots = None if self._client_ca is None else read_authorities(self._client_ca)
+        return grpc.ssl_server_certificate_configuration([read_pair(self._cert, self._key)], roots)
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """The pair to use from now on, None for no change; grpcio asks at each handshake."""
@@ -70,10 +89,9 @@ class Certificates:
         return following
 
     def reload(self) -> None:
-        """Reload both; if they cannot be used, the log says why and the old pair stays."""
-        try:
-            self._next = grpc.ssl_server_certificate_configuration([read_pair(self._cert, self._key)])
-        except TlsError as error:
-            _log.error("certificate not reloaded, the previous one stays", error=str(error))
-        else:
-            _log.info("certificate reloaded", cert=str(self._cert))
+        """Reload them.
+
+        Raises:
+            TlsError: they cannot be used; the old ones stay.
+        """
+        self._next = self._read()

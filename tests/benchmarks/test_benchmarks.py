@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamcell.benchmarks import specimens, tenants
 from streamcell.benchmarks.__main__ import parse, run
 from streamcell.benchmarks.cases import AIO, ENGINE, LANE, OURS
 from streamcell.benchmarks.load.main import run_load
@@ -118,7 +120,7 @@ def test_a_load_that_fails_says_what_the_server_did(load: Callable[..., dict[str
 def test_a_short_run_measures_every_target_in_turn_and_writes_it_down(tmp_path: Path) -> None:
     from rich.console import Console
 
-    asked = parse(["--quick", "--only", "ping-pong 8", "--no-rest", "--no-engine"])
+    asked = parse(["--quick", "--only", "ping-pong 8", "--no-rest", "--no-engine", "--no-tenants"])
     report = run(asked, Console(quiet=True))
     write_json(report, tmp_path / "results" / "latest.json")
     written = json.loads((tmp_path / "results" / "latest.json").read_text())
@@ -164,6 +166,41 @@ def test_a_ratio_is_the_median_of_rounds_and_decides_whether_a_goal_is_met(cpu: 
     text = page(report(found(cpu)), None)
     assert ("| met |" in text) is met
     assert ("| missed |" in text) is not met
+
+
+def test_a_flood_beside_a_calm_tenant_is_measured_and_has_its_goal_and_section(tmp_path: Path) -> None:
+    specimens.export(tmp_path, "lstm")
+    apart = "tenants, the server on a core of its own"
+    settings = {name: tenants.SETTINGS[name] for name in ("tenants", apart)}
+    cores = os.sched_getaffinity(0)
+    measured = tenants.measure(tmp_path, rounds=1, flood=4, seconds=0.3, settings=settings)
+    assert os.sched_getaffinity(0) == cores
+    assert list(measured) == (list(settings) if len(cores) > 1 else ["tenants"])
+    for name, each in measured.items():
+        kinds = tenants.KINDS if name == "tenants" else ("quiet", "flooded")
+        for kind in kinds:
+            assert 0 < each[kind]["p50_ms"] <= each[kind]["p99_ms"]
+            assert ("steps_per_s" in each[kind]) is (kind != "quiet")
+        for ratio, base in (("p99_ratio", "quiet"), ("p99_over_elsewhere", "elsewhere")):
+            assert (ratio in each) is (base in kinds)
+            if base in kinds:
+                assert each[ratio] == pytest.approx(each["flooded"]["p99_ms"] / each[base]["p99_ms"])
+    measured.setdefault(apart, measured["tenants"])
+    for ratio, met in ((2.0, True), (2.1, False)):
+        ratios = {"p99_ratio": ratio, "p99_over_elsewhere": 1.5}
+        shown = {
+            **measured,
+            "tenants": {**measured["tenants"], **ratios},
+            apart: {**measured[apart], "p99_ratio": ratio},
+        }
+        of = Found(Results(), {}, shown)
+        line, beside, alone = [line for line in goal_lines(of) if line["value"] is not None]
+        assert (line["met"], line["bound"]) == (alone["met"], alone["bound"]) == (met, 2.0)
+        assert (beside["met"], beside["value"]) == (True, 1.5)
+        text = page(report(of), None)
+        assert json.loads(json.dumps(as_json(report(of))))["tenants"]["tenants"]["elsewhere"]
+        assert ("waits for one turn of the flood's messages" in text) is not met
+        assert f"| {ratio:.2f} |" in text.split("## A flood beside a calm tenant")[1]
 
 
 def test_shares_of_a_step_s_cpu_add_up() -> None:

@@ -126,7 +126,7 @@ def test_a_reader_that_has_had_enough_is_no_error_to_shout_about(
     ("text", "complaint"),
     [
         ("1,2,3\n1,2\n", "rows.csv:2: expected 3 columns, got 2"),
-        ("a,b,c\n1,2,3\n1,two,3\n", "rows.csv:3: expected a number, got 'two'"),
+        ("a,b,c\n1,2,3\n1,two,3\n", "rows.csv:3: column x_1: expected a number, got 'two'"),
         ("", "rows.csv: expected at least one row, got none"),
         ("1,2,nan\n", "expected finite values, got nan"),
         ("1,2,\x00\n", "rows.csv:1: "),
@@ -214,6 +214,19 @@ def test_a_command_that_is_killed_goes_on_where_it_stopped(
     assert not ticket.exists()
 
 
+def test_a_level_of_durability_needs_a_session_that_can_be_found_again(stream: Any, tmp_path: Path) -> None:
+    x = tmp_path / "x.npy"
+    np.save(x, np.zeros((2, 3), np.float32))
+    refused = stream("lstm", x, "--durability", "none")
+    assert refused.exit_code == 2
+    assert "--durability needs --resume FILE" in refused.stderr
+    ticket = tmp_path / "ticket"
+    assert stream("lstm", x, "--resume", ticket, "--durability", "none").exit_code == 0
+    lacking = stream("lstm", x, "--resume", ticket, "--durability", "store-async")
+    assert lacking.exit_code == 1
+    assert "DURABILITY_UNSUPPORTED" in lacking.stderr
+
+
 def test_what_cannot_be_resumed_is_told(stream: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     ticket = tmp_path / "ticket"
@@ -229,3 +242,20 @@ def test_what_cannot_be_resumed_is_told(stream: Any, tmp_path: Path) -> None:
     result = stream("lstm", tmp_path / "x.npy", "--resume", ticket, "--chunk", 2)
     assert result.exit_code == 1
     assert "SESSION_NOT_FOUND" in result.stderr
+
+
+def test_a_server_that_asks_who_calls_gets_the_token_of_a_file(
+    start_server: Any, models_dir: Path, tmp_path: Path
+) -> None:
+    made = CliRunner().invoke(app, ["token", "plant", "feed"]).stdout
+    token, _, lines = made.partition("\n")
+    (tmp_path / "tokens.toml").write_text(lines)
+    (tmp_path / "token").write_text(token + "\n")
+    np.save(tmp_path / "x.npy", X)
+    server = start_server(models_dir, "--token-file", str(tmp_path / "tokens.toml"))
+    command = ["stream", "lstm", str(tmp_path / "x.npy"), "--target", server.target]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert "--bearer-file FILE" in refused.stderr
+    done = CliRunner().invoke(app, [*command, "--bearer-file", str(tmp_path / "token")])
+    assert (done.exit_code, len(done.stdout.splitlines())) == (0, 1 + len(X))

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from typer.testing import CliRunner
 
 from streamcell.cli import app
 from streamcell.cli.demos import chorales as demo_chorales
-from streamcell.cli.demos.base import SHAPES, Options, Report
+from streamcell.cli.demos.base import SHAPES, Demo, Options, Report
 from streamcell.cli.demos.registry import DEFAULT, DEMOS, by_name, by_shape
+from streamcell.cli.demos.shared.outliving import Streamed
 from streamcell.models import load_chorales
+from streamcell.models.data import voice
 from streamcell.models.data.chorales import corpus_files, part_of
 from streamcell.models.data.harmony import load_degrees
 from streamcell.models.data.registry import DATASETS
@@ -58,6 +62,22 @@ def test_a_report_is_saved_with_the_files_it_names(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "report.json").read_text())
     assert document == {"loss": 1.5, "files": {what: str(path) for what, path in report.files.items()}}
     assert report.files["report"] == tmp_path / "report.json"
+
+
+def test_a_demo_that_saw_what_must_not_be_says_so_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = Streamed(nats=8.0, nats_torch=8.0, steps=1)
+    demo = Demo(
+        "x", "one-to-one", "s", lambda folder, options: Report("t", [], {}, {}, streamed.wrong()), tmp_path
+    )
+    monkeypatch.setattr("streamcell.cli.commands.demo.by_name", lambda: {"x": demo})
+    assert CliRunner().invoke(app, ["demo", "x"], env=PLAIN).exit_code == 0
+    streamed.lost, streamed.errors, streamed.error, streamed.nats = 2, 1, "SESSION_NOT_FOUND: gone", 8.001
+    done = CliRunner().invoke(app, ["demo", "x"], env=PLAIN)
+    assert done.exit_code == 1
+    for what in ("2 steps lost, 0 doubled", "SESSION_NOT_FOUND: gone", "served loss is 8.001000"):
+        assert what in done.output
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +142,25 @@ def test_harmony_is_labelled_step_by_step_as_in_pytorch(tmp_path: Path, data_fol
 
 
 @pytest.mark.slow
+def test_speech_is_heard_in_unseen_noise_as_in_pytorch(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str], str]
+) -> None:
+    program("espeak-ng")
+    # A sixth of the data.
+    parts = {name: replace(part, clips=part.clips // 6) for name, part in voice.PARTS.items()}
+    monkeypatch.setattr(voice, "PARTS", parts)
+    report = run_demo("voice", tmp_path, data_folder)
+    assert report["frame_error_served"] == report["frame_error_torch"] < 0.15
+    assert report["frame_error_served"] < report["frame_error_of_loudness"] / 2
+    assert report["largest_difference"] < 1e-3
+    assert (report["sequences"], report["steps"]) == (20, 8000)
+    assert report["mean_batch"] > 1
+    measured = trained(tmp_path)["result"]
+    assert measured["test_frame_error_rate"] == report["frame_error_torch"]
+    assert measured["test_f1"] == report["f1_served"]
+
+
+@pytest.mark.slow
 def test_chorales_are_the_default_and_their_report_says_what_it_did(
     tmp_path: Path, data_folder: Path
 ) -> None:
@@ -139,6 +178,13 @@ def test_chorales_are_the_default_and_their_report_says_what_it_did(
     again = run_demo(DEFAULT.name, tmp_path, data_folder, "--passes", "1")
     assert (tmp_path / "weights.safetensors").read_bytes() == weights
     assert again["loss_torch"] == report["loss_torch"]
+
+
+def test_the_demos_train_the_model_that_the_readmes_figures_are_of() -> None:
+    settings = demo_chorales.settings(Path("out"), Options(Console()))
+    assert settings.model == {"kind": "lstm", "hidden_size": 320, "num_layers": 1, "dropout": 0.45}
+    assert (settings.epochs, settings.learning_rate, settings.seed, settings.threads) == (60, 0.01, 1, 2)
+    assert settings.model != presets.CHORALES.model
 
 
 @pytest.mark.slow

@@ -84,7 +84,11 @@ def test_an_unclear_model_gets_a_sidecar_to_fill_in_and_the_server_says_where(tm
     ("name", "environment", "text"),
     [
         ("none.onnx", {}, "none.onnx: no such file"),
-        ("bad.onnx", {"STREAMCELL_MAX_BATCH": "0"}, "max_batch: Input should be greater than or equal to 1"),
+        (
+            "bad.onnx",
+            {"STREAMCELL_MAX_BATCH": "0"},
+            "STREAMCELL_MAX_BATCH: Input should be greater than or equal to 1",
+        ),
         ("bad.onnx", {"STREAMCELL_DEVICE": "tpu"}, "device 'tpu': expected"),
         ("bad.onnx", {}, "was not written: the model cannot be read"),
     ],

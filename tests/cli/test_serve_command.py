@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from streamcell.proto import pb, rpc
+from tests.support.certificates import self_signed
 
 STREAMCELL = Path(sys.executable).with_name("streamcell")
 
@@ -78,29 +79,8 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
 
 
 def test_tls(start_server: Any, models_dir: Path, tmp_path: Path, program: Callable[[str], str]) -> None:
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        [
-            program("openssl"),
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            key,
-            "-out",
-            cert,
-        ],
-        check=True,
-        capture_output=True,
-    )
+    program("openssl")
+    cert, key = self_signed(tmp_path)
     server = start_server(models_dir, "--tls-cert", str(cert), "--tls-key", str(key))
     target = server.target.replace("127.0.0.1", "localhost")
     credentials = grpc.ssl_channel_credentials(cert.read_bytes())

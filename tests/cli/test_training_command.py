@@ -84,7 +84,7 @@ def test_presets_give_what_is_not_said() -> None:
     assert presets.model("chorales", "tcn")["channels"] == [64] * 4
     assert presets.model("chorales", "mlp", dropout=0.0) == {
         "kind": "mlp",
-        "hidden_sizes": [320],
+        "hidden_sizes": [256],
         "dropout": 0.0,
     }
 

@@ -17,7 +17,9 @@ from streamcell.client import (
     LimitReached,
     MessageTooLarge,
     ModelNotFound,
+    NotAuthenticated,
     NotFound,
+    NotPermitted,
     ProtocolMisuse,
     ServerDraining,
     ServerFault,
@@ -67,7 +69,11 @@ def rich(reason: str, domain: str = "streamcell", **facts: str) -> tuple[tuple[s
         (Code.INTERNAL, "ENGINE_FAILED", ServerFault),
         (Code.INTERNAL, "INTERNAL", ServerFault),
         (Code.ABORTED, "A_REASON_OF_TOMORROW", SessionLost),
-        (Code.PERMISSION_DENIED, "A_REASON_OF_TOMORROW", StreamCellError),
+        (Code.UNAUTHENTICATED, "NOT_AUTHENTICATED", NotAuthenticated),
+        (Code.UNAUTHENTICATED, "TOKEN_EXPIRED", NotAuthenticated),
+        (Code.PERMISSION_DENIED, "NOT_PERMITTED", NotPermitted),
+        (Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", LimitReached),
+        (Code.DATA_LOSS, "A_REASON_OF_TOMORROW", StreamCellError),
     ],
 )
 def test_the_reason_names_the_class(code: Code, reason: str, kind: type[StreamCellError]) -> None:

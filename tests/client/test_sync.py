@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from streamcell.client import (
     connect,
 )
 from streamcell.client.local_server import ServerProcess
+from tests.support.certificates import self_signed
 
 Modules = dict[str, torch.nn.Module]
 KINDS = ("lstm", "gru", "rnn", "mlp", "cnn", "tcn", "deep")
@@ -225,22 +225,8 @@ def test_limits_and_ends_of_a_servers_life_are_typed(
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]) -> tuple[Path, Path]:
     """A self-signed certificate for localhost and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = [
-        program("openssl"),
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    files = ["-keyout", str(key), "-out", str(certificate), "-days", "2"]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    return certificate, key
+    program("openssl")
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.conformance

@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from streamcell.proto import pb, rpc
+from streamcell.service.access.identity import ANYONE
 from streamcell.service.errors import ServiceError
 from streamcell.service.transport.calls import Call, ServerLane
 from streamcell.service.transport.fast_lane import FastLane
@@ -120,6 +121,8 @@ def test_a_watch_that_is_over_leaves_nothing_behind(
 class Wire:
     """A call of a client that reads nothing until it is told to."""
 
+    caller = ANYONE
+
     def __init__(self) -> None:
         self.replies: list[bytes] = []
         self.wake: Callable[[], None] | None = None
@@ -169,7 +172,7 @@ def test_nothing_is_sent_under_a_lock(health: Health) -> None:
             """As another call does that begins and ends, and as the server does that reports."""
             a_watch(Wire(), health).on_end(True)
             health.report(["other"], serving=True)
-            health.check(health_pb2.HealthCheckRequest())
+            health.check(health_pb2.HealthCheckRequest(), ANYONE)
             watches[0].notify()
 
     watches: list[Watch] = []

@@ -21,6 +21,7 @@ import pytest
 
 from streamcell.client import Client, StreamCellError, connect
 from streamcell.proto.inference import oip, rpc
+from tests.support.certificates import self_signed
 from tests.support.onnx_files import parsed, save
 from tests.support.ports import free_port
 
@@ -182,12 +183,7 @@ def test_a_client_cannot_fill_a_disk_with_runs_that_fail(start_server: Any, frag
 def test_a_client_cannot_fill_a_disk_with_failed_handshakes(
     start_server: Any, fragile: Path, tmp_path: Path
 ) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
-         "-days", "2", "-subj", "/CN=localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, key = self_signed(tmp_path)
     server = start_server(fragile, *EXPLICIT, "--tls-cert", str(certificate), "--tls-key", str(key))
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", int(server.target.rpartition(":")[2]))) as connection:

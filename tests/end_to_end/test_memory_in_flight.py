@@ -112,7 +112,7 @@ def test_messages_that_are_never_whole(
             if at % 2:  # half of them have had a message before
                 connection.send(stream, message(OPEN))
         for stream in streams:
-            connection.send(stream, part, patience_s=0.5)
+            connection.send(stream, part, patience_s=0.2)
         assert eventually(lambda: ended_for_memory(server) > before)
         texts = [each for each in connection.ended.values() if b"memory" in each]
         assert texts
@@ -130,9 +130,9 @@ def test_clients_that_read_no_replies(
         for _ in range(24):
             stream, left = connection.open(STREAM), message(OPEN) + steps
             while left and not ended():  # it is not read for moments before somebody is ended
-                left = left[connection.send(stream, left, patience_s=0.2) :]
+                left = left[connection.send(stream, left, patience_s=0.1) :]
             for _ in range(2):
-                connection.send(stream, steps, patience_s=0.2)
+                connection.send(stream, steps, patience_s=0.1)
         assert eventually(ended) or eventually(ended)  # the model computes 19 million steps first
         assert any(b"memory" in each for each in connection.ended.values()) or server.log
 
@@ -144,7 +144,7 @@ def test_metrics_tell_what_unread_replies_take(server: ServerProcess, eventually
         for _ in range(2):
             stream = connection.open(STREAM)
             connection.send(stream, message(OPEN))
-            connection.send(stream, steps, patience_s=0.2)
+            connection.send(stream, steps, patience_s=0.1)
         assert eventually(lambda: server.metric("streamcell_in_flight_bytes") > 2 * MIB)
     assert eventually(lambda: server.metric("streamcell_in_flight_bytes") < MIB)
 

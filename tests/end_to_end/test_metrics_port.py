@@ -6,7 +6,7 @@ import gzip
 import http.client
 import socket
 import ssl
-import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,6 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from streamcell.proto import pb, rpc
 from streamcell.proto.inference import oip
 from streamcell.proto.inference import rpc as oip_rpc
+from tests.support.certificates import self_signed
 
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm"))
 IDLE = 200
@@ -49,12 +50,12 @@ def idle(served: Any) -> Iterator[list[socket.socket]]:
         yield [stack.enter_context(socket.create_connection(address(served))) for _ in range(IDLE)]
 
 
-def test_there_are_three_pages_and_two_methods(served: Any) -> None:
+def test_there_are_four_pages_and_two_methods(served: Any) -> None:
     assert ask(served, "GET", "/livez")[::2] == (200, b"alive\n")
     assert ask(served, "GET", "/readyz")[::2] == (200, b"ready\n")
-    for path in ("/", "/metrics/", "/favicon.ico", "/livez/x", "/..", "/%6detrics/x"):
+    for path in ("/index.html", "/metrics/", "/favicon.ico", "/livez/x", "/..", "/%6detrics/x"):
         assert ask(served, "GET", path)[0] == 404, path
-    for path in ("/metrics", "/livez", "/readyz"):
+    for path in ("/", "/metrics", "/livez", "/readyz"):
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
             status, headers, _ = ask(served, method, path)
             assert (status, headers["Allow"]) == (405, "GET, HEAD"), (method, path)
@@ -183,12 +184,15 @@ def test_readiness_ends_with_sigterm_and_clients_that_hang_do_not_keep_the_serve
     start_server: Any, models_dir: Path, eventually: Any
 ) -> None:
     server = start_server(models_dir, "--grace-s", "60")
+    hanging = threading.Event()
     with grpc.insecure_channel(server.target) as channel, ExitStack() as stack:
+        stack.callback(hanging.set)
 
         def requests() -> Iterator[pb.StreamRequest]:
             yield OPEN
             while ask(server, "GET", "/readyz")[0] == 200:
                 yield pb.StreamRequest(inputs=[bytes(12)])
+            hanging.wait()  # the server waits for this session, and no longer
 
         replies = rpc.StreamCellStub(channel).Stream(requests())
         next(replies), next(replies)
@@ -198,6 +202,7 @@ def test_readiness_ends_with_sigterm_and_clients_that_hang_do_not_keep_the_serve
         for sent in (b"", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\n\r\n") * 5:
             connection = stack.enter_context(socket.create_connection(address(server)))
             connection.sendall(sent)
+        hanging.set()
         list(replies)
         assert server.process.wait(30) == 0
 
@@ -205,14 +210,7 @@ def test_readiness_ends_with_sigterm_and_clients_that_hang_do_not_keep_the_serve
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
-         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return certificate, key
+    return self_signed(tmp_path_factory.mktemp("tls"), san="IP:127.0.0.1")
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["its own certificate", "the gRPC port's"])
@@ -239,8 +237,7 @@ def test_a_key_of_another_certificate_is_told_as_such(
     from streamcell.client.local_server import ServerProcess, ServerProcessError
 
     certificate, _ = pair
-    other = tmp_path / "other.pem"
-    subprocess.run(["openssl", "genrsa", "-out", other, "2048"], check=True, capture_output=True)
+    _, other = self_signed(tmp_path)
     for key, text in ((other, "is not the key of"), (tmp_path / "none.pem", "no file at")):
         flags = ("--metrics-tls-cert", str(certificate), "--metrics-tls-key", str(key))
         server = ServerProcess(models_dir, *flags, environment={"STREAMCELL_FRONTENDS": str(frontends)})

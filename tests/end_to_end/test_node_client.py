@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,29 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-SOURCE = HERE / "node"
-BUILD = HERE.parent / "build" / "node-client"
+from tests.support.npm import installed
+
+SOURCE = Path(__file__).parent / "node"
 
 
 @pytest.fixture(scope="module")
 def folder(program: Callable[[str], str]) -> Path:
-    """The client with its packages, installed once for each version of package.json."""
-    node, npm = program("node"), program("npm")
-    wanted = (SOURCE / "package.json").read_text()
-    installed = BUILD / "installed.json"
-    if not installed.is_file() or installed.read_text() != wanted:
-        BUILD.mkdir(parents=True, exist_ok=True)
-        shutil.copy(SOURCE / "package.json", BUILD)
-        command = [npm, "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
-        done = subprocess.run(command, cwd=BUILD, capture_output=True, text=True, timeout=150)
-        if done.returncode != 0:  # in CI a failure
-            why = next(iter(done.stderr.splitlines()), "it does not say why")
-            pytest.skip(f"npm could not install the client's packages from its registry: {why}")
-        installed.write_text(wanted)
-    shutil.copy(SOURCE / "client.js", BUILD)
-    assert Path(node).exists()
-    return BUILD
+    """The client with its packages."""
+    return installed(SOURCE, program("npm"))
 
 
 def test_node_streams_over_both_protocols_by_reflection_alone(

@@ -13,7 +13,9 @@ import grpc
 import pytest
 
 from streamcell.proto import pb
+from streamcell.service.access.identity import ANYONE, Identity
 from streamcell.service.errors import ControlBusy, InvalidArgument, ServiceError
+from streamcell.service.protocols.common.scopes import Scopes
 from streamcell.service.protocols.native import management
 from streamcell.service.protocols.native.management import Management
 from streamcell.service.sessions.opening_order import OpeningOrder
@@ -37,7 +39,7 @@ class Rig:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.table = SessionTable(idle_timeout_s=0)
         service: Any = SimpleNamespace(models=Models(), sessions=self.table, limits=None)
-        self.control = Management(service)
+        self.control = Management(Scopes(service), 0.0, None)
         self.written = 0
         self.slices: list[int] = []
         monkeypatch.setattr(management, "session_message", self._write)
@@ -50,13 +52,13 @@ class Rig:
         metrics = SimpleNamespace(session_opened=lambda: None)
         loaded: Any = SimpleNamespace(file=SimpleNamespace(name=model), metrics=metrics)
         listener = SimpleNamespace(fail=lambda error: None)
-        session: Any = SimpleNamespace(session_id=session_id, listener=listener, step_index=3)
+        session: Any = SimpleNamespace(session_id=session_id, listener=listener, step_index=3, owner=None)
         return self.table.adopt(session, loaded)
 
     def page(self, **request: Any) -> pb.ListSessionsResponse:
         """One call's answer; how many sessions each slice has written down is kept."""
         self.slices = []
-        slices = self.control.list_sessions(pb.ListSessionsRequest(**request))
+        slices = self.control.list_sessions(pb.ListSessionsRequest(**request), ANYONE)
         while True:
             before = self.written
             try:
@@ -174,6 +176,7 @@ class Call:
     """A unary call whose end is kept."""
 
     peer = "test"
+    caller = ANYONE
 
     def __init__(self) -> None:
         self.ended = threading.Event()
@@ -272,7 +275,7 @@ def test_a_sliced_call_is_answered_refused_or_dropped(thread: ControlThread) -> 
     hold = threading.Event()
     slices: list[str] = []
 
-    def method(request: pb.ListSessionsRequest) -> Any:
+    def method(request: pb.ListSessionsRequest, caller: Identity) -> Any:
         for _ in range(3):
             slices.append(request.model)
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,13 @@ def held(release: threading.Event) -> Iterator[pb.StreamRequest]:
     yield STEP
 
 
+def agent(server: Any) -> bytes:
+    """What an agent check of HAProxy's is told."""
+    (port,) = [entry["agent_port"] for entry in server.log if entry["event"] == "serving"]
+    with socket.create_connection(("127.0.0.1", port), 60) as asked:
+        return b"".join(iter(lambda: asked.recv(64), b""))
+
+
 def draining(server: Any) -> None:
     """Wait until the server has said that it drains."""
     for _ in range(2000):
@@ -38,7 +46,8 @@ def draining(server: Any) -> None:
 def test_a_live_stream_finishes_within_the_grace_and_new_ones_are_refused(
     start_server: Any, models_dir: Path
 ) -> None:
-    server = start_server(models_dir, "--grace-s", "30")
+    server = start_server(models_dir, "--grace-s", "30", "--agent-port", "0", forked=False)
+    assert agent(server) == b"ready up\n"
     release = threading.Event()
     with grpc.insecure_channel(server.target) as channel:
         stub = rpc.StreamCellStub(channel)
@@ -49,6 +58,7 @@ def test_a_live_stream_finishes_within_the_grace_and_new_ones_are_refused(
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="lstm"))
         assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert server.metric("streamcell_ready") == 0
+        assert agent(server) == b"drain\n"
         for refused in (
             lambda: next(stub.Stream(iter([OPEN]))),
             lambda: stub.Predict(pb.PredictRequest(model="mlp", inputs=[bytes(12)])),
@@ -65,7 +75,7 @@ def test_a_live_stream_finishes_within_the_grace_and_new_ones_are_refused(
 
 @pytest.mark.conformance
 def test_a_stream_that_outlives_the_grace_gets_a_typed_end(start_server: Any, models_dir: Path) -> None:
-    server = start_server(models_dir, "--grace-s", "0.2")
+    server = start_server(models_dir, "--grace-s", "0.2", forked=False)
     release = threading.Event()
     with grpc.insecure_channel(server.target) as channel:
         call = rpc.StreamCellStub(channel).Stream(held(release))
@@ -84,6 +94,6 @@ def test_a_stream_that_outlives_the_grace_gets_a_typed_end(start_server: Any, mo
 def test_an_idle_server_stops_at_once_with_exit_code_0(
     start_server: Any, models_dir: Path, number: signal.Signals
 ) -> None:
-    server = start_server(models_dir, "--grace-s", "600")
+    server = start_server(models_dir, "--grace-s", "600", forked=False)
     server.process.send_signal(number)
     assert server.process.wait(30) == 0

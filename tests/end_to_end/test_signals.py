@@ -16,6 +16,7 @@ import pytest
 
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
+from tests.support.certificates import self_signed
 
 Serve = Callable[..., ServerProcess]
 Eventually = Callable[[Callable[[], bool]], bool]
@@ -28,27 +29,13 @@ def held(release: threading.Event) -> Iterator[pb.StreamRequest]:
     release.wait(60)
 
 
-def certificate(folder: Path, name: str, *more: str) -> tuple[Path, Path]:
-    """(certificate, key) for localhost."""
-    key, cert = folder / f"{name}.key", folder / f"{name}.pem"
-    subprocess.run(
-        [
-            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", f"/CN={name}", "-addext",
-            "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert, *(more or ("-nodes",)),
-        ],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    return cert, key
-
-
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.conformance), signal.SIGINT]
 )
 def test_a_second_signal_ends_the_server_at_once(
     start_server: Serve, models_dir: Path, number: signal.Signals, eventually: Eventually
 ) -> None:
-    server = start_server(models_dir, "--grace-s", "600")
+    server = start_server(models_dir, "--grace-s", "600", forked=False)
     children = psutil.Process(server.pid).children()
     release = threading.Event()
     with grpc.insecure_channel(server.target) as channel:
@@ -65,7 +52,9 @@ def test_a_second_signal_ends_the_server_at_once(
 
 def test_a_server_whose_processes_hang_ends_after_the_grace(start_server: Serve, models_dir: Path) -> None:
     # Of one process: see the next test.
-    server = start_server(models_dir, "--grace-s", "0.2", "--stop-s", "1", STREAMCELL_FRONTENDS="2")
+    server = start_server(
+        models_dir, "--grace-s", "0.2", "--stop-s", "1", forked=False, STREAMCELL_FRONTENDS="2"
+    )
     children = psutil.Process(server.pid).children()
     for process in children:  # stopped, they hear nothing
         process.send_signal(signal.SIGSTOP)
@@ -110,7 +99,7 @@ def test_the_deadline_of_one_process_is_kept_though_nobody_reads_what_it_says() 
 def test_sighup_reloads_the_certificate_for_new_connections(
     start_server: Serve, models_dir: Path, tmp_path: Path, eventually: Eventually
 ) -> None:
-    first, second = certificate(tmp_path, "first"), certificate(tmp_path, "second")
+    first, second = self_signed(tmp_path, "first"), self_signed(tmp_path, "second")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
 
     def put(pair: tuple[Path, Path]) -> None:
@@ -118,7 +107,7 @@ def test_sighup_reloads_the_certificate_for_new_connections(
         key.write_bytes(pair[1].read_bytes())
 
     put(first)
-    server = start_server(models_dir, "--tls-cert", str(cert), "--tls-key", str(key))
+    server = start_server(models_dir, "--tls-cert", str(cert), "--tls-key", str(key), forked=False)
     target = server.target.replace("127.0.0.1", "localhost")
 
     def trusted(pair: tuple[Path, Path]) -> bool:
@@ -152,16 +141,16 @@ def test_sighup_reloads_the_certificate_for_new_connections(
 def test_a_wrong_key_is_one_line_that_names_the_file(
     models_dir: Path, tmp_path: Path, frontends: int, wrong: str
 ) -> None:
-    cert, key = certificate(tmp_path, "good")
+    cert, key = self_signed(tmp_path, "good")
     if wrong == "not there":
         key, says = tmp_path / "none.key", "No such file"
     elif wrong == "no PEM":
         key.write_text("hello")
         says = "no PEM private key"
     elif wrong == "another's key":
-        key, says = certificate(tmp_path, "other")[1], "is not the key of"
+        key, says = self_signed(tmp_path, "other")[1], "is not the key of"
     else:
-        cert, key = certificate(tmp_path, "locked", "-passout", "pass:secret")
+        cert, key = self_signed(tmp_path, "locked", password="secret")
         says = "the key is encrypted"
     done = subprocess.run(
         [

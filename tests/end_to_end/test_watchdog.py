@@ -45,7 +45,7 @@ if any("streamcell" in each for each in sys.orig_argv):
     def held_run(self, staged):
         hang("engine")
         return run(self, staged)
-    def held_check(self, request):
+    def held_check(self, request, caller):
         hang("serving")
         return health.health_pb2.HealthCheckResponse(status=status(self, request.service))
     def never_short(self, rows, took_s):

@@ -179,11 +179,11 @@ def test_sessions_are_listed_in_pages_and_can_be_closed(stub: Any) -> None:
         yield chunk(GOOD)
         done.wait(60)
 
-    calls = [stub.Stream(requests()) for _ in range(3)]
-    ids = []
-    for call in calls:
-        ids.append(next(call).opened.session_id)
-        next(call)
+    calls, ids = [], []
+    for _ in range(3):  # one after the other: calls that begin together may open in another order
+        calls.append(stub.Stream(requests()))
+        ids.append(next(calls[-1]).opened.session_id)
+        next(calls[-1])
     first = stub.ListSessions(pb.ListSessionsRequest(model="gru", page_size=2))
     rest = stub.ListSessions(
         pb.ListSessionsRequest(model="gru", page_size=2, page_token=first.next_page_token)

@@ -33,6 +33,15 @@ CASES: dict[str, dict[str, Any]] = {
     "gru-after-affines": {"kind": "gru", "reset_after": True, "input_affine": True, "output_affine": True},
     **{f"lstm-{f}-out": {"kind": "lstm", "output_activation": f} for f in ("sigmoid", "tanh", "softmax")},
     "rnn-softmax-affine": {"kind": "rnn", "output_activation": "softmax", "output_affine": True},
+    "lstm-voices": {"kind": "lstm", "voices": 3, "distribution": "bernoulli_logits"},
+    "gru-voices-affines": {
+        "kind": "gru",
+        "voices": 2,
+        "distribution": "bernoulli_logits",
+        "input_affine": True,
+        "output_affine": True,
+    },
+    "mlp-voices": {"kind": "mlp", "hidden_sizes": [H], "voices": 1, "distribution": "bernoulli_logits"},
     "mlp-linear": {"kind": "mlp", "hidden_sizes": []},
     **{
         f"mlp-{f}": {"kind": "mlp", "hidden_sizes": [H, H], "activation": f}
@@ -93,17 +102,18 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def make(case: dict[str, Any], seed: int = 3) -> SequenceModel:
-    """A model with every parameter and buffer away from its default, so that nothing can cancel out."""
+    """A model with every parameter and saved buffer away from its default, so that nothing can cancel out."""
     config: dict[str, Any] = {"input_size": I, "output_size": O, **case}
     if config["kind"] in ("rnn", "lstm", "gru"):
         config.setdefault("hidden_size", H)
     torch.manual_seed(seed)
     model = build(config)
+    saved = model.state_dict()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
         for name, buffer in model.named_buffers():
-            if buffer.is_floating_point():
+            if buffer.is_floating_point() and name in saved:
                 away = 0.5 + torch.rand_like(buffer)
                 buffer.copy_(away if name.endswith(("scale", "var")) else away - 1)
     return model.eval()

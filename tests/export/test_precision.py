@@ -48,6 +48,17 @@ def test_every_kind_is_stored_small_and_its_error_is_in_the_card(
 
 
 @pytest.mark.parametrize("stored", ["fp16", "int8"])
+def test_the_sums_over_other_keys_are_no_weight_that_is_rounded(stored: str, tmp_path: Path) -> None:
+    settings = {"voices": 3, "distribution": "bernoulli_logits", **KINDS["lstm"]}
+    model = build({"kind": "lstm", "input_size": 24, "output_size": 8, **settings}).eval()
+    card = export_model(model, tmp_path / "m.onnx", precision=stored)
+    assert card.proof["max_error"] < {"fp16": 2e-3, "int8": 5e-2}[stored]
+    held = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    np.testing.assert_array_equal(held["voices.others.float64"], model.voices.others.double())
+    assert {held["head.weight." + stored].dtype} <= {np.dtype(np.float16), np.dtype(np.int8)}
+
+
+@pytest.mark.parametrize("stored", ["fp16", "int8"])
 def test_the_runtime_widens_the_weights_once(stored: str, tmp_path: Path) -> None:
     """After basic optimisation the graph that runs is the fp32 graph, node for node."""
     counts = []

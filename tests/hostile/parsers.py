@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -26,12 +27,13 @@ from streamcell.service.processes.engine import ring_batch
 from streamcell.service.processes.frontend import message_writer
 from streamcell.service.processes.ring import Reader, Ring
 from streamcell.service.protocols.common import requests
-from streamcell.service.protocols.native import frame_requests, wire
+from streamcell.service.protocols.native import frame_requests, snapshots, wire
 from streamcell.service.protocols.oip import request_cache as oip_plans
 from streamcell.service.protocols.oip import requests as oip_requests
 from streamcell.service.protocols.oip import tensors as oip_tensors
 from streamcell.service.repository.describe import Description
 from streamcell.service.repository.model_file import ModelFile
+from streamcell.service.sessions.image import Image
 from streamcell.service.sessions.session import Output, Session, Work
 
 SIGNATURE = Signature(
@@ -208,6 +210,36 @@ def write_records(data: bytes) -> None:
     assert type(back) is errors.WrongParameter
 
 
+_UNSIGNED, _SIGNED = (
+    snapshots.Snapshots(key, 1 << 20, allow_non_finite=False) for key in (b"", bytes(range(32)))
+)
+
+
+def read_snapshot(data: bytes) -> None:
+    """A snapshot is refused with a typed error, or holds what fits the model: as it is, and with a right check sum."""
+    frames, data = bool(data[0] & 1) if data else False, data[1:]
+    head = snapshots._HEAD.pack(snapshots._MAGIC, snapshots.FORMAT, 0, len(data)) + data
+    for each in (data, head + snapshots._CRC.pack(zlib.crc32(head))):
+        try:
+            image = _UNSIGNED.image(_UNSIGNED.unseal(each), MODELS[0], frames=frames)
+        except ServiceError as error:
+            errors.as_status(error)
+            continue
+        count, stepped = len(image.step_indices), int((image.step_indices > 0).sum())
+        assert (image.step_indices >= 0).all()
+        assert count <= 64
+        assert len(set(image.handles.tolist())) == (count if frames else 0)
+        assert [value.shape for value in image.values] == [(stepped, 16)]
+        assert all(np.isfinite(value.view(np.float16)).all() for value in image.values)
+        again = _SIGNED.seal(snapshots.content_of(MODELS[0], image, frames=frames))
+        assert _SIGNED.image(_SIGNED.unseal(again), MODELS[0], frames=frames).values is not None
+        try:
+            _UNSIGNED.unseal(again)
+        except ServiceError:
+            continue
+        raise AssertionError("a signed snapshot was taken without a key")
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": read_wire,
     "oip_requests": read_request,
@@ -215,11 +247,12 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "frame": read_frame,
     "ring_records": read_records,
     "ring_messages": write_records,
+    "snapshot": read_snapshot,
 }
 
 
 READERS = (
-    wire, oip_plans, oip_requests, oip_tensors, frame_requests, ring_batch, ring_records, message_writer,
+    wire, oip_plans, oip_requests, oip_tensors, frame_requests, ring_batch, ring_records, message_writer, snapshots,
 )  # fmt: skip
 
 
@@ -245,9 +278,23 @@ def seeds(target: str) -> list[bytes]:
         ):
             request.inputs.add(name=name, datatype=datatype, shape=shape)
         return [request.SerializeToString(), *messages]
+    if target == "snapshot":
+        return [made for frames in (False, True) for made in _snapshots(frames)]
     if target == "frame":
         return [bytes((which,)) + message for message in messages for which in (0, 1)]
     return messages
+
+
+def _snapshots(frames: bool) -> list[bytes]:
+    """Contents of snapshots and whole ones, of sessions with and without a timestep."""
+    made = []
+    for steps in ([3], [0]) if not frames else ([], [4, 0, 5], [1]):
+        stepped = np.ones((sum(each > 0 for each in steps), 8), np.float16)
+        handles = np.arange(len(steps) if frames else 0)
+        image = Image(np.array(steps, np.int64), [stepped.view(np.uint8)], (), handles=handles)
+        content = snapshots.content_of(MODELS[0], image, frames=frames)
+        made += [content.SerializeToString(), _UNSIGNED.seal(content)]
+    return [bytes((frames,)) + each for each in made]
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +62,10 @@ def _packed(*numbers: int) -> bytes:
 _OPENING = pb.OpenInput(name="x", value=_x(2), dtype="float32", shape=[2])
 
 
-def _resumable(model: str, attempt: int, **fields: int) -> pb.OpenSession:
+_SNAPSHOT = struct.pack("<16sIIQ", b"StreamCell snap\n", 1, 0, 5) + bytes(9)
+
+
+def _resumable(model: str, attempt: int, **fields: Any) -> pb.OpenSession:
     """An opening of a session that outlives its stream."""
     return pb.OpenSession(
         model=model, session=bytes(range(16)), token=bytes(range(32)), window=4, attempt=attempt, **fields
@@ -81,7 +86,10 @@ def _stream(model: str, size: int) -> Recorded:
     )
     messages += (
         request(open=_resumable(model, 1)), request(open=_resumable(model, 2, received=1, resume=True, held=1)),
-        request(received=1, received_steps=2),
+        request(received=1, received_steps=2), request(copy=pb.StateCopy(snapshot=True), tag=2),
+        request(copy=pb.StateCopy(restore=_SNAPSHOT)),
+        request(copy=pb.StateCopy(fork=pb.Fork(session=bytes(range(1, 17)), token=bytes(32), window=3))),
+        request(open=_resumable(model, 3, snapshot=_SNAPSHOT)),
     )  # fmt: skip
     opening = request(open=pb.OpenSession(model=model, dtypes=["float32"]))
     return Recorded(
@@ -99,6 +107,8 @@ def _frames(model: str, size: int) -> Recorded:
             open_sessions=1, close=_packed(1), reset=_packed(0), handles=_packed(0), inputs=[_x(2, size)]
         ),
         request(open_sessions=2, open_inputs=[_OPENING]),
+        request(fork=_packed(0, 0), snapshot=True, tag=6),
+        request(restore=_SNAPSHOT),
     )
     opening = request(open=pb.OpenFrames(model=model, current_only=True), open_sessions=3)
     return Recorded(
@@ -137,6 +147,8 @@ def recorded() -> list[Recorded]:
         _frames("echo", ECHO),
         _frames("lstm", INPUT),
         Recorded(OURS + "ListModels", (b"",)),
+        Recorded(OURS + "Drain", (b"",)),
+        Recorded(OURS + "DrainReplica", (pb.DrainReplicaRequest(fraction=0.5).SerializeToString(),)),
         Recorded(OURS + "GetModel", (pb.GetModelRequest(model="echo").SerializeToString(),)),
         Recorded(OURS + "CloseSession", (pb.CloseSessionRequest(session_id="0123456789abcdef").SerializeToString(),)),
         Recorded(OURS + "ListSessions", (page,)),

@@ -14,10 +14,10 @@ import pytest
 
 from streamcell.card import ModelCard, Signature, Tensor, write_card
 from streamcell.client import connect
-from streamcell.client.local_server import ServerProcess
 from streamcell.service.load_errors import DeviceError, RepositoryError, load_failure
 from streamcell.service.repository.selection import at_start
 from streamcell.service.settings import Settings
+from tests.support.forked import ForkedServer
 from tests.support.onnx_files import parsed, save
 
 TYPES = "(float[n, 3] x, int64[n, 3] h) => (float[n, 3] y, int64[n, 3] k) { y = Add(x, h) k = Identity(h) }"
@@ -187,7 +187,7 @@ def assert_reported(lines: list[str], folder: Path) -> None:
 def test_a_server_does_not_start_and_reports_every_model_that_fails(
     flags: list[str], frontends: int, folder: Path
 ) -> None:
-    server = ServerProcess(folder, "--frontends", str(min(frontends, 1)), *flags)
+    server = ForkedServer(folder, "--frontends", str(min(frontends, 1)), *flags)
     assert server.process.wait(120) == 1
     server.stop()
     said = "".join(server.said)

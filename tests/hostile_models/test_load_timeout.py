@@ -13,7 +13,6 @@ import onnx
 import pytest
 
 from streamcell.client import connect
-from streamcell.client.local_server import ServerProcess
 from streamcell.service.engine.device import Device
 from streamcell.service.engine.engine import Engine
 from streamcell.service.engine.time_limit import TimeLimit
@@ -22,6 +21,7 @@ from streamcell.service.lifecycle.loaded_model import load
 from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
+from tests.support.forked import ForkedServer
 from tests.support.onnx_files import parsed, save
 
 SIDECAR = 'layout = "batch"\ninputs = ["x"]\noutputs = ["y"]\n[[states]]\ninput = "h"\noutput = "h_next"\n'
@@ -102,7 +102,7 @@ def test_a_server_that_starts_with_one_ends_with_the_report(
     frontends: int, endless: Any, tmp_path: Path
 ) -> None:
     save(endless(above=-1), tmp_path / "endless.onnx", SIDECAR)
-    server = ServerProcess(tmp_path, "--load-timeout-s", "1", "--frontends", str(frontends))
+    server = ForkedServer(tmp_path, "--load-timeout-s", "1", "--frontends", str(frontends))
     assert server.process.wait(60) == 1
     server.stop()
     said = "".join(server.said)

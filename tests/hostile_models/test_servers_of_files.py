@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc
 
 from streamcell.client import connect
-from streamcell.client.local_server import ServerProcess
+from tests.support.forked import ForkedServer
 from tests.support.hostile_files import (
     ADD,
     LOADED,
@@ -34,7 +34,7 @@ def test_a_server_with_all_of_them_ends_with_one_report(frontends: int, tmp_path
     save(parsed(ADD), folder / "good.onnx", SIDECAR + STATE)
     for make in (fifo_version, deep_toml, bytes_in_its_name):
         make(folder)
-    server = ServerProcess(folder, "--frontends", str(frontends))
+    server = ForkedServer(folder, "--frontends", str(frontends))
     assert server.process.wait(60) == 1
     server.stop()
     said = "".join(server.said)
@@ -44,7 +44,7 @@ def test_a_server_with_all_of_them_ends_with_one_report(frontends: int, tmp_path
         folder = tmp_path / make.__name__
         folder.mkdir()
         make(folder)
-        server = ServerProcess(folder, "--frontends", str(frontends))
+        server = ForkedServer(folder, "--frontends", str(frontends))
         assert server.process.wait(60) == 1
         server.stop()
         said = "".join(server.said)

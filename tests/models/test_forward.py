@@ -16,6 +16,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "rnn relu": {"kind": "rnn", **SIZES, "nonlinearity": "relu"},
     "rnn sigmoid": {"kind": "rnn", **SIZES, "nonlinearity": "sigmoid", "output_activation": "softmax"},
     "lstm": {"kind": "lstm", **SIZES, "dropout": 0.4, "distribution": "bernoulli_logits"},
+    "lstm voices": {"kind": "lstm", **SIZES, "voices": 3, "distribution": "bernoulli_logits"},
     "lstm relu": {"kind": "lstm", **SIZES, "candidate": "relu", "output_activation": "tanh"},
     "gru": {"kind": "gru", **SIZES, "input_affine": True, "output_affine": True, "distribution": "real"},
     "gru reset after": {"kind": "gru", **SIZES, "reset_after": True},
@@ -148,6 +149,15 @@ def test_a_residual_block_adds_its_input(activation: str) -> None:
         ({"kind": "esn"}, "kind must be one of mlp, rnn, lstm, gru, cnn, tcn, seq2seq; got 'esn'"),
         ({"kind": None}, "kind must be one of"),
         ({"hidden_size": 0}, "hidden_size must be at least 1; got 0"),
+        (
+            {"voices": 2, "distribution": "real"},
+            "voices choose keys: they need bernoulli_logits and no output_activation; got real and identity",
+        ),
+        (
+            {"voices": 2, "distribution": "bernoulli_logits", "output_activation": "sigmoid"},
+            "got bernoulli_logits and sigmoid",
+        ),
+        ({"voices": -1, "distribution": "bernoulli_logits"}, "voices must be at least 1; got -1"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
         ({"candidate": "gelu"}, "candidate must be one of tanh, relu"),
         ({"nonlinearity": "relu"}, "lstm has no setting nonlinearity"),

@@ -20,14 +20,24 @@ from streamcell.models.architectures.seq2seq_decode import beam, greedy
 
 SOURCES, CLASSES = 7, 5
 TOKENS = SOURCES + CLASSES
-KINDS = [("lstm", 1), ("lstm", 3), ("gru", 1), ("gru", 2)]
+# Cell, layers, stack.
+KINDS = [
+    ("lstm", 1, 0),
+    ("lstm", 3, 0),
+    ("gru", 1, 0),
+    ("gru", 2, 0),
+    ("lstm", 1, 3),
+    ("lstm", 2, 12),
+    ("gru", 2, 3),
+]
 
 
-def make(cell: str = "lstm", layers: int = 1, **more: Any) -> Seq2Seq:
+def make(cell: str = "lstm", layers: int = 1, stack: int = 0, **more: Any) -> Seq2Seq:
     """A small model with every parameter away from its default."""
     torch.manual_seed(5)
     config = {"kind": "seq2seq", "input_size": TOKENS, "output_size": CLASSES, "hidden_size": 6}
-    model = build({**config, "cell": cell, "num_layers": layers, "embedding_size": 4, **more}).eval()
+    settings = {"cell": cell, "num_layers": layers, "embedding_size": 4, "stack": stack, **more}
+    model = build({**config, **settings}).eval()
     assert isinstance(model, Seq2Seq)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,12 +61,12 @@ def in_use(sources: list[int], time: int) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize(("cell", "layers"), KINDS)
+@pytest.mark.parametrize(("cell", "layers", "stack"), KINDS)
 @pytest.mark.parametrize("lengths", [None, [9, 7, 9, 2, 0, 5]])
 def test_teacher_forcing_gives_what_streaming_token_by_token_gives(
-    cell: str, layers: int, lengths: list[int] | None
+    cell: str, layers: int, stack: int, lengths: list[int] | None
 ) -> None:
-    model = make(cell, layers)
+    model = make(cell, layers, stack)
     x = in_use([0, 3, 9, 2, 4, 0], 9)
     first = start(model, 6)
     ends = None if lengths is None else torch.tensor(lengths)
@@ -71,20 +81,33 @@ def test_teacher_forcing_gives_what_streaming_token_by_token_gives(
             torch.testing.assert_close(got[:, row], expected[:, 0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("cell", "layers"), KINDS)
-def test_each_token_takes_its_own_stack_from_the_shared_state(cell: str, layers: int) -> None:
-    model = make(cell, layers)
+@pytest.mark.parametrize(("cell", "layers", "stack"), KINDS)
+def test_each_token_takes_its_own_layers_from_the_shared_state(cell: str, layers: int, stack: int) -> None:
+    model = make(cell, layers, stack)
     state = start(model, 1)
-    for token in (2, SOURCES, 0, SOURCES + 3):
-        stack = model.encoder if token < SOURCES else model.decoder
+    # What the session keeps, the top last; pushing more than it holds loses the deepest.
+    kept = [entry[None] for entry in state[-1]][::-1] if stack else []
+    for token in (2, SOURCES, 0, 1, 4, 6, *range(SOURCES, SOURCES + 5), 3, SOURCES + 3, SOURCES + 1):
+        source = token < SOURCES
         expected, after = model.embedding(torch.tensor([[token]])), []
-        for index, layer in enumerate(stack):
-            expected, states = layer(expected, tuple(tensor[index] for tensor in state))
+        if stack and not source:
+            popped = kept.pop() if kept else torch.zeros(1, 1, 6)
+            expected = torch.cat([expected, popped], dim=2)
+        for index, layer in enumerate(model.encoder if source else model.decoder):
+            cells = state[: len(model.cell_names)]
+            expected, states = layer(expected, tuple(tensor[index] for tensor in cells))
             after.append(states)
+        if stack and source:
+            kept = [*kept, expected][-stack:]
         y, *state = model(torch.tensor([[token]]), *state)
         torch.testing.assert_close(y, model.head(expected))
-        for number, tensor in enumerate(state):
-            torch.testing.assert_close(tensor, torch.stack([states[number] for states in after]))
+        for number, name in enumerate(model.cell_names):
+            torch.testing.assert_close(
+                state[number], torch.stack([states[number] for states in after]), msg=name
+            )
+        if stack:
+            empty = [torch.zeros(1, 1, 6)] * (stack - len(kept))
+            torch.testing.assert_close(state[-1], torch.cat([*kept[::-1], *empty]))
 
 
 @pytest.mark.parametrize(("batch", "time"), [(0, 4), (3, 0), (3, 4)])
@@ -108,8 +131,9 @@ def test_chunks_of_any_mix_equal_the_whole() -> None:
     torch.testing.assert_close(list(state), last)
 
 
-def test_gradients_of_both_forms_are_the_same() -> None:
-    model = make("lstm", 2)
+@pytest.mark.parametrize("stack", [0, 2])
+def test_gradients_of_both_forms_are_the_same(stack: int) -> None:
+    model = make("lstm", 2, stack)
     x = in_use([3, 3], 8)
     model(x)[0].sum().backward()
     fast = [parameter.grad.clone() for parameter in model.parameters()]
@@ -124,7 +148,7 @@ def test_gradients_of_both_forms_are_the_same() -> None:
 
 
 def test_configuration_builds_a_twin() -> None:
-    model = make("gru", 2)
+    model = make("gru", 2, 3)
     twin = build(json.loads(json.dumps(model.config))).eval()
     twin.load_state_dict(model.state_dict())
     x = mixed(2, 6)
@@ -138,6 +162,8 @@ def test_configuration_builds_a_twin() -> None:
         ({"input_size": CLASSES}, "source symbols .* must be at least 1; got 0"),
         ({"input_affine": True}, "takes tokens, which cannot be scaled"),
         ({"embedding_size": 0}, "embedding_size must be at least 1"),
+        ({"stack": -1}, "stack must not be negative; got -1"),
+        ({"voices": 2, "distribution": "bernoulli_logits"}, "which no voices choose: voices must be 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
@@ -159,9 +185,11 @@ def session_of(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize(("cell", "layers"), KINDS)
-def test_the_graph_gives_what_pytorch_gives_for_any_mix(cell: str, layers: int, tmp_path: Path) -> None:
-    model = make(cell, layers)
+@pytest.mark.parametrize(("cell", "layers", "stack"), KINDS)
+def test_the_graph_gives_what_pytorch_gives_for_any_mix(
+    cell: str, layers: int, stack: int, tmp_path: Path
+) -> None:
+    model = make(cell, layers, stack)
     card = export_model(model, tmp_path / "m.onnx")
     assert card.proof["max_error"] <= 1e-5
     session = session_of(tmp_path / "m.onnx")
@@ -194,14 +222,16 @@ def test_the_graph_gives_what_pytorch_gives_for_any_mix(cell: str, layers: int, 
         np.testing.assert_allclose(given, whole[:, begin:end].numpy(), atol=1e-5)
 
 
-def test_a_step_multiplies_each_row_by_one_stack_only(tmp_path: Path) -> None:
-    export_model(make("lstm", 2), tmp_path / "m.onnx")
+# Two layers of two stacks of layers, and what the decoder pops.
+@pytest.mark.parametrize(("stack", "count"), [(0, 4), (3, 5)])
+def test_a_step_multiplies_each_row_by_its_own_layers_only(stack: int, count: int, tmp_path: Path) -> None:
+    export_model(make("lstm", 2, stack), tmp_path / "m.onnx")
     graph = onnx.load(tmp_path / "m.onnx").graph
     (scan,) = [node for node in graph.node if node.op_type == "Scan"]
     (body,) = [attribute.g for attribute in scan.attribute if attribute.name == "body"]
     made_by = {output: node for node in body.node for output in node.output}
     products = [node for node in body.node if node.op_type in ("MatMul", "Gemm")]
-    assert len(products) == 4  # two layers, two stacks
+    assert len(products) == count
     for node in products:
         rows = made_by[node.input[0]]
         assert rows.op_type == "Gather"
@@ -250,18 +280,19 @@ def test_an_output_that_is_no_logits_is_not_exported(tmp_path: Path) -> None:
         export_model(make(output_activation="softmax"), tmp_path / "m.onnx")
 
 
-def lively(layers: int = 1) -> Seq2Seq:
-    """A model whose answers differ from source to source."""
-    model = make("lstm", layers)
+def lively(layers: int = 1, stack: int = 0, boundary: float = 4.0) -> Seq2Seq:
+    """A model whose answers differ from source to source; how likely they end is up to `boundary`."""
+    model = make("lstm", layers, stack)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-        model.head.bias[0] += 4
+        model.head.bias[0] += boundary
     return model
 
 
-def test_greedy_decoding_is_arg_max_step_by_step() -> None:
-    model = lively(2)
+@pytest.mark.parametrize(("stack", "boundary"), [(0, 4.0), (3, 1.0)])
+def test_greedy_decoding_is_arg_max_step_by_step(stack: int, boundary: float) -> None:
+    model = lively(2, stack, boundary)
     sources = [[int(t) for t in row] for row in torch.randint(0, SOURCES, (9, 4))] + [[1], [2, 3]]
     answers = greedy(model, sources, limit=8)
     assert len({tuple(answer) for answer in answers}) > 1

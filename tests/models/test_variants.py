@@ -7,7 +7,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from streamcell.models import CNN, GRU, LSTM, RNN, TCN, CausalConv, LSTMLayer, RNNLayer, build
+from streamcell.models import (
+    CNN,
+    GRU,
+    LSTM,
+    RNN,
+    TCN,
+    CausalConv,
+    ConfigError,
+    GRULayer,
+    LSTMLayer,
+    RecurrentLayer,
+    RNNLayer,
+    build,
+)
 
 B, T, I, H = 3, 11, 3, 5  # noqa: E741
 
@@ -137,3 +150,43 @@ def test_weights_begin_as_asked() -> None:
     )
     assert isinstance(model, RNN)
     assert torch.equal(model.layer(0).weight_hh, eye)
+
+
+@pytest.mark.parametrize("layer_type", [RNNLayer, LSTMLayer, GRULayer])
+@pytest.mark.parametrize("way", ["forward", "scan"])
+def test_dropped_recurrent_weights_are_zero_for_a_whole_call_and_only_in_training(
+    layer_type: type[RecurrentLayer], way: str
+) -> None:
+    torch.manual_seed(7)
+    layer, twin = layer_type(I, H), layer_type(I, H)
+    layer.weight_drop = 0.4
+    x, states = torch.randn(B, T, I), tuple(torch.randn(B, H) for _ in layer.state_names)
+    twin.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(getattr(layer.eval(), way)(x, states), getattr(twin, way)(x, states))
+    layer.train()
+    torch.manual_seed(8)
+    left = layer.recurrent.detach()
+    gone = left == 0
+    assert 0.2 < gone.float().mean() < 0.6
+    torch.testing.assert_close(left[~gone], layer.weight_hh[~gone] / 0.6)
+    torch.manual_seed(8)
+    y, _ = getattr(layer, way)(x, states)
+    y.sum().backward()
+    assert layer.weight_hh.grad is not None
+    assert not layer.weight_hh.grad[gone].any()
+    assert layer.weight_hh.grad[~gone].all()
+    with torch.no_grad():
+        twin.weight_hh.copy_(left)
+        torch.testing.assert_close(y, getattr(twin, way)(x, states)[0])
+        assert not torch.equal(y, getattr(layer, way)(x, states)[0])  # the next call leaves out others
+
+
+def test_a_model_hands_its_share_of_dropped_weights_to_every_layer() -> None:
+    config = {"kind": "gru", "input_size": I, "hidden_size": H, "output_size": 1, "num_layers": 2}
+    model = build({**config, "weight_drop": 0.25})
+    assert isinstance(model, GRU)
+    assert [model.layer(index).weight_drop for index in range(2)] == [0.25, 0.25]
+    assert model.config["weight_drop"] == 0.25
+    assert build(config).config["weight_drop"] == 0.0
+    with pytest.raises(ConfigError, match=r"weight_drop must be in \[0, 1\); got 1"):
+        build({**config, "weight_drop": 1})

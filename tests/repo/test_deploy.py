@@ -21,7 +21,8 @@ from streamcell.client.local_server import ServerProcess
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVERS = ("server", "server-gpu")
+REPLICAS = ("replica-1", "replica-2", "replica-3")
+SERVERS = ("server", "server-gpu", *REPLICAS)
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
 
 
@@ -82,11 +83,14 @@ def health_command() -> list[str]:
     return command
 
 
-def run_probe(command: list[str], port: str) -> int:
+def run_probe(command: list[str], port: str, **environment: str) -> int:
     program, *arguments = command
     assert program == "python"
     return subprocess.run(
-        [sys.executable, *arguments], env={"STREAMCELL_METRICS_PORT": port}, capture_output=True, timeout=30
+        [sys.executable, *arguments],
+        env={"STREAMCELL_METRICS_PORT": port, **environment},
+        capture_output=True,
+        timeout=30,
     ).returncode
 
 
@@ -137,11 +141,13 @@ def test_every_service_is_hardened(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "unless-stopped"
     assert {"cpus", "memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
-    for port in service["ports"]:
+    for port in service.get("ports", ()):
         assert port.startswith("${STREAMCELL_BIND:-127.0.0.1}:")
     if "image" in service:
         assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
         assert "healthcheck" in service
+    for secret in service.get("secrets", ()):
+        assert COMPOSE["secrets"][secret] == {"file": f"./deploy/secrets/{secret}"}
     for volume in service["volumes"]:
         source, _, mode = volume.rpartition(":")
         assert mode == "ro" or source in COMPOSE["volumes"]
@@ -158,8 +164,9 @@ def test_the_servers_run_the_images_own_command_and_health_check() -> None:
         assert service["volumes"][0].endswith(":/models:ro")
         settings = {key.removeprefix("STREAMCELL_").lower() for key in service["environment"]}
         assert settings <= set(Settings.model_fields)
-        grace_s = float(service["environment"]["STREAMCELL_GRACE_S"])
-        assert float(service["stop_grace_period"].removesuffix("s")) > grace_s + 1
+        given = {name: str(value) for name, value in service["environment"].items()}
+        ends_s = float(given["STREAMCELL_GRACE_S"]) + float(given.get("STREAMCELL_SETTLE_S", 0))
+        assert float(service["stop_grace_period"].removesuffix("s")) >= ends_s + 10
     gpu = COMPOSE["services"]["server-gpu"]
     assert gpu["profiles"] == ["gpu"]
     assert gpu["build"]["args"]["EXTRA"] == "gpu"
@@ -167,10 +174,38 @@ def test_the_servers_run_the_images_own_command_and_health_check() -> None:
     assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
 
 
+def test_the_pod_of_the_security_page_is_hardened_and_set_by_real_settings() -> None:
+    from streamcell.service import Settings
+
+    page = (ROOT / "docs" / "security.md").read_text()
+    found = [
+        yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    ]
+    (pod,) = (each for each in found if "containers" in each)
+    (policy,) = (each for each in found if each.get("kind") == "NetworkPolicy")
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert re.search(rf"^USER {pod['securityContext']['runAsUser']}:", DOCKERFILE, re.MULTILINE)
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    environment = COMPOSE["services"]["server"]["environment"]
+    for each in container["env"]:
+        assert each["name"].removeprefix("STREAMCELL_").lower() in Settings.model_fields
+        assert each["value"] == environment[each["name"]].replace("/run/secrets", "/secrets")
+    assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    ports = [str(port["port"]) for rule in policy["spec"]["ingress"] for port in rule["ports"]]
+    assert ports == [instruction("CMD")[-3], instruction("CMD")[-1]]
+
+
 def test_prometheus_scrapes_the_servers_of_the_compose_file() -> None:
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     job = next(job for job in config["scrape_configs"] if job["job_name"] == "streamcell")
     assert tuple(job["dns_sd_configs"][0]["names"]) == SERVERS
+    # Which of them a figure is of: a dashboard has a row for each.
+    assert {"source_labels": ["__meta_dns_name"], "target_label": "replica"} in job["relabel_configs"]
     assert str(job["dns_sd_configs"][0]["port"]) == instruction("CMD")[-1]
 
 
@@ -181,6 +216,8 @@ def test_every_metric_in_use_is_one_the_server_has(served: ServerProcess) -> Non
     exposed |= {f"{name}{part}" for name in exposed for part in ("_bucket", "_sum", "_count")}
     page = (ROOT / "docs" / "deploy.md").read_text()
     queries = dashboard_queries() + [rule["expr"] for rule in alert_rules()]
+    adapter = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "prometheus-adapter.yaml").read_text())
+    queries += [rule["seriesQuery"] for rule in adapter["rules"]]
     assert len(queries) > 30
     used = {name for query in queries for name in re.findall(r"\b(?:streamcell|process)_\w+", query)}
     documented = set(re.findall(r"`((?:streamcell|process)_\w+)`", page))
@@ -197,7 +234,7 @@ def test_every_label_in_use_is_one_the_server_has(served: ServerProcess) -> None
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(served.metrics()):
         for sample in family.samples:
-            labels.setdefault(sample.name, set()).update(sample.labels, ("job", "instance"))
+            labels.setdefault(sample.name, set()).update(sample.labels, ("job", "instance", "replica"))
     checked = 0
     for query in dashboard_queries() + [rule["expr"] for rule in alert_rules()]:
         for name, matchers in re.findall(r"(\w+)\{([^}]*)\}", query):
@@ -209,7 +246,7 @@ def test_every_label_in_use_is_one_the_server_has(served: ServerProcess) -> None
 
 def test_every_query_of_the_dashboards_is_promql(tmp_path: Path, program: Callable[[str], str]) -> None:
     queries = [
-        query.replace("$__rate_interval", "1m").replace("$instance", ".+").replace("$model", ".+")
+        re.sub(r"\$(instance|model|replica)", ".+", query.replace("$__rate_interval", "1m"))
         for query in dashboard_queries()
     ]
     rules = [{"record": f"query:{i}", "expr": query} for i, query in enumerate(queries)]
@@ -236,6 +273,11 @@ def test_the_alerts_fire_and_keep_silent_as_their_tests_say(program: Callable[[s
     assert fired == silent == {rule["alert"] for rule in alert_rules()}
 
 
+def test_the_documentation_names_every_alert() -> None:
+    named = re.findall(r"^\| `(StreamCell\w+)` \|", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(rule["alert"] for rule in alert_rules())
+
+
 def test_dashboards_find_their_data_source_and_have_no_two_panels_in_one_place() -> None:
     sources = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
         "datasources"
@@ -253,5 +295,6 @@ def test_dashboards_find_their_data_source_and_have_no_two_panels_in_one_place()
             taken |= cells
             if panel["type"] != "row":
                 assert panel["datasource"]["uid"] == sources[0]["uid"]
-        assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["instance", "model"]
-    assert len(DASHBOARDS) >= 1
+        variables = [variable["name"] for variable in dashboard["templating"]["list"]]
+        assert variables == [{"streamcell-cluster": "replica"}.get(path.stem, "instance"), "model"]
+    assert [path.stem for path in DASHBOARDS] == ["streamcell-cluster", "streamcell"]

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import re
+import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 
+from streamcell import client
 from streamcell.cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
-# Of Triton's server and perf_analyzer.
+# Of Triton's server and perf_analyzer, and of Prometheus.
 FOREIGN = {
-    "--model-control-mode", "--repository-poll-secs", "--exit-timeout-secs", "--input-data",
+    "--model-control-mode", "--repository-poll-secs", "--exit-timeout-secs", "--input-data", "--enable-feature",
 }  # fmt: skip
+
+# Pages that the site makes from the code (docs/pages.py); tests/repo/test_site.py holds links to them.
+MADE = {ROOT / "docs" / name for name in ("settings.md", "commands.md", "protocol.md")}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -51,6 +61,8 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             continue
         file, _, part = link.partition("#")
         target = page.parent / file if file else page
+        if target in MADE:
+            continue
         assert target.exists(), link
         if part:
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
@@ -70,3 +82,48 @@ def test_the_readme_s_tree_names_every_room_of_the_service() -> None:
     named = re.findall(r"^  ([a-z_]+)/", service, re.MULTILINE)
     there = [path.parent.name for path in (ROOT / "service").glob("*/__init__.py")]
     assert sorted(named) == sorted(there)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The page's blocks of code in one of these languages, without the indentation of the list that they stand in."""
+    found = re.findall(
+        rf"^( *)```(?:{'|'.join(languages)})\b[^\n]*\n(.*?)^ *```", page.read_text(), re.M | re.S
+    )
+    return [textwrap.dedent(code) for _, code in found]
+
+
+# What the variables of the blocks are.
+FACES = {
+    "client": (client.Client, client.AsyncClient),
+    "session": (client.Session, client.AsyncSession),
+    "pool": (client.Pool, client.AsyncPool),
+}
+
+
+@pages
+def test_every_block_of_python_is_python_and_names_what_there_is(page: Path) -> None:
+    for code in blocks(page, "python"):
+        code = code.replace("…", "...")
+        # In other blocks the names are those of Triton's client or of ONNX Runtime.
+        ours = "tritonclient" not in page.read_text() and "InferenceSession" not in code
+        compile(code, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("streamcell"):
+                module = importlib.import_module(node.module or "")
+                assert [each.name for each in node.names if not hasattr(module, each.name)] == []
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                faces = FACES.get(node.value.id, ()) if ours else ()
+                assert not faces or any(hasattr(face, node.attr) for face in faces), (
+                    node.value.id,
+                    node.attr,
+                )
+
+
+@pages
+def test_every_block_of_data_can_be_read(page: Path) -> None:
+    for code in blocks(page, "toml"):
+        tomllib.loads(code)
+    for code in blocks(page, "json"):
+        json.loads(code)
+    for code in blocks(page, "yaml", "yml"):
+        list(yaml.safe_load_all(code))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from streamcell.proto import pb
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SEQUENCES, STEPS = 4, 10
@@ -45,3 +48,31 @@ def test_the_readme_names_every_example() -> None:
     readme = (EXAMPLES.parent / "README.md").read_text()
     for script in EXAMPLES.glob("*.py"):
         assert f"examples/{script.name}" in readme, script.name
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda script: script.name)
+def test_every_example_runs_without_arguments(script: Path) -> None:
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= STEPS
+
+
+def test_the_client_in_go_names_what_the_proto_has() -> None:
+    """No test compiles it: Go and its packages would cost each run 600 MB (docs/clients.md)."""
+    source = (EXAMPLES / "go/main.go").read_text()
+    messages = dict(pb.DESCRIPTOR.message_types_by_name)
+    (service,) = pb.DESCRIPTOR.services_by_name
+    made = set(re.findall(r"\bpb\.(\w+)", source))
+    assert made - messages.keys() == {f"New{service}Client"}
+    assert f".{service}Client(connection).Stream(" in source.replace("pb.New", ".")
+    fields = {
+        "".join(part.capitalize() for part in field.name.split("_")): (name, field.name)
+        for name in ("StreamRequest", "StreamResponse", "OpenSession", "SessionOpened", "TensorSpec")
+        for field in messages[name].fields
+    }
+    used = re.findall(
+        r"\.Get(\w+)\(\)|\b(?:reply|inputs\[0\])\.(?!Get)([A-Z]\w+)|[{ ]([A-Z]\w+): [&\[m]", source
+    )
+    used = {name for names in used for name in names if name}
+    assert len(used) >= 8
+    assert used - fields.keys() == set()

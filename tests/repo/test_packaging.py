@@ -119,7 +119,7 @@ def test_every_folder_with_an_init_file_is_in_the_wheel_with_all_its_modules(whe
     wanted = set()
     for top in folders_of_code():
         for path in top.rglob("*"):
-            if path.suffix in (".py", ".pyi", ".proto") or path.name == "py.typed":
+            if path.suffix in (".py", ".pyi", ".proto", ".lua") or path.name == "py.typed":
                 inner = path.relative_to(top if top.name == "package" else ROOT)
                 wanted.add(f"streamcell/{inner.as_posix()}")
     with zipfile.ZipFile(wheel) as file:

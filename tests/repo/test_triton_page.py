@@ -54,6 +54,12 @@ def test_the_client_of_the_page_gets_what_the_page_says(moved: Any, tmp_path: Pa
     assert printed.splitlines() == said.split(", then ")
 
 
+def test_the_client_that_sends_numbers_gets_what_the_page_says(moved: Any, tmp_path: Path) -> None:
+    printed = run(block("exactly_once.py").replace("localhost:8500", moved.target), tmp_path)
+    (said,) = re.findall(r"# (.*, then .*)$", block("exactly_once.py"), re.MULTILINE)
+    assert printed.splitlines() == said.split(", then ")
+
+
 def test_a_client_that_checks_for_triton_s_name_and_texts_is_content(moved: Any) -> None:
     """What Triton's own example of health and metadata checks, on this page's model."""
     with tritonclient.grpc.InferenceServerClient(moved.target) as client:

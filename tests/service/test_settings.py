@@ -95,3 +95,19 @@ def test_the_metrics_port_has_a_certificate_of_its_own_or_the_grpc_port_s() -> N
     for wrong in ({"metrics_tls": True}, {"metrics_tls_cert": Path("c")}, {"metrics_tls_key": Path("d")}):
         with pytest.raises(ValidationError, match="metrics_tls"):
             Settings(models=Path("m"), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"durability": "store-async"}, "store-async needs store"),
+        ({"store": "valkey://h:1"}, "store needs durability"),
+        ({"store_key_file": "k"}, "store_key_file needs store"),
+        ({"store": "valkey://h:1", "durability": "store-sync", "frontends": 2}, "store needs frontends = 0"),
+        ({"store": "valkey://h:1", "durability": "store-sync", "linger_s": 0}, "store needs linger_s > 0"),
+        ({"store": "valkey://h:1", "durability": "store-sync", "lease_s": 0.1}, "lease_s"),
+    ],
+)
+def test_a_store_and_what_does_not_go_with_it(flags: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Settings.load(models="m", **flags)

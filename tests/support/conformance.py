@@ -19,6 +19,7 @@ _UNLOADING = (
     "end_to_end/model_control/test_unloading.py::test_unloading_waits_for_live_sessions_and_takes_no_new_ones"
 )
 _CALLS = "end_to_end/test_control_calls.py::"
+_COPIES = "end_to_end/durable/test_copies.py::"
 _ANSWERS = _CALLS + "test_every_method_answers_a_valid_message"
 
 HELD: dict[str, str] = {
@@ -37,11 +38,18 @@ HELD: dict[str, str] = {
     ),
     "SERVER_DRAINING": _LIFE,
     "SESSION_TAKEN_OVER": "end_to_end/durable/test_resume.py::test_a_second_opening_takes_over_and_a_late_one_does_not",
+    "NOT_RESUMABLE": _COPIES + "test_a_session_that_ends_with_its_stream_cannot_be_copied",
+    "SNAPSHOT_INVALID": _COPIES + "test_a_refused_snapshot_is_told_whichever_process_reads_it",
+    "SNAPSHOT_MISMATCH": _COPIES + "test_a_refused_snapshot_is_told_whichever_process_reads_it",
     "SESSION_CLOSED": _CALLS + "test_a_session_that_was_closed_is_gone_at_once",
     "SESSION_EXPIRED": _LIFE,
     "SESSION_LIMIT": _LIFE,
     "SESSION_NOT_FOUND": _ANSWERS,
+    "NOT_AUTHENTICATED": "end_to_end/access/test_who.py::test_a_refused_stream_is_counted_and_takes_nothing",
+    "NOT_PERMITTED": "end_to_end/access/test_who.py::test_a_refused_stream_is_counted_and_takes_nothing",
     "MODEL_CONTROL_OFF": _ANSWERS,
+    "DRAIN_OFF": _ANSWERS,
+    "NO_STORE": _ANSWERS,
     "UNKNOWN_SERVICE": _ANSWERS,
 }  # fmt: skip
 # How sessions end without an error.
@@ -65,12 +73,18 @@ NOT_NEEDED: dict[str, str] = {
         ),
         _PASSED_ON,
     ),
+    "TOKEN_EXPIRED": "said in the same place as NOT_AUTHENTICATED",
+    "QUOTA_EXCEEDED": "with tenants a front end passes each call on: as NOT_PERMITTED",
     "QUEUE_FULL": "over gRPC a full queue only stops reading",
     "ENGINE_LOST": _FRONT_ENDS,
     "frontend_lost": _FRONT_ENDS,
     "MEMORY_IN_FLIGHT": _COUNTED,
     "REFLECTION_LIMIT": "each process counts its own reflection calls, with the same code",
     "ENGINE_FAILED": "the engine's two runners are held to it by service/processes/test_ring_refusals.py",
+    **dict.fromkeys(
+        ("SESSION_MOVED", "SESSION_ELSEWHERE", "STORE_UNAVAILABLE", "STORED_STATE_INVALID", "STILL_MOVING"),
+        "only with a shared store, which front ends do not go with",
+    ),
     "INTERNAL": "a fault of the server, which no client can ask for",
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 
 from streamcell.proto import pb
+from streamcell.service.access.identity import ANYONE
 from streamcell.service.batching.inline import InlinePolicy
 from streamcell.service.engine.device import Device
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
@@ -31,7 +32,9 @@ class Wire:
     """A call whose replies are kept, and whose thread is the test's own."""
 
     peer = "test"
+    caller = ANYONE
     gone = "cancelled"
+    again = False
 
     def __init__(self, later: list[Callable[[], None]]) -> None:
         self.later = later

@@ -173,7 +173,7 @@ class Rig:
         for front in fronts:
             self.ring_sessions.lose(front.process_number)
             self.fronts.remove(front)
-            os.close(front.entries.memory)
+            front.entries.close()
         self.ring_sessions.gather()
 
     def state(self, entry: int) -> tuple[np.ndarray, ...]:

@@ -33,6 +33,8 @@ VALID: dict[str, tuple[tuple[bytes, ...], str]] = {
     f"{OURS}.GetModel": (_bytes(pb.GetModelRequest(model="lstm")), "OK"),
     f"{OURS}.CloseSession": (_bytes(pb.CloseSessionRequest(session_id="none")), "SESSION_NOT_FOUND"),
     f"{OURS}.ListSessions": ((b"",), "OK"),
+    f"{OURS}.Drain": ((b"",), "DRAIN_OFF"),
+    f"{OURS}.DrainReplica": (_bytes(pb.DrainReplicaRequest(fraction=0.5)), "NO_STORE"),
     f"{THEIRS}.ServerLive": ((b"",), "OK"),
     f"{THEIRS}.ServerReady": ((b"",), "OK"),
     f"{THEIRS}.ModelReady": ((_NAMED,), "OK"),

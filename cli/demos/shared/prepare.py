@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from streamcell.models import SequenceData, SequenceModel, Series, TrainConfig
 
 
@@ -39,6 +42,13 @@ class Trained:
     def test(self) -> Sequence[Series]:
         """The sequences that the model has not seen."""
         return self.data.test
+
+    def outputs(self) -> list[NDArray[np.float32]]:
+        """PyTorch's outputs for these, float32[time, outputs] a sequence."""
+        import torch
+
+        with torch.no_grad():
+            return [self.module(torch.from_numpy(series.x)[None])[0][0].numpy() for series in self.test]
 
 
 def prepare(config: TrainConfig, name: str, *, retrain: bool, console: Console) -> Trained:

@@ -69,6 +69,16 @@ class StreamCellStub(object):
                 request_serializer=streamcell_dot_v1_dot_streamcell__pb2.ListSessionsRequest.SerializeToString,
                 response_deserializer=streamcell_dot_v1_dot_streamcell__pb2.ListSessionsResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/streamcell.v1.StreamCell/Drain',
+                request_serializer=streamcell_dot_v1_dot_streamcell__pb2.DrainRequest.SerializeToString,
+                response_deserializer=streamcell_dot_v1_dot_streamcell__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.DrainReplica = channel.unary_unary(
+                '/streamcell.v1.StreamCell/DrainReplica',
+                request_serializer=streamcell_dot_v1_dot_streamcell__pb2.DrainReplicaRequest.SerializeToString,
+                response_deserializer=streamcell_dot_v1_dot_streamcell__pb2.DrainReplicaResponse.FromString,
+                _registered_method=True)
 
 
 class StreamCellServicer(object):
@@ -129,6 +139,24 @@ class StreamCellServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Has the server shut down as SIGTERM does: it takes no new sessions, gives live ones its grace period, and ends.
+        A server that was not started with --remote-drain refuses it (DRAIN_OFF).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainReplica(self, request, context):
+        """Moves a part of the sessions in the shared store to other replicas, those that are idle longest first, one after the
+        other. With a `fraction` of 1 the server also takes no new sessions, as if it shut down, but goes on. Refused with
+        NO_STORE if the server has no store, with STILL_MOVING while an earlier part moves, unless `fraction` is 1, and with
+        DRAIN_OFF if it was not started with --remote-drain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StreamCellServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -166,6 +194,16 @@ def add_StreamCellServicer_to_server(servicer, server):
                     servicer.ListSessions,
                     request_deserializer=streamcell_dot_v1_dot_streamcell__pb2.ListSessionsRequest.FromString,
                     response_serializer=streamcell_dot_v1_dot_streamcell__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=streamcell_dot_v1_dot_streamcell__pb2.DrainRequest.FromString,
+                    response_serializer=streamcell_dot_v1_dot_streamcell__pb2.DrainResponse.SerializeToString,
+            ),
+            'DrainReplica': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainReplica,
+                    request_deserializer=streamcell_dot_v1_dot_streamcell__pb2.DrainReplicaRequest.FromString,
+                    response_serializer=streamcell_dot_v1_dot_streamcell__pb2.DrainReplicaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -357,6 +395,60 @@ class StreamCell(object):
             '/streamcell.v1.StreamCell/ListSessions',
             streamcell_dot_v1_dot_streamcell__pb2.ListSessionsRequest.SerializeToString,
             streamcell_dot_v1_dot_streamcell__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/streamcell.v1.StreamCell/Drain',
+            streamcell_dot_v1_dot_streamcell__pb2.DrainRequest.SerializeToString,
+            streamcell_dot_v1_dot_streamcell__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainReplica(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/streamcell.v1.StreamCell/DrainReplica',
+            streamcell_dot_v1_dot_streamcell__pb2.DrainReplicaRequest.SerializeToString,
+            streamcell_dot_v1_dot_streamcell__pb2.DrainReplicaResponse.FromString,
             options,
             channel_credentials,
             insecure,

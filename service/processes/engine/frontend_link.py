@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from streamcell.service.access.identity import unpack_identity
 from streamcell.service.model_host import ModelHost
 from streamcell.service.processes.pipe import Pipe, unpack
 from streamcell.service.processes.ring_records import unpack_error
 from streamcell.service.processes.tunnel import (
     ALL_READ,
     BEGIN,
+    BEGIN_AGAIN,
     ENDED,
     ERROR,
     FAILED,
@@ -23,6 +25,7 @@ from streamcell.service.processes.tunnel import (
     LANE,
     LINES_LOST,
     MESSAGE,
+    PAUSED,
     READ,
     READ_ALL,
     REQUEST,
@@ -96,14 +99,23 @@ class Link:
             call.read(int.from_bytes(body, "little"))
         elif isinstance(call, TunnelCall) and kind == HALF_CLOSE:
             call.half_close()
-        elif kind == BEGIN:
-            method, peer, *pairs = unpack(body)
-            begun = TunnelCall(self._pipe, number, peer.decode(), unpack_pairs(pairs))
+        elif kind in (BEGIN, BEGIN_AGAIN):
+            method, peer, caller, *pairs = unpack(body)
+            begun = TunnelCall(
+                self._pipe,
+                number,
+                peer.decode(),
+                unpack_identity(caller),
+                unpack_pairs(pairs),
+                again=kind == BEGIN_AGAIN,
+            )
             self._calls[number] = begun
             self._lane.begin(self._methods[method.decode()], begun)
         elif kind == REQUEST:
-            data, method, peer = unpack(body)
-            self._request(method.decode(), number, peer.decode(), data)
+            data, method, peer, caller = unpack(body)
+            request = TunnelUnary(self._pipe, number, peer.decode(), unpack_identity(caller), self._forget)
+            self._calls[number] = request
+            self._lane.request(self._methods[method.decode()], request, data)
         elif kind == GONE:
             call = self._calls.pop(number, None)
             if call is not None:
@@ -113,13 +125,8 @@ class Link:
         elif kind == ALL_READ:
             if number == self._asked:
                 self._all_read.set()
-        elif kind in (LANE, ENDED, ERROR, FAILED, LINES_LOST, STALLED, IN_FLIGHT):
+        elif kind in (LANE, ENDED, ERROR, FAILED, LINES_LOST, STALLED, IN_FLIGHT, PAUSED):
             self._report(kind, number, body)
-
-    def _request(self, method: str, number: int, peer: str, data: bytes) -> None:
-        call = TunnelUnary(self._pipe, number, peer, self._forget)
-        self._calls[number] = call
-        self._lane.request(self._methods[method], call, data)
 
     def _forget(self, number: int) -> None:
         self._calls.pop(number, None)
@@ -142,6 +149,9 @@ class Link:
             self._host.metrics.error(unpack_error(body), number)
             return
         model, version, what = unpack(body)
+        if kind == PAUSED:
+            self._host.metrics.streams_paused(model.decode(), version.decode(), float(what), number)
+            return
         sessions = self._ring_sessions.get((model.decode(), version.decode()))
         if sessions is None:
             return

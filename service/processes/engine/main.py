@@ -23,9 +23,11 @@ from streamcell.service.processes.children import (
     ATTACH,
     ATTACHED,
     DRAIN,
+    DRAIN_ASKED,
     DRAINED,
     READINESS,
     READY,
+    RELOAD,
     RINGS,
     SCRAPE,
     SCRAPED,
@@ -38,6 +40,8 @@ from streamcell.service.processes.metrics_relay import pack_families
 from streamcell.service.processes.pipe import Pipe
 from streamcell.service.settings import Settings
 from streamcell.service.transport.calls import Handler
+from streamcell.service.transport.grpc_server import Transport
+from streamcell.service.transport.lane_choice import LaneError, choose_lane
 from streamcell.service.watchdog import Watchdog
 
 from .frontend_link import Link
@@ -65,6 +69,7 @@ class EngineProcess(ChildProcess):
         self._scraping: threading.Thread | None = None
         self._process_numbers = itertools.count(2)
         self._watchdog: Watchdog | None = None
+        self._admin: Transport | None = None  # the operators' address, if they have one
 
     def on_message(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
         """Handle a message from the supervisor."""
@@ -76,7 +81,14 @@ class EngineProcess(ChildProcess):
             self._scrape(number)
         elif kind == DRAIN:
             threading.Thread(target=self._drain, daemon=True).start()
+        elif kind == RELOAD:
+            if self._host is not None:
+                self._host.reload()
+            if self._admin is not None:
+                self._admin.reload()
         elif kind == STOP:
+            if self._admin is not None:
+                self._admin.stop()
             if self._host is not None:
                 self._host.stop()
             self.stop()
@@ -92,7 +104,10 @@ class EngineProcess(ChildProcess):
                 wakeup=EventWakeup if rings else lambda: None,
                 all_read=self._all_read,
             )
-        except (DeviceError, ModelLoadError, OSError) as error:
+            if settings.admin is not None:  # operators need no front end between them and the models
+                lane = choose_lane(settings.lane)
+                self._admin = Transport(settings, host.services(lane), lane, host.metrics.error, admin=True)
+        except (DeviceError, LaneError, ModelLoadError, OSError) as error:
             self._pipe.send(UNFIT, body=str(error).encode(errors="backslashreplace"))
             self.stop()
             return
@@ -103,11 +118,15 @@ class EngineProcess(ChildProcess):
         host.sessions.catch_up = lambda: self._rings_read(_CATCH_UP_S)
         for service, handlers in host.services(self._lane).items():
             self._methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+        host.on_drain = lambda: self._pipe.send(DRAIN_ASKED)
         host.report_to(self._registry)
         host.metrics.readiness.watch(lambda on: self._pipe.send(READINESS, int(on)))
         GCCollector(registry=self._registry)
         garbage.tune_gc()
         host.start()
+        if self._admin is not None:
+            self._admin.start()
+            self._admin.report((model.file.name for model in host.models), serving=True)
         self._watchdog = Watchdog(
             host.progress, settings.watchdog_s, self._stalled, ends=settings.watchdog_exit
         )
@@ -136,10 +155,14 @@ class EngineProcess(ChildProcess):
     def _served(self, name: str, served: bool) -> None:
         for link in tuple(self._links):
             link.report_served(name, served)
+        if self._admin is not None:
+            self._admin.report_model(name, served)
 
     def _stalled(self, thread: str, stalled: bool) -> None:
         assert self._host is not None
         self._host.metrics.stall("engine", thread, stalled)
+        if self._admin is not None:
+            self._admin.stall(thread, stalled)
         for link in tuple(self._links):
             link.report_stalled(thread, stalled)
 
@@ -187,6 +210,8 @@ class EngineProcess(ChildProcess):
             self._scraping.start()
 
     def _drain(self) -> None:
+        if self._admin is not None:
+            self._admin.drain()
         if self._host is not None:
             self._host.drain()
         if self._watchdog is not None:

@@ -300,6 +300,7 @@ class RingSessions:
             if live is None or live.session.slot_version != slot_version or self.closing[entry]:
                 return
             self.closing[entry] = True
+            live.why = error.reason.lower()
             records = text_records(self.outputs, FAIL, entry, slot_version, pack_error(error))
             self._send(int(self.frontend[entry]), records)
 

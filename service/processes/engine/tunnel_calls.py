@@ -8,6 +8,7 @@ from collections.abc import Callable
 import grpc
 import structlog
 
+from streamcell.service.access.identity import Identity
 from streamcell.service.processes.pipe import Pipe
 from streamcell.service.processes.tunnel import (
     ACCEPTED,
@@ -31,8 +32,13 @@ class TunnelCall:
 
     gone = "frontend_lost"
 
-    def __init__(self, pipe: Pipe, number: int, peer: str, metadata: Metadata) -> None:
+    def __init__(
+        self, pipe: Pipe, number: int, peer: str, caller: Identity, metadata: Metadata, *, again: bool
+    ) -> None:
+        """`again`: an earlier engine process has had the call."""
         self.peer = peer
+        self.caller = caller
+        self.again = again
         self.handler: StreamHandler | None = None
         self._pipe = pipe
         self._number = number
@@ -157,9 +163,12 @@ class TunnelCall:
 class TunnelUnary(AnswerOnce):
     """One unary call passed on by a front end (a `calls.UnaryCall`); calls `forget` when it is answered."""
 
-    def __init__(self, pipe: Pipe, number: int, peer: str, forget: Callable[[int], None]) -> None:
+    def __init__(
+        self, pipe: Pipe, number: int, peer: str, caller: Identity, forget: Callable[[int], None]
+    ) -> None:
         super().__init__()
         self.peer = peer
+        self.caller = caller
         self._pipe = pipe
         self._number = number
         self._forget = forget
@@ -179,6 +188,10 @@ class TunnelUnary(AnswerOnce):
         """End the call with an error."""
         if self._first():
             self._pipe.send(STATUS, self._number, pack_status(code, details, trailing))
+
+    def metadata(self) -> Metadata:
+        """None: the front end keeps it."""
+        return ()
 
     def run_after_arrivals(self, callback: Callable[[], None]) -> bool:
         """False, as for streams."""

@@ -27,11 +27,11 @@ class TunnelLane:
 
     name = "tunnel"
 
-    def stream(self, open_: OpenStream) -> Handler:
-        """A bidirectional method."""
+    def stream(self, open_: OpenStream, *, public: bool = False) -> Handler:
+        """A bidirectional method. The front end has established who calls."""
         return _StreamMethod(open_)
 
-    def unary(self, on_request: OnRequest) -> Handler:
+    def unary(self, on_request: OnRequest, *, public: bool = False) -> Handler:
         """A unary method."""
         return _UnaryMethod(on_request)
 

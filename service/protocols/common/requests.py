@@ -27,6 +27,8 @@ _OUTPUTS = {
     pb.OUTPUT_MODE_LAST: Output.LAST,
     pb.OUTPUT_MODE_NONE: Output.NONE,
 }
+# The same the other way round, for messages that the server makes.
+OUTPUT_MODES = {output: mode for mode, output in _OUTPUTS.items()}
 
 _HEADER_BYTES = 16  # at most, of a message before its only tensor
 

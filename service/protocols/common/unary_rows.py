@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from streamcell.service.access.grant import Grant, Taken
 from streamcell.service.errors import ServiceError
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.sessions.session import Session, Work
@@ -28,7 +29,7 @@ class UnaryCaller(Protocol):
 class RequestRows(ABC):
     """The listener of one request's rows. The engine thread delivers outputs and errors, grpcio's a cancellation."""
 
-    __slots__ = ("_model", "_outputs", "_sessions", "_states", "_waiting")
+    __slots__ = ("_model", "_outputs", "_sessions", "_states", "_taken", "_waiting")
 
     _model: LoadedModel  # set by the subclass
 
@@ -39,6 +40,7 @@ class RequestRows(ABC):
         *,
         states: bool = False,
         openings: Iterable[tuple[bytes, ...]] = (),
+        grant: Grant | None = None,
     ) -> None:
         """Open a session for each row and queue its work; `work[i].tag` is i. Call it once.
 
@@ -47,8 +49,10 @@ class RequestRows(ABC):
             caller: where the request came from.
             openings: by row what it is given at its opening, if the model has such inputs.
             states: whether the answer carries the model's states behind the outputs.
+            grant: the tenant, if there are any: its rows are sessions of its own.
 
         Raises:
+            QuotaExceeded: the tenant may not have so many sessions.
             SessionLimit: the model has too few free slots for all rows; none is left taken.
         """
         batcher = self._model.batcher
@@ -56,9 +60,14 @@ class RequestRows(ABC):
         self._waiting = len(work)
         self._outputs: list[list[bytes]] = [[]] * self._waiting
         self._sessions: list[Session] = []
+        self._taken = None if grant is None else Taken(grant, len(work))
+        if grant is not None:
+            grant.spend(len(work) * work[0].steps)
         try:
             for _ in work:
-                self._sessions.append(batcher.open("", self, caller.peer))
+                session = batcher.open("", self, caller.peer)
+                session.owner = grant
+                self._sessions.append(session)
         except ServiceError:
             self._end()
             raise
@@ -115,3 +124,5 @@ class RequestRows(ABC):
         sessions, self._sessions = self._sessions, []
         for session in sessions:
             self._model.batcher.end(session)
+        if self._taken is not None:
+            self._taken.give()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from streamcell.service.errors import ServiceError, as_status
+from streamcell.service.access.pacing import Pace
+from streamcell.service.errors import ServiceError, addressed, as_status
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import check_size
 from streamcell.service.sessions.model import Model
@@ -24,7 +25,7 @@ class CallSession(Generic[M]):
 
     __slots__ = (
         "_answered", "_call", "_context", "_finished", "_greeting", "_half_closed", "_live", "_output", "_over",
-        "_submitted",
+        "_pace", "_submitted",
     )  # fmt: skip
 
     def __init__(self, call: Call, context: CallContext[M]) -> None:
@@ -35,6 +36,7 @@ class CallSession(Generic[M]):
         self._output = Output.ALL
         self._submitted = self._answered = 0  # messages
         self._half_closed = self._finished = self._over = False
+        self._pace = None if context.grant is None else Pace(context.grant.spend, call.resume)
 
     # The call's side
 
@@ -61,6 +63,8 @@ class CallSession(Generic[M]):
         # The session refers to its listener: dropping it here breaks the cycle.
         live, self._live = self._live, None
         self._over = True
+        if self._pace is not None:
+            self._pace.end()
         if live is None:
             return
         if self._finished:
@@ -73,7 +77,8 @@ class CallSession(Generic[M]):
 
     def resume(self) -> None:
         """Resume reading: the queue has room."""
-        self._call.resume()
+        if self._pace is None or self._pace.may_resume():
+            self._call.resume()
 
     def fail(self, error: ServiceError) -> None:
         """End the session and the call with a typed error. Later ends are ignored."""
@@ -81,7 +86,7 @@ class CallSession(Generic[M]):
             return
         live = self._live
         if live is None or self._context.sessions.end(live, error.reason.lower()):
-            self._context.metrics.error(error)
+            self._context.metrics.error(addressed(error, self._call))
             if live is not None:
                 live.model.metrics.request_failed(error)
             self._call.end(*as_status(error))

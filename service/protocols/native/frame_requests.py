@@ -16,9 +16,10 @@ from streamcell.service.errors import (
     WrongByteCount,
     WrongInputCount,
 )
-from streamcell.service.frames.frame import Bytes, Frame
+from streamcell.service.frames.frame import Frame
 from streamcell.service.protocols.common.requests import Limits, output_mode
 from streamcell.service.sessions.capacity import Ints
+from streamcell.service.sessions.image import Bytes
 from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.session import Output, Work
 from streamcell.service.sessions.value_check import ValueCheck
@@ -44,7 +45,8 @@ def make_frame(request: pb.FrameRequest, model: Model, limits: Limits, default: 
             raise MalformedMessage(f"expected a length a handle, {len(handles)}, or none, got {len(lengths)}")
         if (lengths == lengths[0]).all():
             steps, lengths = int(lengths[0]), None
-    for name, numbers in (("handles", handles), ("close", close), ("reset", reset)):
+    fork = _numbers(request.fork, "fork")
+    for name, numbers in (("handles", handles), ("close", close), ("reset", reset), ("fork", fork)):
         if len(numbers) > model.max_sessions:
             raise MalformedMessage(
                 f"`{name}` has {len(numbers)} handles; this model has {model.max_sessions} sessions at most"
@@ -70,6 +72,8 @@ def make_frame(request: pb.FrameRequest, model: Model, limits: Limits, default: 
         close=close,
         reset=reset,
         open_count=request.open_sessions,
+        fork=fork,
+        snapshot=request.snapshot,
     )
     if len(handles):
         frame.inputs = _inputs(request, signature, frame)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from dataclasses import replace
 
 from streamcell.card import Generation, Signature
 from streamcell.proto import pb
+from streamcell.service.access.grant import Grant
 from streamcell.service.errors import BadGeneration, GenerationUnsupported, MalformedMessage
 from streamcell.service.generation.beam_search import BeamSearch
-from streamcell.service.generation.reply import GenerationListener
+from streamcell.service.generation.outcome import Outcome
+from streamcell.service.generation.reply import GenerationListener, StopReason
 from streamcell.service.generation.sampling import Chooser, Feedback, Recipe
 from streamcell.service.generation.search_work import Search
 from streamcell.service.generation.work import Generating
-from streamcell.service.protocols.common.requests import Limits, count_steps
+from streamcell.service.protocols.common.requests import OUTPUT_MODES, Limits, count_steps, output_mode
 from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.session import Output, Session
 from streamcell.service.sessions.table import Live
@@ -25,6 +28,13 @@ _FEEDBACK = {
     pb.FEEDBACK_SAMPLE: Feedback.SAMPLE,
 }
 
+_STOP_REASONS = {
+    pb.STOP_REASON_STEPS: StopReason.STEPS,
+    pb.STOP_REASON_CLASS: StopReason.CLASS,
+    pb.STOP_REASON_REQUEST: StopReason.REQUEST,
+    pb.STOP_REASON_NON_FINITE: StopReason.NON_FINITE,
+}
+
 
 def make_generating(
     request: pb.StreamRequest,
@@ -32,13 +42,72 @@ def make_generating(
     limits: Limits,
     listener: GenerationListener,
     output: Output,
+    grant: Grant | None,
     *,
     fresh: bool,
 ) -> Generating | Search:
-    """Work for one `generate` message to the session `live`; otherwise as `make_generation` and `make_search`."""
-    if request.generate.HasField("beam"):
-        return make_search(request, live.model, limits, listener, live.session, fresh=fresh)
-    return make_generation(request, live.model, limits, listener, output, fresh=fresh)
+    """Work for one `generate` message to the session `live`; otherwise as `make_generation` and `make_search`.
+
+    It takes room of its tenant's `grant`, if there is one, until it is dropped.
+
+    Raises:
+        NotPermitted, QuotaExceeded: the tenant may not generate, or not so much at a time.
+    """
+    if grant is not None:
+        grant.check("generate")
+        grant.take_generation()
+    work: Generating | Search
+    try:
+        if request.generate.HasField("beam"):
+            work = make_search(request, live.model, limits, listener, live.session, fresh=fresh)
+        else:
+            work = make_generation(request, live.model, limits, listener, output, fresh=fresh)
+    except BaseException:
+        if grant is not None:
+            grant.give_generation()
+        raise
+    work.owner = grant
+    return work
+
+
+def remake(data: bytes, model: Model, limits: Limits, listener: GenerationListener, told: int) -> Generating:
+    """Work that continues an earlier process's generation after `told` timesteps; `data` is what `again` made.
+
+    Raises:
+        BadGeneration, …: as `make_generation`, if this server allows less.
+        DecodeError: it is no request.
+    """
+    request = pb.StreamRequest.FromString(data)
+    output = output_mode(request.output_mode, Output.ALL)
+    work = make_generation(request, model, limits, listener, output, fresh=False)
+    work.go_on(told)
+    if work.outcome is not None:
+        work.repeat(work.outcome)
+        request.ClearField("outcome")
+    work.asked = request.SerializeToString()
+    return work
+
+
+def again(request: pb.StreamRequest, work: Generating) -> bytes:
+    """The request from which another process goes on with `work`: with the seed that was drawn, without first input.
+
+    The client's own message may have any number of unknown fields, so it is made anew from the values that were taken.
+    """
+    asked = request.generate
+    sampled = work.recipe.feedback is Feedback.SAMPLE
+    kept = pb.Generate(
+        steps=asked.steps,
+        feedback=asked.feedback,
+        temperature=work.recipe.temperature if sampled else None,
+        top_k=asked.top_k,
+        seed=work.recipe.seed if sampled else None,
+        stop=sorted(work.stop),
+        no_stop=not work.stop,
+        steps_per_reply=asked.steps_per_reply,
+    )
+    return pb.StreamRequest(
+        generate=kept, output_mode=OUTPUT_MODES[work.output], tag=request.tag
+    ).SerializeToString()
 
 
 def check_stop(request: pb.StreamRequest) -> None:
@@ -76,7 +145,12 @@ def make_generation(
     _check_counts(asked, limits)
     recipe = _recipe(asked, generation)
     stop = stop_classes(asked, signature, generation)
-    return Generating(
+    outcome = None
+    if request.HasField("outcome"):
+        outcome = outcome_of(request.outcome, asked.steps, recipe, signature, generation)
+        if recipe.feedback is Feedback.SAMPLE and request.outcome.seed:
+            recipe = replace(recipe, seed=request.outcome.seed)
+    work = Generating(
         listener,
         _first_input(request, signature, generation, fresh=fresh),
         steps=asked.steps,
@@ -88,6 +162,35 @@ def make_generation(
         tag=request.tag,
         arrived_s=time.perf_counter(),
     )
+    if outcome is not None:
+        work.repeat(outcome)
+    return work
+
+
+def outcome_of(
+    told: pb.Outcome, steps: int, recipe: Recipe, signature: Signature, generation: Generation
+) -> Outcome:
+    """What a client was told of a generation of so many timesteps that it asks for again.
+
+    Raises:
+        BadGeneration: that cannot have been.
+    """
+    reason = _STOP_REASONS.get(told.stop_reason)
+    chooser = Chooser(signature, generation)
+    chosen, first = chooser.check(told.chosen), chooser.check(told.first)
+    fine = told.steps <= steps and first in (0, 1)
+    fine = fine and chosen == (0 if recipe.feedback is Feedback.VALUE else told.steps)
+    fine = fine and (reason is None) == (told.stop_reason == pb.STOP_REASON_UNSPECIFIED)
+    if not fine or (reason is StopReason.STEPS and told.steps != steps):
+        raise BadGeneration(
+            "outcome: expected the steps, choices and first input that the replies to this generation told",
+            field="outcome",
+        )
+    # Anew, for the client's own message may have any number of unknown fields.
+    fields = ("steps", "chosen", "first", "stop_reason", "seed")
+    kept = pb.Outcome(**{name: getattr(told, name) for name in fields})
+    data = pb.StreamRequest(outcome=kept).SerializeToString()
+    return Outcome(told.steps, told.chosen, told.first, reason, data)
 
 
 def make_search(
@@ -147,7 +250,8 @@ def expect_generation(model: Model) -> Generation:
     generation = model.file.generation
     if generation is None:
         raise GenerationUnsupported(
-            f"model {model.file.name!r} cannot generate: its card or sidecar has no `generation`",
+            f"model {model.file.name!r} cannot generate: its card or sidecar has no `generation`. A forecast has it if "
+            "it gives one value of every column, and no quantiles",
             model=model.file.name,
         )
     return generation

@@ -1,13 +1,17 @@
-"""The calls that run no model: they list models and sessions, and close sessions."""
+"""The calls that run no model: they list models and sessions, close sessions and drain the server."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import Protocol
 
 from streamcell.proto import pb
-from streamcell.service.errors import InvalidArgument, shown
+from streamcell.service.access.identity import Identity
+from streamcell.service.access.operators import check_operator
+from streamcell.service.control_errors import DrainOff, NoStore
+from streamcell.service.errors import InvalidArgument, WrongParameter, shown
 from streamcell.service.lifecycle.loaded_model import LoadedModel
-from streamcell.service.protocols.common.call_context import CallContext
+from streamcell.service.protocols.common.scopes import Scopes
 from streamcell.service.transport.answering import Answering
 from streamcell.service.transport.calls import Handler, Lane
 
@@ -22,11 +26,40 @@ class _BadPageToken(InvalidArgument):
     reason = "BAD_PAGE_TOKEN"
 
 
-class Management:
-    """`ListModels`, `GetModel`, `ListSessions` and `CloseSession`."""
+class SharedStore(Protocol):
+    """What operators are told of a shared store: its host and port, and seconds left of the lease."""
 
-    def __init__(self, context: CallContext[LoadedModel]) -> None:
-        self._context = context
+    where: str
+
+    def lease_left_s(self) -> float: ...
+
+
+class Management:
+    """`ListModels`, `GetModel`, `ListSessions`, `CloseSession`, `Drain` and `DrainReplica`."""
+
+    def __init__(
+        self,
+        scopes: Scopes[LoadedModel],
+        grace_s: float = 0.0,
+        drain: Callable[[], None] | None = None,
+        move: Callable[[float], int] | None = None,
+        store: SharedStore | None = None,
+    ) -> None:
+        """Make them.
+
+        Args:
+            scopes: what each caller sees.
+            grace_s: seconds that `drain` gives sessions.
+            drain: has the server shut down; None: no client may ask for it, nor for a part of it.
+            move: begins to move this part of the sessions in the store to other replicas, and returns how many
+                sessions that is; None: there is no store.
+            store: that has the sessions; None: there is none.
+        """
+        self._scopes = scopes
+        self._grace_s = grace_s
+        self._drain = drain
+        self._move = move
+        self._store = store
 
     def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
         """The method handlers by name."""
@@ -35,34 +68,43 @@ class Management:
             "GetModel": lane.unary(answering.now(pb.GetModelRequest, self.get_model)),
             "ListSessions": lane.unary(answering.sliced(pb.ListSessionsRequest, self.list_sessions)),
             "CloseSession": lane.unary(answering.now(pb.CloseSessionRequest, self.close_session)),
+            "Drain": lane.unary(answering.now(pb.DrainRequest, self.drain)),
+            "DrainReplica": lane.unary(answering.now(pb.DrainReplicaRequest, self.drain_replica)),
         }
 
-    def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        """Every model and version."""
-        limits = self._context.limits
-        return pb.ListModelsResponse(models=[model_message(model, limits) for model in self._context.models])
-
-    def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
-        """One model; raises ModelNotFound or VersionNotFound."""
-        return pb.GetModelResponse(
-            model=model_message(
-                self._context.models.find(request.model, request.version), self._context.limits
-            )
+    def list_models(self, request: pb.ListModelsRequest, caller: Identity) -> pb.ListModelsResponse:
+        """Every model and version, and which replica this is."""
+        context = self._scopes.of(caller)
+        replica = pb.Replica(name=context.replica.name, address=context.replica.address)
+        if self._store is not None and caller.operator:
+            replica.store, replica.lease_s = self._store.where, self._store.lease_left_s()
+        return pb.ListModelsResponse(
+            models=[model_message(model, context.limits) for model in context.models], replica=replica
         )
 
+    def get_model(self, request: pb.GetModelRequest, caller: Identity) -> pb.GetModelResponse:
+        """One model; raises ModelNotFound or VersionNotFound."""
+        context = self._scopes.of(caller)
+        model = context.models.find(request.model, request.version)
+        return pb.GetModelResponse(model=model_message(model, context.limits))
+
     def list_sessions(
-        self, request: pb.ListSessionsRequest
+        self, request: pb.ListSessionsRequest, caller: Identity
     ) -> Generator[None, None, pb.ListSessionsResponse]:
-        """A page of the live sessions, oldest first, in slices. A page token is the place of the last one before it."""
+        """A page of the caller's live sessions, or of all for operators, oldest first, in slices.
+
+        A page token is the place of the last one before it.
+        """
+        context, whose = self._scopes.of(caller), self._scopes.whose(caller)
         if request.model:
-            self._context.models.find(request.model)
+            context.models.find(request.model)
         after = _place(request.page_token)
         size = min(request.page_size or _PAGE_SIZE, _PAGE_SIZE)
         response = pb.ListSessionsResponse()
-        self._context.sessions.catch_up()
+        context.sessions.catch_up()
         while True:
             count = min(_SLICE, size - len(response.sessions))
-            live, after, more = self._context.sessions.page(request.model, after, count)
+            live, after, more = context.sessions.page(request.model, after, count, whose)
             response.sessions.extend(map(session_message, live))
             if not more or len(response.sessions) >= size:
                 break
@@ -71,10 +113,46 @@ class Management:
             response.next_page_token = str(after)
         return response
 
-    def close_session(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
-        """End a session; raises SessionNotFound."""
-        step_index = self._context.sessions.close(request.session_id, request.token)
+    def close_session(self, request: pb.CloseSessionRequest, caller: Identity) -> pb.CloseSessionResponse:
+        """End a session of the caller's, or anybody's for operators; raises SessionNotFound."""
+        whose = self._scopes.whose(caller)
+        step_index = self._scopes.whole.sessions.close(request.session_id, request.token, whose)
         return pb.CloseSessionResponse(step_index=step_index)
+
+    def drain(self, request: pb.DrainRequest, caller: Identity) -> pb.DrainResponse:
+        """Begin to shut down, for operators; raises NotPermitted, DrainOff."""
+        check_operator(caller, "Drain")
+        drain = self._draining()
+        live = len(self._scopes.whole.sessions)
+        drain()
+        return pb.DrainResponse(live_sessions=live, grace_s=self._grace_s)
+
+    def drain_replica(self, request: pb.DrainReplicaRequest, caller: Identity) -> pb.DrainReplicaResponse:
+        """Begin to move sessions away, for operators.
+
+        Raises:
+            NotPermitted, WrongParameter, NoStore, StillMoving, DrainOff: none begins to move.
+        """
+        check_operator(caller, "DrainReplica")
+        if not 0 < request.fraction <= 1:
+            raise WrongParameter(
+                f"fraction {request.fraction:g}: expected the part of the sessions that is to go, above 0 and at most 1"
+            )
+        if self._move is None:
+            raise NoStore(
+                "this server's sessions are in no shared store, so no other one can go on with them: start all of them "
+                "with --store"
+            )
+        self._draining()
+        return pb.DrainReplicaResponse(sessions=self._move(request.fraction))
+
+    def _draining(self) -> Callable[[], None]:
+        if self._drain is None:
+            raise DrainOff(
+                "this server does not shut down at a client's request: start it with --remote-drain, or send its "
+                "process SIGTERM"
+            )
+        return self._drain
 
 
 def _place(token: str) -> int:

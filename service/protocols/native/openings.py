@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from streamcell.proto import pb
+from streamcell.service.batching.inline import AfterArrivals
 from streamcell.service.errors import MalformedMessage, ServiceError
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.openings import check_opening, given_in
@@ -45,8 +46,22 @@ def check_values(request: pb.OpenSession, model: M, context: CallContext[M]) -> 
     return check_opening(signature, given, allow_non_finite=context.limits.allow_non_finite)
 
 
+def check_secrets(session: bytes, token: bytes, what: str) -> None:
+    """Raise MalformedMessage unless an id and a token have their sizes."""
+    if len(session) != _ID_BYTES or len(token) != _TOKEN_BYTES:
+        raise MalformedMessage(
+            f"{what} needs a `session` of {_ID_BYTES} bytes and a `token` of {_TOKEN_BYTES}, "
+            f"got {len(session)} and {len(token)}"
+        )
+
+
 def is_resumable(request: pb.OpenSession) -> bool:
-    """True if an opening asks for a session that outlives its stream."""
+    """True if an opening asks for a session that outlives its stream; one with a snapshot does."""
+    return lasts(request) or bool(request.snapshot)
+
+
+def lasts(request: pb.OpenSession | pb.OpenFrames) -> bool:
+    """True if an opening asks for a session, or stream of frames, that outlives its call."""
     lasting = request.durability > pb.DURABILITY_NONE
     return bool(request.session or request.token or request.window or request.resume or lasting)
 
@@ -65,6 +80,7 @@ class Resume:
         first: the number of the first message behind this opening; 0: the client waits for the reply.
         must_exist: the session is not created.
         durability: what the client needs, DURABILITY_UNSPECIFIED for what the server gives.
+        again: a front end repeats it, because an engine process that took it may have died.
     """
 
     session_id: str
@@ -76,23 +92,30 @@ class Resume:
     first: int
     must_exist: bool
     durability: int
+    again: bool
 
     @classmethod
-    def of(cls, request: pb.StreamRequest) -> Resume:
-        """The opening in `request`, which `is_resumable`.
+    def of(
+        cls,
+        asked: pb.OpenSession | pb.OpenFrames,
+        received_steps: int = 0,
+        *,
+        alone: bool,
+        again: bool,
+    ) -> Resume:
+        """What `asked` says, which `lasts`; `again` as the attribute.
+
+        Args:
+            received_steps: the client has so many timesteps of a generation.
+            alone: its message carries nothing else.
 
         Raises:
-            MalformedMessage: a field is missing or has a wrong size.
+            MalformedMessage: a field is missing or has a wrong size, or the message carries more.
         """
-        asked = request.open
-        if len(asked.session) != _ID_BYTES or len(asked.token) != _TOKEN_BYTES:
-            raise MalformedMessage(
-                f"a resumable session needs a `session` of {_ID_BYTES} bytes and a `token` of {_TOKEN_BYTES}, "
-                f"got {len(asked.session)} and {len(asked.token)}"
-            )
+        check_secrets(asked.session, asked.token, "a resumable session")
         if not asked.window or not asked.attempt:
             raise MalformedMessage("a resumable session needs a `window` and an `attempt` of 1 or more")
-        if request.inputs or request.steps or request.HasField("generate"):
+        if not alone:
             raise MalformedMessage("the opening of a resumable session carries no steps: send them behind it")
         received = asked.received
         return cls(
@@ -100,18 +123,27 @@ class Resume:
             asked.token,
             asked.window,
             asked.attempt,
-            (received, asked.received_steps),
+            (received, received_steps),
             asked.held or received + 1,
             asked.first,
-            asked.resume or max(received, asked.received_steps, asked.held - 1, asked.first - 1) > 0,
+            asked.resume or max(received, received_steps, asked.held - 1, asked.first - 1) > 0,
             asked.durability,
+            again,
         )
+
+    def late(self, attempt: int) -> bool:
+        """True if the opening of that `attempt`, which was taken, came behind this one.
+
+        A front end opens each of its streams once in each engine process, so its repeats cannot arrive late.
+        """
+        return self.attempt + self.again <= attempt
 
 
 class Stream(Protocol):
     """One of a session's streams, as far as the session needs it."""
 
     call: Call
+    after_arrivals: AfterArrivals | None  # as in `Batcher.submit`
     next: int  # number of its next message; 0: it sends none before its opening is answered
     half_closed: bool  # the client sends no more messages
 

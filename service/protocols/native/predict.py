@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from google.protobuf.message import DecodeError
 
 from streamcell.proto import pb
-from streamcell.service.errors import MalformedMessage, ServerDraining, ServiceError, as_status
+from streamcell.service.errors import MalformedMessage, ServerDraining, ServiceError, addressed, as_status
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.openings import given_in, row_openings
@@ -41,7 +41,7 @@ class PredictCall(RequestRows):
         self._call.answer(predict_response(outputs, len(self._outputs), steps, file.name, file.version))
 
     def _refuse(self, error: ServiceError) -> None:
-        self._context.metrics.error(error)
+        self._context.metrics.error(addressed(error, self._call))
         self._call.fail(*as_status(error))
 
 
@@ -54,6 +54,8 @@ def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> 
         if context.sessions.draining:
             raise ServerDraining("this server is shutting down and takes no new calls")
         check_size(data, context.limits)
+        if context.grant is not None:
+            context.grant.expect_room()
         # What most calls carry: one row of one tensor, for the newest version of a model.
         if (plain := only_predict(data)) is not None and plain[0].isascii():
             model = context.models.find(plain[0].decode())
@@ -62,7 +64,7 @@ def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> 
             one = make_work(model, context.limits, tensors, steps, Output.ALL, 0)
             if model.file.signature.open_inputs:
                 openings = row_openings(model.file.signature, (), 1, allow_non_finite=allowed)
-            PredictCall(call, context, model).start([one], call, openings=openings)
+            PredictCall(call, context, model).start([one], call, openings=openings, grant=context.grant)
             return
         try:
             request = pb.PredictRequest.FromString(data)
@@ -79,9 +81,9 @@ def predict(call: UnaryCall, data: bytes, context: CallContext[LoadedModel]) -> 
         if signature.open_inputs or request.open_inputs:
             given = given_in(signature, request.open_inputs)
             openings = row_openings(signature, given, rows, allow_non_finite=allowed)
-        PredictCall(call, context, model).start(work, call, openings=openings)
+        PredictCall(call, context, model).start(work, call, openings=openings, grant=context.grant)
     except ServiceError as error:
-        context.metrics.error(error)
+        context.metrics.error(addressed(error, call))
         if model is not None:
             model.metrics.request_failed(error)
         call.fail(*as_status(error))

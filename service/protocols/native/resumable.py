@@ -7,141 +7,29 @@ new stream is told how many messages are applied. So no message is applied twice
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from streamcell.proto import pb
-from streamcell.service.durability.found import Found
-from streamcell.service.errors import ServiceError, as_status
-from streamcell.service.generation.reply import Reply
+from streamcell.service.errors import ServiceError
 from streamcell.service.generation.search_work import Search
 from streamcell.service.generation.work import Generating
-from streamcell.service.protocols.common.call_context import CallContext
-from streamcell.service.protocols.common.requests import output_mode
-from streamcell.service.sessions.kept_replies import KeptReplies, Place
+from streamcell.service.sessions.kept_replies import Place
 from streamcell.service.sessions.resume_errors import SessionTakenOver
-from streamcell.service.sessions.session import ENDED, Output, Work
-from streamcell.service.sessions.table import Live, hash_token, not_found
-from streamcell.service.transport.calls import Call
+from streamcell.service.sessions.session import Aside, Work
+from streamcell.service.sessions.table import not_found
 
-from .journal_place import JournalPlace, journal_for, record
+from .kept_session import KeptSession
 from .messages import opened
 from .openings import Resume, Stream, compare
-from .wire import generated_response, stream_response
-
-HOLD = 64  # replies of a generation that the client has not told it has: then it waits
 
 
-class Resumable:
-    """A session's listener. Its lock guards its counts; nothing is sent while it is held.
+class Resumable(KeptSession):
+    """A session's listener, and what its streams ask of it; a whole stream of frames is one, too."""
 
-    Attributes:
-        live: the session; set when it is opened.
-        output: the output steps of a message that does not name any.
-        applied: messages whose last reply is kept.
-        place: in its model's journal, if it outlives the process.
-    """
-
-    live: Live[Any]
-
-    def __init__(self, context: CallContext[Any], window: int, output: Output) -> None:
-        assert context.kept is not None
-        self.output = output
-        self.applied = 0
-        self.place = JournalPlace(window)
-        self._context = context
-        self._window = window
-        self._kept = KeptReplies(window, context.kept)
-        self._lock = threading.Lock()
-        self._attempt = 0  # of the latest opening that was taken
-        self._accepted = 0  # messages that are applied, run or wait
-        self._steps = 0  # timesteps told of message `applied` + 1, a generation
-        self._generations: list[Generating | Search] = []  # those that have not ended, oldest first
-        self._stream: Stream | None = None  # the latest one, until it ends
-        self._opening: Resume | None = None  # its opening, while that is not answered
-        self._rest = 0  # it is answered once so many messages are applied
-        self._source = "detached"  # where it found the session
-        # The reply to the opening and those behind it, until they are sent.
-        self._unsent: deque[tuple[bytes, bool]] | None = None
-        self._call: Call | None = None  # its call, once replies go straight to it
-        self._wake: Callable[[], None] | None = None  # lets a generation go on
-        self._told = -1  # messages of which the client has said that it has all replies
-        self._paused = self._over = False
-
-    @classmethod
-    def create(
-        cls,
-        asked: Resume,
-        model: Any,
-        opening: tuple[bytes, ...],
-        context: CallContext[Any],
-        request: pb.OpenSession,
-        peer: str,
-    ) -> Resumable:
-        """Open the session that `asked` names, detached.
-
-        Raises:
-            DurabilityUnsupported: it would not outlive what its client asks for.
-            SessionNotFound: there is one of that id, with another token.
-            SessionLimit, ServerDraining, …: as `SessionTable.open`.
-        """
-        assert context.kept is not None
-        journal = journal_for(asked, model.journal)
-        window = min(asked.window, context.kept.max_window)
-        made = cls(context, window, output_mode(request.output_mode, Output.ALL))
-        known = (asked.session_id, hash_token(asked.token))
-        try:
-            with made._lock:  # from here on other openings may find it
-                made.live = context.sessions.open(model, made, peer, *known)
-                session, made._source = made.live.session, ""
-                session.opening = opening
-                if journal is not None:
-                    made.place.enter(
-                        session, journal, record(asked, window, request, model.file.signature, session)
-                    )
-        except ServiceError:
-            made._kept.clear()
-            raise
-        return made
-
-    @classmethod
-    def recovered(
-        cls,
-        found: Found,
-        request: pb.OpenSession,
-        model: Any,
-        opening: tuple[bytes, ...],
-        context: CallContext[Any],
-    ) -> Resumable:
-        """Bring back a session that an earlier process has left; `request` and `opening` are its opening's.
-
-        Raises:
-            SessionLimit, ServerDraining, …: as `SessionTable.open`.
-        """
-        made = cls(context, found.window, output_mode(request.output_mode, Output.ALL))
-        with made._lock:
-            try:
-                made.live = context.sessions.open(model, made, "", found.session.hex(), found.token_hash)
-            except ServiceError:
-                made._kept.clear()
-                raise
-            session = made.live.session
-            session.opening = opening
-            made.place.enter(session, model.journal, found)
-            if found.stamp:
-                session.advance(found.stamp, whole=True)
-            made.applied = made._accepted = found.number
-            made._attempt = found.attempt
-            made._source = "restart"
-            session.detached_s = time.monotonic()
-        return made
-
-    # From its streams
-
-    def attach(self, stream: Stream, asked: Resume) -> None:
+    def attach(self, stream: Stream, opening: Resume) -> None:
         """Let `stream` go on with the session, instead of the stream that has it.
 
         Raises:
@@ -152,25 +40,32 @@ class Resumable:
             live = self.live
             if self._over:
                 raise not_found(live.session.session_id)
-            if asked.attempt <= self._attempt:
+            if opening.late(self._attempt):
                 raise SessionTakenOver("a later opening has taken this session; this one changes nothing")
-            self._attempt = asked.attempt
+            self._attempt = opening.attempt
             if self.place.entry is not None:
-                self.place.entry.attempt(asked.attempt)
+                self.place.entry.attempt(opening.attempt)
             old, self._stream = self._stream, stream
             if old is not None:
                 self._source = "stream"
-            self._opening, self._unsent, self._call = asked, None, None
-            self._paused = False
+            self._opening, self._unsent, self._call = opening, None, None
+            self._paused, self._waits = False, 0
             dropped = live.model.batcher.drop_waiting(live.session)
-            self._accepted -= len(dropped)
+            asked = sum([isinstance(each, Aside) and not each.numbered for each in dropped])
+            self._accepted -= len(dropped) - asked
+            self._room += asked
+            self.restoring = False
             gone = set(map(id, dropped))
             self._generations = [each for each in self._generations if id(each) not in gone]
             live.session.detached_s = None
             live.session.peer = stream.call.peer
             live.session.last_used_s = time.monotonic()
-            # A generation that has begun goes on by itself, so nobody waits for its end.
+            # A generation that has begun goes on by itself, so nobody waits for its end, and replies come unasked.
             self._rest = self.applied if self._generations else self._accepted
+            behind = self.in_store and (self.applied, self._steps) < opening.place
+            self.awaits_message = behind and bool(self._generations)
+            if self._generations:
+                stream.call.read_on()
         if old is not None:
             self._end_stream(old, SessionTakenOver("another opening has taken this session"))
         self._answer_opening()
@@ -179,14 +74,20 @@ class Resumable:
         """Answer the latest opening, if the session is at rest: what is applied, and what its client lacks."""
         with self._lock:
             asked, stream = self._opening, self._stream
-            if asked is None or stream is None or self.applied < self._rest:
+            if asked is None or stream is None or self.unsettled or self.applied < self._rest:
+                return
+            if self.in_store and not self._may_answer():
                 return
             self._opening = None
-            lacked = self.place.lacked(asked.place, self.applied, self._kept)
+            lacked = self.place.lacked(asked.place, self.applied, self._steps, self._kept)
             error, replies = compare(asked, self.applied, lacked)
             if error is None:
                 stream.next = stream.next or self.applied + 1
-                self._unsent = deque([(self._greeting(), True), *[(data, False) for data in replies]])
+                # The last one answers the opening: a call need not send what comes unasked behind it. With a generation
+                # in progress the call sends all, and the last one may be a reply to some of its steps.
+                ends = 0 if self._generations else len(replies)
+                sent = [self._greeting(), *replies]
+                self._unsent = deque([(data, at == ends) for at, data in enumerate(sent)])
             else:
                 self._stream = None
                 self.live.session.detached_s = time.monotonic()
@@ -194,25 +95,34 @@ class Resumable:
         if source:
             result = "resumed" if error is None else error.reason.lower()
             self.live.model.metrics.session_resumed(source, result, len(replies))
+            self._context.sessions.tell_resumed(self.live, source, result, stream.call)
         if error is None:
             self._send_unsent(stream)
         else:
             self._end_stream(stream, error)
 
     def _greeting(self) -> bytes:
-        sessions = self._context.sessions
-        about = opened(self.live, sessions.idle_timeout_s, self._context.limits)
-        about.applied, about.applied_steps = self.applied, self._steps
-        about.step_index = self.live.session.step_index
-        about.durability = self.place.durability
+        about = self._about()
+        about.applied_steps = self._steps
         if self._generations:
             about.generating = self._generations[0].tag
-        about.linger_s, about.window = sessions.linger_s, self._window
         return pb.StreamResponse(opened=about).SerializeToString()
+
+    def _about(self) -> pb.SessionOpened:
+        """What the client of each opening is told, of a session or of a stream of frames."""
+        context = self._context
+        sessions, replica = context.sessions, context.replica
+        about = opened(self.live, sessions.idle_timeout_s, context.limits)
+        about.applied, about.step_index = self.applied, self.live.session.step_index
+        about.durability = self.place.durability
+        about.linger_s, about.window = sessions.linger_s, self._window
+        about.replica, about.address = replica.name, replica.address
+        return about
 
     def _send_unsent(self, stream: Stream) -> None:
         """Send what stands behind the opening's reply, and then let replies go straight to the call."""
         wake: Callable[[], None] | None = None
+        resume = False
         while True:
             with self._lock:
                 if self._stream is not stream or self._unsent is None:
@@ -220,12 +130,17 @@ class Resumable:
                 following = self._unsent.popleft() if self._unsent else None
                 if following is None:
                     self._unsent, self._call = None, stream.call
-                    wake, self._wake = self._wake, None
+                    wake = self._may_wake()
+                    # A reply that went out from here has made room, and resumed nothing.
+                    resume = self._paused and self._accepted - self.applied <= self._room
+                    self._paused = self._paused and not resume
             if following is None:
                 break
             stream.call.reply(following[0], last=following[1])
         if wake is not None:
             wake()
+        if resume:
+            stream.call.resume()
         self.finish_if_done(stream)
 
     def has(self, number: int) -> bool:
@@ -234,34 +149,93 @@ class Resumable:
 
     @property
     def fresh(self) -> bool:
-        """True if no step was requested of it."""
-        return not self._accepted
+        """True if it has no output that a generation could go on from, and none is to come."""
+        if self.unsettled:  # its snapshot may have one: the engine thread will know
+            return False
+        return self.applied == self._accepted and not self.live.session.last_output
 
-    def submit(self, stream: Stream, work: Work | None) -> bool:
-        """Queue the next message of `stream`; True if there is room for another.
+    def submit(self, stream: Stream, work: Any) -> bool:
+        """Queue the next message of `stream`, None if the session has it; True if there is room for another.
 
-        A message that the session has is not applied again, and one of a stream that lost the session is dropped.
+        A message that the session already has is not applied again. One of a stream that lost the session is dropped.
         """
         live = self.live
         number, stream.next = stream.next, stream.next + 1
         with self._lock:
-            if self._stream is not stream or self._over or self.has(number) or work is None:
-                again = self._stream is stream and number <= self.applied
+            if self._stream is not stream or self._over or self._leaving or self.has(number) or work is None:
+                drops = (self._over or self._leaving) and not self.has(number)
+                unanswered = self._stream is stream and (drops or number <= self.applied)
                 if work is not None:
                     work.drop(live.model.batcher.capacity)
             else:
-                again = False
+                unanswered = False
                 self._accepted += 1
-                if isinstance(work, (Generating, Search)):
-                    self._generations.append(work)
-                after_arrivals = None if work.generates else stream.call.run_after_arrivals
+                if work.generates:
+                    self._note(work)
+                after_arrivals = None if work.generates else stream.after_arrivals
                 live.model.batcher.submit(live.session, work, after_arrivals)
             # Beyond the window nothing is read, but for one message: a full window lets stops and `received` through.
-            room = self._stream is stream and self._accepted - self.applied <= self._window
+            room = self._stream is stream and self._accepted - self.applied <= self._room
             self._paused = not room
-        if again:
+        if unanswered:
             stream.call.skip()
         return room
+
+    def _note(self, work: Work) -> None:
+        if isinstance(work, (Generating, Search)):
+            self._generations.append(work)
+        else:
+            self.restoring = True
+
+    def ask(self, stream: Stream, aside: Aside) -> bool:
+        """Queue what `stream` asks for between two messages; True if there is room for another message.
+
+        It has no number, and its answer is not kept; until it is answered it takes a place in the window.
+        """
+        with self._lock:
+            mine = self._stream is stream and not (self._over or self._leaving)
+            if mine:
+                self._room -= 1
+                self.live.model.batcher.submit(self.live.session, aside)
+            room = mine and self._accepted - self.applied <= self._room
+            self._paused = not room
+        return room
+
+    def answer(self, stream: Stream, data: bytes) -> None:
+        """Answer what `stream` has asked for, if it still has the session."""
+        with self._lock:
+            self._room += 1
+            latest = None if self._over else self._call  # of a later stream, if one has taken the session
+            call = latest if self._stream is stream else None
+            told: bytes | None = data
+            if self.in_store and self._stream is stream:
+                told = self._hold_or_tell(data, True)
+            self._sending += told is not None and call is not None
+            if call is None and self._stream is stream and self._unsent is not None and told is not None:
+                self._unsent.append((told, True))
+            resume = self._paused and self._accepted - self.applied <= self._room and latest is not None
+            self._paused = self._paused and not resume
+            attached = self._stream
+        if call is not None and told is not None:
+            call.reply(told)
+            if self.in_store:
+                self._sent()
+            else:
+                self._sending -= 1
+        if resume and latest is not None:
+            latest.resume()
+        if attached is not None:
+            self.finish_if_done(attached)
+
+    def rewound(self, data: bytes) -> None:
+        """Keep and send the reply to a restore; if it was refused, the reply says why."""
+        self.restoring = False
+        self._tell(data)
+
+    @property
+    def answers(self) -> bool:
+        """True once its latest opening is answered, or is about to be."""
+        return self._opening is None
 
     def received(self, stream: Stream, place: Place) -> None:
         """The client of `stream` has the replies up to `place`."""
@@ -269,20 +243,29 @@ class Resumable:
             if self._stream is not stream:
                 return
             self._kept.forget(min(place, (self.applied, self._steps)))
+            self.place.acknowledge(place)
             self._told = place[0]
-            wake, self._wake = self._wake, None
+            wake = self._may_wake()
         if wake is not None:
             wake()
+
+    def _may_wake(self) -> Callable[[], None] | None:
+        """What lets its generation go on, if that may: each time it takes a step. With the lock held."""
+        if self._wake is None or self.awaits_message or self.place.is_full(self._kept):
+            return None
+        wake, self._wake = self._wake, None
+        return wake
 
     def stop(self, stream: Stream, tag: int) -> None:
         """End the generations whose requests had this tag, before their next step."""
         with self._lock:
             if self._stream is not stream:
                 return
-            for work in self._generations:
-                if work.tag == tag:
-                    work.stopped = True
-        self.live.model.batcher.release(self.live.session)
+            stopped = [work for work in self._generations if work.tag == tag]
+            for work in stopped:
+                work.stopped = True
+        if stopped:
+            self.live.model.batcher.release(self.live.session)
 
     def refuse(self, stream: Stream, error: ServiceError) -> None:
         """End the session: a message of `stream` cannot be applied, nor anything behind it."""
@@ -293,7 +276,8 @@ class Resumable:
         """End the call of a stream that is half-closed, once every message is answered."""
         with self._lock:
             mine = self._stream is stream and self._call is not None and stream.half_closed
-            done = mine and self.applied == self._accepted
+            answered = self.applied == self._accepted and self._room == self._window
+            done = mine and (self._moved or (answered and not (self._waits or self._sending)))
         if done:
             stream.finish()
 
@@ -305,96 +289,8 @@ class Resumable:
             # A broken call can look half-closed on the lane of threads, and replies may be lost on their way.
             finished = finished and self._told >= self._accepted
             self._stream = self._opening = self._unsent = self._call = None
+            self._waits = 0
             if not self._over and not finished:
                 self.live.session.detached_s = time.monotonic()
         if finished:
             self._end("closed")
-
-    # The session's side
-
-    def deliver(self, work: Work, outputs: list[bytes], steps: int, step_index: int) -> None:
-        """Keep and send the reply to one message."""
-        self._tell(stream_response(outputs, steps, step_index, work.tag))
-
-    def generated(self, reply: Reply, *, last: bool) -> None:
-        """Keep and send one of the replies to a generation."""
-        self._tell(generated_response(reply), reply.steps, last=last, generation=True)
-
-    def _tell(self, data: bytes, steps: int = 0, *, last: bool = True, generation: bool = False) -> None:
-        with self._lock:
-            if self._over:
-                return
-            if last:
-                self.applied += 1
-                self._steps = 0
-                if generation:
-                    self._generations.pop(0)
-            else:
-                self._steps += steps
-            entry = self.place.entry
-            if entry is None:
-                self._kept.add((self.applied, self._steps), data)
-            else:  # before anybody is told
-                session, number = self.live.session, self.applied
-                entry.keep(number, self._steps, data)
-                entry.commit(session.reads, number, session.step_index)
-            call, stream = self._call, self._stream
-            if self._unsent is not None:
-                self._unsent.append((data, last))
-            resume = call is not None and self._paused and self._accepted - self.applied <= self._window
-            self._paused = self._paused and not resume
-        if call is not None and stream is not None:
-            call.reply(data, last=last)
-            if resume:
-                call.resume()
-            if stream.half_closed:
-                self.finish_if_done(stream)
-        elif call is None:
-            self._answer_opening()
-
-    def has_room(self, wake: Callable[[], None]) -> bool:
-        """True if a generation may continue: a client is there, and has told of most replies."""
-        with self._lock:
-            call = self._call
-            if self._over:
-                return True
-            if call is None or self._kept.of_generation >= HOLD:
-                self._wake = wake
-                return False
-        if call.has_room(wake):
-            return True
-        with self._lock:
-            self._wake = wake  # for the call that may follow this one
-            replaced = self._call is not None and self._call is not call
-        if replaced:
-            wake()
-        return False
-
-    def resume(self) -> None:
-        """Nothing to do: how far a stream is read depends on its window."""
-
-    def fail(self, error: ServiceError) -> None:
-        """End the session, and its stream if it has one, with a typed error. Later ends are ignored."""
-        if not self._end(error.reason.lower()):
-            return
-        error = self.place.told(error, self.live.session)
-        self.live.model.metrics.request_failed(error)
-        stream = self._stream
-        if stream is not None:
-            self._end_stream(stream, error)
-
-    def _end(self, reason: str) -> bool:
-        with self._lock:
-            over, self._over = self._over, True
-        if over:
-            return False
-        self._kept.clear()
-        if self.place.entry is not None:
-            self.place.entry.close()
-        self._context.sessions.end(self.live, reason)
-        self.live.session.listener = ENDED  # breaks the cycle
-        return True
-
-    def _end_stream(self, stream: Stream, error: ServiceError) -> None:
-        self._context.metrics.error(error)
-        stream.call.end(*as_status(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -13,8 +13,10 @@ from streamcell.service.errors import (
     MalformedMessage,
     ServiceError,
     SessionNotFound,
+    addressed,
     as_status,
 )
+from streamcell.service.generation.work import Generating
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import (
     check_size,
@@ -23,41 +25,29 @@ from streamcell.service.protocols.common.requests import (
     make_work,
     output_mode,
 )
-from streamcell.service.sessions.model import Model
-from streamcell.service.sessions.resume_errors import DurabilityUnsupported
 from streamcell.service.sessions.session import Work
 from streamcell.service.sessions.table import not_found
 from streamcell.service.transport.calls import Call
 
-from .generation_requests import check_stop, make_generating
+from .generation_requests import again, check_stop, make_generating
 from .openings import Resume, check_open
 from .resumable import Resumable
+from .resumable_openings import created, restored
+from .resuming_call import ResumingCall
+from .state_copies import copy_state
+from .stored_session import StoredSession
 from .wire import only_input
 
-M = TypeVar("M", bound=Model)
 
-
-class ResumableStream(Generic[M]):
+class ResumableStream(ResumingCall[Resumable]):
     """A call's handler. Messages go to the session as long as no later call has taken it."""
 
-    __slots__ = (
-        "_context",
-        "_few_steps",
-        "_finished",
-        "_session",
-        "_step_bytes",
-        "call",
-        "half_closed",
-        "next",
-    )
+    __slots__ = ("_few_steps", "_step_bytes", "_usual_bytes")
 
-    def __init__(self, call: Call, context: CallContext[M]) -> None:
-        self.call = call
-        self._context = context
-        self._session: Resumable | None = None
-        self.next = 0  # number of the next message; 0: none may come before the opening is answered
-        self._step_bytes = self._few_steps = 0  # see `fast_path_limits`
-        self.half_closed = self._finished = False
+    def __init__(self, call: Call, context: CallContext[Any]) -> None:
+        super().__init__(call, context)
+        # See `fast_path_limits`; `_step_bytes` is 0 while the session is put back.
+        self._step_bytes = self._few_steps = self._usual_bytes = 0
 
     def begin(self, request: pb.StreamRequest) -> bool:
         """Take the opening: create the session, or attach to it. The session answers once it is at rest.
@@ -68,49 +58,85 @@ class ResumableStream(Generic[M]):
             SessionTakenOver: a later opening has been taken.
             SessionLimit, ModelNotFound, …: it cannot be created.
         """
-        asked = Resume.of(request)
+        alone = not (request.inputs or request.steps or request.HasField("generate"))
+        steps = request.open.received_steps
+        asked = Resume.of(request.open, steps, alone=alone, again=self.call.again)
         context = self._context
-        if context.kept is None or not context.sessions.linger_s:
-            raise DurabilityUnsupported(
-                "this server keeps no session without its stream (--linger-s 0): open one without `session`"
-            )
-        try:
-            session = self._find(asked)
-        except SessionNotFound:
-            if asked.must_exist:
-                raise
+        self.check_kept()
+        found = self._find(asked)
+        if context.stored is not None and (found is None or found.in_store):
+            claim = context.stored.claim_of(asked, request.open, context, found)
+            if claim is not None:
+                self._asks_store = True
+                self.call.read_on()  # what the store has is told unasked
+                context.stored.open(claim, asked, context, self)
+                return False
+        if found is None and asked.must_exist:
+            raise not_found(asked.session_id)
+        by = self.call.caller.subject
+        if found is None and request.open.snapshot:
+            found = restored(asked, context, request.open, self.call.peer, by)
+        elif found is None:
             model, opening = check_open(request.open, context)
-            session = Resumable.create(asked, model, opening, context, request.open, self.call.peer)
-        self._session = session
+            found = created(asked, model, opening, context, request.open, self.call.peer, by)
+        self._go_on_with(found, asked)
+        return True
+
+    def _find(self, asked: Resume) -> Resumable | None:
+        """The session that is live here."""
+        sessions, tenant = self._context.sessions, self._context.tenant
+        try:
+            listener = sessions.claim(asked.session_id, asked.token, tenant).session.listener
+        except SessionNotFound:
+            return None
+        # Otherwise it has just ended, or is a stream of frames.
+        known = type(listener) is Resumable or type(listener) is StoredSession
+        return listener if known and isinstance(listener, Resumable) else None
+
+    def _go_on_with(self, session: Resumable, asked: Resume) -> None:
+        self.session = session
         self.next = asked.first
-        self._step_bytes, self._few_steps = fast_path_limits(session.live.model, context.limits)
+        self._usual_bytes, self._few_steps = fast_path_limits(session.live.model, self._context.limits)
+        self._step_bytes = self._usual_bytes
         signature = session.live.model.file.signature
         self._few_steps = session.place.most_steps(signature, session.output, self._few_steps)
         session.attach(self, asked)
-        return True
 
-    def _find(self, asked: Resume) -> Resumable:
-        listener = self._context.sessions.claim(asked.session_id, asked.token).session.listener
-        if not isinstance(listener, Resumable):  # it has just ended
-            raise not_found(asked.session_id)
-        return listener
+    def landed(self, session: Resumable, asked: Resume) -> None:
+        """The store has given its session to this replica: go on with it. On the store's thread.
+
+        Raises:
+            SessionTakenOver, SessionMoved, …: as `StoredSession.attach`.
+        """
+        self._go_on_with(session, asked)
+        if self.over:
+            session.left(self, finished=False)
+        else:
+            self.call.resume()
+
+    def refused(self, error: ServiceError) -> None:
+        """The store has not given its session to this replica."""
+        self.session = None
+        self._context.metrics.error(addressed(error, self.call))
+        self.call.end(*as_status(error))
 
     # The call's side
 
     def on_message(self, data: bytes) -> bool:
         """Take one message; False if the stream should not be read further."""
-        session = self._session
+        session = self.session
         if session is None:
             return False
-        if not self.next:
-            self._context.metrics.error(error := _early())
-            self.call.end(*as_status(error))
+        if not self.next and not self.may_send():
             return False
+        if self._asks_store:
+            self.call.read_on()
         if self._step_bytes and (payload := only_input(data)) is not None:
             steps, over = divmod(len(payload), self._step_bytes)
             if not over and steps <= self._few_steps:
                 work = Work((payload,), steps, session.output, 0, time.perf_counter())
-                return session.submit(self, work)
+                room = session.submit(self, work)
+                return room if self._pace is None else self._pace.after(steps, room)
         try:
             check_size(data, self._context.limits)
             return self._take(session, data)
@@ -133,43 +159,44 @@ class ResumableStream(Generic[M]):
             else:
                 session.received(self, (request.received, request.received_steps))
             return True
+        if session.restoring:
+            raise MalformedMessage("a message behind `restore`: wait for its reply, which may refuse it")
+        self._step_bytes = self._usual_bytes
+        if request.HasField("copy"):
+            if request.copy.HasField("restore"):
+                self._step_bytes = 0
+            return copy_state(session, self, request, self._context)
+        if request.HasField("generate"):  # it may wait for what its client says behind it, also if it goes on
+            self.call.read_on()
         if session.has(self.next):
+            if session.awaits_message and isinstance(session, StoredSession):
+                session.sent_again(self, request)
             return session.submit(self, None)
         model, limits = session.live.model, self._context.limits
         output = output_mode(request.output_mode, session.output)
         if request.HasField("generate"):
-            session.place.check_generates()
-            work: Any = make_generating(request, session.live, limits, session, output, fresh=session.fresh)
-            self.call.read_on()
+            steps, grant = request.generate.steps, self._context.grant
+            work: Any = make_generating(
+                request, session.live, limits, session, output, grant, fresh=session.fresh
+            )
+            if session.place.generates is not None:
+                self._check_generates(session, request, work)
         else:
             payloads = tuple(request.inputs)
             steps = count_steps(model.file.signature, payloads, request.steps)
             work = make_work(model, limits, payloads, steps, output, request.tag)
             session.place.check_reply(model.file.signature, work.steps_given)
-        return session.submit(self, work)
+        room = session.submit(self, work)
+        return room if self._pace is None else self._pace.after(steps, room)
 
-    def on_half_close(self) -> None:
-        """The client sends no more messages: end once the last reply is sent."""
-        self.half_closed = True
-        if self._session is None:
-            self.call.end()
-        else:
-            self._session.finish_if_done(self)
-
-    def finish(self) -> None:
-        """End the call: the client has half-closed, and every message is answered. The session ends in `on_end`."""
-        self._finished = True
-        self.call.end()
-
-    def on_end(self, cancelled: bool) -> None:
-        """The call is over. The session ends with a call that its client has finished; else it is detached."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.left(self, finished=self._finished and not cancelled)
-
-
-def _early() -> MalformedMessage:
-    return MalformedMessage(
-        "a message before the reply to the opening may be one that the session has: wait for the reply, or name its "
-        "number in `first`"
-    )
+    @staticmethod
+    def _check_generates(session: Resumable, request: pb.StreamRequest, work: Any) -> None:
+        """Raise MessageTooLarge if the journal has no room for the replies; the room that `work` holds is free then."""
+        live = session.live
+        if isinstance(work, Generating):
+            work.asked = again(request, work)
+        try:
+            session.place.check_generates(live.model.file.signature, work, request.generate)
+        except ServiceError:
+            work.drop(live.model.batcher.capacity)
+            raise

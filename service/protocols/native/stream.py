@@ -21,6 +21,7 @@ from streamcell.service.protocols.common.requests import (
 )
 from streamcell.service.sessions.model import Model
 from streamcell.service.sessions.session import Output, Work
+from streamcell.service.sessions.snapshot_errors import NotResumable
 from streamcell.service.sessions.table import Live
 from streamcell.service.transport.calls import Call
 
@@ -56,7 +57,8 @@ class StreamSession(CallSession[Model]):
             if not over and steps <= self._few_steps:
                 self._submitted += 1
                 work = Work((payload,), steps, self._output, 0, time.perf_counter())
-                return live.model.batcher.submit(live.session, work, self._call.run_after_arrivals)
+                room = live.model.batcher.submit(live.session, work, self._call.run_after_arrivals)
+                return room if self._pace is None else self._pace.after(steps, room)
         if self._live is None and (opening := only_opening(data)) is not None:
             known: KnownOpening | None = self._context.known_openings.get(opening[0])
             if known is not None and len(data) <= self._context.limits.max_message_bytes:
@@ -87,6 +89,11 @@ class StreamSession(CallSession[Model]):
                 return True
         elif live is None:
             raise NotOpen("the first message of a stream must carry `open`")
+        if request.HasField("copy"):
+            raise NotResumable(
+                "this session ends with its stream, and cannot be copied: open it with `session`, `token` and `window` "
+                "(resume=True in Python)"
+            )
         output = output_mode(request.output_mode, self._output)
         if request.HasField("stop_generation"):
             return self._stop(live, request)
@@ -100,13 +107,17 @@ class StreamSession(CallSession[Model]):
         if model is None:
             return self._take(data)
         self._output = known.output
-        live = self._live = self._context.sessions.open(model, self, self._call.peer)
+        context = self._context
+        live = self._live = context.sessions.open(
+            model, self, self._call.peer, owner=context.grant, by=self._call.caller.subject
+        )
         session = live.session
         self._greeting = known.before + session.session_id.encode() + known.after
         self._step_bytes, self._few_steps = known.step_bytes, known.few_steps
         self._submitted += 1
         work = Work((payload,), steps, known.output, 0, time.perf_counter())
-        return model.batcher.submit(session, work, self._call.run_after_arrivals)
+        room = model.batcher.submit(session, work, self._call.run_after_arrivals)
+        return room if self._pace is None else self._pace.after(steps, room)
 
     def _submit(
         self, live: Live[Model], payloads: tuple[bytes, ...], steps: int, output: Output, tag: int
@@ -115,24 +126,27 @@ class StreamSession(CallSession[Model]):
         steps = count_steps(live.model.file.signature, payloads, steps)
         work = make_work(live.model, self._context.limits, payloads, steps, output, tag)
         self._submitted += 1
-        return live.model.batcher.submit(live.session, work, self._call.run_after_arrivals)
+        room = live.model.batcher.submit(live.session, work, self._call.run_after_arrivals)
+        return room if self._pace is None else self._pace.after(steps, room)
 
     def _generate(self, live: Live[Model], request: pb.StreamRequest, output: Output) -> bool:
         """Queue one generation. Messages are read while it runs, because one may stop it."""
         limits, fresh = self._context.limits, not self._submitted
-        work = make_generating(request, live, limits, self, output, fresh=fresh)
+        work = make_generating(request, live, limits, self, output, self._context.grant, fresh=fresh)
         self._submitted += 1
         self._generations.append(work)
         self._call.read_on()
-        return live.model.batcher.submit(live.session, work)
+        room = live.model.batcher.submit(live.session, work)
+        return room if self._pace is None else self._pace.after(request.generate.steps, room)
 
     def _stop(self, live: Live[Model], request: pb.StreamRequest) -> bool:
         check_stop(request)
         self._call.skip()
-        for work in list(self._generations):
-            if work.tag == request.stop_generation:
-                work.stopped = True
-        live.model.batcher.release(live.session)
+        stopped = [work for work in list(self._generations) if work.tag == request.stop_generation]
+        for work in stopped:
+            work.stopped = True
+        if stopped:
+            live.model.batcher.release(live.session)
         return True
 
     def _resume(self, request: pb.StreamRequest) -> bool:
@@ -145,7 +159,9 @@ class StreamSession(CallSession[Model]):
         context = self._context
         model, opening = check_open(request, context)
         self._output = output_mode(request.output_mode, Output.ALL)
-        live = self._live = context.sessions.open(model, self, self._call.peer)
+        live = self._live = context.sessions.open(
+            model, self, self._call.peer, owner=context.grant, by=self._call.caller.subject
+        )
         live.session.opening = opening
         self._greeting = greeting_of(live, context)
         self._step_bytes, self._few_steps = fast_path_limits(model, context.limits)

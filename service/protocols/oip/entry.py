@@ -37,3 +37,7 @@ class IncomingRequest(PendingRequest, UnaryCaller, Protocol):
     @property
     def peer(self) -> str:
         """The client's address."""
+
+    @property
+    def subject(self) -> str:
+        """Who calls; empty if nobody was asked."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 
+from streamcell.service.access.grant import Grant
 from streamcell.service.errors import (
     MessageTooLarge,
     NotFound,
+    SequenceGap,
     SequenceNotStarted,
     ServerDraining,
     ServiceError,
@@ -16,12 +18,14 @@ from streamcell.service.errors import (
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.protocols.common.call_context import CallContext
 from streamcell.service.protocols.common.requests import make_work
+from streamcell.service.sessions.resume_errors import RepliesGone
 from streamcell.service.sessions.session import Output, Work
 
 from .entry import IncomingRequest
 from .request_cache import RequestCache
 from .requests import MOST_ID_BYTES, Flags, ParsedRequest, ReplyTemplates, flags, parse, plan
 from .rows import Rows, openings
+from .sequence import Sequence
 from .sequences import Sequences
 
 
@@ -39,9 +43,13 @@ class Infer:
         """
         self.context = context
         self.plans = RequestCache()
-        self.sequences = Sequences(context.sessions, queue_messages)
+        self.sequences = Sequences(context.sessions, queue_messages, context.kept, context.grant)
         self._answers = ReplyTemplates()
         self._max_message_bytes = max_message_bytes
+
+    def share(self, among: int) -> None:
+        """Take no more memory from now on than one of so many may, which have what one alone would have."""
+        self.plans.among = self.sequences.among = among
 
     def read(self, entry: IncomingRequest, data: bytes) -> bool:
         """Take a request that the cache does not know; True if there is room for more. Errors go to `entry`."""
@@ -74,7 +82,10 @@ class Infer:
                 return self.read(entry, data)
             if self.context.sessions.draining:
                 raise ServerDraining("this server is shutting down and takes no new requests")
-            Rows(entry, model).run(payloads, self.context.limits)
+            if self.context.grant is not None:
+                self.context.grant.check("predict")
+                self.context.grant.expect_room()
+            Rows(entry, model).run(payloads, self.context.limits, self.context.grant)
         except ServiceError as error:
             self._refuse(entry, asked.flags, model, error)
         return True
@@ -84,9 +95,16 @@ class Infer:
         key = asked.flags.key
         assert key is not None
         model: LoadedModel | None = None
+        grant = self.context.grant
         try:
+            flags = asked.flags
+            again: Sequence | None = None
+            if grant is not None:
+                self._charge(grant, asked)
             while True:
-                if asked.flags.start:
+                if flags.start and flags.number:
+                    again = self.sequences.restarted(flags)
+                if flags.start and again is None:
                     model = self.context.models.find(asked.file.name, asked.version)
                     if model.file is not asked.file:
                         return self.read(entry, data)
@@ -94,9 +112,11 @@ class Infer:
                     opening: tuple[bytes, ...] = ()
                     if model.file.signature.open_inputs:
                         opening = next(openings(model, asked, self.context.limits), ())
-                    sequence = self.sequences.start(key, model, entry.peer, opening)
+                    sequence = self.sequences.start(
+                        key, model, entry.peer, opening, flags.token, entry.subject
+                    )
                 else:
-                    found = self.sequences.find(key)
+                    found = again or self.sequences.find(key, flags.number, flags.token)
                     model = None if found is None else found.model
                     if found is None or model is None:
                         return self._not_started(entry, asked)
@@ -106,15 +126,36 @@ class Infer:
                         return self.read(entry, data)
                     work = self._work(model, asked, payloads)
                     sequence = found
-                room = sequence.add(entry, work, entry.run_after_arrivals)
+                if flags.number:
+                    room = self._add_numbered(sequence, entry, work)
+                else:
+                    room = sequence.add(entry, work, entry.run_after_arrivals)
                 if room is None:  # another call has ended or restarted it
                     continue
-                if not (asked.flags.start or asked.flags.end) and work.steps <= model.max_chunk:
+                usual = not (flags.start or flags.end or flags.number or flags.token) and grant is None
+                if usual and work.steps <= model.max_chunk:
                     asked.sequence = sequence
                 return room
         except ServiceError as error:
             self._refuse(entry, asked.flags, model, error)
             return True
+
+    def _add_numbered(self, sequence: Sequence, entry: IncomingRequest, work: Work) -> bool | None:
+        """As `Sequence.add_numbered`; a request out of order gets an error, and its sequence continues."""
+        try:
+            return sequence.add_numbered(entry, work, entry.run_after_arrivals)
+        except (SequenceGap, RepliesGone) as error:
+            if (model := sequence.model) is not None:
+                model.metrics.request_failed(error)
+            return self._fail(entry, entry.plan.flags, error)
+
+    @staticmethod
+    def _charge(grant: Grant, asked: ParsedRequest) -> None:
+        """Charge a sequence's request. One within a live sequence is not refused, which would end it."""
+        grant.check("step")
+        if asked.flags.start:
+            grant.expect_room()
+        grant.spend(asked.form.steps)
 
     def _work(self, model: LoadedModel, asked: ParsedRequest, payloads: tuple[bytes, ...]) -> Work:
         if asked.form.steps == 1:  # within every limit, and checked with its batch
@@ -132,7 +173,7 @@ class Infer:
     def _model(self, found: Flags, name: str, version: str) -> LoadedModel:
         """The model that a request is for: the version that its sequence is on, else the one it names or the newest."""
         if found.key is not None and not found.start:
-            sequence = self.sequences.find(found.key)
+            sequence = self.sequences.find(found.key, found.number, found.token)
             model = None if sequence is None else sequence.model
             if model is not None and version in ("", model.file.version):
                 return model
@@ -145,7 +186,8 @@ class Infer:
         stateful = model is None or bool(model.file.signature.states)
         # A refused START ends a live sequence too: else the steps behind it would reach that one.
         if found.key is not None and stateful and (found.start or not isinstance(error, NotFound)):
-            self.sequences.refuse(found.key, error, new=found.start and model is not None)
+            new = found.start and model is not None
+            self.sequences.refuse(found.key, error, new=new, token=found.token)
         # The session table has already counted a START without room.
         if model is not None and not (found.start and isinstance(error, SessionLimit)):
             model.metrics.request_failed(error)

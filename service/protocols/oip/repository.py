@@ -11,8 +11,13 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from streamcell.proto.inference import oip
-from streamcell.service.errors import LoadParameter, shown
+from streamcell.service.access.identity import Identity
+from streamcell.service.access.operators import check_operator
+from streamcell.service.control_errors import LoadParameter
+from streamcell.service.errors import shown
 from streamcell.service.lifecycle.control import ModelLifecycle
+from streamcell.service.lifecycle.loaded_model import LoadedModel
+from streamcell.service.protocols.common.scopes import Scopes
 from streamcell.service.transport.answering import Answering
 from streamcell.service.transport.calls import Handler, Lane
 
@@ -29,9 +34,10 @@ class _Ask(Protocol):
 class OipRepository:
     """`RepositoryIndex`, `RepositoryModelLoad` and `RepositoryModelUnload`."""
 
-    def __init__(self, control: ModelLifecycle, most_bytes: int) -> None:
+    def __init__(self, control: ModelLifecycle, scopes: Scopes[LoadedModel], most_bytes: int) -> None:
         """`most_bytes`: the bound on a load's message, which may carry files; those are refused."""
         self._control = control
+        self._scopes = scopes
         self._most_bytes = most_bytes
 
     def handlers(self, lane: Lane, answering: Answering) -> dict[str, Handler]:
@@ -47,9 +53,10 @@ class OipRepository:
         }
 
     def index(
-        self, request: oip.RepositoryIndexRequest
+        self, request: oip.RepositoryIndexRequest, caller: Identity
     ) -> Generator[None, None, oip.RepositoryIndexResponse]:
-        """Every version of every model, or only the ready ones. Reading the folder may take long."""
+        """Every version of every model that the caller may use, or only the ready ones. Reading may take long."""
+        grant = self._scopes.of(caller).grant
         yield
         return oip.RepositoryIndexResponse(
             models=[
@@ -57,17 +64,19 @@ class OipRepository:
                     name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
                 )
                 for entry in self._control.index()
-                if entry.state == "READY" or not request.ready
+                if (entry.state == "READY" or not request.ready) and (grant is None or grant.sees(entry.name))
             ]
         )
 
-    def load(self, request: oip.RepositoryModelLoadRequest) -> Future[None]:
-        """Load what the folder has of a model; raises LoadParameter, and as `ModelLifecycle.load`."""
+    def load(self, request: oip.RepositoryModelLoadRequest, caller: Identity) -> Future[None]:
+        """Load what the folder has of a model; raises NotPermitted, LoadParameter, and as `ModelLifecycle.load`."""
+        check_operator(caller, "RepositoryModelLoad")
         _check(request, ())
         return self._control.load(request.model_name)
 
-    def unload(self, request: oip.RepositoryModelUnloadRequest) -> Future[None]:
-        """Unload a model; raises LoadParameter, and as `ModelLifecycle.unload`."""
+    def unload(self, request: oip.RepositoryModelUnloadRequest, caller: Identity) -> Future[None]:
+        """Unload a model; raises NotPermitted, LoadParameter, and as `ModelLifecycle.unload`."""
+        check_operator(caller, "RepositoryModelUnload")
         _check(request, _UNLOAD_PARAMETERS)
         return self._control.unload(request.model_name)
 

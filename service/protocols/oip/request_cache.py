@@ -59,14 +59,16 @@ class RequestCache:
     """Parsed requests by the bytes of the messages that they were made from. Thread-safe.
 
     A message is model name, version, id, the rest and the payload, in this order, as protobuf's libraries write it;
-    others, and those with more inputs than one, are parsed each time.
+    others, those with more inputs than one, and those with a number or a token are parsed each time.
 
     Attributes:
         bytes: the most that the cache may take. Over a bound the cache is emptied.
+        among: so many caches share the bound.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.among = 1
         self._families: dict[bytes, _Family] = {}
         self._lock = threading.Lock()
 
@@ -128,7 +130,7 @@ class RequestCache:
 
     def keep(self, data: bytes, plan: ParsedRequest) -> None:
         """Cache the plan of `data`, if its fields are in the usual order and more messages like it are likely."""
-        if plan.given or (places := _laid_out(data)) is None:
+        if plan.given or plan.flags.number or plan.flags.token or (places := _laid_out(data)) is None:
             return
         front, begin, payload = places
         if payload - begin > _LONGEST_REST:
@@ -153,7 +155,7 @@ class RequestCache:
     def _room_for(self, front: bytes, size: int) -> _Family:
         """The family of `front`, with room for a plan whose key has `size` bytes. Called under the lock."""
         taken = _PLAN_BYTES + len(front) + size
-        if self.bytes + taken > _MOST_BYTES:
+        if self.bytes + taken > _MOST_BYTES // self.among:
             self._families, self.bytes = {}, 0
         self.bytes += taken
         return self._families.setdefault(front, _Family())

@@ -37,15 +37,25 @@ _TYPES = {
     "priority": ("int64_param", "uint64_param"),
     "timeout": ("int64_param",),
     "triton_enable_empty_final_response": ("bool_param",),
+    "streamcell_number": ("int64_param",),
+    "streamcell_token": ("string_param",),
 }
+_RESERVED = ("triton_", "streamcell_")
 
 
 class Flags(NamedTuple):
-    """A request's part in a sequence; `key` is None if it has none."""
+    """A request's part in a sequence; `key` is None if it has none.
+
+    Attributes:
+        number: its place among the requests of the sequence, from 1 on; 0: it does not say.
+        token: the secret of who started the sequence; empty if there is none.
+    """
 
     key: Key | None
     start: bool = False
     end: bool = False
+    number: int = 0
+    token: str = ""
 
 
 class TakesSteps(Protocol):
@@ -98,14 +108,20 @@ def flags(request: Any) -> Flags:
     sequence: int | str = values.get("sequence_id", 0)
     known = bool(sequence) and (isinstance(sequence, int) or len(sequence) <= _LONGEST_ID)
     key = (request.model_name, sequence) if known else None
-    return Flags(key, values.get("sequence_start", False), values.get("sequence_end", False))
+    return Flags(
+        key,
+        values.get("sequence_start", False),
+        values.get("sequence_end", False),
+        values.get("streamcell_number", 0),
+        values.get("streamcell_token", ""),
+    )
 
 
 def check_parameters(request: Any, found: Flags) -> None:
     """Raise WrongParameter for an invalid parameter.
 
-    These are: a wrong type, an unknown name with Triton's prefix, an id that is too long, and a start or an
-    end without an id.
+    These are: a wrong type, an unknown name with a reserved prefix, an id or a token that is too long, a number that
+    is none, and a start, an end or a number without an id.
     """
     for name, parameter in request.parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
@@ -114,9 +130,10 @@ def check_parameters(request: Any, found: Flags) -> None:
                 f"invalid value type for {shown(name)} parameter, expected {' or '.join(_TYPES[name])}, got {kind}",
                 parameter=name,
             )
-        if name.startswith("triton_") and name not in _TYPES:
+        if name.startswith(_RESERVED) and name not in _TYPES:
+            prefix = next(each for each in _RESERVED if name.startswith(each))
             raise WrongParameter(
-                f"parameter keys starting with 'triton_' are reserved, and {shown(name)} is none",
+                f"parameter keys starting with {prefix!r} are reserved, and {shown(name)} is none",
                 parameter=name,
             )
     if len(request.id.encode()) > MOST_ID_BYTES:
@@ -128,6 +145,21 @@ def check_parameters(request: Any, found: Flags) -> None:
         raise WrongParameter(
             f"inference request to model {shown(request.model_name)} must specify a non-zero or non-empty correlation "
             "ID (sequence_id) if it starts or ends a sequence"
+        )
+    _check_number(request, found)
+
+
+def _check_number(request: Any, found: Flags) -> None:
+    if len(found.token) > _LONGEST_ID:
+        raise WrongParameter(f"a streamcell_token may have {_LONGEST_ID} characters", limit=_LONGEST_ID)
+    if found.key is None and (found.number or found.token):
+        raise WrongParameter(
+            "streamcell_number and streamcell_token are for requests of a sequence (sequence_id)"
+        )
+    if "streamcell_number" in request.parameters and (found.number < 1 or (found.number > 1 and found.start)):
+        raise WrongParameter(
+            f"streamcell_number counts the requests of a sequence from 1, which has the START, got {found.number}",
+            got=found.number,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from streamcell.service.access.grant import Grant
 from streamcell.service.errors import ServiceError, TooManyRows
 from streamcell.service.lifecycle.loaded_model import LoadedModel
 from streamcell.service.protocols.common.openings import row_openings
@@ -31,12 +32,13 @@ class Rows(RequestRows):
         self._entry = entry
         self._model = model
 
-    def run(self, payloads: tuple[bytes, ...], limits: Limits) -> None:
+    def run(self, payloads: tuple[bytes, ...], limits: Limits, grant: Grant | None = None) -> None:
         """Queue the rows, as the entry's plan says.
 
         Args:
             payloads: one an input, [rows, steps, *step_shape] each.
             limits: limits of one message.
+            grant: as in `start`.
 
         Raises:
             TooManyRows: there are more rows than the model may have sessions.
@@ -51,7 +53,7 @@ class Rows(RequestRows):
             )
         work = make_rows(self._model, limits, payloads, plan.form.steps, Output.ALL, rows)
         given = openings(self._model, plan, limits) if self._model.file.signature.open_inputs else ()
-        self.start(work, self._entry, states=bool(plan.answer.states), openings=given)
+        self.start(work, self._entry, states=bool(plan.answer.states), openings=given, grant=grant)
 
     def _answer(self, outputs: list[bytes], steps: int) -> None:
         self._entry.answer(outputs)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from streamcell.service.access.pacing import Pace
 from streamcell.service.errors import ServiceError, as_status
 from streamcell.service.transport.calls import Call
 
@@ -35,6 +36,11 @@ class StreamEntry:
     def peer(self) -> str:
         """The client's address."""
         return self.stream.peer
+
+    @property
+    def subject(self) -> str:
+        """Who calls."""
+        return self.stream.subject
 
     @property
     def gone(self) -> bool:
@@ -77,6 +83,7 @@ class InferStream:
     def __init__(self, call: Call, infer: Infer, running: set[InferStream]) -> None:
         """Answer `call`; the stream is one of `running` until it is over."""
         self.peer = call.peer
+        self.subject = call.caller.subject
         self.run_after_arrivals = call.run_after_arrivals
         self.over = False
         self._call = call
@@ -86,6 +93,8 @@ class InferStream:
         self._lock = threading.Lock()
         self._entries: deque[StreamEntry] = deque()
         self._half_closed = self._full = self._ended = False
+        grant = infer.context.grant
+        self._pace = None if grant is None else Pace(grant.spend, call.resume)
         self._ending: ServiceError | None = None  # what the call ends with once its requests are answered
         # Triton's clients may ask for this: an error is the call's status and ends it.
         asked = dict(call.metadata()).get("triton_grpc_error", "")
@@ -100,7 +109,8 @@ class InferStream:
         if found is None:
             entry = StreamEntry(self, None, b"")  # type: ignore[arg-type]  # `read` finds its plan
             entries.append(entry)
-            return self._infer.read(entry, data) and self._has_room(entries)
+            more = self._infer.read(entry, data) and self._has_room(entries)
+            return more if self._pace is None else self._pace.after(0, more)
         plan, id_, payload = found
         entry = StreamEntry(self, plan, id_)
         entries.append(entry)
@@ -110,8 +120,9 @@ class InferStream:
             room = sequence.add(entry, arrived((payload,), plan.form.steps), self.run_after_arrivals)
             if room is not None:
                 return room and (len(entries) < _MOST_WAITING or self._has_room(entries))
-        room = self._infer.run(entry, (payload,), data)
-        return room and (len(entries) < _MOST_WAITING or self._has_room(entries))
+        more = self._infer.run(entry, (payload,), data)
+        more = more and (len(entries) < _MOST_WAITING or self._has_room(entries))
+        return more if self._pace is None else self._pace.after(0, more)
 
     def _has_room(self, entries: deque[StreamEntry]) -> bool:
         with self._lock:
@@ -127,6 +138,8 @@ class InferStream:
     def on_end(self, cancelled: bool) -> None:
         """The call is over. Requests that its sequences accepted still run; rows without a sequence do not."""
         self.over = True
+        if self._pace is not None:
+            self._pace.end()
         self._running.discard(self)
         with self._lock:
             entries = list(self._entries)
@@ -159,7 +172,7 @@ class InferStream:
         elif done:
             call.end()
         elif resume:
-            call.resume()
+            self.resume()
 
     def refusal(self, entry: StreamEntry, error: ServiceError, key: Key | None) -> bytes | ServiceError:
         """The answer to a failed request: a message, or the call's status if the client asked for that."""
@@ -170,8 +183,9 @@ class InferStream:
         return streamed_error(error, entry.id, None if key is None else key[1])
 
     def resume(self) -> None:
-        """Resume reading: a sequence has room again."""
-        self._call.resume()
+        """Resume reading: there is room again."""
+        if self._pace is None or self._pace.may_resume():
+            self._call.resume()
 
     def end(self, error: ServiceError) -> None:
         """End the call with a server error, once all requests received are answered."""

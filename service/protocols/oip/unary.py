@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from streamcell.service.errors import ServiceError, as_status
+from streamcell.service.errors import ServiceError, addressed, as_status
 from streamcell.service.transport.calls import UnaryCall
 
 from .infer import Infer
@@ -28,13 +28,18 @@ class UnaryEntry:
         self._call = call
         self._infer = infer
 
+    @property
+    def subject(self) -> str:
+        """Who calls."""
+        return self._call.caller.subject
+
     def answer(self, tensors: list[bytes]) -> None:
         """Answer with these outputs."""
         self._call.answer(self.plan.answer.message(self.id, tensors))
 
     def fail(self, error: ServiceError, key: Key | None) -> None:
         """End the call with an error."""
-        self._infer.context.metrics.error(error)
+        self._infer.context.metrics.error(addressed(error, self._call))
         self._call.fail(*as_status(error))
 
     def resume(self) -> None:

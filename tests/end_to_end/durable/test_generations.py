@@ -9,7 +9,7 @@ import pytest
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb
-from streamcell.service.protocols.native.resumable import HOLD
+from streamcell.service.protocols.native.journal_place import HOLD
 from tests.support.resumable import Owner, Raw, step, sums
 
 States = Callable[[ServerProcess], dict[str, str]]
@@ -28,6 +28,15 @@ def powers(first: int, last: int) -> list[float]:
 
 def acknowledged(number: int, steps: int) -> pb.StreamRequest:
     return pb.StreamRequest(received=number, received_steps=steps)
+
+
+def step_index(server: ServerProcess, owner: Owner) -> int:
+    """How far the session is, once the engine has had time to take it further."""
+    with connect(server.target) as client, client.session("sum") as other:
+        for _ in range(50):
+            other.step([0.0])
+        (mine,) = [each for each in client.sessions("sum") if each.id == owner.id]
+    return mine.step_index
 
 
 @pytest.mark.conformance
@@ -64,17 +73,45 @@ def test_a_generation_waits_for_its_client_to_say_what_it_has(server: ServerProc
     raw = Raw(server.target, owner.opening(), generate(100))
     raw.opened()
     raw.replies(HOLD)
-    with connect(server.target) as client, client.session("sum") as other:
-        for _ in range(50):  # the engine would have gone on meanwhile
-            other.step([0.0])
-        (mine,) = [each for each in client.sessions("sum") if each.id == owner.id]
-    assert mine.step_index <= HOLD + 2
+    assert step_index(server, owner) <= HOLD + 2
     # A stop is read though the window is full, and the generation ends where it stands.
     raw.send(pb.StreamRequest(stop_generation=9))
     while not (reply := raw.reply()).generated.stop_reason:
         pass
     assert reply.generated.stop_reason == pb.STOP_REASON_REQUEST
     assert reply.step_index <= HOLD + 2
+
+
+def zeros(steps: int) -> pb.StreamRequest:
+    """Sums stay 0 for ever, where those that double are infinite after 128 steps."""
+    return pb.StreamRequest(inputs=step(0).inputs, generate=pb.Generate(steps=steps), tag=9)
+
+
+def test_an_opening_acknowledges_what_it_says_that_its_client_has(server: ServerProcess) -> None:
+    owner = Owner(window=1)
+    raw = Raw(server.target, owner.opening(), zeros(500))
+    raw.opened()
+    raw.replies(HOLD)
+    raw.cut()  # and with it, perhaps, went an acknowledgement: its client sends none for a while
+    again = Raw(server.target, owner.resume(0, received_steps=HOLD))
+    again.opened()
+    again.send(zeros(500))
+    assert [reply.step_index for reply in again.replies(HOLD)] == [*range(HOLD + 1, 2 * HOLD + 1)]
+    assert step_index(server, owner) <= 2 * HOLD + 3
+
+
+def test_an_opening_acknowledges_nothing_that_was_not_told(server: ServerProcess) -> None:
+    owner = Owner(window=1)
+    raw = Raw(server.target, owner.opening(), zeros(500))
+    raw.opened()
+    raw.replies(HOLD)
+    raw.cut()
+    again = Raw(server.target, owner.resume(0, received_steps=10 * HOLD))
+    applied = again.opened().applied_steps
+    assert applied <= HOLD + 2
+    again.send(zeros(500))
+    assert [reply.step_index for reply in again.replies(HOLD)] == [*range(applied + 1, applied + HOLD + 1)]
+    assert step_index(server, owner) <= applied + HOLD + 3
 
 
 def test_a_reply_of_more_steps_than_it_waits_for_is_sent(server: ServerProcess) -> None:

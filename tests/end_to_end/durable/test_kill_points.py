@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from streamcell.service.durability.journal import Entry, Journal
+from streamcell.service.durability.journal import Entry
+from streamcell.service.engine.device import Device
 from streamcell.service.server import Server
 from streamcell.service.sessions.session import Session
-from streamcell.service.settings import Settings
+from tests.support.kill_points import journal_of, replies_late, serving
 from tests.support.resumable import Owner, Raw, step, sums
 
 WINDOW = 3
@@ -33,16 +34,16 @@ class Left(NamedTuple):
     received: int
 
 
-@pytest.fixture
-def server(folder: Path, tmp_path: Path) -> Iterator[Server]:
-    settings = Settings.load(
-        models=folder, port=0, metrics_port=0, max_sessions=4, max_chunk=4, durability="process",
-        journal_dir=tmp_path / "journal",
-    )  # fmt: skip
-    served = Server(settings)
-    served.start()
-    yield served
-    served.stop()
+@pytest.fixture(params=["cpu", "card"])
+def server(
+    folder: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """On the CPU, and by a card's path, whose states are copies of those in the file."""
+    if request.param == "card":
+        monkeypatch.setattr(Device, "parse", classmethod(lambda cls, *_, **__: Device(apart=True)))
+    settings: dict[str, Any] = {"max_sessions": 4, "max_chunk": 4, "durability": "process"}
+    with serving(models=folder, journal_dir=tmp_path / "journal", **settings) as served:
+        yield served
 
 
 @pytest.fixture
@@ -84,16 +85,13 @@ def left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 def wrong(left: Left, server: Server, folder: Path) -> str | None:
     """What a start would find wrong in what a kill has left there."""
-    live: Any = next(iter(server.host.models)).journal
-    folder.mkdir()
-    (folder / "left.journal").write_bytes(left.data)
-    ((session, file),) = Journal(folder, live._model, live.counts, live._shapes).recover()
+    ((session, file),) = journal_of(left.data, server, folder).recover()
     state = file.states[0][session.row].item() if session.row else 0.0
     applied = sum(MESSAGES[: session.number])
     if session.number < left.received:
         return f"lost: {session.number} messages of {left.received} that are answered"
-    if not state == session.stamp == applied:
-        return f"state {state}, stamp {session.stamp} after {applied} steps"
+    if not state == session.steps == applied:
+        return f"state {state}, steps {session.steps} after {applied} steps"
     # Who sent the message that is under way has the reply to the one a window before it.
     has = max(0, session.number + (left.point in (RAN, KEPT)) - WINDOW)
     numbers = {reply.number for reply in session.replies}
@@ -139,16 +137,7 @@ def late_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def late_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply is kept after its message was committed."""
-    keep, commit = Entry.keep, Entry.commit
-    due: list[Any] = []
-
-    def committed(self: Entry, *arguments: Any) -> None:
-        if len(due) > 1:
-            keep(*due.pop(0))
-        commit(self, *arguments)
-
-    monkeypatch.setattr(Entry, "keep", lambda *arguments: due.append(arguments))
-    monkeypatch.setattr(Entry, "commit", committed)
+    replies_late(monkeypatch, Entry)
 
 
 def early_commit_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb
+from streamcell.service.durability.layout import PLACES
 from tests.support.onnx_files import parsed, save
 from tests.support.ports import free_port
 from tests.support.resumable import Owner, Raw, save_sum, step, sums
@@ -107,12 +108,19 @@ def test_what_a_session_in_a_file_cannot_do_is_told_before_it_runs(durable: Serv
     raw = Raw(server.target, Owner(4).opening())
     raw.opened()
     raw.send(step(1, generate=pb.Generate(steps=2)))
-    assert raw.error()[0] == "DURABILITY_UNSUPPORTED"
+    reason, facts, _ = raw.error()
+    assert (reason, facts["limit"]) == ("MESSAGE_TOO_LARGE", str(512 // PLACES))
 
 
 def test_a_server_without_a_journal_says_so(server: ServerProcess) -> None:
     opening = Owner().opening(durability=pb.DURABILITY_PROCESS)
     assert Raw(server.target, opening).error()[0] == "DURABILITY_UNSUPPORTED"
+
+
+def test_a_server_without_a_store_does_not_pretend_to_have_one(durable: Serve) -> None:
+    reason, facts, text = Raw(durable().target, Owner().opening(durability=pb.DURABILITY_STORE_ASYNC)).error()
+    assert (reason, facts["has"]) == ("DURABILITY_UNSUPPORTED", str(pb.DURABILITY_PROCESS))
+    assert "ask for DURABILITY_PROCESS" in text
 
 
 SCALED = (

@@ -11,6 +11,7 @@ import pytest
 
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
+from tests.support.frames import FrameOwner, Frames
 from tests.support.resumable import Owner, Raw, reason_of, step, sums
 
 CONFORMANCE = pytest.mark.conformance
@@ -229,6 +230,19 @@ def test_detached_sessions_count_and_last_no_longer_than_they_may(
     assert Raw(server.target, owners[0].resume(0)).error()[0] == "SESSION_NOT_FOUND"
     assert Raw(server.target, Owner().opening()).opened().applied == 0
     assert server.metric("streamcell_kept_reply_bytes") == 0
+
+
+def test_a_client_learns_which_replica_has_its_session(
+    start_server: Callable[..., ServerProcess], folder: Any
+) -> None:
+    server = start_server(folder, "--replica", "b-2.local", "--advertise", "10.0.0.7:8500")
+    frames = FrameOwner()
+    for told in (
+        Raw(server.target, Owner().opening()).opened(),
+        Frames(server.target, frames.opening()).opened(),
+        Frames(server.target, frames.resume(0)).opened(),
+    ):
+        assert (told.replica, told.address) == ("b-2.local", "10.0.0.7:8500")
 
 
 def test_a_server_without_linger_time_refuses_resumable_sessions(

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,9 +173,18 @@ def test_a_search_may_begin_from_the_last_output_or_at_the_initial_state(client:
     assert [each.classes[0] for each in once] == np.argsort(-y)[:3].tolist()
 
 
+@pytest.mark.parametrize("rows", [None, 12], ids=["a row for each", "few rows"])
 def test_searches_share_batches_with_other_sessions_and_disturb_none(
-    server: ServerProcess, client: Client
+    server: ServerProcess,
+    client: Client,
+    start_server: Callable[..., ServerProcess],
+    folder: Path,
+    rows: int | None,
 ) -> None:
+    other = server
+    if rows is not None:
+        other = start_server(folder, "--slots", str(rows), "--max-sessions", "300")
+
     def words(seed: int) -> Any:
         return np.random.default_rng(seed).integers(0, GO, 4)
 
@@ -192,13 +202,14 @@ def test_searches_share_batches_with_other_sessions_and_disturb_none(
             return best, generated.chosen.tolist()
 
     async def together() -> Any:
-        async with connect_async(server.target) as each:
+        async with connect_async(other.target) as each:
             return await asyncio.gather(*(one(each, seed) for seed in range(40)))
 
     for seed, (best, generated) in enumerate(asyncio.run(together())):
         wanted_best, wanted = alone(seed)
         assert [each.classes for each in best] == [each.classes for each in wanted_best]
         assert generated == wanted
+    assert (other.metric("streamcell_spill_returns_total", model="spell") > 100) is (rows is not None)
 
 
 def test_slots_are_given_back_however_a_search_ends(server: ServerProcess, client: Client, raw: Raw) -> None:

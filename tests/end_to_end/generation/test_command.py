@@ -66,7 +66,7 @@ def test_mistakes_are_told(stream: Any) -> None:
     result = stream("chords", "-", "--seed", 3, text="")
     assert (result.exit_code, result.stderr) == (
         2,
-        "streamcell stream: --temperature, --top-k and --seed need --generate\n",
+        "streamcell stream: --temperature, --top-k and --seed need --generate N, the number of timesteps\n",
     )
     result = stream("mute", "-", "--generate", 3, text="1,2,3\n")
     assert (result.exit_code, "[GENERATION_UNSUPPORTED]" in result.stderr) == (1, True)

@@ -18,7 +18,7 @@ from streamcell.service.generation.sampling import Feedback, Recipe
 from streamcell.service.generation.work import Generating
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
 from streamcell.service.repository.model_file import open_model
-from streamcell.service.sessions.session import Output, Session, Work
+from streamcell.service.sessions.session import Aside, Output, Session, Work
 from streamcell.service.settings import Settings
 
 CLASSES = 9
@@ -61,7 +61,8 @@ class Listener:
         self.wake = wake
         return False
 
-    def generate(self, steps: int, **more: Any) -> Generating:
+    def make(self, steps: int, **more: Any) -> Generating:
+        payloads = more.pop("payloads", (hot(1),))
         fields: dict[str, Any] = {
             "steps": steps,
             "recipe": Recipe(Feedback.ARGMAX),
@@ -72,7 +73,10 @@ class Listener:
             "tag": 0,
             "arrived_s": time.perf_counter(),
         }
-        work = Generating(self, (hot(1),), **(fields | more))
+        return Generating(self, payloads, **(fields | more))
+
+    def generate(self, steps: int, **more: Any) -> Generating:
+        work = self.make(steps, **more)
         self.model.batcher.submit(self.session, work)
         return work
 
@@ -226,3 +230,50 @@ def test_a_run_that_fails_ends_the_generation_and_applies_nothing(
     again.generate(5)
     assert again.ended.wait(WAIT_S)
     assert again.session.step_index == 5
+
+
+class Hasty(Listener):
+    """What lets its generation go on may come before that has come to wait."""
+
+    comes: Callable[[Callable[[], None]], None] | None = None
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        has_room = super().has_room(wake)
+        if not has_room and self.comes is not None:
+            self.comes(wake)
+        return has_room
+
+
+def test_a_generation_in_a_session_that_was_put_back_goes_on_if_it_is_let_go_before_it_waits(
+    model: LoadedModel,
+) -> None:
+    listener = Hasty(model, room=30)
+    listener.generate(40)
+    while listener.wake is None:
+        time.sleep(0.001)
+    listener.room = 10**9
+    listener.wake()
+    assert listener.ended.wait(WAIT_S)
+    listener.ended.clear()
+    told, session = threading.Event(), listener.session
+    model.batcher.submit(session, Aside(session, lambda: session.rewind(1), told.set))
+    assert told.wait(WAIT_S)
+    # An earlier generation has waited further on.
+    listener.room, listener.comes = 45, lambda wake: wake()
+    listener.generate(10)
+    assert listener.ended.wait(WAIT_S)
+    assert session.step_index == 11
+
+
+def test_a_generation_that_is_stopped_before_it_has_come_to_wait_ends(model: LoadedModel) -> None:
+    listener = Hasty(model, room=3)
+    work = listener.make(50)
+
+    def stop(wake: Callable[[], None]) -> None:
+        work.stopped = True
+        model.batcher.release(listener.session)
+
+    listener.comes = stop
+    model.batcher.submit(listener.session, work)
+    assert listener.ended.wait(WAIT_S)
+    assert listener.replies[-1].stop_reason is StopReason.REQUEST

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from streamcell.models import DataError, load_jsb, load_table
+from streamcell.models.data.tables.options import TableOptions
 
 PIECE = [[60, 64, 67], [], [21, 108], [60.0, -1]]
 GOOD: dict[str, Any] = {"train": [PIECE, PIECE[:2]], "valid": [PIECE], "test": [PIECE]}
@@ -66,7 +67,7 @@ def csv_file(tmp_path: Path, text: str) -> Path:
 
 def series(rows: int = 40) -> tuple[str, np.ndarray]:
     values = np.stack([np.arange(rows), 100 + 3 * np.sin(np.arange(rows)), np.full(rows, 7.0)], axis=1)
-    lines = ["time,load,flat", *(",".join(map(repr, row.tolist())) for row in values)]
+    lines = ["ramp,load,flat", *(",".join(map(repr, row.tolist())) for row in values)]
     return "\n".join(lines) + "\n", values.astype(np.float32)
 
 
@@ -74,15 +75,24 @@ def test_a_table_is_split_in_time_and_foretells_chosen_columns(tmp_path: Path) -
     text, values = series()
     data = load_table(csv_file(tmp_path, text), ["load"])
     assert (data.input_size, data.output_size) == (3, 1)
-    for part, (start, end) in {"train": (0, 28), "valid": (28, 34), "test": (34, 40)}.items():
+    for part, (start, end) in {"train": (1, 28), "valid": (28, 34), "test": (34, 40)}.items():
         (piece,) = data.part(part)
-        np.testing.assert_array_equal(piece.x, values[start : end - 1])
-        np.testing.assert_array_equal(piece.y, values[start + 1 : end, [1]])
+        # The rows before a part are read without being asked for: a session's client has sent them, too.
+        np.testing.assert_array_equal(piece.x, values[: end - 1])
+        np.testing.assert_array_equal(piece.y[: start - 1], np.nan)
+        np.testing.assert_array_equal(piece.y[start - 1 :], values[start:end, [1]])
+        assert piece.asked == end - start
+
+
+def test_a_part_reads_a_bounded_number_of_rows_before_it(tmp_path: Path) -> None:
+    data = load_table(csv_file(tmp_path, series(2000)[0]), ["load"])
+    assert [len(data.part(part)[0]) for part in ("train", "valid", "test")] == [1399, 812, 812]
+    assert [data.part(part)[0].asked for part in ("train", "valid", "test")] == [1399, 300, 300]
 
 
 def test_standardisation_is_learned_from_the_training_part_alone(tmp_path: Path) -> None:
     text, values = series()
-    data = load_table(csv_file(tmp_path, text), ["load", "time"])
+    data = load_table(csv_file(tmp_path, text), ["load", "ramp"])
     inputs, outputs = data.input_standard, data.output_standard
     assert inputs is not None
     assert outputs is not None
@@ -100,14 +110,21 @@ def test_without_targets_every_column_is_foretold(tmp_path: Path) -> None:
     ("text", "targets", "message"),
     [
         ("", [], "is empty; expected a header"),
-        ("1,2\n3,4\n", [], "the first line holds numbers; expected a header"),
-        ("a,\n1,2\n", [], "column 2 has no name"),
-        ("a,a\n1,2\n", [], "named more than once: a"),
-        ("a,b\n1,2\n3,x\n", [], "line 3, column 'b': 'x' is not a number"),
-        ("a,b\n1,2\n,4\n", [], "line 3, column 'a': the value is missing"),
-        ("a,b\n1,2\n3,nan\n", [], "line 3, column 'b': 'nan' is not a finite float32"),
+        ("1,2\n3,4\n", [], "the first line holds numbers; expected a header .* Say --no-header"),
+        ("a,b\n1,2\n3,x\n", [], "line 2, column 'b': '2' is not a number. Say --categories one-hot"),
+        (
+            f"a,b\n{'1,2' + chr(10)}" * 1 + "1,2\n" * 9 + "3,x\n",
+            [],
+            "line 12, .*'x' is not .* say --missing 'x'",
+        ),
+        ("a,b\n1,2\n,4\n", [], "line 3, column 'a': the value is missing .* Choose --gaps"),
+        ("a,b\n1,2\n3,nan\n", [], "line 3, column 'b': the value is missing"),
+        ("a,b\n1,2\n3,inf\n", [], "line 3, column 'b': 'inf' is not a finite float32"),
         ("a,b\n1,1e39\n", [], "line 2, column 'b': '1e39' is not a finite float32"),
-        ("a,b\n1,2\n3\n", [], "line 3: 1 values; the header names 2 columns"),
+        ("a,b\n1,2\n3\n", [], "line 3, column 'b': the value is missing"),
+        ("a,b\n1,2\n\n3,4\n", [], "line 3: the row is empty"),
+        ("a,b\n1,2\n3,4,5\n", [], "line 3: 3 values; the header names 2 columns"),
+        ("a,b\n1,2\n3,4,5,6\n", [], "line 3: 4 values; the header names 2 columns.* say --separator"),
         ("a,b\n1,2\n3,4\n", [], "has 2 rows, too few"),
         ("a,b\n1,2\n", ["c"], "has no column c; it has a, b"),
         ("a,b\n1,2\n", ["a", "a"], "a target is named twice"),
@@ -120,6 +137,15 @@ def test_a_bad_table_is_refused_with_line_and_column(
         load_table(csv_file(tmp_path, text), targets)
 
 
+def test_a_column_without_values_in_a_part_is_no_target(tmp_path: Path) -> None:
+    text = "a,b\n" + "".join(f"{k},{k if k < 30 else ''}\n" for k in range(40))
+    with pytest.raises(DataError, match=r"b has no value in rows 35 to 40.*--target"):
+        load_table(csv_file(tmp_path, text), ["a", "b"], TableOptions(gaps="forward"))
+    data = load_table(csv_file(tmp_path, text), (), TableOptions(gaps="forward"))
+    assert (data.input_size, data.about["targets"]) == (2, ["a"])
+    assert "b has no value in rows 35 to 40: an input that is not forecast" in data.notes
+
+
 def test_the_least_number_of_rows_is_what_the_error_says(tmp_path: Path) -> None:
     rows = [f"{k},{k * k}" for k in range(30)]
     for count in range(11, 31):
@@ -130,8 +156,8 @@ def test_the_least_number_of_rows_is_what_the_error_says(tmp_path: Path) -> None
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_bytes(b"a,b\n\xff\xfe,1\n")
-    with pytest.raises(DataError, match="is not a CSV file in UTF-8"):
+    (tmp_path / "x.csv").write_bytes(b"a,b\n\xff\x81,1\n")
+    with pytest.raises(DataError, match="is not text in utf-8 or cp1252: give its encoding with --encoding"):
         load_table(tmp_path / "x.csv")
     with pytest.raises(DataError, match="cannot be read: No such file"):
         load_table(tmp_path / "missing.csv")

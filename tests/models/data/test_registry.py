@@ -9,11 +9,19 @@ import pytest
 
 from streamcell.models.data.registry import DATASETS, OPTIONAL, DataOptions, check_options
 from streamcell.models.data.sequences import SequenceData
+from streamcell.models.data.tables.options import TableOptions
 from streamcell.models.errors import ConfigError
 from streamcell.models.training import presets
-from streamcell.models.training.g2p_evaluation import MEASURES
+from streamcell.models.training.measures import MEASURES
 
-GIVEN = {"data": Path("file.csv"), "targets": ("load",), "stress": True, "reverse": True}
+GIVEN = {
+    "data": Path("file.csv"),
+    "targets": ("load",),
+    "table": TableOptions(gaps="forward"),
+    "stress": True,
+    "reverse": True,
+    "aligned": True,
+}
 
 
 def test_a_data_set_refuses_exactly_the_options_that_are_not_its_own() -> None:

@@ -36,21 +36,34 @@ def trained(few: Dictionary, tmp_path_factory: pytest.TempPathFactory, pytestcon
     return made_once(tmp_path_factory, pytestconfig, "g2p", lambda folder: train(few, folder / "run")) / "run"
 
 
-def train(few: Dictionary, out: Path) -> None:
+@pytest.fixture(scope="session")
+def aligned(few: Dictionary, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The same with a stack, so that a symbol is what one letter says."""
+    made = made_once(
+        tmp_path_factory,
+        pytestconfig,
+        "g2p-aligned",
+        lambda folder: train(few, folder / "run", "--set", "stack=3", "--epochs", "12"),
+    )
+    return made / "run"
+
+
+def train(few: Dictionary, out: Path, *more: str) -> None:
     arguments = ["train", "g2p", "--out", str(out), "--hidden", "48"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "load_dictionary", lambda stress: few)
         settings = ["--epochs", "25", "--batch-size", "16", "--learning-rate", "0.01", "--dropout", "0.1"]
-        done = CliRunner().invoke(app, [*arguments, *settings])
+        done = CliRunner().invoke(app, [*arguments, *settings, *more])
     assert done.exit_code == 0, done.output
     assert "test phoneme error rate" in done.output
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that serves the run as `g2p`."""
+def exported(trained: Path, aligned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that serves the run as `g2p`, the one with a stack as `aligned`."""
     folder = tmp_path_factory.mktemp("served")
     export_run(trained, folder / "g2p.onnx")
+    export_run(aligned, folder / "aligned.onnx")
     return folder
 
 

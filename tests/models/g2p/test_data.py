@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from streamcell.models import DataError
-from streamcell.models.data.g2p import LETTERS, Dictionary, Symbols, collect, g2p_data, part_of
+from streamcell.models.data.g2p import (
+    LETTERS,
+    Dictionary,
+    Symbols,
+    aligned_data,
+    collect,
+    g2p_data,
+    part_of,
+)
 from streamcell.models.training.batches import in_order, shuffled
 from streamcell.models.training.g2p_evaluation import count_errors, edit_distance
 
@@ -66,8 +74,10 @@ def test_words_are_spelled_forwards_or_backwards() -> None:
 
 
 def test_another_table_of_symbols_is_refused() -> None:
-    with pytest.raises(DataError, match="another table"):
-        Symbols.of({**Symbols().about, "phonemes": ["K"]})
+    plain = Symbols().about
+    for phonemes in (["K"], [*plain["phonemes"], "K Q"], [*plain["phonemes"][:-1], "Q"], None, 39):
+        with pytest.raises(DataError, match="another table"):
+            Symbols.of({**plain, "phonemes": phonemes})
 
 
 def slow_distance(a: str, b: str) -> int:
@@ -118,3 +128,36 @@ def test_a_batch_is_of_words_of_one_length_and_padding_asks_nothing(few: Diction
         beyond = torch.arange(batch.x.shape[1]) >= batch.lengths[:, None]
         assert (batch.x[beyond] >= len(LETTERS)).all()
         assert (batch.y[beyond] == -1).all()
+
+
+def test_each_letter_of_an_aligned_word_says_a_part_of_it(few: Dictionary) -> None:
+    spoken = {**few.words, "bbq": [("B", "AA", "R", "B", "IH", "K", "Y", "UW")]}
+    words = Dictionary(spoken, few.about)
+    data = aligned_data(words, Symbols(reverse=True))
+    symbols = Symbols.of(json.loads(json.dumps(data.about)))
+    assert symbols.chunks[0] == ""
+    assert (data.input_size, data.output_size) == (symbols.tokens, symbols.classes)
+    for split in ("train", "valid", "test"):
+        part = words.part(split)
+        assert data.words[split] == part
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for one in data.part(split):
+            asked = one.y >= 0
+            word = "".join(LETTERS[token] for token in reversed(one.x[~asked].tolist()))
+            assert one.x[len(word) :].tolist() == [29, *(one.y[asked][:-1] + 29)]
+            assert one.asked == len(word) + 1
+            found.setdefault(word, []).append(symbols.pronunciation(one.y[asked].tolist()))
+        for word, all_of in found.items():
+            assert set(all_of) <= set(part[word])
+        pronunciations = sum(map(len, part.values()))
+        assert len(data.part(split)) == pronunciations - data.about["without_alignment"][split]
+    # More than two phonemes a letter.
+    assert data.about["without_alignment"][part_of("bbq")] >= 1
+    # Many of the shortest words are initials, whose pairs are too rare among so few words.
+    assert sum(data.about["without_alignment"].values()) < 0.3 * len(data.train)
+
+
+@pytest.mark.parametrize("symbols", [Symbols(), Symbols(reverse=True, chunks=("",))])
+def test_only_words_read_backwards_are_aligned_and_only_once(symbols: Symbols, few: Dictionary) -> None:
+    with pytest.raises(DataError, match="read last letter first, and find their chunks"):
+        aligned_data(few, symbols)

@@ -23,8 +23,11 @@ from streamcell.models.data.g2p import Dictionary, Symbols
 from streamcell.models.training.g2p_evaluation import LIMIT, pronounce
 
 
-def test_the_server_says_of_words_what_pytorch_says(trained: Path, few: Dictionary, client: Client) -> None:
-    model, document = load_run(trained)
+@pytest.mark.parametrize(("name", "fixture"), [("g2p", "trained"), ("aligned", "aligned")])
+def test_the_server_says_of_words_what_pytorch_says(
+    name: str, fixture: str, few: Dictionary, client: Client, request: pytest.FixtureRequest
+) -> None:
+    model, document = load_run(request.getfixturevalue(fixture))
     assert isinstance(model, Seq2Seq)
     symbols = Symbols.of(document["data"])
     words = list(few.words)[:40:2]
@@ -33,7 +36,7 @@ def test_the_server_says_of_words_what_pytorch_says(trained: Path, few: Dictiona
     assert len(set(greedy_answers)) > 10
     for word, expected in zip(words, greedy_answers, strict=True):
         letters = symbols.spell(word)
-        with client.session("g2p") as session:
+        with client.session(name) as session:
             cut = int(rng.integers(len(letters) + 1))
             for piece in (letters[:cut], letters[cut:]):
                 if piece:

@@ -17,8 +17,11 @@ from streamcell.models.training import presets
 from streamcell.models.training.g2p_evaluation import error_rates, pronounce
 
 
-def test_training_writes_a_run_folder_with_error_rates(trained: Path, few: Dictionary) -> None:
-    model, document = load_run(trained)
+@pytest.mark.parametrize("fixture", ["trained", "aligned"])
+def test_training_writes_a_run_folder_with_error_rates(
+    fixture: str, few: Dictionary, request: pytest.FixtureRequest
+) -> None:
+    model, document = load_run(request.getfixturevalue(fixture))
     assert isinstance(model, Seq2Seq)
     symbols = Symbols.of(document["data"])
     assert symbols.reverse
@@ -70,6 +73,8 @@ def test_a_model_that_the_data_does_not_fit_is_refused(
         (["g2p", "--data", "x.csv"], "a data file can only be given for chorales or csv"),
         (["chorales", "--reverse"], "reverse can only be given for g2p"),
         (["g2p", "--set", "cell=rnn"], "cell must be one of lstm, gru"),
+        (["g2p", "--set", "stack=4", "--no-reverse"], "a stack gives back first what was read last"),
+        (["chorales", "--set", "stack=4"], "a stack can only be given for g2p; the data set is chorales"),
     ],
 )
 def test_bad_settings_are_told(

@@ -19,7 +19,7 @@ from streamcell.models import (
     score,
 )
 from streamcell.models.training.batches import shuffled
-from streamcell.models.training.evaluation import persistence
+from streamcell.models.training.speech_evaluation import Frames, count_frames, loudness_errors
 from streamcell.models.training.trainer import Trainer, schedule
 
 SMALL = {"input_size": 88, "hidden_size": 8, "output_size": 88}
@@ -159,7 +159,6 @@ def test_a_series_is_cut_into_rows_in_order() -> None:
     rows = batch.x[:, :, 0].numpy()
     assert rows.shape[0] == 4
     assert (np.diff(rows.flatten()) == 1).all()
-    assert persistence(data, "test") is None  # no unit to count errors in
 
 
 def test_transposition_moves_input_and_target_together() -> None:
@@ -189,3 +188,17 @@ def test_schedules_rise_then_fall() -> None:
     assert schedule("cosine", 0.1, 1.0) == pytest.approx(0.0)
     assert schedule("linear", 0.2, 0.6) == pytest.approx(0.5)
     assert schedule("constant", 0.1, 0.99) == 1.0
+
+
+def test_frames_are_counted_and_a_threshold_on_loudness_is_the_best() -> None:
+    said, true = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
+    frames = count_frames([(said[:2], true[:2]), (said[2:], true[2:])])
+    assert frames == Frames(speech=2, silence=3, missed=1, false=2)
+    assert frames.error == pytest.approx(0.6)
+    assert frames.f1 == pytest.approx(2 / 5)
+    # Of loudness 1 to 6: above 2 only one timestep is wrong, and no threshold is better.
+    x = np.arange(1, 7, dtype=np.float32)[:, None] ** 0.5
+    y = np.array([0, 0, 1, 0, 1, 1], np.float32)[:, None]
+    part = [Series(x, y)]
+    data = SequenceData("d", part, part, part, "bernoulli_logits")
+    assert loudness_errors(data, "train") == Frames(speech=3, silence=3, missed=0, false=1)

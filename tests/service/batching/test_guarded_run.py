@@ -12,6 +12,7 @@ import pytest
 from streamcell.card import Signature, Tensor
 from streamcell.service.batching.guarded_run import GuardedRun, Later, Misfit
 from streamcell.service.engine.engine import Engine, Staged
+from streamcell.service.errors import EngineFailed
 from streamcell.service.metrics.model_metrics import ModelMetrics
 from streamcell.service.metrics.request_metrics import RunTally
 from streamcell.service.sessions.value_check import ValueCheck
@@ -25,12 +26,16 @@ NAN = float("nan")
 
 
 class FakeEngine:
-    """Fails each run that holds a value of `fails`."""
+    """Fails each run that holds a value of `fails`; those of `away` are sessions that cannot be brought back."""
 
     signature = SIGNATURE
 
-    def __init__(self, *, commits_last: bool, fails: tuple[float, ...] = ()) -> None:
+    def __init__(
+        self, *, commits_last: bool, fails: tuple[float, ...] = (), away: tuple[float, ...] = ()
+    ) -> None:
         self.commits_last = commits_last
+        self.spills = bool(away)
+        self.away = away
         self.fails = fails
         self.ran: list[list[float]] = []
         self.cleared = 0
@@ -40,6 +45,11 @@ class FakeEngine:
         self.ran.append(values)
         if any(value in self.fails for value in values):
             raise RuntimeError("[ONNXRuntimeError] : Status Message: no such token")
+
+    def place(self, staged: Any, used: int) -> None:
+        values = staged.values[0][:used, 0, 0].tolist()
+        if any(value in self.away for value in values):
+            raise EngineFailed("it cannot be brought back")
 
     def clear_inputs(self) -> None:
         self.cleared += 1
@@ -130,6 +140,16 @@ def test_a_failed_run_that_may_have_changed_states_ends_all_its_sessions() -> No
     assert engine.ran == [[1, 2]]
     assert kind.said[0] == ("failed", [1, 2])
     assert [what for what, _ in kind.said] == ["failed", "told"]
+
+
+@pytest.mark.parametrize("commits_last", [False, True])
+def test_a_session_that_cannot_be_brought_back_ends_and_the_others_of_its_run_go_on(
+    commits_last: bool,
+) -> None:
+    engine, kind = FakeEngine(commits_last=commits_last, away=(2,)), Rows()
+    run(engine, kind, 1, 2, 3)
+    assert engine.ran == [[1], [3]]  # nothing had run, so it does not matter what a failed run leaves behind
+    assert kind.said == [("completed", [1]), ("failed", [2]), ("completed", [3])]
 
 
 def test_rows_that_are_found_bad_without_a_reason_do_not_hang_the_engine() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from streamcell.proto import pb
+from streamcell.service.access.identity import ANYONE
 from streamcell.service.engine.device import Device
 from streamcell.service.errors import EngineFailed, SessionLimit
 from streamcell.service.lifecycle.loaded_model import LoadedModel, load
@@ -39,6 +40,7 @@ class UnaryCaller:
     """A call whose end is kept, and which can go at any time."""
 
     peer = "test"
+    caller = ANYONE
 
     def __init__(self) -> None:
         self.answers: list[bytes] = []

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from streamcell.service.durability import mapped_file
-from streamcell.service.durability.found import Found, KeptReply
+from streamcell.service.durability.found import Found, KeptReply, unpacked
 from streamcell.service.durability.journal import Journal
-from streamcell.service.durability.layout import PAGE, Counts, file_bytes, sections
+from streamcell.service.durability.layout import FORMAT, PAGE, PLACES, STORED, Counts, file_bytes, sections
 from streamcell.service.durability.mapped_file import JournalError, MappedFile
+from streamcell.service.durability.told import ToldReply
 
 MODEL = {"name": "sum", "version": "1", "sha256": "ab"}
 STATES = [(np.dtype(np.float32), (2, 3)), (np.dtype(np.int64), ())]
@@ -24,7 +25,7 @@ COUNTS = Counts(first_slot=3, slots=4, window=4, reply_bytes=256, opening_bytes=
 def found(**given: object) -> Found:
     fields = {
         "slot": 0, "row": 0, "session": secrets.token_bytes(16), "token_hash": secrets.token_bytes(32), "attempt": 3,
-        "window": 2, "opening": b"opening", "number": 0, "stamp": 0, **given,
+        "window": 2, "opening": b"opening", "number": 0, "steps": 0, **given,
     }  # fmt: skip
     return Found(**fields)  # type: ignore[arg-type]
 
@@ -84,7 +85,7 @@ def test_a_start_finds_each_session_with_its_last_state_and_the_replies_of_its_w
     again, have = started(tmp_path)
     assert [each.session for each in have] == [each.session for each in sessions]
     for steps, (each, session) in enumerate(zip(have, sessions, strict=True)):
-        assert (each.number, each.stamp, each.attempt, each.window) == (steps, steps, 3, 2)
+        assert (each.number, each.steps, each.attempt, each.window) == (steps, steps, 3, 2)
         assert (each.token_hash, each.opening) == (session.token_hash, b"opening")
         assert each.replies == tuple(
             KeptReply(number, 0, b"reply %d" % number) for number in range(max(1, steps - 1), steps + 1)
@@ -106,8 +107,24 @@ def test_what_was_not_committed_does_not_count(tmp_path: Path) -> None:
     entry.keep(2, 0, b"two")
     die(made)
     again, (have,) = started(tmp_path)
-    assert (have.number, have.stamp, have.replies) == (1, 5, (KeptReply(1, 0, b"one"),))
+    assert (have.number, have.steps, have.replies) == (1, 5, (KeptReply(1, 0, b"one"),))
     assert (again.states[0][3] == 1).all()
+
+
+def test_a_session_that_is_put_back_to_fewer_timesteps_is_found_there(tmp_path: Path) -> None:
+    made, _ = started(tmp_path)
+    stepped(made, 3, session := found(), steps=3)
+    entry = made.open(4, again := found())
+    for row, number, steps in ((4, 1, 9), (made.second(4), 2, 5), (4, 3, 0)):
+        made.states[0][row] = steps
+        entry.commit(row, number, steps)
+    die(made)
+    now, have = started(tmp_path)
+    assert [(each.session, each.number, each.steps) for each in have] == [
+        (session.session, 3, 3), (again.session, 3, 0),
+    ]  # fmt: skip
+    assert have[1].row == 0
+    assert (now.states[0][4] != 9).all()
 
 
 def test_an_ended_session_s_late_commit_does_not_reach_the_next_one_of_its_slot(tmp_path: Path) -> None:
@@ -121,7 +138,7 @@ def test_an_ended_session_s_late_commit_does_not_reach_the_next_one_of_its_slot(
     old.close()
     die(made)
     _, (have,) = started(tmp_path)
-    assert (have.session, have.number, have.stamp, have.replies) == (session.session, 0, 0, ())
+    assert (have.session, have.number, have.steps, have.replies) == (session.session, 0, 0, ())
 
 
 @pytest.mark.parametrize(
@@ -222,7 +239,7 @@ def overwritten(at: int, data: bytes) -> Damage:
 def with_header(path: Path, text: bytes) -> None:
     """Give a file another header, with a right checksum."""
     size = path.stat().st_size
-    head = mapped_file._HEAD.pack(mapped_file._MAGIC, 1, len(text), mapped_file.zlib.crc32(text)) + text
+    head = mapped_file._HEAD.pack(mapped_file._MAGIC, FORMAT, len(text), mapped_file.zlib.crc32(text)) + text
     path.write_bytes(head.ljust(PAGE, b"\0") + bytes(size - PAGE))
 
 
@@ -326,3 +343,115 @@ def test_a_reply_that_is_too_large_is_refused(tmp_path: Path) -> None:
     entry.keep(1, 0, bytes(made.most_reply_bytes(2)))
     with pytest.raises(ValueError, match="can be kept"):
         entry.keep(2, 0, bytes(made.most_reply_bytes(2) + 1))
+
+
+GENERATING = Counts(3, 4, 4, 720, 64, last_bytes=8, request_bytes=16)
+
+
+def told(number: int, end: int) -> ToldReply:
+    return ToldReply(number, end - 1, end, b"%d.%d" % (number, end))
+
+
+@pytest.mark.parametrize("again", [GENERATING, Counts(5, 6, 8, 1440, 64, 8, 16)], ids=["same", "larger"])
+def test_a_start_finds_how_far_a_generation_was_told_with_its_replies(tmp_path: Path, again: Counts) -> None:
+    made, _ = started(tmp_path, GENERATING)
+    entry = made.open(3, found())
+    entry.keep(1, 0, b"one")
+    entry.commit(3, 1, 5, b"last one")
+    row, other = made.second(3), 3
+    for end in (1, 2, 3):
+        entry.tell(told(2, end), 5 + end, b"request")
+        if end < 3:
+            entry.commit(row, 1, 5 + end, b"last %d.." % end)
+        row, other = other, row
+    assert entry.since((0, 0), 1, 2) == [b"one", b"2.1", b"2.2"]
+    assert entry.since((1, 1), 1, 2) == [b"2.2"]
+    die(made)
+    made, (have,) = started(tmp_path, again)
+    assert (have.number, have.told, have.last) == (1, 2, b"last 2..")
+    assert (have.generations.base, have.generations.request) == (5, b"request")
+    assert have.generations.replies == (told(2, 1), told(2, 2))
+    entry = made.open(again.first_slot, have)
+    assert entry.since((0, 0), 1, 2) == [b"one", b"2.1", b"2.2"]
+
+
+def test_a_generation_s_oldest_replies_make_room_and_are_missed(tmp_path: Path) -> None:
+    made, _ = started(tmp_path, GENERATING)
+    entry = made.open(3, found())
+    assert entry.told is not None
+    for end in range(1, PLACES + 3):
+        entry.tell(told(1, end), end, b"request")
+    assert entry.since((0, 1), 0, PLACES + 2) is None
+    assert entry.since((0, 2), 0, PLACES + 2) == [told(1, end).data for end in range(3, PLACES + 3)]
+    assert entry.told.waiting == PLACES + 2
+    entry.told.acknowledge((0, PLACES))
+    assert entry.told.waiting == 2
+    entry.keep(1, PLACES + 2, b"the last reply")
+    entry.commit(3, 1, PLACES + 2, b"12345678")
+    assert entry.since((0, PLACES + 1), 1, 0) == [told(1, PLACES + 2).data, b"the last reply"]
+
+
+def test_a_generation_that_was_not_committed_is_not_found(tmp_path: Path) -> None:
+    made, _ = started(tmp_path, GENERATING)
+    entry = made.open(3, found())
+    entry.tell(told(1, 1), 1, b"request")
+    die(made)
+    made, (have,) = started(tmp_path, GENERATING)
+    assert (have.number, have.told, have.generations.replies) == (0, 0, ())
+
+
+def test_a_journal_in_memory_finds_nothing_and_leaves_nothing() -> None:
+    made = Journal(None, MODEL, COUNTS, STATES)
+    assert made.recover() == []
+    made.adopt([])
+    entry = made.open(3, found())
+    made.states[0][3] = 7
+    entry.keep(1, 0, b"reply")
+    entry.commit(3, 1, 5)
+    left = entry.committed()
+    replies = unpacked(*left.replies, 2, 100, left.number)
+    assert replies is not None
+    assert (left.number, left.steps, list(replies)) == (1, 5, [KeptReply(1, 0, b"reply")])
+    assert left.states[0] == np.full((2, 3), 7, np.float32).tobytes()
+    made.kept = True
+    made.end()
+
+
+def test_a_session_of_a_shared_store_is_not_found_in_a_file(tmp_path: Path) -> None:
+    made, _ = started(tmp_path)
+    made.open(3, found(kind=STORED))
+    own = found()
+    made.open(4, own)
+    die(made)
+    assert [each.session for each in started(tmp_path)[1]] == [own.session]
+
+
+@pytest.mark.parametrize("sizes", [[5, 5, 5, 5], [1, 60, 0, 7], [9]])
+def test_kept_replies_are_packed_and_come_back(sizes: list[int]) -> None:
+    made = Journal(None, MODEL, COUNTS, STATES)
+    made.adopt([])
+    entry = made.open(3, found(window=4))
+    kept = [KeptReply(3 + at, at, b"%c" % at * size) for at, size in enumerate(sizes)]
+    for number, steps, data in kept:
+        entry.keep(number, steps, data)
+    entry.commit(3, kept[-1].number, 5)
+    places, data = entry.committed().replies
+    number = kept[-1].number
+    ring = unpacked(places, data, 4, 64, number)
+    assert ring is not None
+    assert list(ring) == kept
+    assert len(data) == sum(sizes)
+    # What a store might have instead.
+    assert unpacked(places, data, 4, max(sizes) - 1, number) is None
+    assert unpacked(places, data + b"x", 4, 64, number) is None
+    assert unpacked(places, data[:-1], 4, 64, number) is None
+    assert unpacked(places[:-8], data, 4, 64, number) is None
+    assert unpacked(places, data, 4, 64, number - 1) is None
+    assert unpacked(places, data, 2, 64, number) is None
+    for at in range(12):
+        for extreme in (-1, 1 << 62, -(1 << 63)):
+            fields = np.frombuffer(places, "<i8").copy()
+            fields[at] = extreme
+            wrong = unpacked(fields.tobytes(), data, 4, 64, number)
+            assert wrong is None or (at % 3 == 1 and extreme > 0)
+    made.end()

@@ -200,3 +200,19 @@ def test_a_graph_that_replays_something_else_is_not_used(
 
 def test_devices_by_name() -> None:
     assert [str(Device.parse(text)) for text in ("cpu", "CUDA", " cuda:3 ")] == ["cpu", "cuda:0", "cuda:3"]
+
+
+@pytest.mark.parametrize("device", [Device(), Device(apart=True)], ids=["host", "apart"])
+def test_a_row_of_the_pool_is_copied_read_and_written_and_no_other(models_dir: Path, device: Device) -> None:
+    on = parity.engine(open_model(models_dir / "lstm.onnx", "lstm"), device)
+    rows = [on.pool.first_slot + at for at in range(4)]
+    for row in rows:
+        on.pool.write(row, [np.full_like(each, row).tobytes() for each in on.pool.read(row)])
+    on.pool.copy(rows[1], rows[3])
+    for row, held in zip(rows, (rows[0], rows[1], rows[2], rows[1]), strict=True):
+        for state in on.pool.read(row):
+            assert (state == held).all()
+    for row in (0, rows[3] + 1):
+        assert not any(state.any() for state in on.pool.read(row))
+    with pytest.raises(ValueError, match="bytes"):
+        on.pool.write(rows[0], [b"short"] * on.pool.tensors)

@@ -27,7 +27,18 @@ from streamcell.service.load_errors import ModelLoadError
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
 
-KINDS = {"lstm": {"hidden_size": 40, "num_layers": 2}, "gru": {"hidden_size": 33}, "rnn": {"hidden_size": 24}}
+KINDS: dict[str, dict[str, Any]] = {
+    "voices": {
+        "kind": "lstm",
+        "output_size": 88,
+        "hidden_size": 40,
+        "voices": 3,
+        "distribution": "bernoulli_logits",
+    },
+    "lstm": {"hidden_size": 40, "num_layers": 2},
+    "gru": {"hidden_size": 33},
+    "rnn": {"hidden_size": 24},
+}
 INPUTS, OUTPUTS = 5, 3
 
 

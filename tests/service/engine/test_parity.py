@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     # Of its tokens 0 is the encoder's and 1 the decoder's.
     "seq2seq": {"kind": "seq2seq", **RECURRENT},
     "mlp": {"kind": "mlp", "input_size": 3, "hidden_sizes": [16], "output_size": 2},
+    "voices": {"kind": "lstm", **RECURRENT, "voices": 3, "distribution": "bernoulli_logits"},
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 
 import pytest
 
@@ -102,7 +102,7 @@ def test_a_line_that_was_cut_off_ends_before_the_next_begins(
     assert writer.flush(60)
     assert read(reading, 9) == b"fir\nnext\n"
     assert writer.lost()["write_failed"] == 1
-    assert not select.select([reading], [], [], 0)[0]
+    assert not wait([reading], 0)
 
 
 def test_of_one_kind_there_is_a_burst_and_then_one_each_few_seconds_with_a_count() -> None:

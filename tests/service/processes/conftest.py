@@ -1,4 +1,4 @@
-"""Engines whose rings are served, made once a module."""
+"""Engines whose rings are served, made once a module, and front ends with kept streams."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from streamcell.card import read_card, write_card
 from streamcell.export import export_model
 from streamcell.models import build
+from tests.support.kept_streams import Engines
+from tests.support.resumable import save_sum
 from tests.support.rings import TOKENS, Rig, Rigs
 
 
@@ -66,3 +68,11 @@ def seq2seq(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Mo
     )
     onnx.save(model, path)
     return path, module
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Iterator[Engines]:
+    (tmp_path / "models").mkdir()
+    made = Engines(save_sum(tmp_path / "models"), tmp_path)
+    yield made
+    made.stop()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
+from multiprocessing.connection import wait
 
 import numpy as np
 import pytest
@@ -92,9 +92,9 @@ def test_a_full_ring_has_no_room_until_it_is_read() -> None:
     writer, reader = Writer(ring), Reader(ring)
     writer.write(numbered(0, 8))
     assert writer.room(1) == 0
-    assert not select.select([ring.freed], [], [], 0)[0]
+    assert not wait([ring.freed], 0)
     assert numbers(reader.read()) == list(range(8))
-    assert select.select([ring.freed], [], [], 0)[0]
+    assert wait([ring.freed], 0)
     assert writer.room(1) == 8
     ring.close()
 
@@ -125,7 +125,7 @@ def test_another_process_writes_and_nothing_is_lost() -> None:
     arguments = [str(each) for each in (64, WIDTH, total, *ring.fds)]
     writer = subprocess.Popen([sys.executable, "-c", WRITER, *arguments], pass_fds=ring.fds)
     got: list[int] = []
-    while len(got) < total and select.select([ring.written], [], [], 60)[0]:
+    while len(got) < total and wait([ring.written], 60):
         got += numbers(reader.read())
     assert writer.wait(30) == 0
     assert got == list(range(total))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from streamcell.service.transport.grpc_server import Transport
 from streamcell.service.transport.segments import SEGMENTS, WORTH
 from streamcell.service.transport.tcp_figures import peer_name
 from streamcell.service.transport.threaded_lane import ThreadedLane
+from tests.support.certificates import self_signed
 
 
 @pytest.mark.parametrize("hold", [True, False])
@@ -35,16 +35,8 @@ def test_the_lane_of_threads_holds_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out",
-            cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
+    program("openssl")
+    return self_signed(tmp_path_factory.mktemp("tls"), san="DNS:localhost,IP:127.0.0.1")
 
 
 def client_of(port: int) -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Container
 
 import grpc
+import numpy as np
 import pytest
 
 from streamcell.service.errors import ServiceError
 from streamcell.service.transport.in_flight import InFlight
+from streamcell.service.transport.tcp_figures import ResidentMemory, memory_bytes
 
 MIB = 1024 * 1024
 BOUND = 48 * MIB
@@ -340,3 +343,40 @@ def test_figures_that_are_not_of_one_moment_do_not_make_a_connection_another(
         in_flight.look()
         assert calls[0].connection.half_bytes < 2 * MIB
     assert not errors
+
+
+def test_resident_memory_follows_the_memory_that_looks_read() -> None:
+    resident = ResidentMemory()
+    before = resident(), memory_bytes()
+    taken = np.ones(64 * MIB, np.uint8)
+    grown = resident() - before[0], memory_bytes() - before[1]
+    assert taken.nbytes <= grown[0] <= taken.nbytes + 8 * MIB
+    assert grown[0] == pytest.approx(grown[1], abs=4 * MIB)
+    resident.close()
+    assert resident() == 0
+
+
+class Waits(threading.Event):
+    """Records how long the watch waits, and ends it after a number of waits."""
+
+    def __init__(self, in_flight: InFlight, count: int) -> None:
+        super().__init__()
+        self.in_flight, self.count, self.each = in_flight, count, []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.each.append(timeout)
+        if len(self.each) == self.count:
+            self.in_flight.stop()
+        return False
+
+
+@pytest.mark.parametrize(("client", "longest_s"), [(False, 0.1), (True, 0.02)])
+@pytest.mark.interpreted("replaces an event of a compiled class")
+def test_the_watch_reads_memory_seldom_unless_a_client_is_connected(
+    in_flight: InFlight, machine: Machine, client: bool, longest_s: float
+) -> None:
+    if client:
+        connected(in_flight, machine, 1)
+    in_flight._wake = waits = Waits(in_flight, 5)
+    in_flight._watch()
+    assert set(waits.each) == {longest_s}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,21 +25,53 @@ from tests.support.resumable import Owner, save_sum, step, sums
 
 
 class Call(Wire):
-    """A call whose messages the test brings, and whose replies it keeps."""
+    """A call whose messages the test brings, and whose replies it keeps.
+
+    Attributes:
+        owed: messages that are not answered.
+        lasts: for each reply, whether it is a message's last one.
+        stuck: replies that `StreamCall` sends only behind the client's next message: when every message is answered, it
+            waits for the next one in the batch of operations that sends the last reply.
+    """
 
     def __init__(self, later: list[Callable[[], None]]) -> None:
         super().__init__(later)
         self.handler: StreamHandler
         self.resumed = 0
+        self.owed = 0
+        self.stuck: list[bytes] = []
+        self.lasts: list[bool] = []
+        self._delivering = self._ahead = False
+
+    def bring(self, message: bytes) -> bool:
+        """A message arrives."""
+        self.owed += 1
+        self._delivering = True
+        try:
+            return self.handler.on_message(message)
+        finally:
+            self._delivering = False
 
     def hand_to(self, handler: StreamHandler) -> None:
         self.handler = handler
 
     def reply(self, data: bytes, *, last: bool = True) -> None:
-        if not self.ends:
-            super().reply(data, last=last)
+        if self.ends:
+            return
+        if not (self.owed or self._delivering or self._ahead):
+            self.stuck.append(data)
+        self.owed -= bool(last and self.owed)
+        self.lasts.append(last)
+        super().reply(data, last=last)
 
-    def skip(self) -> None: ...
+    def skip(self) -> None:
+        self.owed -= 1
+
+    def read_on(self) -> None:
+        self._ahead = True
+
+    def has_room(self, wake: Callable[[], None]) -> bool:
+        return True
 
     def resume(self) -> None:
         self.resumed += 1
@@ -67,15 +100,25 @@ class ResumableRig(Rig):
         self.sessions = SessionTable(idle_timeout_s=0, linger_s=60)
         given, kept = self.context, KeptRoom(1 << 20, 1 << 20, 8)
         self.context = CallContext(given.models, self.sessions, given.metrics, given.limits, kept)
+        self.calls: list[Call] = []
 
     def call(self, *messages: pb.StreamRequest) -> Call:
-        wire = Call(self.later)
+        wire = self.wire()
         wire.handler = StreamSession(wire, self.context)  # type: ignore[arg-type]
         self.send(wire, *messages)
         return wire
 
-    def send(self, wire: Call, *messages: pb.StreamRequest) -> list[bool]:
-        return [wire.handler.on_message(message.SerializeToString()) for message in messages]
+    def wire(self) -> Call:
+        self.calls.append(Call(self.later))
+        return self.calls[-1]
+
+    def send(self, wire: Call, *messages: pb.StreamRequest | pb.FrameRequest) -> list[bool]:
+        return [wire.bring(message.SerializeToString()) for message in messages]
+
+    def stop(self) -> None:
+        """End, and see that no reply had to wait for a message of a client that waits for the reply."""
+        super().stop()
+        assert [call.stuck for call in self.calls if call.stuck] == []
 
     def during_the_next_run(self, action: Callable[[], None]) -> None:
         """Do something while the next batch is in the engine."""
@@ -88,6 +131,14 @@ class ResumableRig(Rig):
             run(batch)
 
         inline.run = run_with
+
+
+def settle(wire: Call, replies: int) -> None:
+    """Wait until the engine's own thread has given `wire` so many replies."""
+    deadline_s = time.monotonic() + 30
+    while len(wire.replies) < replies and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert len(wire.replies) >= replies, wire.ends
 
 
 @pytest.fixture
@@ -129,6 +180,35 @@ def test_a_message_in_the_engine_is_let_finish_before_the_takeover_is_answered(r
     rig.send(new, step(2))
     rig.flush()
     assert new.sums[1] == [3]
+
+
+def test_a_generation_s_replies_wait_for_no_message_of_the_client_that_goes_on_with_it(
+    rig: ResumableRig,
+) -> None:
+    owner = Owner()
+    old = rig.call(owner.opening(), pb.StreamRequest(inputs=step(1).inputs, generate=pb.Generate(steps=100)))
+    settle(old, 1 + 60)
+    new = rig.call(owner.resume(0))
+    rig.send(new, pb.StreamRequest(received=0, received_steps=60))
+    settle(new, 1 + 100)
+    assert not new.stuck
+    assert new.lasts == [True, *[False] * 99, True]  # front ends tell steps from ends by it
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_stop_that_names_no_generation_lets_none_go_on(rig: ResumableRig, resumable: bool) -> None:
+    wire = rig.call()
+    wire.has_room = lambda wake: False  # type: ignore[method-assign]
+    opening = Owner().opening() if resumable else pb.StreamRequest(open=pb.OpenSession(model="sum"))
+    rig.send(wire, opening, pb.StreamRequest(inputs=step(1).inputs, generate=pb.Generate(steps=100), tag=3))
+    settle(wire, 2)
+    (live,) = rig.sessions.all()
+    rig.send(wire, pb.StreamRequest(stop_generation=99))
+    assert live.session.gate
+    assert not live.session.opened_gate
+    rig.send(wire, pb.StreamRequest(stop_generation=3))
+    settle(wire, 3)
+    assert pb.StreamResponse.FromString(wire.replies[-1]).generated.stop_reason == pb.STOP_REASON_REQUEST
 
 
 def test_a_message_of_several_runs_is_let_finish(rig: ResumableRig) -> None:
@@ -270,7 +350,7 @@ def test_a_step_of_a_resumable_session_takes_few_more_calls_than_a_usual_one(
         on.flush()
 
         def once(on: ResumableRig = on, wire: Call = wire) -> None:
-            assert wire.handler.on_message(message)
+            assert wire.bring(message)
             on.flush()
 
         once()
@@ -432,3 +512,4 @@ def test_a_server_that_does_this_is_noticed(
     given = {"counted": counted} if "counted" in test.__annotations__ else {}
     with pytest.raises((AssertionError, IndexError)):
         test(rig, **given)
+    rig.calls.clear()  # nothing is asked of what such a server sends

@@ -1,0 +1,1 @@
+"""Authentication and tenants: identities, how callers prove them, and tenants' grants and quotas."""

@@ -1,0 +1,1 @@
+"""Sessions in a shared store: they outlive their machine, and move between replicas."""

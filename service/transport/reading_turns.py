@@ -1,0 +1,110 @@
+"""Lets tenants take turns in reading: a message waits for at most one turn of each other tenant.
+
+The core hands messages out in the order in which they reached the sockets, and while it has any it reads no socket. So
+behind a tenant that sends far ahead, another tenant's message would wait until nothing of the flood is left. Here a
+tenant's turn is a number of messages. What the core hands out beyond it waits in the tenant's line, and until then its
+stream is not read further. Whenever the sockets have been read, the next tenant in the round has its turn. So a tenant
+alone is read as fast as without turns: it waits for a look at the sockets, not for a time.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from .completion_queue import between_looks
+
+# Gives a call what has arrived for it. It must not raise, whatever has become of the call.
+Take = Callable[[Any], object]
+
+
+class Line:
+    """One tenant's messages that wait for its turn: at most one of each of its live calls. For the serving thread."""
+
+    __slots__ = ("__weakref__", "_left", "_of", "_size", "_turn", "_waiting")
+
+    def __init__(self, of: ReadingTurns, size: Callable[[], int]) -> None:
+        """`size`: messages of a turn now."""
+        self._of = of
+        self._size = size
+        # The last turn of any tenant that it knows of, and the messages that it may still have.
+        self._turn = self._left = 0
+        self._waiting: OrderedDict[Take, Any] = OrderedDict()
+
+    def admits(self, take: Take, arrived: Any) -> bool:
+        """True if a call may take what has arrived for it; if not, `take(arrived)` is called in its tenant's turn."""
+        if self._turn != self._of.given:
+            self._turn, self._left = self._of.given, self._size()
+        if not self._waiting:
+            if self._left > 0:
+                self._left -= 1
+                return True
+            if not self._of.wait(self):
+                return True
+        self._waiting[take] = arrived
+        return False
+
+    def leave(self, take: Take) -> None:
+        """Drop what waits for a call that has ended: a client that ends calls at once would fill the line."""
+        self._waiting.pop(take, None)
+
+    def have_turn(self) -> bool:
+        """Hand out the messages of one turn; True if others still wait."""
+        waiting = self._waiting
+        self._turn, self._left = self._of.given, self._size()
+        while waiting and self._left > 0:
+            self._left -= 1
+            take, arrived = waiting.popitem(last=False)
+            take(arrived)
+        return bool(waiting)
+
+
+class ReadingTurns:
+    """The lines of a server's tenants; there are none until `take`. For the serving thread.
+
+    Attributes:
+        given: turns so far.
+    """
+
+    def __init__(self) -> None:
+        self.given = 0
+        self._size: Callable[[str], int] | None = None
+        # A tenant's line lives as long as its calls.
+        self._lines: weakref.WeakValueDictionary[str, Line] = weakref.WeakValueDictionary()
+        # Those in which messages wait, or waited; the first one's turn is next.
+        self._round: OrderedDict[Line, None] = OrderedDict()
+
+    def take(self, size: Callable[[str], int]) -> None:
+        """Have tenants take turns from now on, of `size(tenant)` messages. Call before the server starts."""
+        self._size = size
+
+    def line_of(self, tenant: str) -> Line | None:
+        """A tenant's line; None if tenants take no turns."""
+        size = self._size
+        if size is None:
+            return None
+        line = self._lines.get(tenant)
+        if line is None:
+            line = self._lines[tenant] = Line(self, lambda: size(tenant))
+        return line
+
+    def wait(self, line: Line) -> bool:
+        """Give `line` its turn in the round; False if this thread does not look at sockets, so nothing may wait."""
+        if not between_looks(self.give):
+            return False
+        self._round[line] = None
+        return True
+
+    def give(self) -> bool:
+        """Give the next tenant its turn, because the sockets have been read; True if messages still wait."""
+        self.given += 1
+        line, _ = self._round.popitem(last=False)
+        left = True
+        try:
+            left = line.have_turn()
+        finally:
+            if left:
+                self._round[line] = None
+        return bool(self._round)

@@ -32,7 +32,9 @@ class _Child:
 
     def _line(self) -> str:
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], _PATIENCE_S)[0]:
+        said = select.poll()
+        said.register(self.process.stdout, select.POLLIN)
+        if not said.poll(1000 * _PATIENCE_S):
             raise LoadError(f"{self.process.args!r} has said nothing for {_PATIENCE_S:g} s")
         line = self.process.stdout.readline()
         if not line:

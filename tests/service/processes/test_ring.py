@@ -106,10 +106,12 @@ from streamcell.service.processes.ring import Ring, Writer
 capacity, width, total, *fds = map(int, sys.argv[1:])
 ring = Ring(capacity, width, *fds)
 writer, at = Writer(ring), 0
+freed = select.poll()  # takes any number of a descriptor
+freed.register(ring.freed, select.POLLIN)
 while at < total:
     size = min(1 + at % 7, total - at)
     while writer.room(size) < size:
-        select.select([ring.freed], [], [], 30)
+        freed.poll(30_000)
     records = np.zeros((size, width // 8), np.uint64)
     records[:, 0] = np.arange(at, at + size)
     records[:, 1] = records[:, 0] * 3 + 1

@@ -22,7 +22,7 @@ from streamcell.service.store.connection import Connection, StoreAddress
 from streamcell.service.store.errors import StoreConfigError, StoreFailure
 from streamcell.service.store.store import Store
 from tests.repo.test_deploy import COMPOSE, REPLICAS
-from tests.support.proxies import proxy
+from tests.support.proxies import proxy, replaced
 from tests.support.stores import new_id, opened
 from tests.support.tokens import bearer
 from tests.support.valkey import ValkeyServer, valkey
@@ -188,16 +188,15 @@ def files(folder: Path, secrets: Path, up: dict[str, ServerProcess]) -> Path:
     """A folder with compose's Envoy file for this machine, where these of the three replicas are up."""
     text = (CLUSTER / "compose.yaml").read_text()
     ports = {name: up[name].target.rpartition(":")[2] if name in up else "1" for name in REPLICAS}
-    for old, new in (
+    text = replaced(
+        text,
         ("address: 0.0.0.0, port_value: 8500", "address: 127.0.0.1, port_value: 8080"),
         *(
             (f"address: {name}, port_value: 8500", f"address: localhost, port_value: {port}")
             for name, port in ports.items()
         ),
         ("/run/secrets", str(secrets)),
-    ):
-        assert old in text
-        text = text.replace(old, new)
+    )
     (folder / "files").mkdir()
     (folder / "files" / "envoy.yaml").write_text(text)
     return folder / "files"

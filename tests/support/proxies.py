@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,16 +21,30 @@ def _command(name: str, program: Callable[[str], str], folder: Path, file: Path)
     return local_proxies.command(Path(program("haproxy")) if name == "haproxy" else find(name), file)
 
 
+def replaced(text: str, *changes: tuple[str, str]) -> str:
+    """`text` with each first one replaced by its second one. Digits are no part of a longer number.
+
+    What is put in is left as it is: a port that was chosen may contain another one's digits.
+    """
+    news = dict(changes)
+    found = set()
+
+    def new(match: re.Match[str]) -> str:
+        found.add(match[0])
+        return news[match[0]]
+
+    text = re.sub("|".join(rf"(?<!\d){re.escape(old)}(?!\d)" for old in news), new, text)
+    assert found == {*news}, f"not in the file: {sorted({*news} - found)}"
+    return text
+
+
 @contextmanager
 def proxy(
     name: str, program: Callable[[str], str], folder: Path, *changes: tuple[str, str], files: Path = FILES
 ) -> Iterator[str]:
     """Start a proxy on its file in `files` with these changes, and yield its address. `folder` is for its own files."""
     port, (suffix,) = free_port(), [path.suffix for path in files.glob(f"{name}.*")]
-    text = (files / f"{name}{suffix}").read_text()
-    for old, new in (("8080", str(port)), *changes):
-        assert old in text
-        text = text.replace(old, new)
+    text = replaced((files / f"{name}{suffix}").read_text(), ("8080", str(port)), *changes)
     places = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in _NGINX_KINDS)
     file = folder / f"{name}{suffix}"
     file.write_text(text.replace("http {", "http {" + places))

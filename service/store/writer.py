@@ -238,12 +238,15 @@ class Writer:
         return max(since_s + BEHIND_S, min(self._rested_s, since_s + MOST_BEHIND_S))
 
     def _take(self, batch: Batch, most: int, urgent: bool) -> None:
-        """Copy sessions into the batch until it is full; none twice, for `most` had changed when the call began."""
+        """Copy sessions into the batch until it is full; none twice, for `most` had changed when the call began.
+
+        `urgent`: somebody waits. Whoever begins to wait meanwhile ends the rests, too.
+        """
         for at in range(most):
             if not batch.room:
                 return
             if at % _AT_A_STRETCH == _AT_A_STRETCH - 1:
-                time.sleep(0 if urgent else _GAP_S)
+                time.sleep(0 if urgent or self._urgent or self._stopping else _GAP_S)
             with self._changes:
                 if not self._dirty:  # the lease was lost in the meantime
                     return
@@ -268,7 +271,7 @@ class Writer:
             most, urgent, self._urgent = len(self._dirty), self._urgent, False
         batch, gone = Batch(hold, self._cipher), Batch(hold, self._cipher)
         try:
-            self._take(batch, most, urgent or self._stopping)
+            self._take(batch, most, urgent)
             if urgent and not batch.room:  # some may be left
                 self._urgent = True
             for stored in leaving:

@@ -232,6 +232,30 @@ def test_copying_many_sessions_lets_other_threads_run_in_between(
     assert max(copied) <= 16
 
 
+@pytest.mark.parametrize("by", ["a change", "the end"])
+def test_copying_rests_no_longer_once_somebody_waits(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    rests: list[float] = []
+
+    class Waited(Counting):
+        """Somebody begins to wait while it is copied."""
+
+        def image(self) -> tuple[int, int, bytes] | None:
+            if by == "a change":
+                rig.writer.changed(self, True)
+            else:
+                rig.writer.stop(0.0)
+            return super().image()
+
+    monkeypatch.setattr(time, "sleep", rests.append)
+    kinds = [*[Counting] * 40, Waited, *[Counting] * 59]
+    for kind in kinds:
+        rig.writer.enter(kind(new_id(), Claimed(2**60, True, 0, 0, b"", False)))
+    rig.writer._write()
+    assert rests == [writer._GAP_S] * 2 + [0] * 4
+
+
 def test_one_call_has_a_bounded_number_of_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     class Large(Counting):
         def image(self) -> tuple[int, int, bytes] | None:

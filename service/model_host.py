@@ -12,6 +12,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamcell.proto import pb
+from streamcell.service.access.pacing import LATER
 from streamcell.service.access.policy import Policy
 from streamcell.service.access.watched import Watched
 from streamcell.service.batching.inline import Wakeup
@@ -153,6 +154,7 @@ class ModelHost:
         policy: Policy | None = None
         if settings.policy_file is not None:
             policy = Policy(settings.policy_file)
+            LATER.start()
             self.watched.add((policy.path,), policy.reload)
         self.scopes = Scopes(self.context, policy)
         infer = self._infer = ScopedInfer(

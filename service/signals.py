@@ -73,7 +73,8 @@ class Signals:
     def _bound(self) -> None:
         timer = threading.Timer(self._within_s, self._hung)
         timer.daemon = True
-        timer.start()
+        with contextlib.suppress(RuntimeError):  # the machine may give no more threads
+            timer.start()
         # This ends the process with exit code 1 even if no Python code can run any more.
         with contextlib.suppress(RuntimeError, OSError, ValueError):
             faulthandler.dump_traceback_later(self._within_s + 2.0, exit=True, file=2)
@@ -85,8 +86,9 @@ class Signals:
         with contextlib.suppress(OSError):
             os.set_blocking(2, False)
         telling = threading.Thread(target=self._tell, daemon=True)
-        telling.start()
-        telling.join(1.0)
+        with contextlib.suppress(RuntimeError):
+            telling.start()
+            telling.join(1.0)
         self._end(HUNG)
 
     def _tell(self) -> None:

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import structlog
 
 from .logs.configure import flush
+from .threads import NoThread, started
 
 _log = structlog.get_logger(__name__)
 
@@ -124,9 +125,12 @@ class Watchdog:
             log(event, **facts)
             flush(_LOG_S)
 
-        thread = threading.Thread(target=say, name="watchdog-log", daemon=True)
-        thread.start()
-        thread.join(_LOG_S)
+        try:
+            thread = started("watchdog-log", say)
+        except NoThread:
+            say()
+        else:
+            thread.join(_LOG_S)
 
 
 def stacks() -> dict[str, list[str]]:

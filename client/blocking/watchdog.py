@@ -33,8 +33,9 @@ class Watchdog:
         with self._changed:
             self._watched.add(watched)
             if self._thread is None and not self._stopped:
-                self._thread = threading.Thread(target=self._run, name="streamcell-watchdog", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="streamcell-watchdog", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def arm(self, watched: Watched, due_s: float) -> None:
         """Let `watched` wait until `due_s`. Cheap if the thread wakes up earlier anyway."""

@@ -18,6 +18,7 @@ import jwt
 import structlog
 
 from streamcell.service.errors import cut
+from streamcell.service.threads import NoThread, started
 
 from .access_errors import AccessConfigError
 
@@ -95,7 +96,10 @@ class KeySet:
     def _fetched(self) -> bytes:
         """What the address answers; only one request at a time, even if its answer arrives slowly."""
         if self._fetch is None or self._fetch.over.is_set():
-            self._fetch = _Fetch(self._source)
+            try:
+                self._fetch = _Fetch(self._source)
+            except NoThread as error:
+                raise AccessConfigError(f"{FLAG} {self._source}: {error}") from error
         return self._fetch.answer()
 
     def look(self) -> None:
@@ -140,7 +144,7 @@ class _Fetch:
         self._address = address
         self._answer: bytes | Exception = b""
         self._began_s = time.monotonic()
-        threading.Thread(target=self._ask, name="keys", daemon=True).start()
+        started("keys", self._ask)
 
     def _ask(self) -> None:
         try:

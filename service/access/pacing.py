@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import structlog
 
+from streamcell.service.threads import started
+
 _log = structlog.get_logger(__name__)
 
 _BURST_S = 1.0  # a tenant that was idle may send so many seconds' steps at once
@@ -44,7 +46,7 @@ class Rate:
 
 
 class Later:
-    """Calls functions later, on one thread, which starts with the first. Thread-safe."""
+    """Calls functions later, on one thread, which starts with `start` or the first of them. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -53,13 +55,28 @@ class Later:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def call(self, after_s: float, callback: Callable[[], None]) -> None:
-        """Call `callback` in `after_s` seconds."""
+    def start(self) -> None:
+        """Start the thread, so that no stream depends on whether the machine gives one later.
+
+        Raises:
+            NoThread: the machine gives no more threads.
+        """
         with self._changed:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = started("pacing", self._work)
+
+    def call(self, after_s: float, callback: Callable[[], None]) -> None:
+        """Call `callback` in `after_s` seconds.
+
+        Raises:
+            NoThread: the thread has not been started, and the machine gives none.
+        """
+        with self._changed:
+            self._begin()
             heapq.heappush(self._calls, (self.clock() + after_s, next(self._numbers), callback))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="pacing", daemon=True)
-                self._thread.start()
             self._changed.notify()
 
     def run_due(self) -> float | None:
@@ -111,9 +128,9 @@ class Pace:
         """A message of `steps` timesteps was accepted; `room`: its queue has room. True if the stream may be read."""
         wait_s = self._spend(steps)
         if wait_s > 0 and not self._waiting:
-            self._waiting = True
             self._due_s = self._later.clock() + wait_s
             self._later.call(min(wait_s, _LOOK_S), self._look)
+            self._waiting = True
         return room and not self._waiting
 
     def may_resume(self) -> bool:

@@ -70,8 +70,13 @@ class Runner:
 
         Raises:
             DeviceError and ONNX Runtime's errors: the warm-up failed; the thread has ended.
+            RuntimeError: the machine gives no more threads.
         """
-        self._engine_thread.start()
+        try:
+            self._engine_thread.start()
+        except RuntimeError:  # the machine gives no more threads
+            self._engine.close()
+            raise
         try:
             self._warm.result()
         finally:

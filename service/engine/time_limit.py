@@ -13,6 +13,8 @@ from weakref import WeakSet
 
 import onnxruntime as ort
 
+from streamcell.service.threads import started
+
 # ONNX Runtime's Python code looks this up for each run; a missing value costs an exception, 40 µs. The value says that
 # the run is not a CUDA graph's.
 _GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
@@ -62,10 +64,14 @@ class TimeLimit:
                 cancel(True)
 
     def begin(self, limit_s: float) -> None:
-        """Something begins that must be over in `limit_s`; 0 for no limit."""
-        self.due_s = time.monotonic() + limit_s if limit_s else math.inf
+        """Something begins that must be over in `limit_s`; 0 for no limit.
+
+        Raises:
+            NoThread: it is the first limit, and the machine gives no thread to watch it.
+        """
         if limit_s:
             _WATCH.add(self, limit_s)
+        self.due_s = time.monotonic() + limit_s if limit_s else math.inf
 
     @property
     def ended(self) -> bool:
@@ -114,8 +120,7 @@ class _Watch:
                 self._pause_s = pause_s
                 self._sooner.set()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._look, name="time-limits", daemon=True)
-                self._thread.start()
+                self._thread = started("time-limits", self._look)
 
     def _look(self) -> None:
         while True:

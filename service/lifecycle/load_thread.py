@@ -12,6 +12,7 @@ import structlog
 
 from streamcell.service.engine.time_limit import TimeLimit
 from streamcell.service.load_errors import ModelLoadError
+from streamcell.service.threads import NoThread, started
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
@@ -32,6 +33,7 @@ def within(
 
     Raises:
         ModelLoadError: it took too long.
+        NoThread: the machine gives no more threads.
         Exception: what `make` raises.
     """
     if not limit_s:
@@ -52,8 +54,11 @@ def within(
                 drop(made)
 
     limit.begin(limit_s)
-    thread = threading.Thread(target=work, name=f"load-{what}", daemon=True)
-    thread.start()
+    try:
+        thread = started(f"load-{what}", work)
+    except NoThread:
+        limit.over()
+        raise
     thread.join(limit_s + min(limit_s, _SPARE_S))
     late = f"loading it took longer than {limit_s:g} s; if the model is only large, raise --load-timeout-s"
     if state.give_up():

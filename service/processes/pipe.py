@@ -25,7 +25,10 @@ OnMessage = Callable[[int, int, bytes, list[int]], None]
 
 
 class Pipe:
-    """One end. Any thread may call `send`; the reading thread calls `on_message` and `on_close`."""
+    """One end. Any thread may call `send`; the reading thread calls `on_message` and `on_close`.
+
+    What does not fit into the socket waits in memory; another thread sends it, once `start` has been called.
+    """
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -33,10 +36,14 @@ class Pipe:
         self._unsent: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._unsent_there = threading.Event()
         self._closed = False
-        self._writer: threading.Thread | None = None
 
     def start(self, name: str, on_message: OnMessage, on_close: Callable[[], None]) -> None:
-        """Begin to read. `on_close` is called once, when the other end has closed or `close` was called."""
+        """Begin to read, and to send what did not fit. `on_close` is called once, when either end has closed.
+
+        Raises:
+            RuntimeError: the machine gives no more threads. Later none is needed.
+        """
+        threading.Thread(target=self._write, name=f"{name}-writer", daemon=True).start()
         threading.Thread(
             target=self._read, args=(on_message, on_close), name=f"{name}-reader", daemon=True
         ).start()
@@ -57,9 +64,6 @@ class Pipe:
                 # An unsent message keeps copies of its descriptors.
                 self._unsent.append((data[sent:], [os.dup(fd) for fd in fds] if not sent else ()))
                 self._unsent_there.set()
-                if self._writer is None:
-                    self._writer = threading.Thread(target=self._write, name="pipe-writer", daemon=True)
-                    self._writer.start()
 
     @property
     def behind(self) -> bool:

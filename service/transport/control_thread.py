@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import structlog
 
 from streamcell.service.errors import ControlBusy
+from streamcell.service.threads import started
 
 _log = structlog.get_logger(__name__)
 
@@ -36,6 +37,7 @@ class ControlThread:
 
         Raises:
             ControlBusy: too many jobs are waiting.
+            NoThread: the machine gives no thread for the first job; the next one asks again.
         """
         with self._changed:
             if len(self._jobs) >= _MOST_WAITING or self._stopped:
@@ -43,10 +45,9 @@ class ControlThread:
                     f"{len(self._jobs)} control calls are waiting to be answered: ask again later, and less often",
                     limit=_MOST_WAITING,
                 )
-            self._jobs.append(job)
             if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="control", daemon=True)
-                self._worker.start()
+                self._worker = started("control", self._work)
+            self._jobs.append(job)
             self._changed.notify()
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent import futures
 from functools import partial
 
 import grpc
@@ -18,7 +17,7 @@ from .in_flight import InFlight
 from .new_calls import Begin, CallServer, take_new_calls
 from .reading_turns import ReadingTurns
 from .segments import SEGMENTS
-from .threaded_lane import ThreadedLane
+from .threaded_lane import ThreadedLane, Workers
 
 _OTHERS = 4
 
@@ -42,7 +41,7 @@ class FastLane:
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server on a `ServingQueue`; its threads are for the calls that no lane drives."""
-        workers = futures.ThreadPoolExecutor(_OTHERS, thread_name_prefix="calls")
+        workers = Workers(_OTHERS, thread_name_prefix="calls")
         server = server_on_queue(workers, options, spin_s=spin_s, kind=CallServer)
         take_new_calls(server)
         return server

@@ -24,7 +24,7 @@ class FirstMessages:
 
     def __init__(self) -> None:
         self.after_s = 0.0  # 0: no limit
-        self.on_late: Callable[[ServiceError], None] = lambda error: None
+        self.on_error: Callable[[ServiceError], None] = lambda error: None  # for each error sent to a client
         self._now_s = 0.0
         self._watched: dict[Hashable, tuple[float, End]] = {}
 
@@ -59,7 +59,7 @@ class FirstMessages:
             "it when there is something to send, or have the server run with a longer --first-message-s",
             first_message_s=self.after_s,
         )
-        self.on_late(error)
+        self.on_error(error)
         end(*as_status(error))
 
     def __len__(self) -> int:

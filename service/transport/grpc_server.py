@@ -77,7 +77,7 @@ class Transport:
         self._ask_who_calls(settings, admin)
         self._first_messages = lane.first_messages
         self._first_messages.after_s = settings.first_message_s
-        self._first_messages.on_late = on_error
+        self._first_messages.on_error = on_error
         message_bytes = max(settings.max_message_bytes, settings.max_infer_bytes) + _HEADROOM_BYTES
         lane.in_flight.bound(*memory_bounds(settings), message_bytes, on_error)
         waiting = max(_WAITING_CALLS, settings.max_sessions)

@@ -15,12 +15,15 @@ from contextlib import suppress
 import grpc
 import structlog
 
+from streamcell.service.errors import as_status
+from streamcell.service.threads import NoThread, started
+
 from .calls import FAULT, Handler, Metadata, OnRequest, OpenStream, Options, StreamHandler, Trailing
 from .first_messages import FirstMessages
 from .guard import Guard
 from .in_flight import FRAMING_BYTES, InFlight
 from .read_pacing import OUTBOX_REPLIES, PAUSE_REPLIES, WAKE_REPLIES
-from .threaded_unary import Status, UnaryCall, set_status, start_reader, until_gone
+from .threaded_unary import Status, UnaryCall, set_status, until_gone
 
 _log = structlog.get_logger(__name__)
 
@@ -102,10 +105,12 @@ class StreamCall:
             self._busy = True
             self._first.watch(self, self.end)
             try:
-                start_reader("stream-reader", self._read, requests)
-            except RuntimeError as error:
+                started("stream-reader", self._read, requests)
+            except NoThread as error:
                 self._busy = False
-                self._fault(error)
+                self._first.unwatch(self)
+                self._first.on_error(error)
+                self.end(*as_status(error))
 
     def _read(self, requests: Iterator[bytes]) -> None:
         """Give every message to the handler; runs on the stream's reading thread."""
@@ -243,7 +248,7 @@ class StreamCall:
         self._context.cancel()
 
 
-class _Workers(futures.ThreadPoolExecutor):
+class Workers(futures.ThreadPoolExecutor):
     """Threads for calls, made when they are needed. If the machine has no more, calls wait for one.
 
     grpcio's serving thread submits the calls and would end with the error that there is no more thread.
@@ -267,7 +272,7 @@ class ThreadedLane:
 
     def server(self, options: Options = (), *, spin_s: float = 0.0) -> grpc.Server:
         """A server with a thread for every call, made when it is needed. It never polls."""
-        workers = _Workers(_CALLS, thread_name_prefix="calls")
+        workers = Workers(_CALLS, thread_name_prefix="calls")
         try:
             from .completion_queue import server_on_queue
         except (

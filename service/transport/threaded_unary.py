@@ -9,6 +9,9 @@ from contextlib import suppress
 import grpc
 import structlog
 
+from streamcell.service.errors import as_status
+from streamcell.service.threads import NoThread, started
+
 from .calls import FAULT, Metadata, OnRequest, Trailing
 from .first_messages import FirstMessages
 from .guard import Guard
@@ -53,9 +56,10 @@ class UnaryCall:
             self.caller = caller
             # Read on another thread, so that the call can be ended although no message arrives.
             try:
-                start_reader("call-reader", self._read, on_request, requests)
-            except RuntimeError as error:
-                self._fault(error)
+                started("call-reader", self._read, on_request, requests)
+            except NoThread as error:
+                self._first_message.on_error(error)
+                self.fail(*as_status(error))
         self._done.wait()
         self._first_message.unwatch(self)
         if self._status is not None:
@@ -151,15 +155,6 @@ class UnaryCall:
             if not self._cancelled:
                 return
         callback()
-
-
-def start_reader(name: str, read: Callable[..., None], *args: object) -> None:
-    """Call `read` on a new thread.
-
-    Raises:
-        RuntimeError: the machine gives no more threads.
-    """
-    threading.Thread(target=read, args=args, name=name, daemon=True).start()
 
 
 def until_gone(requests: Iterator[bytes]) -> Iterator[bytes]:

@@ -140,7 +140,7 @@ class Waiting:
         self.first.after_s = after_s
         self.late: list[str] = []
         self.told: list[str] = []
-        self.first.on_late = lambda error: self.told.append(error.reason)
+        self.first.on_error = lambda error: self.told.append(error.reason)
 
     def begin(self, name: str) -> None:
         self.first.watch(name, lambda code, details, trailing: self.late.append(name))

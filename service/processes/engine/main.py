@@ -39,6 +39,7 @@ from streamcell.service.processes.event_wakeup import EventWakeup
 from streamcell.service.processes.metrics_relay import pack_families
 from streamcell.service.processes.pipe import Pipe
 from streamcell.service.settings import Settings
+from streamcell.service.threads import NoThread, started
 from streamcell.service.transport.calls import Handler
 from streamcell.service.transport.grpc_server import Transport
 from streamcell.service.transport.lane_choice import LaneError, choose_lane
@@ -80,7 +81,10 @@ class EngineProcess(ChildProcess):
         elif kind == SCRAPE:
             self._scrape(number)
         elif kind == DRAIN:
-            threading.Thread(target=self._drain, daemon=True).start()
+            try:
+                started("drain", self._drain)
+            except NoThread:
+                self._drain()  # other messages wait for it
         elif kind == RELOAD:
             if self._host is not None:
                 self._host.reload()
@@ -206,8 +210,10 @@ class EngineProcess(ChildProcess):
             self._pipe.send(SCRAPED, number, pack_families(self._registry))
 
         if self._scraping is None or not self._scraping.is_alive():
-            self._scraping = threading.Thread(target=collect, name="scrape", daemon=True)
-            self._scraping.start()
+            try:
+                self._scraping = started("scrape", collect)
+            except NoThread as error:  # the page of metrics goes without these
+                _log.warning("metrics not collected", reason=str(error))
 
     def _drain(self) -> None:
         if self._admin is not None:

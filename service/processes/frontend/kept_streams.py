@@ -58,20 +58,33 @@ class KeptStreams:
 
     def wait(self, stream: Waiting, lost: Tunnel) -> None:
         """Continue `stream` with the engine process after that of `lost`; at once, if there is one."""
+        bounded = True
         with self._lock:
             following, draining = self._tunnel, self._draining
             if following is lost:
                 following = None
             if following is None and not draining:
-                self._waiting[stream] = None
-                if self._timer is None:
-                    self._timer = threading.Timer(self._wait_s, self.give_up)
-                    self._timer.daemon = True
-                    self._timer.start()
+                bounded = self._bound_wait()
+                if bounded:
+                    self._waiting[stream] = None
         if draining:
             stream.give_up(_shutting_down())
         elif following is not None:
             stream.begin(following)
+        elif not bounded:
+            stream.give_up(_no_process())
+
+    def _bound_wait(self) -> bool:
+        """Have the wait end in time; False if the machine gives no thread for that. With the lock held."""
+        if self._timer is None:
+            timer = threading.Timer(self._wait_s, self.give_up)
+            timer.daemon = True
+            try:
+                timer.start()
+            except RuntimeError:
+                return False
+            self._timer = timer
+        return True
 
     def forget(self, stream: Waiting) -> None:
         """The client of `stream` has gone."""
@@ -83,7 +96,7 @@ class KeptStreams:
         with self._lock:
             waiting = self._take()
         for stream in waiting:
-            stream.give_up(EngineLost("no process runs the models; the session is kept: resume it later"))
+            stream.give_up(_no_process())
 
     def drain(self) -> None:
         """The server shuts down and starts no further engine process."""
@@ -103,6 +116,10 @@ class KeptStreams:
     def resumed(self, model: str, version: str, pause_s: float) -> None:
         """Count a stream whose session continued after a pause, to a hundredth of a second."""
         self._reports.send(PAUSED, 1, pack(model.encode(), version.encode(), f"{pause_s:.2f}".encode()))
+
+
+def _no_process() -> EngineLost:
+    return EngineLost("no process runs the models; the session is kept: resume it later")
 
 
 def _shutting_down() -> ServerDraining:

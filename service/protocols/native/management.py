@@ -131,7 +131,7 @@ class Management:
         """Begin to move sessions away, for operators.
 
         Raises:
-            NotPermitted, WrongParameter, NoStore, StillMoving, DrainOff: none begins to move.
+            NotPermitted, WrongParameter, NoStore, StillMoving, DrainOff, NoThread: none begins to move.
         """
         check_operator(caller, "DrainReplica")
         if not 0 < request.fraction <= 1:

@@ -17,6 +17,7 @@ import structlog
 from streamcell.service.control_errors import StillMoving
 from streamcell.service.errors import ServerDraining, retry_after
 from streamcell.service.sessions.table import DRAINING, SessionTable
+from streamcell.service.threads import started
 
 _log = structlog.get_logger(__name__)
 
@@ -97,6 +98,7 @@ class Moving:
 
         Raises:
             StillMoving: a part goes already.
+            NoThread: the machine gives no thread to move them with; none goes.
         """
         found = self._idle_first()
         chosen = found[: math.ceil(fraction * len(found))]
@@ -110,12 +112,11 @@ class Moving:
                 )
                 error.more = (retry_after(_AGAIN_S),)
                 raise error
-            self._everything |= fraction == 1
             if left is None:
+                started("moves", self._work, chosen)  # it waits for the lock
                 self._left = len(chosen)
+            self._everything |= fraction == 1
         _log.info("moving sessions", sessions=len(chosen), of=len(found))
-        if left is None:
-            threading.Thread(target=self._work, args=(chosen,), name="moves", daemon=True).start()
         return len(chosen)
 
     def _work(self, chosen: list[Leaving]) -> None:

@@ -62,7 +62,9 @@ def test_what_comes_while_there_is_no_engine_is_a_number_of_each_kind() -> None:
     ours, theirs = socket.socketpair()
     engine = Engine(theirs.detach())
     engine.start()
-    reports.attach(Pipe(ours.detach()))
+    pipe = Pipe(ours.detach())
+    pipe.start("front end", lambda *message: None, lambda: None)
+    reports.attach(pipe)
     assert engine.done.wait(60)
     assert right(engine.counts)
 
@@ -71,6 +73,7 @@ def test_an_engine_that_does_not_read_makes_nothing_grow_and_misses_nothing() ->
     reports = Reports()
     ours, theirs = socket.socketpair()
     pipe = Pipe(ours.detach())
+    pipe.start("front end", lambda *message: None, lambda: None)
     reports.attach(pipe)
     report(reports)
     assert pipe.behind

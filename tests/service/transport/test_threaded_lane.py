@@ -11,6 +11,7 @@ import pytest
 
 from streamcell.benchmarks.targets.echo import Echo
 from streamcell.service.transport.threaded_lane import ThreadedLane
+from tests.support.every_method import info_of
 
 WAIT_S = 30.0
 
@@ -63,7 +64,8 @@ def test_a_call_whose_reader_cannot_be_started_fails_alone(
     bad = call(iter([b"a"]), timeout=WAIT_S)
     with pytest.raises(grpc.RpcError):
         list(bad)
-    assert (bad.code(), bad.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+    assert bad.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert info_of(bad).reason == "NO_THREAD"
     good: Any = channel.stream_stream(works)
     assert list(good(iter([b"a"]), timeout=WAIT_S)) == [b"a"]
 

@@ -12,6 +12,8 @@ import pytest
 
 from streamcell.service.control_errors import StillMoving
 from streamcell.service.protocols.native.moving import Moving
+from streamcell.service.threads import NoThread
+from tests.support.no_threads import no_threads
 
 
 @dataclass
@@ -114,6 +116,19 @@ def held(names: str) -> tuple[Rig, threading.Event]:
     wait = rig.wait
     rig.moving._wait = lambda seconds: (goes_on.wait(60), wait(seconds))
     return rig, goes_on
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+def test_a_part_that_no_thread_can_move_is_refused_and_the_next_one_goes(
+    fraction: float, eventually: Any
+) -> None:
+    rig = Rig("abcdefghij")
+    with no_threads(), pytest.raises(NoThread, match="no thread for 'moves'"):
+        rig.moving.part(fraction)
+    assert not rig.refused.is_set()
+    rig.part(0.2, 2, eventually)
+    assert rig.moved == ["a", "b"]
+    assert not rig.refused.is_set()
 
 
 def movers() -> int:

@@ -55,6 +55,7 @@ def run_load(load: Load) -> dict[str, Any]:
         before = len(run.latencies_s)
         window.begin()
         time.sleep(load.measure_s)
+        _wait(lambda: len(run.latencies_s) > before, run, "a reply")
         after = len(run.latencies_s)
         result = window.end(after - before, run.latencies_s[before:after], (after - before) * load.steps)
         run.going = False

@@ -37,7 +37,7 @@ class Load:
         hold: only open the sessions, with one message each, and keep them until the next line of input.
         input_name, input_shape, output_name: of an "oip" model, batch axis included.
         connections: HTTP/2 connections that the streams are spread over.
-        warm_up_s, measure_s: before and in the measured window.
+        warm_up_s, measure_s: before and in the measured window, which goes on until it has a reply.
         begin_s: do not begin to measure before this `time.time()`, so that several generators measure together.
         quantiles: how many evenly spaced quantiles of the latencies to return as well.
         pids: processes whose CPU time is the server's; empty if it runs elsewhere.

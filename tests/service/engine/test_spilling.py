@@ -74,8 +74,9 @@ def test_twenty_times_more_sessions_than_rows_differ_in_no_bit(
     models_dir: Path, kind: str, device: Device
 ) -> None:
     file = open_model(models_dir / f"{kind}.onnx", kind)
-    few = engine(file, device, sessions=SESSIONS, slots=ROWS)
-    many = engine(file, device, sessions=SESSIONS, max_batch=ROWS)
+    # Measured, the faster cell may be another one in each: it differs in bits.
+    few = engine(file, device, sessions=SESSIONS, slots=ROWS, cell="operator")
+    many = engine(file, device, sessions=SESSIONS, max_batch=ROWS, cell="operator")
     assert (few.max_batch, few.pool.rows) == (ROWS, few.pool.first_slot + ROWS)
     found = compare(many, few, sessions=SESSIONS, runs=300)
     assert found.steps > 2000

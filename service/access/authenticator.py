@@ -111,10 +111,17 @@ class Authenticator:
 
     def turn(self, tenant: str) -> int:
         """Messages of a tenant's turn in reading."""
+        return self._terms(tenant).turn
+
+    def most_bytes(self, tenant: str) -> int | None:
+        """Bytes of messages that a tenant may have unanswered; None: any number."""
+        return self._terms(tenant).max_bytes_in_flight
+
+    def _terms(self, tenant: str) -> Terms:
         try:
-            return _USUAL.turn if self._policy is None else self._policy.terms(tenant).turn
+            return _USUAL if self._policy is None else self._policy.terms(tenant)
         except NotPermitted:  # an operator, or a tenant that was taken out of the file
-            return _USUAL.turn
+            return _USUAL
 
     def _of_token(self, given: Sequence[str | bytes]) -> Identity:
         token = _token(given)

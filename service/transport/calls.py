@@ -154,8 +154,15 @@ class ServerLane(Lane, Protocol):
         None if this grpcio does not let it be told.
         """
 
-    def take_turns(self, size: Callable[[str], int]) -> None:
-        """Have tenants take turns in being read, of `size(tenant)` messages. Call before the server starts."""
+    def take_turns(
+        self, size: Callable[[str], int], most_bytes: Callable[[str], int | None] = lambda tenant: None
+    ) -> None:
+        """Have tenants take turns in being read. Call before the server starts.
+
+        Args:
+            size: messages of a tenant's turn.
+            most_bytes: that a tenant may have unanswered; None: any number.
+        """
 
     def when_read(self, server: grpc.Server, callback: Callable[[], None]) -> bool:
         """Call `callback` once the handlers have all data that has reached the sockets of `server`, one of its own.

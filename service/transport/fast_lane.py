@@ -54,9 +54,11 @@ class FastLane:
         """Call `callback` once the handlers have all data that has reached the server's sockets."""
         return when_read(server, callback)
 
-    def take_turns(self, size: Callable[[str], int]) -> None:
-        """Have tenants take turns in being read, of `size(tenant)` messages. Call before the server starts."""
-        self._turns.take(size)
+    def take_turns(
+        self, size: Callable[[str], int], most_bytes: Callable[[str], int | None] = lambda tenant: None
+    ) -> None:
+        """Have tenants take turns in being read: see `ReadingTurns.take`."""
+        self._turns.take(size, most_bytes)
 
     def stream(self, open_: OpenStream, *, public: bool = False) -> Handler:
         """A bidirectional method."""

@@ -20,6 +20,7 @@ from grpc._cython import cygrpc
 
 from .calls import FAULT, Metadata, OpenStream, StreamHandler, Trailing
 from .completion_queue import AGAIN, ARRIVALS, call_soon, expect, no_longer_idle, once_idle, peer_of
+from .fast_unary import PASSES, status_operations
 from .first_messages import FirstMessages
 from .guard import Guard
 from .in_flight import FRAMING_BYTES, LARGE_BYTES, InFlight
@@ -29,7 +30,6 @@ from .reading_turns import Line, ReadingTurns
 _log = structlog.get_logger(__name__)
 
 _KEEP = cygrpc.WriteFlag.buffer_hint
-PASSES = 128  # of a callback through the queue, at most
 
 
 class StreamCall:
@@ -46,9 +46,9 @@ class StreamCall:
     """
 
     __slots__ = (
-        "_begun", "_call", "_cancelled", "_closed", "_connection", "_first", "_handler", "_kept", "_line", "_lock",
-        "_metadata", "_outbox", "_over", "_reading", "_sending", "_sending_bytes", "_status", "_status_due", "_waiting",
-        "_wake", "again", "caller", "gone", "peer", "sent",
+        "_begun", "_call", "_cancelled", "_closed", "_connection", "_first", "_handler", "_in_line", "_kept", "_line",
+        "_lock", "_metadata", "_outbox", "_over", "_reading", "_sending", "_sending_bytes", "_status", "_status_due",
+        "_waiting", "_wake", "again", "caller", "gone", "peer", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,7 @@ class StreamCall:
         self._reading = ReadPacing()
         self._handler: StreamHandler | None = None
         self._line: Line | None = None  # its tenant's, if tenants take turns in reading
+        self._in_line = 0  # bytes of what waits there
         self._connection = in_flight.join(self)
         call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_close)
         first.watch(self, self.end)
@@ -104,7 +105,7 @@ class StreamCall:
 
     def _on_read(self, event: Any) -> Any:
         message = event.batch_operations[0].message()
-        if self._line is None or self._line.admits(self._arrived, message):
+        if self._line is None or self._has_turn(self._line, message):
             self._arrived(message)
         return AGAIN
 
@@ -112,13 +113,36 @@ class StreamCall:
         # Count the read as in flight first, so that flushed replies do not start another.
         self._sent()
         message = event.batch_operations[-1].message()
-        if self._line is None or self._line.admits(self._arrived, message):
+        if self._line is None or self._has_turn(self._line, message):
             self._arrived(message)
         return AGAIN
+
+    def _has_turn(self, line: Line, message: bytes | None) -> bool:
+        """True if it may take what has come; if not, that waits in the server, which then counts it as received."""
+        if line.admits(self._arrived, message):
+            return True
+        self._in_line = 1 if message is None else len(message) + FRAMING_BYTES
+        self._connection.taken += self._in_line
+        return False
 
     def _on_sent(self, event: Any) -> Any:
         self._sent()
         return AGAIN
+
+    def _sent(self) -> None:
+        wake = None
+        with self._lock:
+            self.sent += 1
+            if self._wake is not None and len(self._outbox) <= WAKE_REPLIES:
+                wake, self._wake = self._wake, None
+            if self._outbox:
+                self._send(self._outbox.popleft())
+            else:
+                self._sending = False
+                if self._status is not None and not self._over:
+                    self._send_status()
+        if wake is not None:
+            wake()
 
     def _arrived(self, message: bytes | None) -> None:
         reading = self._reading
@@ -127,12 +151,14 @@ class StreamCall:
         with self._lock:
             handler = None if self._over or self._status is not None else self._handler
             reading.reading = False
+            counted, self._in_line = self._in_line, 0
             if message is None:
                 reading.half_closed = True
             elif handler is not None:
                 size = len(message)
                 ahead = reading.arrived(size)
-                self._connection.taken += size + FRAMING_BYTES
+                if not counted:
+                    self._connection.taken += size + FRAMING_BYTES
                 ARRIVALS.messages += 1
         if handler is None:
             return
@@ -299,7 +325,7 @@ class StreamCall:
     @property
     def half_open(self) -> bool:
         """True if a message may be in flight."""
-        return self._reading.reading
+        return self._reading.reading and not self._in_line
 
     @property
     def messages(self) -> int:
@@ -307,11 +333,11 @@ class StreamCall:
         return self._reading.messages
 
     def held(self) -> tuple[int, int]:
-        """Bytes of its unanswered messages and of its unsent replies."""
+        """Bytes of its unanswered messages, one that waits for its turn among them, and of its unsent replies."""
         with self._lock:
             # While it is sent, the core has a copy.
             sending = 2 * self._sending_bytes if self._sending and not self._waiting else 0
-            return sum(self._reading.unanswered), sum(map(len, self._outbox)) + sending
+            return sum(self._reading.unanswered) + self._in_line, sum(map(len, self._outbox)) + sending
 
     def read_again(self) -> None:
         """Resume reading: the connection is below its bound again."""
@@ -371,30 +397,3 @@ class StreamCall:
         assert self._status is not None
         self._over = self._status_due = True
         self._call.start_server_batch(status_operations(*self._status, begun=self._begun), self._on_status)
-
-    # Without
-
-    def _sent(self) -> None:
-        wake = None
-        with self._lock:
-            self.sent += 1
-            if self._wake is not None and len(self._outbox) <= WAKE_REPLIES:
-                wake, self._wake = self._wake, None
-            if self._outbox:
-                self._send(self._outbox.popleft())
-            else:
-                self._sending = False
-                if self._status is not None and not self._over:
-                    self._send_status()
-        if wake is not None:
-            wake()
-
-
-def status_operations(
-    code: grpc.StatusCode, details: str, trailing: Trailing, *, begun: bool
-) -> tuple[Any, ...]:
-    """What ends a call. `begun`: its headers have been sent."""
-    if code is grpc.StatusCode.OK and begun:  # nearly every call
-        return (cygrpc.SendStatusFromServerOperation((), 0, b"", 0),)
-    status = cygrpc.SendStatusFromServerOperation(tuple(trailing), code.value[0], details.encode(), 0)
-    return (status,) if begun else (cygrpc.SendInitialMetadataOperation((), 0), status)

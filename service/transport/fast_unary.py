@@ -1,4 +1,4 @@
-"""The fast lane's unary calls; see `fast_stream.py`."""
+"""The fast lane's unary calls, and what its streams share with them; see `fast_stream.py`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from grpc._cython import cygrpc
 from .answer_once import AnswerOnce
 from .calls import FAULT, Metadata, OnRequest, Trailing
 from .completion_queue import AGAIN, ARRIVALS, call_soon, expect, peer_of
-from .fast_stream import PASSES, status_operations
 from .first_messages import FirstMessages
 from .guard import Guard
 from .in_flight import FRAMING_BYTES, InFlight
 from .reading_turns import Line, ReadingTurns
 
 _log = structlog.get_logger(__name__)
+
+PASSES = 128  # of a callback through the queue, at most
 
 
 class UnaryCall(AnswerOnce):
@@ -68,19 +69,21 @@ class UnaryCall(AnswerOnce):
 
     def _on_read(self, event: Any) -> Any:
         message = event.batch_operations[0].message()
-        if self._line is None or self._line.admits(self._arrived, message):
+        self._first_message.unwatch(self)
+        self.messages = 1
+        if message is not None:  # perhaps it waits in a line; in any case it has been received
+            self._held = len(message)
+            self._connection.taken += self._held + FRAMING_BYTES
+        line = self._line
+        if line is None or line.is_full(self._held) or line.admits(self._arrived, message):
             self._arrived(message)
         return AGAIN
 
     def _arrived(self, message: bytes | None) -> None:
-        self._first_message.unwatch(self)
-        self.messages = 1
         try:
             if message is None:
                 self.fail(grpc.StatusCode.UNIMPLEMENTED, "a unary call carries one message; none came")
             else:
-                self._held = len(message)
-                self._connection.taken += self._held + FRAMING_BYTES
                 self._on_request(self, message)
         except Exception as error:  # a bug in a handler ends its call, not the serving thread
             _log.error("unary handler failed", exc_info=error)
@@ -167,3 +170,13 @@ class UnaryCall(AnswerOnce):
             self._line.leave(self._arrived)
         self._connection.leave(self)
         return self, ()
+
+
+def status_operations(
+    code: grpc.StatusCode, details: str, trailing: Trailing, *, begun: bool
+) -> tuple[Any, ...]:
+    """What ends a call. `begun`: its headers have been sent."""
+    if code is grpc.StatusCode.OK and begun:  # nearly every call
+        return (cygrpc.SendStatusFromServerOperation((), 0, b"", 0),)
+    status = cygrpc.SendStatusFromServerOperation(tuple(trailing), code.value[0], details.encode(), 0)
+    return (status,) if begun else (cygrpc.SendInitialMetadataOperation((), 0), status)

@@ -135,7 +135,7 @@ class Transport:
         if authenticator is not None:
             self._health.visible = authenticator.sees
             if settings.policy_file is not None:
-                self._lane.take_turns(authenticator.turn)
+                self._lane.take_turns(authenticator.turn, authenticator.most_bytes)
         if settings.admin is not None:
             check = for_operators(authenticator, settings.admin) if admin else for_users(authenticator)
         if check is not None:

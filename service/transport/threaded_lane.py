@@ -295,7 +295,9 @@ class ThreadedLane:
         """False: the public API does not offer this."""
         return False
 
-    def take_turns(self, size: Callable[[str], int]) -> None:
+    def take_turns(
+        self, size: Callable[[str], int], most_bytes: Callable[[str], int | None] = lambda tenant: None
+    ) -> None:
         """Nothing to do: each call has its own thread, and no message waits for another call's to be read."""
 
     def stream(self, open_: OpenStream, *, public: bool = False) -> Handler:

@@ -16,11 +16,14 @@ import pytest
 from grpc._cython import cygrpc
 
 from streamcell.service.access.identity import Identity
+from streamcell.service.errors import ServiceError
 from streamcell.service.settings import Settings
 from streamcell.service.transport import completion_queue
 from streamcell.service.transport.completion_queue import ServingQueue
 from streamcell.service.transport.fast_lane import FastLane
+from streamcell.service.transport.fast_stream import StreamCall
 from streamcell.service.transport.grpc_server import Transport
+from streamcell.service.transport.in_flight import FRAMING_BYTES
 from streamcell.service.transport.reading_turns import ReadingTurns
 from tests.support.lanes import WAIT_S, Echo, Feed, Rig
 from tests.support.mutants import mutant
@@ -307,6 +310,9 @@ class CoreCall:
         self.tags.append(tag)
         return cygrpc.CallError.ok
 
+    def cancel(self, code: int, details: str) -> None:
+        """It ends when the test says so."""
+
 
 def completed(message: bytes = b"", *, cancelled: bool = False) -> Any:
     """The event of an operation that has received a message, or a call's end."""
@@ -315,43 +321,125 @@ def completed(message: bytes = b"", *, cancelled: bool = False) -> Any:
     )
 
 
-@pytest.mark.parametrize("kind", ["stream", "unary"])
-def test_a_call_that_ends_leaves_nothing_in_its_line(kind: str) -> None:
-    completion_queue._serving.queue = ServingQueue()
-    lane = FastLane()
-    lane.guard.ask(lambda metadata, peer: Identity("acme", "", operator=False), lambda error: None)
-    lane.take_turns(lambda tenant: 1)
-    taken: list[bytes] = []
+class Calls:
+    """Calls of one tenant on a lane, with turns of one message, by a core that the test plays."""
 
-    class Noting(Echo):
-        def on_message(self, data: bytes) -> bool:
-            taken.append(data)
-            return True
+    def __init__(self, kind: str, most_bytes: int | None = None) -> None:
+        completion_queue._serving.queue = ServingQueue()
+        self.lane = lane = FastLane()
+        lane.guard.ask(lambda metadata, peer: Identity("acme", "", operator=False), lambda error: None)
+        lane.take_turns(lambda tenant: 1, lambda tenant: most_bytes)
+        taken: list[bytes] = []
+        self.taken = taken
 
-    handler: Any = (
-        lane.stream(Noting) if kind == "stream" else lane.unary(lambda call, data: taken.append(data))
-    )
+        class Noting(Echo):
+            def on_message(self, data: bytes) -> bool:
+                taken.append(data)
+                return True
 
-    def send(data: bytes) -> CoreCall:
-        call = CoreCall()
-        handler.stream_stream.begin(call, ())
-        _, on_read = call.tags
+        self.handler: Any = (
+            lane.stream(Noting) if kind == "stream" else lane.unary(lambda call, data: taken.append(data))
+        )
+
+    @property
+    def line(self) -> Any:
+        return self.lane._turns.line_of("acme")
+
+    def begin(self) -> tuple[CoreCall, Any]:
+        """The core's call, and the lane's."""
+        core = CoreCall()
+        return core, self.handler.stream_stream.begin(core, ())
+
+    def send(self, data: bytes) -> tuple[CoreCall, Any]:
+        """A new call, and its first message."""
+        core, call = self.begin()
+        _, on_read = core.tags
         on_read(completed(data))
-        return call
+        return core, call
 
-    gone = [send(b"gone") for _ in range(50)]
-    line = lane._turns.line_of("acme")
-    assert line is not None
-    assert len(line._waiting) == 50
-    for call in gone:
-        on_close = call.tags[0]
+
+@pytest.fixture(params=["stream", "unary"])
+def calls(request: pytest.FixtureRequest) -> Calls:
+    return Calls(request.param)
+
+
+def test_a_call_that_ends_leaves_nothing_in_its_line(calls: Calls) -> None:
+    gone = [calls.send(b"gone") for _ in range(50)]
+    assert len(calls.line._waiting) == 50
+    for core, _ in gone:
+        on_close = core.tags[0]
         on_close(completed(cancelled=True))
-    assert not line._waiting
+    assert not calls.line._waiting
     for data in (b"second", b"third"):
-        send(data)
-    assert lane._turns.give()
-    assert not lane._turns.give()
-    assert taken == [b"second", b"third"]
+        calls.send(data)
+    assert calls.lane._turns.give()
+    assert not calls.lane._turns.give()
+    assert calls.taken == [b"second", b"third"]
+
+
+MIB = 1024 * 1024
+
+
+def test_messages_in_a_line_count_as_received_and_end_no_call(calls: Calls) -> None:
+    """Of those that are half received beside them, the calls end as ever."""
+    in_flight = calls.lane.in_flight
+    received, memory = [0], [100 * MIB]
+    in_flight._figures = lambda peers: {"ipv4:127.0.0.1:1": (received[0], 0)}
+    in_flight._memory = lambda: memory[0]
+    ended: list[ServiceError] = []
+    in_flight.bound(96 * MIB, 48 * MIB, 4 * MIB, ended.append)
+    waiting, half = ([calls.begin() for _ in range(40)] for _ in range(2))
+    in_flight.look()
+    message = bytes(3 * MIB)
+    for core, _ in waiting:
+        received[0] += len(message)
+        memory[0] += len(message)
+        core.tags[-1](completed(message))
+        in_flight.look()
+    for _ in range(100):
+        in_flight.look()
+    (connection,) = {call._connection for _, call in waiting}
+    assert connection.held_bytes == pytest.approx(40 * 3 * MIB, rel=0.01)
+    assert connection.half_bytes < MIB
+    assert connection.stopped, "it has more than its bound, and is not read"
+    assert ended == []
+    for _ in half:
+        received[0] += 3 * MIB
+        memory[0] += 3 * MIB
+        in_flight.look()
+    over = [call._over if isinstance(call, StreamCall) else call._done for _, call in (*waiting, *half)]
+    assert (sum(over[:40]), sum(over[40:]) > 0) == (0, True)
+    calls.lane._turns.give()
+    assert calls.taken == [message]
+
+
+def test_what_has_waited_in_a_line_is_counted_once(calls: Calls) -> None:
+    _, call = calls.send(bytes(1000))
+    connection = call._connection
+    assert connection.taken == 1000 + FRAMING_BYTES
+    assert sum(call.held()) == pytest.approx(1000, abs=FRAMING_BYTES)
+    assert not call.half_open
+    calls.lane._turns.give()
+    assert connection.taken == 1000 + FRAMING_BYTES
+    assert sum(call.held()) == 1000
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("stream", 50), ("unary", 10)])
+def test_of_a_tenants_requests_no_more_wait_than_it_may_have_unanswered(kind: str, waits: int) -> None:
+    """A stream has one message there at most; what it may have unanswered decides whether it is read on."""
+    calls = Calls(kind, most_bytes=10_500)
+    made = [calls.send(bytes(1000)) for _ in range(50)]
+    assert calls.line.bytes == waits * 1000
+    assert len(calls.taken) == 50 - waits
+    core, _ = made[0]
+    core.tags[0](completed(cancelled=True))
+    assert calls.line.bytes == (waits - 1) * 1000
+    while calls.lane._turns.give():
+        pass
+    assert calls.line.bytes == 0
+    assert len(calls.taken) == 49
+    calls.send(bytes(20_000))  # a large one may wait alone
+    assert (calls.line.bytes, len(calls.taken)) == (20_000, 49)
 
 
 # On a real server
@@ -430,13 +518,14 @@ def test_unary_calls_take_turns_too() -> None:
 def test_tenants_of_a_policy_take_turns_of_their_batches_size(tmp_path: Path) -> None:
     tokens = token_file(tmp_path / "t.toml", ("acme", "feed"), ("bank", "ops"), operators=("ops",))
     policy = tmp_path / "policy.toml"
-    policy.write_text("[tenants.acme]\npriority = 3\nmax_batch_steps = 5\n")
+    policy.write_text("[tenants.acme]\npriority = 3\nmax_batch_steps = 5\nmax_bytes_in_flight = 7000\n")
     for settings, turn in (({}, None), ({"policy_file": policy}, 15)):
         lane = FastLane()
         made = Settings.load(models=tmp_path, port=0, token_file=tokens, **settings)
         transport = Transport(made, {}, lane, lambda error: None)
         line = lane._turns.line_of("acme")
         assert turn == (None if line is None else line._size())
+        assert line is None or (line.is_full(7001), lane._turns._most_bytes("acme")) == (False, 7000)
         operators = lane._turns.line_of("ops")
         assert (None if turn is None else 64) == (None if operators is None else operators._size())
         transport._grpc.stop(None)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -25,7 +25,8 @@ _NOTHING = cygrpc.CompletionType.queue_timeout
 _LEAST, _MOST = 2, 256  # short sleeps in a row before it polls again
 _FEW = 2  # arrivals
 _EVENTS = 16  # maximum events before the callback of `once_idle`
-_ENOUGH = 65_536  # maximum events before the callback of `when_read`
+_ENOUGH = 65_536  # maximum events after which the sockets count as read, for a callback of `when_read`
+_MOST_PROBES = 16  # of these at a time
 # A callback of `between_looks` comes after so many looks that found nothing, each at one socket, or so many events.
 _LOOKS, _BETWEEN = 4, 256
 
@@ -53,14 +54,31 @@ _patching = threading.Lock()
 
 
 class _Probe:
-    """A request to be called when the sockets' present content has been read."""
+    """A request to be called when the sockets' present content has been read and handled."""
 
-    __slots__ = ("callback", "events", "looks")
+    __slots__ = ("before", "callback", "events", "looks")
 
     def __init__(self, callback: Callable[[], None], sockets: int) -> None:
         self.callback = callback
         self.looks = sockets  # that find nothing: each reads one socket at most
         self.events = _ENOUGH
+        self.before: int | None = None  # once the sockets have been read: as `Turns.came` was then
+
+
+class Turns(Protocol):
+    """What has been read and waits until the sockets have been looked at; see `between_looks`.
+
+    Attributes:
+        came: the number of messages that have come to wait so far.
+    """
+
+    came: int
+
+    def give(self) -> bool:
+        """Handle some of it; True if more waits."""
+
+    def waits(self, before: int) -> bool:
+        """True if any of the first `before` messages still waits."""
 
 
 class _Serving(threading.local):
@@ -80,7 +98,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
 
     __slots__ = (
         "_asked", "_begun", "_between", "_events", "_expects", "_found_nothing", "_looks", "_passed", "_plain",
-        "_probe", "_short", "_wanted", "beats", "callback", "poll", "spin_s",
+        "_probes", "_probing", "_short", "_wanted", "beats", "callback", "poll", "spin_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -94,8 +112,9 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self._passed = 0
         self._begun = self._asked = False
         self.beats = 0  # waits of the thread that began after `ask`
-        self._probe: _Probe | None = None
-        self._between: Callable[[], bool] | None = None
+        self._probes: tuple[_Probe, ...] = ()
+        self._probing = threading.Lock()  # held to replace them
+        self._between: Turns | None = None
         self._events = self._found_nothing = 0  # events, and looks without one, since its last call
 
     def _first(self, deadline: float | None) -> Any:
@@ -106,7 +125,7 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
 
     def _be_plain(self) -> None:
         self.poll = self._plain
-        if self._probe is not None:  # another thread may have asked just now
+        if self._probes:  # another thread may have asked just now
             self.poll = self._attentive
 
     def _attentive(self, deadline: float | None) -> Any:
@@ -117,6 +136,8 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         event = self._plain(0)
         while self.callback is not None or self._between is not None:
             came = event.completion_type != _NOTHING
+            if not came:
+                self._looked()
             if self.callback is None:
                 self._call_between(came)
             elif came and self._passed < _EVENTS:
@@ -126,8 +147,8 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
             if came:
                 break
             event = self._plain(0)
-        if self._probe is not None:
-            event = self._read_for(self._probe, event)
+        if self._probes:
+            event = self._read_for(self._probes, event)
         if event.completion_type != _NOTHING:
             return event
         self._be_plain()
@@ -136,15 +157,27 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self._expects = False
         return self._look(deadline) if self._looks else self._sleep(deadline)
 
-    def _read_for(self, probe: _Probe, event: Any) -> Any:
-        """Poll until an event arrives or every socket has been read."""
-        while probe.looks > 0 and event.completion_type == _NOTHING:
+    def _looked(self) -> None:
+        """A look has found nothing."""
+        for probe in self._probes:
             probe.looks -= 1
+
+    def _read_for(self, probes: tuple[_Probe, ...], event: Any) -> Any:
+        """Poll until an event arrives or every socket has been read; call those for whom nothing waits any more."""
+        while event.completion_type == _NOTHING and any(probe.looks > 0 for probe in probes):
+            self._looked()
             event = self._plain(0)
-        probe.events -= 1
-        if event.completion_type == _NOTHING or probe.events < 0:
-            self._probe = None
-            _try(probe.callback)
+        turns = self._between
+        for probe in probes:
+            probe.events -= 1
+            # While messages wait for their turns, this sees only looks that found something.
+            read = event.completion_type == _NOTHING or (turns is not None and probe.looks <= 0)
+            if probe.before is None and (read or probe.events < 0):
+                probe.before = 0 if turns is None else turns.came
+            if probe.before is not None and (turns is None or not turns.waits(probe.before)):
+                with self._probing:
+                    self._probes = tuple(each for each in self._probes if each is not probe)
+                _try(probe.callback)
         return event
 
     def _call_between(self, came: bool) -> None:
@@ -154,9 +187,9 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         if self._found_nothing < _LOOKS and self._events < _BETWEEN:
             return
         self._events = self._found_nothing = 0
-        between, self._between = self._between, None
-        if between is not None and _try(between) and self._between is None:
-            self._between = between
+        turns, self._between = self._between, None
+        if turns is not None and _try(turns.give) and self._between is None:
+            self._between = turns
 
     def _look(self, deadline: float | None) -> Any:
         end_s = time.perf_counter() + self.spin_s
@@ -190,9 +223,9 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
         self.poll = self._attentive
         return True
 
-    def between_looks(self, callback: Callable[[], bool]) -> None:
+    def between_looks(self, turns: Turns) -> None:
         """See the function `between_looks`."""
-        self._between = callback
+        self._between = turns
         self.poll = self._attentive
 
     def ask(self) -> int:
@@ -206,10 +239,13 @@ class ServingQueue(cygrpc.CompletionQueue):  # type: ignore[misc]  # grpcio has 
     def when_read(self, callback: Callable[[], None]) -> None:
         """Call `callback` on the serving thread once it has read and handled what the sockets hold now.
 
-        Any thread may call it. A later callback replaces one that still waits. An idle server's thread wakes up within
-        a second.
+        What waits for its turn by then has been handled, too. A flood that does not end is not waited for: after
+        65,536 events the sockets count as read. Any thread may call it. If too many callbacks wait, the oldest is
+        dropped. An idle server's thread wakes up within a second.
         """
-        self._probe = _Probe(callback, len(os.listdir("/proc/self/fd")) + _EVENTS)
+        probe = _Probe(callback, len(os.listdir("/proc/self/fd")) + _EVENTS)
+        with self._probing:
+            self._probes = (*self._probes, probe)[-_MOST_PROBES:]
         if self.poll != self._first:
             self.poll = self._attentive
 
@@ -248,15 +284,15 @@ def once_idle(callback: Callable[[], None]) -> bool:
     return _serving.queue is not None and _serving.queue.once_idle(callback)
 
 
-def between_looks(callback: Callable[[], bool]) -> bool:
-    """Call `callback` whenever the sockets have been read without a new event, until it returns False.
+def between_looks(turns: Turns) -> bool:
+    """Call `turns.give` whenever the sockets have been read without a new event, until it returns False.
 
     A look is at one socket, so a call comes after a few of them; and after many events, if they do not end. For tags
     on a thread that serves a `ServingQueue`. Returns False, without a call, on other threads.
     """
     if _serving.queue is None:
         return False
-    _serving.queue.between_looks(callback)
+    _serving.queue.between_looks(turns)
     return True
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 
 from .completion_queue import between_looks
 
@@ -38,7 +39,8 @@ class Line:
         self.bytes = 0  # that wait
         # The last turn of any tenant that it knows of, and the messages that it may still have.
         self._turn = self._left = 0
-        self._waiting: OrderedDict[Take, bytes | None] = OrderedDict()
+        # With the number of messages that had come to wait anywhere.
+        self._waiting: OrderedDict[Take, tuple[int, bytes | None]] = OrderedDict()
 
     def admits(self, take: Take, arrived: bytes | None) -> bool:
         """True if a call may take what has arrived for it; if not, `take(arrived)` is called in its tenant's turn."""
@@ -50,7 +52,8 @@ class Line:
                 return True
             if not self._of.wait(self):
                 return True
-        self._waiting[take] = arrived
+        self._waiting[take] = self._of.came, arrived
+        self._of.came += 1
         self.bytes += len(arrived or b"")
         return False
 
@@ -61,7 +64,12 @@ class Line:
 
     def leave(self, take: Take) -> None:
         """Drop what waits for a call that has ended: a client that ends calls at once would fill the line."""
-        self.bytes -= len(self._waiting.pop(take, None) or b"")
+        _, arrived = self._waiting.pop(take, (0, None))
+        self.bytes -= len(arrived or b"")
+
+    def waits(self, before: int) -> bool:
+        """True if one of the first `before` messages that came to wait anywhere still waits here."""
+        return any(number < before for number, _ in islice(self._waiting.values(), 1))
 
     def have_turn(self) -> bool:
         """Hand out the messages of one turn; True if others still wait."""
@@ -69,7 +77,7 @@ class Line:
         self._turn, self._left = self._of.given, self._size()
         while waiting and self._left > 0:
             self._left -= 1
-            take, arrived = waiting.popitem(last=False)
+            take, (_, arrived) = waiting.popitem(last=False)
             self.bytes -= len(arrived or b"")
             take(arrived)
         return bool(waiting)
@@ -80,10 +88,11 @@ class ReadingTurns:
 
     Attributes:
         given: turns so far.
+        came: messages that have come to wait so far.
     """
 
     def __init__(self) -> None:
-        self.given = 0
+        self.given = self.came = 0
         self._size: Callable[[str], int] | None = None
         self._most_bytes: Callable[[str], int | None] = lambda tenant: None
         # A tenant's line lives as long as its calls.
@@ -115,10 +124,14 @@ class ReadingTurns:
 
     def wait(self, line: Line) -> bool:
         """Give `line` its turn in the round; False if this thread does not look at sockets, so nothing may wait."""
-        if not between_looks(self.give):
+        if not between_looks(self):
             return False
         self._round[line] = None
         return True
+
+    def waits(self, before: int) -> bool:
+        """True if one of the first `before` messages that came to wait still does."""
+        return any(line.waits(before) for line in self._round)
 
     def give(self) -> bool:
         """Give the next tenant its turn, because the sockets have been read; True if messages still wait."""

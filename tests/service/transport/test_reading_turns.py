@@ -249,6 +249,24 @@ def test_a_flood_that_does_not_end_holds_up_nobody_who_waits_until_all_is_read(
     assert len(read) == 1, "sessions end by their idle time-out only after that"
 
 
+@pytest.mark.parametrize("enough", [1000, 10**9])
+def test_what_waits_in_a_line_of_small_turns_counts_as_read_only_once_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch, enough: int
+) -> None:
+    """However many events of a flood come before, and though the flood does not end."""
+    monkeypatch.setattr(completion_queue, "_ENOUGH", enough)
+    bench = Bench({"slow": 1, "flood": 64}.__getitem__)
+    bench.streams("flood", 200, 100_000)
+    bench.streams("slow", 100, 1)
+    bench.serve(400)
+    assert bench.order.count("slow") < 10
+    read: list[int] = []
+    for _ in range(3):
+        bench.queue.when_read(lambda: read.append(bench.order.count("slow")))
+    bench.serve(100 * 65 * 2)
+    assert read == [100] * 3
+
+
 def test_a_callback_that_waits_for_idle_sockets_is_called_between_turns() -> None:
     bench = Bench()
     bench.streams("flood", 64, 4)

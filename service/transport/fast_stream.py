@@ -85,7 +85,6 @@ class StreamCall:
         self._in_line = 0  # bytes of what waits there
         self._connection = in_flight.join(self)
         call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._on_close)
-        first.watch(self, self.end)
         if guard.check is not None:
             caller = guard.caller(self.metadata(), partial(peer_of, call), self.end, self.peer)
             if caller is None:
@@ -97,9 +96,7 @@ class StreamCall:
         except Exception as error:
             self._fault(error)
             return
-        with self._lock:
-            if self._may_read():
-                self._read()
+        self.read_again()
 
     # Tags, called on grpcio's serving thread
 
@@ -121,6 +118,7 @@ class StreamCall:
         """True if it may take what has come; if not, that waits in the server, which then counts it as received."""
         if line.admits(self._arrived, message):
             return True
+        self._first.unwatch(self)
         self._in_line = 1 if message is None else len(message) + FRAMING_BYTES
         self._connection.taken += self._in_line
         return False
@@ -198,8 +196,6 @@ class StreamCall:
     def _finished(self) -> Any:
         """Nothing of the call is outstanding: tell its handler, once, and the server."""
         no_longer_idle()
-        if not self._reading.messages:
-            self._first.unwatch(self)
         if self._line is not None:
             self._line.leave(self._arrived)
         self._connection.leave(self)
@@ -208,6 +204,8 @@ class StreamCall:
             self._over = True
             self._wake = None
             self._outbox.clear()
+        if not self._reading.messages:
+            self._first.unwatch(self)
         if handler is not None:
             try:
                 handler.on_end(self._cancelled)
@@ -340,9 +338,11 @@ class StreamCall:
             return sum(self._reading.unanswered) + self._in_line, sum(map(len, self._outbox)) + sending
 
     def read_again(self) -> None:
-        """Resume reading: the connection is below its bound again."""
+        """Begin or resume reading: the connection is below its bound. A first message has its time from then on."""
         with self._lock:
             if self._handler is not None and self._may_read():
+                if not self._reading.messages:
+                    self._first.watch(self, self.end)
                 self._read()
 
     def _fault(self, error: Exception) -> None:

@@ -18,8 +18,8 @@ _SLICE = 64
 class FirstMessages:
     """The calls of one lane that must send a message, the oldest first. Thread-safe.
 
-    Calls of `tick` count the time, not a clock: no time passes while the process is stopped or gets no CPU, so a
-    message that arrives meanwhile is read before its call is ended.
+    Calls of `tick` count the time, not a clock: no time passes while the process is stopped or gets no CPU. A late call
+    ends only once all that has arrived has been read.
     """
 
     def __init__(self) -> None:
@@ -29,23 +29,29 @@ class FirstMessages:
         self._watched: dict[Hashable, tuple[float, End]] = {}
 
     def watch(self, call: Hashable, end: End) -> None:
-        """Wait for a message of `call`; `end` ends it with a status if none arrives in time."""
+        """Wait for a message of `call`, which is read; `end` ends it with a status if none arrives in time."""
         self._watched[call] = (self._now_s, end)
 
     def unwatch(self, call: Hashable) -> None:
         """Stop waiting: a message of `call` has arrived, or the call is over."""
         self._watched.pop(call, None)
 
-    def tick(self, passed_s: float) -> int:
-        """Let `passed_s` pass and end the late calls; returns the number of calls looked at."""
+    def tick(self, passed_s: float, all_read: Callable[[], bool] = lambda: True) -> int:
+        """Let `passed_s` pass and end the late calls; returns the number of calls looked at.
+
+        `all_read`: waits until the calls have all that has arrived; if it returns False, none ends in this pass.
+        """
         self._now_s += passed_s
-        looked_at = 0
+        looked_at, read = 0, False
         while self.after_s:
             # Copied without running Python, so that no other thread can change the dictionary meanwhile.
             oldest = list(islice(self._watched.items(), _SLICE))
             for call, (since_s, end) in oldest:
                 looked_at += 1
                 if self._now_s - since_s <= self.after_s:
+                    return looked_at
+                read = read or all_read()
+                if not read:
                     return looked_at
                 if self._watched.pop(call, None) is not None:
                     self._end(end)

@@ -187,7 +187,7 @@ class Transport:
 
     def _keep_house(self) -> None:
         while not self._stopping.wait(_HOUSEKEEPING_S):
-            self._first_messages.tick(_HOUSEKEEPING_S)
+            self._first_messages.tick(_HOUSEKEEPING_S, self.all_read)
 
     def report(self, models: Iterable[str], *, serving: bool) -> None:
         """Have health say whether the server, its services and `models` are serving."""

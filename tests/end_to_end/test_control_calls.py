@@ -175,6 +175,27 @@ def test_a_pass_looks_at_those_that_are_late_and_one_more() -> None:
     assert len(waiting.late) == 300
 
 
+def test_before_a_late_call_ends_all_that_has_arrived_is_read() -> None:
+    waiting = Waiting(after_s=2)
+    for name in "abc":
+        waiting.begin(name)
+    asked: list[int] = []
+
+    def all_read(done: bool) -> bool:
+        asked.append(len(waiting.first))
+        waiting.first.unwatch("b")
+        return done
+
+    waiting.first.tick(2, lambda: all_read(True))
+    assert asked == [], "none is late"
+    waiting.first.tick(1, lambda: all_read(False))
+    assert (asked, waiting.late) == ([3], []), "reading takes too long"
+    waiting.begin("b")
+    waiting.first.tick(1, lambda: all_read(True))
+    assert (asked, waiting.late) == ([3, 3], ["a", "c"]), "once a pass"
+    assert not len(waiting.first)
+
+
 def test_without_a_limit_a_call_waits_for_ever() -> None:
     waiting = Waiting(after_s=0)
     waiting.begin("a")

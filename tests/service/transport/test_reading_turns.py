@@ -349,6 +349,8 @@ class Calls:
         lane.take_turns(lambda tenant: 1, lambda tenant: most_bytes)
         taken: list[bytes] = []
         self.taken = taken
+        self.ended: list[str] = []
+        lane.first_messages.on_error = lambda error: self.ended.append(error.reason)
 
         class Noting(Echo):
             def on_message(self, data: bytes) -> bool:
@@ -393,6 +395,44 @@ def test_a_call_that_ends_leaves_nothing_in_its_line(calls: Calls) -> None:
     assert calls.lane._turns.give()
     assert not calls.lane._turns.give()
     assert calls.taken == [b"second", b"third"]
+
+
+def test_the_time_that_a_first_message_waits_in_a_line_is_not_its_clients(calls: Calls) -> None:
+    first = calls.lane.first_messages
+    first.after_s = 20.0
+    calls.begin()  # it sends nothing
+    for _ in range(50):
+        calls.send(b"waits")
+    assert calls.taken == []
+    for _ in range(100):
+        first.tick(0.5)
+    assert calls.ended == ["NO_MESSAGE"]
+    while calls.lane._turns.give():
+        pass
+    assert calls.taken == [b"waits"] * 50
+
+
+def test_a_call_that_the_server_does_not_read_has_its_time_from_when_it_does() -> None:
+    """Its connection has more in memory than it may."""
+    calls = Calls("stream")
+    first = calls.lane.first_messages
+    first.after_s = 20.0
+    _, opened = calls.begin()
+    connection = opened._connection
+    connection.stop()
+    core, _ = calls.begin()
+    assert len(core.tags) == 1, "nothing is read"
+    for _ in range(100):
+        first.tick(0.5)
+    assert calls.ended == ["NO_MESSAGE"], "the call that was read before has its time from its beginning"
+    connection.go_on()
+    assert len(core.tags) == 2
+    for _ in range(30):
+        first.tick(0.5)
+    assert len(calls.ended) == 1
+    for _ in range(30):
+        first.tick(0.5)
+    assert calls.ended == ["NO_MESSAGE"] * 2
 
 
 MIB = 1024 * 1024

@@ -86,8 +86,9 @@ def _find(name: str) -> Path | None:
 
 def free_port() -> int:
     """A free port of 127.0.0.1 that the kernel gives to nobody, so no program beside this one gets it at once."""
+    chance = random.SystemRandom()  # whoever seeds the usual one would get the same ports as others who do
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = chance.randrange(10_000, 32_000)
         if not taken(port):
             return port
 

@@ -52,12 +52,11 @@ def test_a_starved_server_counts_an_interval_a_pass() -> None:
 
 
 def test_before_is_the_inverse_of_attended_time() -> None:
-    random.seed(1)
-    clock = Clock()
+    chance, clock = random.Random(1), Clock()
     attention = Attention(0.5, clock)
     attended = [(clock.at_s, 0.0)]  # the clock, and attended time, after each pass
     for _ in range(200):
-        step_s = random.choice([0.5, 0.5, 0.7, 30.0])
+        step_s = chance.choice([0.5, 0.5, 0.7, 30.0])
         clock.at_s += step_s
         late = not attention.passes()
         attended.append((clock.at_s, attended[-1][1] + (0.5 if late else step_s)))

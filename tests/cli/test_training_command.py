@@ -57,7 +57,7 @@ def test_a_run_from_the_command_line(table: Path, tmp_path: Path) -> None:
 
 def test_settings_of_a_kind_are_given_as_words_numbers_and_lists(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    asked = arguments(table, out, "--model", "tcn", "--layers", "2", "--minutes", "0.005")
+    asked = arguments(table, out, "--model", "tcn", "--layers", "2", "--epochs", "2")
     asked = [word for word in asked if word not in ("--set", "reset_after=true")]
     asked += ["--set", "kernel_size=2", "--set", "batch_norm=true", "--set", "activation=gelu"]
     done = CliRunner().invoke(app, asked)

@@ -49,7 +49,7 @@ class Counting:
     def wait_stored(self, number: int) -> None:
         """Wait until the store is said to have that many messages."""
         with self._told:
-            assert self._told.wait_for(lambda: bool(self.told) and self.told[-1][0] >= number, 10)
+            assert self._told.wait_for(lambda: bool(self.told) and self.told[-1][0] >= number, 60)
 
 
 class Opened:
@@ -65,7 +65,7 @@ class Opened:
         answers: Queue[Claimed | ServiceError] = Queue()
         asked = {"token_hash": TOKEN, "tenant": "", "model": "m", **more}
         self.store.claim(Claim(session=key, attempt=attempt, may_create=create, **asked), answers.put)
-        return answers.get(timeout=20)
+        return answers.get(timeout=60)
 
     def claim(self, key: bytes, attempt: int = 1, *, create: bool = False, **more: Any) -> Claimed:
         """The same, which succeeds."""
@@ -89,7 +89,7 @@ class Opened:
         """Give it away."""
         done = threading.Event()
         self.store.release(session, done.set)
-        assert done.wait(10)
+        assert done.wait(60)
 
 
 def new_id() -> bytes:

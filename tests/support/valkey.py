@@ -50,7 +50,7 @@ class ValkeyServer:
 
     def call(self, *parts: str | bytes | int) -> Any:
         """The answer to a command, from the test's own connection."""
-        connection = Connection(self.address, "test", timeout_s=10.0)
+        connection = Connection(self.address, "test", timeout_s=60.0)
         try:
             return connection.call(
                 *(each if isinstance(each, bytes) else str(each).encode() for each in parts)

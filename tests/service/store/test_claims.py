@@ -12,6 +12,7 @@ from streamcell.service.errors import SessionNotFound
 from streamcell.service.store import functions
 from streamcell.service.store.connection import Connection
 from streamcell.service.store.errors import TIMEOUT, StoreFailure
+from streamcell.service.store.lease import Hold
 from streamcell.service.store.store import Store
 from streamcell.service.store.sweeper import Sweeper
 from tests.support.mutants import mutant
@@ -20,14 +21,16 @@ from tests.support.valkey import ValkeyServer, valkey
 from tests.support.waiting import waited
 
 
-def behind_the_next_call(connection: Connection, do: Callable[[], None]) -> None:
+def behind_the_next_claim(a: Opened, do: Callable[[], None]) -> None:
     """Do something between the store's answer to the next claim and its arrival."""
+    connection = a.store._claims._connection
     real = connection.exchange
 
     def exchange(commands: Sequence[bytes], *, confirmed: bool = False) -> list[Any]:
-        connection.exchange = real  # type: ignore[method-assign]
         answers = real(commands, confirmed=confirmed)
-        do()
+        if any(functions._NAMES["claim"] in command for command in commands):  # not a sweep
+            connection.exchange = real  # type: ignore[method-assign]
+            do()
         return answers
 
     connection.exchange = exchange  # type: ignore[method-assign]
@@ -39,9 +42,9 @@ def _fails() -> None:
 
 def a_claim_whose_answer_is_lost_is_made_again(a: Opened) -> None:
     """The store has taken the attempt: the same claim again is not late."""
-    behind_the_next_call(a.store._claims._connection, _fails)
+    behind_the_next_claim(a, _fails)
     first = a.claim(key := new_id(), 5, create=True)
-    behind_the_next_call(a.store._claims._connection, _fails)
+    behind_the_next_claim(a, _fails)
     second = a.claim(key, 6)
     assert second.fence > first.fence
     assert second.created
@@ -51,16 +54,21 @@ def a_claim_under_a_lease_that_is_lost_meanwhile_does_not_count(a: Opened) -> No
     """A duty that the model found: an opening that was taken and not yet answered is told, too."""
     lease = a.store._lease
 
-    def lose() -> None:
-        lease._connection.call(b"DEL", functions.lease_key(lease.boot))
-        lease.look_now()
-        assert waited(lambda: lease.hold is not None and lease.hold is not before)
+    def is_another(hold: Hold | None) -> bool:
+        return hold is not None and hold.boot != before
 
-    before = lease.hold
-    behind_the_next_call(a.store._claims._connection, lose)
+    def lose() -> None:
+        a.store._claims._connection.call(b"DEL", functions.lease_key(before))
+        lease.look_now()
+        assert waited(lambda: is_another(lease.hold))
+
+    assert waited(lambda: lease.hold)
+    before = lease.boot
+    behind_the_next_claim(a, lose)
     claimed = a.claim(new_id(), create=True)
-    assert lease.hold is not None
-    assert claimed.fence > lease.hold.floor
+    hold = lease.hold
+    assert hold is not None
+    assert claimed.fence > hold.floor
 
 
 def a_session_that_ends_while_it_is_claimed_is_not_held(a: Opened) -> None:
@@ -72,7 +80,7 @@ def a_session_that_ends_while_it_is_claimed_is_not_held(a: Opened) -> None:
         session.ended = True
         a.store.delete(session)
 
-    behind_the_next_call(a.store._claims._connection, end)
+    behind_the_next_claim(a, end)
     answer = a.ask(session.key, 2)
     assert isinstance(answer, SessionNotFound), answer
 
@@ -82,16 +90,23 @@ def a_claim_waits_for_the_last_put_of_a_release(a: Opened) -> None:
     session = a.open(new_id(), create=True)
     a.step(session)
     writer = a.store._writer
-    gate, real = threading.Event(), writer._connection.exchange
+    gate, real, busy_with = threading.Event(), writer._connection.exchange, writer.busy_with
 
     def exchange(commands: Sequence[bytes], *, confirmed: bool = False) -> list[Any]:
-        assert gate.wait(10)
+        assert gate.wait(60)
         return real(commands, confirmed=confirmed)
+
+    def asked(session: bytes) -> bool:
+        busy = busy_with(session)
+        gate.set()
+        return busy
 
     writer._connection.exchange = exchange  # type: ignore[method-assign]
     session.number = 2
     a.store.release(session, lambda: None)
-    threading.Timer(0.1, gate.set).start()
+    # The put goes on once the claim has seen it, or has been answered without.
+    writer.busy_with = asked  # type: ignore[method-assign]
+    behind_the_next_claim(a, gate.set)
     assert a.claim(session.key, 2).number == 2
 
 

@@ -92,7 +92,7 @@ def test_a_session_that_is_given_away_is_told_first_what_the_store_has(replica: 
     session.number = 7  # not yet written
     told: Queue[list[tuple[int, int]]] = Queue()
     a.store.release(session, lambda: told.put(list(session.told)))
-    assert told.get(timeout=20) == [(7, 0)]
+    assert told.get(timeout=60) == [(7, 0)]
 
 
 def test_a_session_that_has_ended_is_gone(replica: Replica, shared: ValkeyServer) -> None:

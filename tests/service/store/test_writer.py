@@ -369,7 +369,7 @@ def running(rig: Rig) -> Iterator[None]:
     try:
         yield
     finally:
-        rig.writer.stop(5.0)
+        rig.writer.stop(60.0)
 
 
 def test_a_client_is_told_alone_though_nothing_more_is_written(rig: Rig) -> None:

@@ -120,11 +120,11 @@ def test_what_is_too_long_or_no_http_is_refused(served: Any) -> None:
 
 
 def test_connections_that_send_nothing_keep_nobody_waiting(served: Any, idle: list[socket.socket]) -> None:
-    before = psutil.Process(served.pid).num_threads()
     for _ in range(3):
         assert ask(served, "GET", "/livez")[0] == 200
         assert served.metric("streamcell_ready") == 1
-    assert psutil.Process(served.pid).num_threads() == before
+    # None has a thread of its own. How many others there are changes: gRPC's come and go.
+    assert psutil.Process(served.pid).num_threads() < IDLE / 2
     with ExitStack() as stack:  # and beyond what is kept open at once
         for _ in range(IDLE):
             stack.enter_context(socket.create_connection(address(served)))
@@ -204,7 +204,7 @@ def test_readiness_ends_with_sigterm_and_clients_that_hang_do_not_keep_the_serve
             connection.sendall(sent)
         hanging.set()
         list(replies)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -243,5 +243,5 @@ def test_a_key_of_another_certificate_is_told_as_such(
         server = ServerProcess(models_dir, *flags, environment={"STREAMCELL_FRONTENDS": str(frontends)})
         with pytest.raises(ServerProcessError, match=text):
             server.wait_until_up()
-        assert server.process.wait(30) == 1
+        assert server.process.wait(60) == 1
         server.stop()

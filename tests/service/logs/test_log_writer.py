@@ -74,7 +74,9 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody_and_is_written_to_when_somebod
 
 def test_a_reader_that_has_gone_is_counted(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    os.dup2(os.open("/dev/null", os.O_RDONLY), reading)
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, reading)
+    os.close(null)
     writer = LogWriter(writing)
     for _ in range(10):
         writer.put(b"nobody\n")

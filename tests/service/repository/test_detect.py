@@ -66,9 +66,9 @@ def test_pairs_among_many_names_are_found_soon() -> None:
     ins = ", ".join(f"float[b, 4] k{n}_prev" for n in each)
     outs = ", ".join(f"float[b, 4] k{n}_next" for n in each)
     given = interface(f"({ins}) => ({outs})")
-    began_s = time.process_time()
+    began_s = time.thread_time()
     assert state_pairs(given.inputs, given.outputs) == [(f"k{n}_prev", f"k{n}_next") for n in each]
-    assert time.process_time() - began_s < 2  # 15 s if each name is read for each other
+    assert time.thread_time() - began_s < 2  # 15 s if each name is read for each other
 
 
 READABLE: dict[str, tuple[str, Signature]] = {

@@ -332,18 +332,18 @@ def test_a_report_does_not_grow_with_the_number_of_problems(sidecar: Write) -> N
 def test_many_unknown_names_are_told_soon(sidecar: Write) -> None:
     inputs = ", ".join(f"float[b, 4] layer{place}_hidden" for place in range(1000))
     given = sidecar(GOOD.replace('["x"]', str([f"lauer{place}_hidden" for place in range(1000)])))
-    began_s = time.process_time()
+    began_s = time.thread_time()
     with pytest.raises(SidecarError, match=r"'lauer0_hidden': .* did you mean 'layer0_hidden'"):
         resolve(given, interface(f"({inputs}) => (float[b, 2] y)"))
-    assert time.process_time() - began_s < 10  # two minutes if each name is compared with each
+    assert time.thread_time() - began_s < 10  # two minutes if each name is compared with each
 
 
 def test_a_name_given_many_times_is_told_soon() -> None:
     x = Tensor(name="x", dtype="float32")
-    began_s = time.process_time()
+    began_s = time.thread_time()
     with pytest.raises(ValidationError, match="named more than once: x"):
         Signature(inputs=(x,) * 100_000, outputs=(x,))
-    assert time.process_time() - began_s < 5  # half a minute if each name is counted anew
+    assert time.thread_time() - began_s < 5  # half a minute if each name is counted anew
 
 
 def test_everything_that_a_signature_gets_wrong_is_told_at_once() -> None:

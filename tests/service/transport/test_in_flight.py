@@ -347,11 +347,15 @@ def test_figures_that_are_not_of_one_moment_do_not_make_a_connection_another(
 
 def test_resident_memory_follows_the_memory_that_looks_read() -> None:
     resident = ResidentMemory()
-    before = resident(), memory_bytes()
-    taken = np.ones(64 * MIB, np.uint8)
-    grown = resident() - before[0], memory_bytes() - before[1]
-    assert taken.nbytes <= grown[0] <= taken.nbytes + 8 * MIB
-    assert grown[0] == pytest.approx(grown[1], abs=4 * MIB)
+
+    def follows() -> bool:
+        """True if it does; not where another of this process's threads takes or gives memory meanwhile."""
+        before = resident(), memory_bytes()
+        taken = np.ones(64 * MIB, np.uint8)
+        grown = resident() - before[0], memory_bytes() - before[1]
+        return taken.nbytes <= grown[0] <= taken.nbytes + 8 * MIB and abs(grown[0] - grown[1]) <= 4 * MIB
+
+    assert any(follows() for _ in range(10))
     resident.close()
     assert resident() == 0
 

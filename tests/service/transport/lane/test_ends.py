@@ -178,7 +178,7 @@ def test_cancels_while_replies_are_being_sent_end_each_stream_once(rig: Start) -
 
 def test_a_deadline_ends_the_stream(rig: Start, lane: ServerLane) -> None:
     served = rig()
-    call = served.stream(Feed(b"hold"), timeout=2)
+    call = served.stream(Feed(b"hold"), timeout=4)
     handler = served.handler()
     assert status(call)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
     assert handler.ended.wait(WAIT_S)
@@ -260,6 +260,7 @@ def test_stop_lets_streams_finish_within_the_grace(rig: Start) -> None:
 def test_nothing_is_kept_of_streams_that_were_dropped(rig: Start) -> None:
     served = rig()
     kept: list[weakref.ref[Any]] = []
+    before = calls_in_memory()
     for number in range(1000):
         feed = Feed(b"a")
         call = served.stream(feed)
@@ -275,7 +276,11 @@ def test_nothing_is_kept_of_streams_that_were_dropped(rig: Start) -> None:
         feed.put(None)
         del handler, call, feed
     assert served.server.stop(0).wait(WAIT_S)
-    gc.collect()
-    # A loop variable somewhere may still hold the last one.
+    # A loop variable somewhere may still hold the last one, and others' servers may have calls.
+    assert calls_in_memory() <= before + 1
     assert sum(ref() is not None for ref in kept) <= 1
-    assert sum(type(thing).__name__ == "StreamCall" for thing in gc.get_objects()) <= 1
+
+
+def calls_in_memory() -> int:
+    gc.collect()
+    return sum(type(thing).__name__ == "StreamCall" for thing in gc.get_objects())

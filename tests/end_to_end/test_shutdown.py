@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from streamcell.proto import pb, rpc
+from tests.support.waiting import waited
 
 OPEN = pb.StreamRequest(open=pb.OpenSession(model="lstm"))
 STEP = pb.StreamRequest(inputs=[bytes(12)])
@@ -35,11 +36,7 @@ def agent(server: Any) -> bytes:
 
 def draining(server: Any) -> None:
     """Wait until the server has said that it drains."""
-    for _ in range(2000):
-        if any(entry["event"] == "draining" for entry in server.log):
-            return
-        threading.Event().wait(0.005)
-    pytest.fail("the server did not begin to drain")
+    assert waited(lambda: any(entry["event"] == "draining" for entry in server.log))
 
 
 @pytest.mark.conformance
@@ -70,7 +67,7 @@ def test_a_live_stream_finishes_within_the_grace_and_new_ones_are_refused(
         release.set()
         assert [reply.step_index for reply in call] == [2]
         assert call.code() is grpc.StatusCode.OK
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
 
 
 @pytest.mark.conformance
@@ -86,7 +83,8 @@ def test_a_stream_that_outlives_the_grace_gets_a_typed_end(start_server: Any, mo
         assert call.code() is grpc.StatusCode.UNAVAILABLE
         assert "the session's state is gone" in call.details()
         release.set()
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
+    server.stop()  # reads its log to the end
     assert server.log[-1]["event"] == "stopped"
 
 
@@ -96,4 +94,4 @@ def test_an_idle_server_stops_at_once_with_exit_code_0(
 ) -> None:
     server = start_server(models_dir, "--grace-s", "600", forked=False)
     server.process.send_signal(number)
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0

@@ -38,6 +38,7 @@ from streamcell.export import export_model
 from streamcell.models import LSTM
 from streamcell.proto import pb
 from tests.support.arrays import noise, truth
+from tests.support.waiting import waited
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 SLOTS = 6
@@ -119,7 +120,9 @@ async def play(target: str, module: torch.nn.Module, actions: list[Any]) -> None
                 it.session.cancel()
                 del slots[slot]
         streams = [each async for each in client.sessions("lstm")]
-        assert len(streams) <= 1  # they do share it
+        while len(streams) > 1:  # they do share it; one that an earlier client has left may not have ended
+            await asyncio.sleep(0.01)
+            streams = [each async for each in client.sessions("lstm")]
         for it in slots.values():
             await it.send(rng.standard_normal((1, 3), np.float32), "all")  # whatever became of the others
         for it in slots.values():
@@ -191,8 +194,9 @@ def test_threads_step_their_sessions_over_one_stream(
             thread.start()
         for thread in threads:
             thread.join()
-        (stream,) = client.sessions("lstm")
-        assert (stream.id, stream.members) == (first.id, 1)
+        assert waited(
+            lambda: [(each.id, each.members) for each in client.sessions("lstm")] == [(first.id, 1)]
+        )
     np.testing.assert_allclose(np.stack([found[row] for row in range(len(x))]), expected, **TOLERANCE)
 
 
@@ -207,7 +211,9 @@ def test_the_first_few_sessions_have_streams_of_their_own(server: Any) -> None:
         assert again.id not in {session.id for session in more}
         for session in (*few, *more, again):
             session.close()
-        assert not list(client.sessions("gru"))  # the shared stream ends with its last session
+        assert waited(
+            lambda: not list(client.sessions("gru"))
+        )  # the shared stream ends with its last session
 
 
 def test_what_frames_do_not_carry_has_a_stream_of_its_own(server: Any) -> None:
@@ -261,7 +267,7 @@ def test_as_many_sessions_open_as_there_is_room_for(start_server: Any, models_di
 def test_an_idle_session_expires_while_others_of_its_stream_go_on(
     start_server: Any, models_dir: Path
 ) -> None:
-    server = start_server(models_dir, "--idle-timeout-s", "1")
+    server = start_server(models_dir, "--idle-timeout-s", "3")
     x = np.zeros(3, np.float32)
     with connect(server.target) as client:
         idle, busy = (client.session("lstm", multiplex=True) for _ in range(2))
@@ -331,7 +337,8 @@ def test_more_sessions_end_at_once_than_one_frame_can_close(server: Any) -> None
             sessions = [client.session("gru", multiplex=True) for _ in range(300)]  # 1,200 bytes of handles
             await asyncio.gather(*(session.open() for session in sessions))
             await asyncio.gather(*(session.close() for session in sessions))
-            assert not [each async for each in client.sessions("gru")]
+            while [each async for each in client.sessions("gru")]:
+                await asyncio.sleep(0.01)
 
     asyncio.run(main())
 

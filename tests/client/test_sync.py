@@ -203,7 +203,7 @@ def slowly() -> Iterator[Any]:
 def test_limits_and_ends_of_a_servers_life_are_typed(
     start_server: Any, models_dir: Path, shared: bool, eventually: Any
 ) -> None:
-    server = start_server(models_dir, "--max-sessions", "2", "--idle-timeout-s", "2", "--grace-s", "0.5")
+    server = start_server(models_dir, "--max-sessions", "2", "--idle-timeout-s", "4", "--grace-s", "0.5")
     with connect(server.target) as client:
         idle = client.session("lstm", multiplex=shared)
         with client.session("lstm", multiplex=shared), pytest.raises(SessionLimit) as caught:

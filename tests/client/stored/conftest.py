@@ -57,7 +57,7 @@ class SmallServer(rpc.StreamCellServicer):
         """Serve, again."""
         self._server = grpc.server(futures.ThreadPoolExecutor(40), options=[("grpc.so_reuseport", 0)])
         rpc.add_StreamCellServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
-        for _ in range(100):  # the port of one that was stopped a moment ago
+        for _ in range(600):  # the port of one that was stopped a moment ago
             try:
                 if self.tls is None:
                     self._server.add_insecure_port(self.target)

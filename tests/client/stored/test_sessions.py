@@ -234,18 +234,18 @@ def test_sending_waits_for_the_store_and_then_says_that_it_takes_nothing(servers
     async def waits() -> None:
         server.puts = lambda: False
         async with connect_async(server.target) as client:
-            session = await client.session("small", resume=True, timeout_s=1, retain_bytes=200).open()
-            with pytest.raises(DeadlineExceeded, match="store has taken nothing for 1 s"):
+            session = await client.session("small", resume=True, timeout_s=3, retain_bytes=200).open()
+            with pytest.raises(DeadlineExceeded, match="store has taken nothing for 3 s"):
                 async for _ in session.stream([x] for x in range(100)):
                     pass
 
     with connect(server.target) as client:
-        session = client.session("small", resume=True, timeout_s=1, retain_bytes=200)
+        session = client.session("small", resume=True, timeout_s=3, retain_bytes=200)
         with pytest.raises(MessageTooLarge, match="keeps at most 200 until its store has them"):
             session.run([[x] for x in range(30)])
         with pytest.raises(MessageTooLarge):
             session.generate(50, first=np.array([1]))
-        with pytest.raises(DeadlineExceeded, match="store has taken nothing for 1 s"):
+        with pytest.raises(DeadlineExceeded, match="store has taken nothing for 3 s"):
             step_often(session)
         answered = session.ticket().received
         assert 5 < answered < 20
@@ -323,13 +323,13 @@ def test_an_address_that_leads_nowhere_sends_a_session_back_to_the_proxy(servers
 
         async def steps() -> None:
             async with (
-                connect_async(server.target, direct=True, timeout_s=1) as client,
+                connect_async(server.target, direct=True, timeout_s=3) as client,
                 client.session("small", resume=True) as session,
             ):
                 assert (await session.step([3])).tolist() == [3]
 
         with (
-            connect(server.target, direct=True, timeout_s=1) as client,
+            connect(server.target, direct=True, timeout_s=3) as client,
             client.session("small", resume=True) as session,
         ):
             assert session.step([3]).tolist() == [3]

@@ -109,7 +109,7 @@ def test_rows_from_standard_input_are_answered_as_they_come(
 def test_a_reader_that_has_had_enough_is_no_error_to_shout_about(
     served: ServerProcess, tmp_path: Path
 ) -> None:
-    np.save(tmp_path / "x.npy", np.tile(X, (100, 1)))
+    np.save(tmp_path / "x.npy", np.tile(X, (1000, 1)))  # far more than a pipe holds
     command = [sys.executable, "-m", "streamcell.cli", "stream", "lstm", tmp_path / "x.npy"]
     with subprocess.Popen(
         [*command, "--target", served.target, "--chunk", "50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -25,7 +25,7 @@ def inspect(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
         [STREAMCELL, "inspect", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         env={**os.environ, **environment},
     )
     assert "Traceback" not in done.stderr

@@ -27,7 +27,7 @@ def test_the_flags_are_made_from_the_settings() -> None:
 
 
 def serve(*flags: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([STREAMCELL, "serve", *flags], capture_output=True, text=True, timeout=60)
+    return subprocess.run([STREAMCELL, "serve", *flags], capture_output=True, text=True, timeout=120)
 
 
 def test_cuda_that_cannot_be_had_is_refused_and_says_why(models_dir: Path) -> None:

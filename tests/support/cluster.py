@@ -20,7 +20,7 @@ Eventually = Callable[[Callable[[], bool]], bool]
 
 def valkey_says(port: int, *command: str) -> str:
     """What a Valkey server answers to a command: the first 64 KiB."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall((" ".join(command) + "\r\n").encode())
         return connection.recv(1 << 16).decode(errors="replace")
 

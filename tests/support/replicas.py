@@ -25,7 +25,7 @@ class Replicas:
     def __init__(self, models: Path, store: ValkeyServer, level: str, *flags: str) -> None:
         self._models = models
         self._flags = (
-            "--durability", level, "--store", store.url, "--lease-s", "1", "--settle-s", "0", "--max-sessions", "16",
+            "--durability", level, "--store", store.url, "--lease-s", "3", "--settle-s", "0", "--max-sessions", "16",
             *flags,
         )  # fmt: skip
         self._servers: list[ServerProcess] = []

@@ -267,7 +267,7 @@ def test_a_refused_input_is_not_sent_again(server: ServerProcess) -> None:
 def test_a_server_that_was_stopped_keeps_what_lingers(
     start_server: Callable[..., ServerProcess], folder: Any, states: States, eventually: Eventually
 ) -> None:
-    server = start_server(folder, "--linger-s", "2")
+    server = start_server(folder, "--linger-s", "5")
     with connect(server.target) as client:
         session = client.session("sum", resume=True)
         session.step([1.0])
@@ -275,7 +275,7 @@ def test_a_server_that_was_stopped_keeps_what_lingers(
         session.cancel()
         assert eventually(lambda: states(server).get(ticket.session) == "detached")
         os.kill(server.pid, signal.SIGSTOP)
-        threading.Event().wait(3)  # longer than it may linger, but the server was not there
+        threading.Event().wait(6)  # longer than it may linger, but the server was not there
         os.kill(server.pid, signal.SIGCONT)
         with client.resume(ticket) as resumed:
             assert values(resumed.step([2.0])) == [3]

@@ -30,6 +30,7 @@ from tests.support.audit_lines import audit_lines
 from tests.support.cutting_proxy import TO_CLIENT, TO_SERVER, CuttingProxy, client_of
 from tests.support.ports import free_port
 from tests.support.resumable import Owner, Raw, save_sum, step, sums
+from tests.support.waiting import waited
 
 CONFORMANCE = pytest.mark.conformance
 Serve = Callable[..., ServerProcess]
@@ -237,7 +238,7 @@ def test_a_fork_without_room_is_refused_and_the_session_goes_on_and_the_audit_lo
         session.restore(kept)
         with client.restore(kept) as restored:
             assert restored.step([1.0]).tolist() == [3]
-    assert server.metric("streamcell_state_copies_total", kind="fork") == 2
+    assert waited(lambda: server.metric("streamcell_state_copies_total", kind="fork") == 2)
     assert server.stop() == 0
     lines = audit_lines(tmp_path / "audit.log")
     told = [(line["kind"], line["session"], line["steps"]) for line in lines if line["event"] == "copied"]

@@ -21,6 +21,7 @@ from tests.support.forked import ForkedServer
 from tests.support.frontends import Eventually, processes
 from tests.support.ports import free_port
 from tests.support.resumable import Owner, Raw, save_dice, save_sum, step, sums
+from tests.support.waiting import waited
 
 Serving = health_pb2.HealthCheckResponse
 
@@ -96,10 +97,14 @@ def test_a_killed_engine_process_is_a_pause(durable: Durable) -> None:
             total += 1
             assert pool.step([[total], [0.0]])[1].tolist() == [0]
         assert session.resumes == pool.resumes == 0
-    assert durable.server.metric("streamcell_process_restarts_total", kind="engine") == restarts + 2
+    assert waited(
+        lambda: durable.server.metric("streamcell_process_restarts_total", kind="engine") == restarts + 2
+    )
     # Of the last engine process.
-    assert durable.server.metric("streamcell_resumes_total", source="restart", result="resumed") == 2
-    assert durable.server.metric("streamcell_stream_pause_seconds_count") == 2
+    assert waited(
+        lambda: durable.server.metric("streamcell_resumes_total", source="restart", result="resumed") == 2
+    )
+    assert waited(lambda: durable.server.metric("streamcell_stream_pause_seconds_count") == 2)
 
 
 def test_while_there_is_no_engine_process_kept_streams_wait_and_others_end(

@@ -15,6 +15,7 @@ from streamcell.service.durability.layout import PLACES
 from tests.support.onnx_files import parsed, save
 from tests.support.ports import free_port
 from tests.support.resumable import Owner, Raw, save_sum, step, sums
+from tests.support.waiting import waited
 
 Serve = Callable[..., ServerProcess]
 
@@ -41,7 +42,9 @@ def test_a_client_s_session_goes_on_over_a_restart_in_order(durable: Serve) -> N
         again = durable()
         assert again.target == server.target
         assert session.step([4.0])[0] == 7
-        assert again.metric("streamcell_resumes_total", source="restart", result="resumed") == 1
+        assert waited(
+            lambda: again.metric("streamcell_resumes_total", source="restart", result="resumed") == 1
+        )
 
 
 def test_a_session_that_ended_does_not_come_back(durable: Serve) -> None:

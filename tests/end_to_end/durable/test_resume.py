@@ -13,6 +13,7 @@ from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 from tests.support.frames import FrameOwner, Frames
 from tests.support.resumable import Owner, Raw, reason_of, step, sums
+from tests.support.waiting import waited
 
 CONFORMANCE = pytest.mark.conformance
 States = Callable[[ServerProcess], dict[str, str]]
@@ -217,19 +218,19 @@ def test_a_refused_message_ends_the_session_and_not_that_of_who_took_it_over(ser
 def test_detached_sessions_count_and_last_no_longer_than_they_may(
     start_server: Callable[..., ServerProcess], folder: Any, states: States, eventually: Eventually
 ) -> None:
-    server = start_server(folder, "--max-sessions", "2", "--linger-s", "3", "--idle-timeout-s", "0.1")
+    server = start_server(folder, "--max-sessions", "2", "--linger-s", "6", "--idle-timeout-s", "0.1")
     owners = [Owner(), Owner()]
     for owner in owners:
         raw = Raw(server.target, owner.opening())
         raw.opened()
         raw.cut()
-    eventually(lambda: set(states(server).values()) == {"detached"})
+    assert eventually(lambda: set(states(server).values()) == {"detached"})
     assert Raw(server.target, Owner().opening()).error()[0] == "SESSION_LIMIT"
-    assert server.metric("streamcell_sessions", state="detached") == 2
+    assert waited(lambda: server.metric("streamcell_sessions", state="detached") == 2)
     assert eventually(lambda: not states(server))
     assert Raw(server.target, owners[0].resume(0)).error()[0] == "SESSION_NOT_FOUND"
     assert Raw(server.target, Owner().opening()).opened().applied == 0
-    assert server.metric("streamcell_kept_reply_bytes") == 0
+    assert waited(lambda: server.metric("streamcell_kept_reply_bytes") == 0)
 
 
 def test_a_client_learns_which_replica_has_its_session(
@@ -266,5 +267,7 @@ def test_kept_replies_are_bounded_by_bytes_and_what_is_dropped_is_told(
     assert server.metric("streamcell_kept_replies_dropped_total") > 40
     assert Raw(server.target, owners[3].resume(0)).error()[0] == "REPLIES_GONE"
     assert Raw(server.target, owners[3].resume(17)).opened().applied == 20
-    assert server.metric("streamcell_resumes_total", source="stream", result="replies_gone") == 1
-    assert server.metric("streamcell_replies_resent_total") == 3
+    assert waited(
+        lambda: server.metric("streamcell_resumes_total", source="stream", result="replies_gone") == 1
+    )
+    assert waited(lambda: server.metric("streamcell_replies_resent_total") == 3)

@@ -12,6 +12,7 @@ import pytest
 from streamcell.client import connect
 from streamcell.client.local_server import ServerProcess
 from tests.support.infer_requests import request, stub
+from tests.support.waiting import waited
 
 ROWS, SESSIONS = 4, 80
 FLAGS = ("--slots", str(ROWS), "--max-sessions", str(SESSIONS), "--max-chunk", "4")
@@ -87,7 +88,7 @@ def test_sessions_of_every_kind_have_their_own_sums(few: ServerProcess, eventual
     for name in sequences:
         infer(request(np.zeros((1, 1), np.float32), "sum", sequence_id=name, sequence_end=True))
     assert eventually(lambda: server.metric("streamcell_slots_used") == 0)
-    assert server.metric("streamcell_spilled_sessions") == 0
+    assert waited(lambda: server.metric("streamcell_spilled_sessions") == 0)
 
 
 @pytest.mark.conformance

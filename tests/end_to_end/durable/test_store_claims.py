@@ -123,8 +123,12 @@ def test_a_moved_session_is_counted_where_it_is(start: Start) -> None:
     there.opened()
     ends_with_moved(raw)
     for server, counts in ((a, [0, 0, 0]), (b, [1, 0, 0])):
-        metrics = server.host.models.find("sum", "").metrics
-        assert list(server.host.sessions.counts(metrics).values()) == counts
-        assert metrics.opened - sum(metrics.ended.values()) == sum(counts)
-    assert a.host.models.find("sum", "").metrics.ended == {"moved": 1}
-    assert a.host.models.find("sum", "").batcher.live == 0
+        metrics, sessions = server.host.models.find("sum", "").metrics, server.host.sessions
+
+        def right(metrics: Any = metrics, sessions: Any = sessions, counts: list[int] = counts) -> bool:
+            opened = metrics.opened - sum(metrics.ended.values())
+            return list(sessions.counts(metrics).values()) == counts and opened == sum(counts)
+
+        assert waited(right)
+    assert waited(lambda: a.host.models.find("sum", "").metrics.ended == {"moved": 1})
+    assert waited(lambda: a.host.models.find("sum", "").batcher.live == 0)

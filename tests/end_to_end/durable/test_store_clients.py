@@ -220,14 +220,14 @@ def nothing_written(pair: Pair, client: Client, session: str) -> Iterator[Callab
     """As `Pair.without_store`; the session's server does not even begin to write what comes while the block runs.
 
     It has one write under way at a time, and that of another of its sessions is not answered. It is begun half a second
-    after a step at the latest.
+    after a step at the latest, or a little later on a busy machine.
     """
     beside = client.session("sum", resume=True)
     while pair.owner_of(beside.id) != pair.owner_of(session):
         beside.close()
         beside = client.session("sum", resume=True)
     with pair.without_store() as lose:
-        begun_s = time.monotonic() + 0.6
+        begun_s = time.monotonic() + 2
         while time.monotonic() < begun_s:
             beside.step([0.0])
         yield lose
@@ -265,13 +265,13 @@ def test_a_client_that_keeps_nothing_above_what_it_has_received_is_refused(
 
 
 def test_sending_waits_while_the_store_stands_still(pair: Pair, store: ValkeyServer) -> None:
-    with connect(pair.target, options=APART_AT_ONCE, timeout_s=2) as client:
+    with connect(pair.target, options=APART_AT_ONCE, timeout_s=5) as client:
         session, other = (client.session("sum", resume=True, retain_bytes=500) for _ in range(2))
         session.step([1.0])
         other.step([1.0])
         with pair.without_store():
             step_often(session, 20)  # there is room for these
-            with pytest.raises(DeadlineExceeded, match="the shared store has taken nothing for 2 s"):
+            with pytest.raises(DeadlineExceeded, match="the shared store has taken nothing for 5 s"):
                 step_often(session, 100)
             timer = threading.Timer(1, os.kill, (store.pid, signal.SIGCONT))
             timer.start()

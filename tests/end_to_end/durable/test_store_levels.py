@@ -19,6 +19,7 @@ from streamcell.proto import pb
 from tests.support.replicas import Client, Replicas, kill, replicas
 from tests.support.resumable import Owner, Raw, reason_of, step
 from tests.support.valkey import ValkeyServer, valkey
+from tests.support.waiting import waited
 
 ASYNC, SYNC = pb.DURABILITY_STORE_ASYNC, pb.DURABILITY_STORE_SYNC
 
@@ -90,7 +91,7 @@ def test_a_server_that_was_stopped_beyond_its_lease_has_lost_its_sessions(both: 
     client.raw.cut()
     assert client.open_once_free(a.target, durability=ASYNC).applied == 5
     client.step(32)
-    assert (ended() - before[0], ended(reason="closed") - before[1]) == (1, 0)
+    assert waited(lambda: (ended() - before[0], ended(reason="closed") - before[1]) == (1, 0))
 
 
 def told_that_it_moved(raw: Raw) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -32,6 +33,12 @@ from tests.support.waiting import waited
 # Each process that a test starts would compile StreamCell's 200 modules anew: a third of a server's start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A busy machine may take any time for an example.
+hypothesis.settings.register_profile(
+    "any time", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any time")
 
 # Until the tests are collected: imports and items are no garbage. See `pytest_collection_finish`.
 gc.disable()
@@ -282,11 +289,11 @@ def program() -> Callable[[str], str]:
 
 @pytest.fixture
 def prometheus(worked: ServerProcess, program: Callable[[str], str], tmp_path: Path) -> Iterator[str]:
-    """The address of a Prometheus that scrapes the module's server `worked` every 200 ms."""
+    """The address of a Prometheus that scrapes the module's server `worked` every second."""
     target = worked.metrics_url.split("/")[2]
     config = tmp_path / "prometheus.yml"
     config.write_text(
-        "global: {scrape_interval: 200ms}\n"
+        "global: {scrape_interval: 1s}\n"
         f"scrape_configs: [{{job_name: streamcell, static_configs: [{{targets: ['{target}']}}]}}]\n"
     )
     address = f"127.0.0.1:{free_port()}"
@@ -303,7 +310,7 @@ def prometheus(worked: ServerProcess, program: Callable[[str], str], tmp_path: P
         )
         yield f"http://{address}"
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def _in_ci() -> bool:

@@ -209,7 +209,7 @@ def prometheus_with(secured: ServerProcess, secrets: Path, folder: Path, program
     (job,) = (job for job in config["scrape_configs"] if job["job_name"] == "streamcell")
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [secured.metrics_url.split("/")[2]]}]
-    config["global"]["scrape_interval"] = "200ms"
+    config["global"]["scrape_interval"] = "1s"
     config["scrape_configs"] = [job]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
@@ -227,7 +227,7 @@ def prometheus_with(secured: ServerProcess, secrets: Path, folder: Path, program
 def target_of(address: str) -> dict[str, Any]:
     """What Prometheus says of its one target; nothing before it has looked."""
     try:
-        with urllib.request.urlopen(f"{address}/api/v1/targets", timeout=5) as answer:
+        with urllib.request.urlopen(f"{address}/api/v1/targets", timeout=60) as answer:
             (found,) = json.load(answer)["data"]["activeTargets"] or [{}]
             return dict(found)
     except OSError:
@@ -261,5 +261,9 @@ def test_prometheus_scrapes_with_the_made_files_and_with_no_others(
         make(tmp_path / "other")
         shutil.copy(tmp_path / "other" / without, own / without)
     with prometheus_with(secured, own, tmp_path / "prometheus", program) as address:
-        assert eventually(lambda: target_of(address).get("health") == health)
-        assert error in target_of(address)["lastError"]
+        # A scrape that a busy machine holds up fails for that, and the next one does not.
+        def told() -> bool:
+            found = target_of(address)
+            return found.get("health") == health and error in found["lastError"]
+
+        assert eventually(told)

@@ -24,7 +24,7 @@ LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="").Seriali
 
 @pytest.fixture(scope="module")
 def quick(start_server: Any, models_dir: Path) -> Any:
-    """A server whose calls have two seconds for their first message, and whose limits are no core's."""
+    """A server whose calls have four seconds for their first message, and whose limits are no core's."""
     return start_server(models_dir, *every_method.FLAGS)
 
 

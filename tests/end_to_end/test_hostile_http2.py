@@ -16,6 +16,7 @@ import pytest
 from streamcell.benchmarks.load.raw_http2 import RawConnection, message
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
+from tests.support.waiting import waited
 
 MIB = 1024 * 1024
 STREAM = "/streamcell.v1.StreamCell/Stream"
@@ -101,7 +102,8 @@ def test_connections_are_bounded_and_come_back(
                 connections.append(RawConnection(bounded.target))
             except OSError:  # closed before it had settled
                 continue
-        assert sum(not each.gone.is_set() for each in connections) <= most
+        # Some have settled before the server closes them.
+        assert eventually(lambda: sum(not each.gone.is_set() for each in connections) <= most)
     finally:
         for each in connections:
             each.close()
@@ -158,10 +160,13 @@ def test_a_peer_that_has_died_without_a_word_gives_its_slot_back(
     silent: Callable[[str], subprocess.Popen[str]],
     eventually: Eventually,
 ) -> None:
-    flags = ("--idle-timeout-s", "0", "--keepalive-s", "0.5", "--keepalive-timeout-s", "0.5")
+    # A living client of a busy machine answers within five seconds.
+    flags = ("--idle-timeout-s", "0", "--keepalive-s", "0.5", "--keepalive-timeout-s", "5")
     server = start_server(models_dir, *flags)
     client = silent(server.target)
     assert server.metric("streamcell_slots_used", model="lstm") == 1
     client.send_signal(signal.SIGSTOP)
     assert eventually(lambda: server.metric("streamcell_slots_used", model="lstm") == 0)
-    assert server.metric("streamcell_sessions_ended_total", model="lstm", reason="cancelled") == 1
+    assert waited(
+        lambda: server.metric("streamcell_sessions_ended_total", model="lstm", reason="cancelled") == 1
+    )

@@ -130,7 +130,7 @@ def test_a_part_of_the_sessions_moves_when_an_operator_asks(pair: Pair, eventual
         assert [each.moves for each in walkers] == [1] * 8
         assert not client.ready()
         # With a store the refusal says that another replica has room: the client asks again for as long as it may.
-        with connect(pair.a, timeout_s=0.5) as hasty, pytest.raises(Unavailable):
+        with connect(pair.a, timeout_s=2) as hasty, pytest.raises(Unavailable):
             hasty.session("sum")
         assert (
             CliRunner()

@@ -110,11 +110,11 @@ def test_a_stream_that_is_cut_for_its_bytes_says_so(served: Any, proxied: Proxie
 
 @pytest.mark.parametrize("name", NAMES)
 def test_streams_over_a_connections_bound_wait_for_room(served: Any, proxied: Proxied, name: str) -> None:
-    with proxied(name, served.target, FEW_STREAMS[name]) as target, connect(target, timeout_s=2) as client:
+    with proxied(name, served.target, FEW_STREAMS[name]) as target, connect(target) as client:
         with client.session("lstm") as first, client.session("lstm") as second:
             first.step(X[0]), second.step(X[0])
             with pytest.raises(DeadlineExceeded):
-                client.session("lstm")
+                client.session("lstm", timeout_s=2)
         # On one stream there is room for all of them.
         with ExitStack() as stack:
             for _ in range(8):

@@ -18,6 +18,7 @@ from streamcell.service.lifecycle.loaded_model import LoadedModel, load
 from streamcell.service.repository.model_file import open_model
 from streamcell.service.settings import Settings
 from tests.support.onnx_files import save
+from tests.support.waiting import waited
 
 SIDECAR = """
 layout = "batch"
@@ -28,7 +29,7 @@ input = "h"
 output = "h_next"
 """
 BAD = 1000.0
-LIMIT_S = "1"
+LIMIT_S = "2"  # longer than a busy machine holds up a good run
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +52,15 @@ def test_a_session_whose_run_does_not_end_is_told_so(server: Any) -> None:
         for _ in range(2):
             with client.session("endless") as bad:
                 assert bad.step(ones(1)) == 1
-                with pytest.raises(ServerFault, match=r"took longer than 1 s and was ended") as caught:
+                with pytest.raises(ServerFault, match=r"took longer than 2 s and was ended") as caught:
                     bad.step(ones(1, value=BAD))
             assert caught.value.reason == "RUN_TIMEOUT"
         assert good.step(ones(1)) == 2
         # A slot of theirs begins anew: what the run may have written is not read.
         with client.session("endless") as fresh:
             assert fresh.step(ones(1)) == 1
-    assert server.metric("streamcell_sessions_ended_total", reason="run_timeout") >= 2
-    assert server.metric("streamcell_slots_used") == 0
+    assert waited(lambda: server.metric("streamcell_sessions_ended_total", reason="run_timeout") >= 2)
+    assert waited(lambda: server.metric("streamcell_slots_used") == 0)
 
 
 def test_other_models_are_served_while_one_hangs(server: Any) -> None:
@@ -113,7 +114,7 @@ def loaded(endless: Any, tmp_path: Any) -> Any:
 
 def test_the_engine_runs_as_before_after_one_that_was_ended(loaded: Any) -> None:
     """And what had been staged for other rows of the pool stays as it was."""
-    engine = loaded(run_timeout_s=1).engine  # a busy machine may hold up the good runs, too
+    engine = loaded(run_timeout_s=2).engine  # a busy machine may hold up the good runs, too
     first = engine.pool.first_slot
     staged = engine.stage(2, 1)
 

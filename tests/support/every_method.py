@@ -18,7 +18,7 @@ from streamcell.proto import pb
 from streamcell.proto.inference import oip
 from streamcell.service.transport.answering import SMALL_BYTES
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 FILES = (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
 METHODS: list[MethodDescriptor] = [
     method for file in FILES for service in file.services_by_name.values() for method in service.methods
@@ -31,9 +31,9 @@ LIMITS = {
     "RepositoryModelLoad": MESSAGE_BYTES, "RepositoryModelUnload": MESSAGE_BYTES,
     "ModelInfer": INFER_BYTES, "ModelStreamInfer": INFER_BYTES,
 }  # fmt: skip
-# Of a server whose calls have two seconds for their first message, and whose limits are no core's.
+# Of a server whose calls have four seconds for their first message, and whose limits are no core's.
 FLAGS = (
-    "--first-message-s", "2", "--max-message-bytes", str(MESSAGE_BYTES), "--max-infer-bytes", str(INFER_BYTES),
+    "--first-message-s", "4", "--max-message-bytes", str(MESSAGE_BYTES), "--max-infer-bytes", str(INFER_BYTES),
 )  # fmt: skip
 
 

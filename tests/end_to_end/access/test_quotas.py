@@ -67,7 +67,7 @@ def client_of(server: ServerProcess, tenant: str, **options: Any) -> Any:
 
 @pytest.mark.conformance
 def test_sessions_of_every_kind_count_together(server: ServerProcess) -> None:
-    with client_of(server, "small", timeout_s=0.5) as client, client.session("sum") as first:
+    with client_of(server, "small", timeout_s=3) as client, client.session("sum") as first:
         with client.pool("sum", 2) as pool:
             for opening in (
                 lambda: client.session("sum"),
@@ -90,7 +90,7 @@ def test_sessions_of_every_kind_count_together(server: ServerProcess) -> None:
 
 def test_sequences_and_resumable_sessions_count_too(server: ServerProcess) -> None:
     one = np.ones((1, 1, 1), np.float32)
-    with channel_of(server.target, "small") as channel, client_of(server, "small", timeout_s=0.5) as client:
+    with channel_of(server.target, "small") as channel, client_of(server, "small") as client:
         stub: Any = oip_rpc.GRPCInferenceServiceStub(channel)
         stub.ModelInfer(infer(one, "sum", sequence_id=1, sequence_start=True))
         with client.session("sum", resume=True), client.session("sum"):

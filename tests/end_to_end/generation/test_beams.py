@@ -18,6 +18,7 @@ from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb
 from streamcell.service.generation.beam_search import BeamSearch
 from tests.support.resumable import Raw as StreamCall
+from tests.support.waiting import waited
 
 CONFORMANCE = pytest.mark.conformance
 GO, SYMBOLS, END, CLASSES = 11, 7, 0, 9
@@ -221,7 +222,7 @@ def test_slots_are_given_back_however_a_search_ends(server: ServerProcess, clien
     with client.session("spell") as session:
         session.run(letters)
         session.beam_search(10, width=7)
-        assert used() == start + 1
+        assert waited(lambda: used() == start + 1)
     opening = pb.StreamRequest(open=pb.OpenSession(model="spell"), inputs=[letters.tobytes()])
     search = pb.Generate(steps=5000, no_stop=True, beam=pb.BeamSearch(width=16))
     stopped = raw([opening, pb.StreamRequest(generate=search, tag=3), pb.StreamRequest(stop_generation=3)])
@@ -236,11 +237,7 @@ def test_slots_are_given_back_however_a_search_ends(server: ServerProcess, clien
     while used() < start + 33:
         pass
     call.cut()
-    for _ in range(200):
-        if used() == start:
-            break
-        asyncio.run(asyncio.sleep(0.02))
-    assert used() == start
+    assert waited(lambda: used() == start)
 
 
 def test_a_bad_first_input_ends_its_session_and_no_other(client: Client, raw: Raw) -> None:
@@ -304,7 +301,7 @@ def test_where_there_is_no_room_for_the_hypotheses_the_session_limit_says_so(
             session.beam_search(5, width=8, first=GO)
         with client.session("spell") as session:
             assert len(session.beam_search(5, width=5, first=GO)) == 5
-        assert server.metric("streamcell_slots_used", model="spell") == 0
+        assert waited(lambda: server.metric("streamcell_slots_used", model="spell") == 0)
 
 
 @pytest.mark.parametrize("then", [{}, {"beam": {"width": 2}}])

@@ -40,7 +40,7 @@ def test_a_broken_stream_leaves_its_sequences_alone(served: Any, triton: Any, ex
 def test_an_idle_sequence_expires_and_its_client_is_told_so(
     start_server: Any, models_dir: Any, open_talk: Any, eventually: Any
 ) -> None:
-    server = start_server(models_dir, "--idle-timeout-s", "2", "--max-sessions", "3")
+    server = start_server(models_dir, "--idle-timeout-s", "4", "--max-sessions", "3")
     talk = open_talk(server.target)
     for sequence in (1, 2, 3, 4):
         talk.send("lstm", noise(1, 3), sequence_id=sequence, sequence_start=True)

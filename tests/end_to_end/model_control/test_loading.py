@@ -12,6 +12,7 @@ import pytest
 
 from streamcell.client import connect_async
 from tests.support.model_control import Model, Start, X, reason, refused
+from tests.support.waiting import waited
 
 
 def test_nothing_is_loaded_but_what_is_named(start: Start, made: dict[str, Model], tmp_path: Path) -> None:
@@ -74,8 +75,8 @@ def test_live_sessions_stay_on_their_version_and_new_ones_get_the_newest(
     assert eventually(served.released())
     assert served.index() == {("lstm", "1"): "", ("lstm", "2"): "READY"}
     assert 'version="1"' not in served.server.metrics()
-    assert served.server.metric("streamcell_sessions_opened_total", version="2") == 1
-    assert psutil.Process(served.server.pid).num_threads() <= before + 2
+    assert waited(lambda: served.server.metric("streamcell_sessions_opened_total", version="2") == 1)
+    assert waited(lambda: psutil.Process(served.server.pid).num_threads() <= before + 2)
 
 
 def test_a_file_replaced_under_its_version_is_a_new_generation_of_it(
@@ -91,12 +92,12 @@ def test_a_file_replaced_under_its_version_is_a_new_generation_of_it(
             assert made["two"].gave(new.run(X))
             # One series counts both generations, and never falls.
             assert served.server.metric("streamcell_slots", model="lstm", version="1") == 20_000
-            assert served.server.metric("streamcell_sessions", model="lstm") == 2
-            assert served.server.metric("streamcell_slots_used", model="lstm") == 2
+            assert waited(lambda: served.server.metric("streamcell_sessions", model="lstm") == 2)
+            assert waited(lambda: served.server.metric("streamcell_slots_used", model="lstm") == 2)
         assert made["one"].gave(np.concatenate([half, old.run(X[10:])]))
     assert eventually(served.released())
     assert served.server.metric("streamcell_slots", model="lstm", version="1") == 10_000
-    assert served.server.metric("streamcell_steps_total", model="lstm", version="1") == 40
+    assert waited(lambda: served.server.metric("streamcell_steps_total", model="lstm", version="1") == 40)
     loaded = [entry for entry in served.server.log if entry["event"] == "model loaded"]
     served.triton.load_model("lstm")  # as it was
     assert [entry for entry in served.server.log if entry["event"] == "model loaded"] == loaded
@@ -129,7 +130,7 @@ def test_a_load_that_fails_says_why_and_leaves_what_is_served(
         assert status == "StatusCode.FAILED_PRECONDITION"
         assert "not an ONNX file" in text
         assert str(bad) in text
-        assert served.server.metric("streamcell_model_load_failures_total", model="lstm") == 1
+        assert waited(lambda: served.server.metric("streamcell_model_load_failures_total", model="lstm") == 1)
         entries = {(m.version, m.state): m.reason for m in served.triton.get_model_repository_index().models}
         assert "not an ONNX file" in entries["2", "UNAVAILABLE"]
         assert "not an ONNX file" in entries["1", "READY"]
@@ -161,7 +162,7 @@ def test_what_is_not_there_or_not_allowed_is_refused_and_told_apart(
         status, text = refused(lambda overrides=overrides: served.triton.load_model("ok", **overrides))
         assert status == "StatusCode.INVALID_ARGUMENT"
         assert "load it without parameters" in text
-    assert served.server.metric("streamcell_errors_total", reason="LOAD_PARAMETER") == 2
+    assert waited(lambda: served.server.metric("streamcell_errors_total", reason="LOAD_PARAMETER") == 2)
     assert served.client.models() == []
 
 
@@ -177,7 +178,7 @@ def test_loads_by_request_need_explicit_control(
         status, text = refused(lambda call=call: call("lstm"))
         assert status == "StatusCode.UNAVAILABLE"
         assert said in text
-    assert served.server.metric("streamcell_errors_total", reason="MODEL_CONTROL_OFF") == 2
+    assert waited(lambda: served.server.metric("streamcell_errors_total", reason="MODEL_CONTROL_OFF") == 2)
     assert served.index() == {("lstm", "1"): "READY"}
 
 

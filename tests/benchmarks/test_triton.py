@@ -37,6 +37,7 @@ from streamcell.benchmarks.targets import triton
 from streamcell.benchmarks.targets.triton_process import PeerError
 from streamcell.client.local_server import ServerProcess
 from streamcell.service.repository.model_file import open_model
+from tests.support.waiting import waited
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
@@ -172,9 +173,8 @@ def test_both_servers_are_driven_in_turn_and_compared_a_round(
     settings = against.Settings(sequences=[1, 2], steps=[5], rounds=2, window_s=0.1)
     report = json.loads(json.dumps(against.compare(ours, peer, analyzer, settings, said.append)))
     runs = [json.loads(line) for line in record.read_text().splitlines()]
-    assert requests_and_runs(served.target, "lstm")[0] - before == sum(
-        int(run[1]) * int(run[2]) for run in runs
-    )
+    requests = sum(int(run[1]) * int(run[2]) for run in runs)
+    assert waited(lambda: requests_and_runs(served.target, "lstm")[0] - before == requests)
     a, b = ours.address, peer.address
     assert [run[:3] for run in runs] == [
         [address, count, "5"]

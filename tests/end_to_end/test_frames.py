@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from streamcell.proto import pb, rpc
 from streamcell.service.sessions.session import Output
 from tests.support.arrays import noise, truth
+from tests.support.waiting import waited
 
 CONFORMANCE = pytest.mark.conformance
 SESSIONS, BATCH, CHUNK, STEPS = 12, 4, 4, 16
@@ -214,7 +215,7 @@ def test_every_row_is_as_if_its_session_were_alone(
         random_frames_are_answered(stub, modules[kind], kind, plan, first, pipelines, seed)
 
     answered_as_alone()
-    assert server.metric("streamcell_slots_used") == server.metric("streamcell_sessions") == 0
+    assert waited(lambda: server.metric("streamcell_slots_used") == server.metric("streamcell_sessions") == 0)
 
 
 def random_frames_are_answered(
@@ -286,8 +287,8 @@ def test_a_frame_larger_than_a_batch_runs_in_several(server: Any, stub: Any) -> 
     before = server.metric("streamcell_batch_rows_count"), server.metric("streamcell_batch_rows_sum")
     _, reply = stub.StreamFrames(iter([opening(SESSIONS), rows(range(SESSIONS), noise(SESSIONS, 3))]))
     assert not reply.errors
-    assert server.metric("streamcell_batch_rows_count") - before[0] == SESSIONS / BATCH
-    assert server.metric("streamcell_batch_rows_sum") - before[1] == SESSIONS
+    assert waited(lambda: server.metric("streamcell_batch_rows_count") - before[0] == SESSIONS / BATCH)
+    assert waited(lambda: server.metric("streamcell_batch_rows_sum") - before[1] == SESSIONS)
 
 
 def test_the_first_frame_may_carry_rows_and_says_what_the_stream_is(stub: Any) -> None:
@@ -334,7 +335,7 @@ def test_a_frame_that_makes_no_sense_ends_the_stream(
     assert status.details[0].Unpack(info)
     assert info.reason == reason
     assert eventually(lambda: server.metric("streamcell_sessions") == 0)
-    assert server.metric("streamcell_slots_used") == 0
+    assert waited(lambda: server.metric("streamcell_slots_used") == 0)
 
 
 def test_a_row_of_no_timestep_is_refused_alone(stub: Any) -> None:
@@ -385,7 +386,7 @@ def test_every_end_of_the_stream_frees_its_sessions(server: Any, how: str, event
         assert len(list(call)) == 19
     assert eventually(lambda: server.metric("streamcell_slots_used") == 0)
     assert eventually(lambda: server.metric("streamcell_sessions_ended_total") == ended + SESSIONS)
-    assert server.metric("streamcell_sessions") == 0
+    assert waited(lambda: server.metric("streamcell_sessions") == 0)
     channel.close()
 
 
@@ -399,16 +400,16 @@ def test_the_stream_is_listed_as_one_session_and_closed_as_one(
     (listed,) = stub.ListSessions(pb.ListSessionsRequest()).sessions
     assert (listed.session_id, listed.members) == (session_id, 5)
     assert (listed.state, listed.step_index) == (pb.SESSION_STATE_OPEN, 0)
-    assert server.metric("streamcell_sessions", state="open") == 5
+    assert waited(lambda: server.metric("streamcell_sessions", state="open") == 5)
     feed.send(rows([0, 3], noise(2, 4, 3)))
     next(call)
     feed.send(pb.FrameRequest(close=packed([1])))
     next(call)
     (listed,) = stub.ListSessions(pb.ListSessionsRequest()).sessions
     assert (listed.members, listed.state, listed.step_index) == (4, pb.SESSION_STATE_ACTIVE, 8)
-    assert server.metric("streamcell_sessions", state="open") == 2
-    assert server.metric("streamcell_sessions", state="active") == 2
-    assert server.metric("streamcell_slots_used") == 4
+    assert waited(lambda: server.metric("streamcell_sessions", state="open") == 2)
+    assert waited(lambda: server.metric("streamcell_sessions", state="active") == 2)
+    assert waited(lambda: server.metric("streamcell_slots_used") == 4)
     assert stub.CloseSession(pb.CloseSessionRequest(session_id=session_id)).step_index == 8
     with pytest.raises(grpc.RpcError, match="closed through CloseSession"):
         next(call)

@@ -19,7 +19,7 @@ from streamcell.service.transport.health import SERVICE, Health, Watch
 from streamcell.service.transport.read_pacing import PAUSE_REPLIES
 from streamcell.service.transport.threaded_lane import ThreadedLane
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 Status = health_pb2.HealthCheckResponse
 SERVING, NOT_SERVING, UNKNOWN = Status.SERVING, Status.NOT_SERVING, Status.SERVICE_UNKNOWN
 

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamcell.client import connect
 from tests.support import mistakes
 from tests.support.mistakes import PROTOCOLS
+from tests.support.waiting import waited
 
 
 @pytest.fixture
@@ -53,5 +54,5 @@ def test_each_mistake_has_its_own_error_and_ends_nothing_else(
         expected = modules["lstm"](torch.from_numpy(x[None]))[0][0].numpy()
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     assert eventually(lambda: served.metric("streamcell_slots_used") == 0)
-    assert served.metric("streamcell_sessions") == 0
-    assert counted() - before == wanted
+    assert waited(lambda: served.metric("streamcell_sessions") == 0)
+    assert waited(lambda: counted() - before == wanted)

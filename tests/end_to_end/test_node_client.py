@@ -40,7 +40,7 @@ def test_node_streams_over_both_protocols_by_reflection_alone(
         input=json.dumps(job),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

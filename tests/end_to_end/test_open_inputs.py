@@ -20,6 +20,7 @@ from streamcell.client.errors import InvalidInput, StreamCellError
 from streamcell.client.local_server import ServerProcess
 from streamcell.proto import pb, rpc
 from tests.support.onnx_files import parsed, save
+from tests.support.waiting import waited
 
 SESSIONS, STEPS, LANGUAGES = 16, 20, 5
 Array = np.ndarray[Any, Any]
@@ -155,7 +156,7 @@ def test_sessions_interleaved_at_random_chunk_sizes_keep_their_own(
         sessions = [client.session("voice", inputs=voices.given(row)) for row in range(SESSIONS)]
         for row, y in enumerate(interleaved(sessions, voices.x, 2)):
             voices.check(y, row)
-    assert server.metric("streamcell_slots_used") == 0
+    assert waited(lambda: server.metric("streamcell_slots_used") == 0)
 
 
 @pytest.mark.conformance
@@ -358,7 +359,7 @@ def test_what_does_not_fit_is_refused_by_name_and_takes_no_slot(server: ServerPr
         assert caught.value.reason == reason
         with pytest.raises(StreamCellError, match="no input 'q' is given at the opening"):
             client.session("rate", inputs={"sr": 1, "q": 2})
-    assert server.metric("streamcell_slots_used") == 0
+    assert waited(lambda: server.metric("streamcell_slots_used") == 0)
 
 
 @pytest.mark.conformance
@@ -404,7 +405,7 @@ def test_tritons_client_gives_them_with_the_start_of_a_sequence(server: ServerPr
                     sequence_id=row + 1, sequence_start=not begin, sequence_end=begin + 5 == STEPS,
                 )  # fmt: skip
         for _ in range(8 * STEPS // 5):
-            result, error = answers.get(timeout=30)
+            result, error = answers.get(timeout=60)
             assert error is None
             got.setdefault(result.get_response().id, []).append(result.as_numpy("y")[0])
         for row in range(8):
@@ -438,4 +439,4 @@ def test_tritons_client_is_told_what_is_wrong(server: ServerProcess, folder: Pat
         infer(opening=False, start=False)
         with pytest.raises(triton.InferenceServerException, match="send it with its START request alone"):
             infer(opening=True, start=False)
-    assert server.metric("streamcell_slots_used") == 0
+    assert waited(lambda: server.metric("streamcell_slots_used") == 0)

@@ -22,7 +22,7 @@ from streamcell.service.sessions.table import SessionTable
 from streamcell.service.transport.answering import Answering
 from streamcell.service.transport.control_thread import _MOST_WAITING, ControlThread
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Models:

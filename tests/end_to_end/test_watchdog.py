@@ -24,6 +24,7 @@ from streamcell.service.transport.calls import ServerLane
 from streamcell.service.transport.fast_lane import FastLane
 from streamcell.service.transport.threaded_lane import ThreadedLane
 from streamcell.service.watchdog import EXIT_CODE, Watchdog, stacks
+from tests.support.waiting import waited
 
 WAIT_S = 60.0
 STEP = np.ones(3, np.float32)
@@ -133,8 +134,8 @@ def test_an_engine_that_hangs_turns_readiness_off_until_it_goes_on(
         thread = in_background(lambda: step(client))
         assert eventually(lambda: hanging.metric("streamcell_ready") == 0)
         assert eventually(lambda: check(channel) == not_serving)
-        assert hanging.metric("streamcell_stalls_total", thread="engine") == 1
-        assert hanging.metric("streamcell_stalled_threads") == 1
+        assert waited(lambda: hanging.metric("streamcell_stalls_total", thread="engine") == 1)
+        assert waited(lambda: hanging.metric("streamcell_stalled_threads") == 1)
         assert eventually(lambda: len(hanging.said("no progress")) == 1)
         (entry,) = hanging.said("no progress")
         (name,) = entry["threads"]
@@ -145,7 +146,7 @@ def test_an_engine_that_hangs_turns_readiness_off_until_it_goes_on(
         assert not thread.is_alive()
         assert eventually(lambda: hanging.metric("streamcell_ready") == 1)
         assert eventually(lambda: check(channel) == serving)
-        assert hanging.metric("streamcell_stalled_threads") == 0
+        assert waited(lambda: hanging.metric("streamcell_stalled_threads") == 0)
         step(client)
 
 
@@ -158,7 +159,7 @@ def test_a_serving_thread_that_hangs_is_told_of(start: Start, eventually: Eventu
         hanging.hang("serving")
         thread = in_background(lambda: check(channel))
         assert eventually(lambda: hanging.metric("streamcell_stalls_total", thread=kind) == 1)
-        assert hanging.metric("streamcell_ready") == 0
+        assert waited(lambda: hanging.metric("streamcell_ready") == 0)
         assert eventually(lambda: len(hanging.said("no progress")) == 1)
         (entry,) = hanging.said("no progress")
         assert entry["threads"] == ["serving"]

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from streamcell.proto import pb, rpc
 from tests.support.arrays import noise
+from tests.support.waiting import waited
 
 CONFORMANCE = pytest.mark.conformance
 Steps = np.ndarray
@@ -202,7 +203,7 @@ def test_sessions_are_listed_in_pages_and_can_be_closed(stub: Any) -> None:
     assert info.reason == "BAD_PAGE_TOKEN"
     done.set()
     assert [list(calls[number]) for number in (0, 2)] == [[], []]
-    assert not stub.ListSessions(pb.ListSessionsRequest(model="gru")).sessions
+    assert waited(lambda: not stub.ListSessions(pb.ListSessionsRequest(model="gru")).sessions)
 
 
 @pytest.mark.conformance

@@ -19,6 +19,7 @@ from streamcell.service.repository.selection import at_start
 from streamcell.service.settings import Settings
 from tests.support.forked import ForkedServer
 from tests.support.onnx_files import parsed, save
+from tests.support.waiting import waited
 
 TYPES = "(float[n, 3] x, int64[n, 3] h) => (float[n, 3] y, int64[n, 3] k) { y = Add(x, h) k = Identity(h) }"
 GROWS = (
@@ -210,7 +211,7 @@ def test_a_server_that_polls_serves_the_good_models_and_reports_the_others(
     errors = [entry["reason"] for entry in server.log if entry["event"] == "model not loaded"]
     assert len(errors) == len(BAD) + 1
     assert_reported(errors + [e["reason"] for e in server.log if e["event"] == "folder of models"], folder)
-    assert server.metric("streamcell_model_load_failures_total") == len(BAD) + 1
+    assert waited(lambda: server.metric("streamcell_model_load_failures_total") == len(BAD) + 1)
     assert server.stop() == 0
     assert "Traceback" not in "".join(server.said)
 

@@ -18,6 +18,7 @@ from tests.support.callers import channel_of
 from tests.support.infer_requests import request as infer
 from tests.support.tokens import bearer, token_file
 from tests.support.two_tenants import POLICY
+from tests.support.waiting import waited
 
 
 @pytest.mark.conformance
@@ -65,8 +66,8 @@ def test_it_is_told_who_did_what_and_who_was_refused(
             bank.load_model("sum")
         with pytest.raises(StreamCellError):
             stranger.models()
-        assert server.metric("streamcell_tenant_sessions", tenant="acme") == 1
-        assert server.metric("streamcell_tenant_sessions", tenant="bank") == 0
+        assert waited(lambda: server.metric("streamcell_tenant_sessions", tenant="acme") == 1)
+        assert waited(lambda: server.metric("streamcell_tenant_sessions", tenant="bank") == 0)
         with urllib.request.urlopen(server.metrics_url.removesuffix("metrics"), timeout=60) as answer:
             assert (
                 "<h2>Sessions by tenant</h2><table><tr><td>acme</td><td>1</td></tr>" in answer.read().decode()

@@ -17,6 +17,7 @@ from tests.support.callers import channel_of, channel_with
 from tests.support.every_method import METHODS, begin, ended, path
 from tests.support.tokens import bearer
 from tests.support.valid_messages import VALID
+from tests.support.waiting import waited
 
 PUBLIC = "grpc.health.v1.Health"
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
@@ -38,7 +39,7 @@ def test_a_refused_stream_is_counted_and_takes_nothing(tenants: ServerProcess) -
     for _ in range(3):
         with pytest.raises(NotAuthenticated), connect(tenants.target) as client, client.session("sum"):
             pass
-    assert tenants.metric("streamcell_errors_total", reason="NOT_AUTHENTICATED") >= before + 3
+    assert waited(lambda: tenants.metric("streamcell_errors_total", reason="NOT_AUTHENTICATED") >= before + 3)
     with (
         pytest.raises(NotPermitted, match="'none'"),
         connect(tenants.target, metadata=bearer("token-of-lost")) as client,

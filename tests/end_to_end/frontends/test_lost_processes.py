@@ -23,6 +23,7 @@ from streamcell.client.errors import Unavailable
 from streamcell.client.local_server import ServerProcess
 from tests.support.arrays import noise, truth
 from tests.support.frontends import FLAGS, TOLERANCE, Eventually, Spread, processes
+from tests.support.waiting import waited
 
 
 class Steady:
@@ -78,7 +79,7 @@ def test_a_front_end_that_dies_takes_only_its_own_streams_along(
 ) -> None:
     streams = [Steady(client, modules["lstm"], seed) for seed, client in enumerate(spread)]
     for stream in streams:
-        assert stream.going.wait(30)
+        assert stream.going.wait(60)
     victim, other = processes(server, "frontend")
     pool = next(iter(spread)).pool("lstm", 2)
     victim.send_signal(signal.SIGKILL)
@@ -107,7 +108,7 @@ def test_an_engine_that_dies_ends_every_stream_with_a_typed_error_and_comes_back
 ) -> None:
     streams = [Steady(client, modules["lstm"], seed) for seed, client in enumerate(spread)]
     for stream in streams:
-        assert stream.going.wait(30)
+        assert stream.going.wait(60)
     pool = spread[0].pool("lstm", 3)
     pool.step(np.zeros((3, 3), np.float32))
     with grpc.insecure_channel(server.target) as channel:
@@ -125,9 +126,9 @@ def test_an_engine_that_dies_ends_every_stream_with_a_typed_error_and_comes_back
         pool.step(np.zeros((3, 3), np.float32))
     assert caught.value.reason == "ENGINE_LOST"
     assert eventually(lambda: server.metric("streamcell_ready") == 1)
-    assert server.metric("streamcell_process_restarts_total", kind="engine") == 1
-    assert server.metric("streamcell_errors_total", reason="ENGINE_LOST") == len(streams) + 1
-    assert server.metric("streamcell_slots_used") == 0
+    assert waited(lambda: server.metric("streamcell_process_restarts_total", kind="engine") == 1)
+    assert waited(lambda: server.metric("streamcell_errors_total", reason="ENGINE_LOST") == len(streams) + 1)
+    assert waited(lambda: server.metric("streamcell_slots_used") == 0)
     for client in spread:  # the same connections
         with client.session("lstm") as session:
             x = noise(5, 3)
@@ -160,7 +161,7 @@ def test_while_there_is_no_engine_calls_are_told_so(
         hidden.rename(folder)
         assert eventually(lambda: server.metric("streamcell_ready") == 1)
         assert client.session("lstm").step(np.zeros(3, np.float32)).shape == (2,)
-        assert server.metric("streamcell_errors_total", reason="ENGINE_LOST") == 3
+        assert waited(lambda: server.metric("streamcell_errors_total", reason="ENGINE_LOST") == 3)
 
 
 def test_ready_once_a_front_end_answers_calls(server: ServerProcess, eventually: Eventually) -> None:

@@ -36,7 +36,7 @@ class Talk:
 
     def get(self) -> Any:
         """The next answer; an error is raised."""
-        result, error = self.answers.get(timeout=20)
+        result, error = self.answers.get(timeout=60)
         if error is not None:
             raise error
         return result

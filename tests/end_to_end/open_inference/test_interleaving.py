@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from streamcell.proto.inference import oip, rpc
+from tests.support.waiting import waited
 
 Steps = np.ndarray[Any, Any]
 
@@ -123,4 +124,4 @@ def test_random_requests_are_answered_as_each_sequence_alone_would_be(
                 h = modules["gru"](torch.from_numpy(x))[1].numpy()
             np.testing.assert_allclose(np.frombuffer(raw[0], "<f4"), h.ravel(), rtol=1e-5, atol=1e-5)
     assert met == {"WRONG_SHAPE", "NON_FINITE_INPUT", "SEQUENCE_GAP", "SEQUENCE_NOT_STARTED"}
-    assert served.metric("streamcell_slots_used", model="gru") == 0
+    assert waited(lambda: served.metric("streamcell_slots_used", model="gru") == 0)

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from streamcell.proto.inference import oip, rpc
+from tests.support.waiting import waited
 
 UNARY = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelConfig",
@@ -168,7 +169,7 @@ def test_what_is_not_offered_is_refused_in_words(served: Any, triton: Any) -> No
         with pytest.raises(InferenceServerException, match=words) as caught:
             ask()
         assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-    assert served.metric("streamcell_errors_total", **counted) == before + len(asked)
+    assert waited(lambda: served.metric("streamcell_errors_total", **counted) == before + len(asked))
     x = tritonclient.grpc.InferInput("x", [1, 3], "FP32")
     x.set_shared_memory("region", 12)
     with pytest.raises(InferenceServerException, match=memory):

@@ -17,6 +17,7 @@ from streamcell.models import build
 from streamcell.proto import pb, rpc
 from tests.support.arrays import noise
 from tests.support.infer_requests import Expected, close, ids, input_of, request, stub
+from tests.support.waiting import waited
 
 
 @pytest.mark.parametrize("sequence", [2**40 + 7, "a name, ünusual"])
@@ -187,7 +188,7 @@ def test_one_id_over_several_streams_at_once_loses_no_step(served: Any, triton: 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     with grpc.insecure_channel(served.target) as channel:
         native: Any = rpc.StreamCellStub(channel)  # type: ignore[no-untyped-call]
         (session,) = native.ListSessions(pb.ListSessionsRequest(model="lstm")).sessions
@@ -211,7 +212,7 @@ def test_starts_and_ends_of_one_id_over_several_streams_leave_nothing_behind(ser
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(answered) == 240
     assert {" ".join(reply.error_message.split()[5:7]) for reply in answered} <= {
         "", "INVALID_ARGUMENT SEQUENCE_NOT_STARTED:",
@@ -220,7 +221,7 @@ def test_starts_and_ends_of_one_id_over_several_streams_leave_nothing_behind(ser
         request(noise(1, 3), sequence_id=sequence, sequence_start=True, sequence_end=True)
     )
     assert final.raw_output_contents
-    assert served.metric("streamcell_slots_used", model="lstm") == 0
+    assert waited(lambda: served.metric("streamcell_slots_used", model="lstm") == 0)
 
 
 def test_half_closing_answers_what_is_in_flight_and_ends_well(served: Any, expected: Expected) -> None:

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from streamcell.proto.inference import oip, rpc
 from streamcell.service.protocols.oip.tensors import DATATYPES
 from tests.support.onnx_files import parsed, save
+from tests.support.waiting import waited
 
 Steps = np.ndarray[Any, Any]
 Expected = Callable[[str, Steps], Steps]
@@ -128,7 +129,7 @@ def test_without_a_sequence_whole_sequences_are_run_from_the_initial_state(
     (reply,) = stub.ModelStreamInfer(iter([ask(model, ("x", x), id="whole")]))
     assert reply.infer_response.id == "whole"
     np.testing.assert_allclose(outputs(reply.infer_response)["y"], wanted, rtol=1e-5, atol=1e-5)
-    assert served.metric("streamcell_slots_used", model=model) == 0
+    assert waited(lambda: served.metric("streamcell_slots_used", model=model) == 0)
 
 
 @pytest.mark.conformance
@@ -153,15 +154,15 @@ def test_calls_on_a_stateless_model_batch_together(stub: Any, served: Any, expec
     def run(first: int) -> None:
         calls = [stub.ModelInfer.future(ask("mlp", ("x", x[at : at + 1]))) for at in range(first, 64, 4)]
         for at, call in zip(range(first, 64, 4), calls, strict=True):
-            found[at] = outputs(call.result(20))["y"][0]
+            found[at] = outputs(call.result(60))["y"][0]
 
     threads = [threading.Thread(target=run, args=(first,)) for first in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     np.testing.assert_allclose(np.stack(found), expected("mlp", x), rtol=1e-5, atol=1e-5)
-    assert served.metric("streamcell_batch_rows_sum", model="mlp") - rows == 64
+    assert waited(lambda: served.metric("streamcell_batch_rows_sum", model="mlp") - rows == 64)
     assert served.metric("streamcell_batch_rows_count", model="mlp") - runs <= 64
 
 
@@ -270,8 +271,8 @@ def test_each_mistake_has_its_own_error_on_either_call(stub: Any, served: Any, m
     bad, then = stub.ModelStreamInfer(iter([request, good]))
     assert f"{code} {reason}: " in bad.error_message
     assert then.infer_response.id == "good"
-    assert served.metric("streamcell_errors_total", code=code, reason=reason) == before + 2
-    assert served.metric("streamcell_slots_used") == 0
+    assert waited(lambda: served.metric("streamcell_errors_total", code=code, reason=reason) == before + 2)
+    assert waited(lambda: served.metric("streamcell_slots_used") == 0)
 
 
 def test_what_has_no_effect_here_is_taken(stub: Any) -> None:

@@ -17,6 +17,7 @@ from streamcell.client.errors import InvalidInput, RowsRefused
 from streamcell.export import export_model
 from streamcell.models import build
 from streamcell.proto import pb, rpc
+from tests.support.waiting import waited
 
 TOKENS, WIDTH = 10, 4
 TABLE = np.random.default_rng(5).standard_normal((TOKENS, WIDTH)).astype(np.float32)
@@ -96,9 +97,9 @@ def test_only_the_session_that_sent_it_is_refused_whatever_else_was_in_the_run(s
                 answered.extend(iter(call))
             assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert "cannot run this message: indices element out of data bounds" in call.details()
-    assert server.metric("streamcell_errors_total", reason="REFUSED_BY_MODEL") == 20
-    assert server.metric("streamcell_sessions_ended_total", reason="refused_by_model") == 20
-    assert server.metric("streamcell_slots_used") == 0
+    assert waited(lambda: server.metric("streamcell_errors_total", reason="REFUSED_BY_MODEL") == 20)
+    assert waited(lambda: server.metric("streamcell_sessions_ended_total", reason="refused_by_model") == 20)
+    assert waited(lambda: server.metric("streamcell_slots_used") == 0)
 
 
 def test_a_refused_row_of_predict_fails_its_call_and_leaves_no_slot_taken(server: Any) -> None:
@@ -111,7 +112,7 @@ def test_a_refused_row_of_predict_fails_its_call_and_leaves_no_slot_taken(server
         fine = stub.Predict(pb.PredictRequest(model="sum", inputs=[rows[:1].tobytes()]))
         got = np.frombuffer(fine.outputs[0], "<f4").reshape(2, WIDTH + 1)
         np.testing.assert_allclose(got, sums(rows[0]), rtol=1e-5)
-    assert server.metric("streamcell_slots_used") == 0
+    assert waited(lambda: server.metric("streamcell_slots_used") == 0)
 
 
 def test_a_refused_token_does_not_stay_behind_in_padding(start_server: Any, tmp_path: Path) -> None:

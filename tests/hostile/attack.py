@@ -16,7 +16,7 @@ from .honest import ECHO, MARK
 from .mutations import mutated
 from .recorded import THEIRS, Recorded, recorded
 
-_PATIENCE_S = 30
+_PATIENCE_S = 60
 # What a broken message may be answered with. INTERNAL is the server's own fault, and UNKNOWN nobody's.
 _FINE = {
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION,

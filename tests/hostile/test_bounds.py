@@ -112,9 +112,9 @@ def test_a_megabyte_of_text_is_answered_with_a_small_typed_error(server: Any, at
     with grpc.insecure_channel(server.target) as channel:
         try:
             if method in OPENING:
-                (answer,) = channel.stream_stream(path)(iter([data]), timeout=30)
+                (answer,) = channel.stream_stream(path)(iter([data]), timeout=60)
             else:
-                answer = channel.unary_unary(path)(data, timeout=30)
+                answer = channel.unary_unary(path)(data, timeout=60)
         except grpc.RpcError as error:
             trailing = {each.key: each.value for each in error.trailing_metadata() or ()}  # type: ignore[attr-defined]
             details = trailing["grpc-status-details-bin"]
@@ -144,13 +144,13 @@ def test_memory_does_not_grow_with_what_clients_send(server: Any) -> None:
         text = f"{number} " + "x" * 200_000
         accepted = _infer(id=str(number))
         accepted.parameters["note"].string_param = text
-        stub.ModelInfer(accepted, timeout=30)
+        stub.ModelInfer(accepted, timeout=60)
         refused = _infer(id=str(number))
         refused.outputs.add(name=text)
         refused.parameters["sequence_id"].int64_param = 10**9 + number
         refused.parameters["sequence_start"].bool_param = True
         with pytest.raises(grpc.RpcError):
-            stub.ModelInfer(refused, timeout=30)
+            stub.ModelInfer(refused, timeout=60)
 
     with grpc.insecure_channel(server.target) as channel:
         stub = rpc.GRPCInferenceServiceStub(channel)
@@ -257,12 +257,12 @@ def test_a_client_cannot_push_the_remedy_out_of_an_error(served: Any) -> None:
     with grpc.insecure_channel(served.target) as channel:
         stub = rpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
-            stub.ModelMetadata(oip.ModelMetadataRequest(name=LONG[:30_000]), timeout=30)
+            stub.ModelMetadata(oip.ModelMetadataRequest(name=LONG[:30_000]), timeout=60)
         assert "this server has: " in caught.value.details()
         request = _infer()
         request.outputs.add(name=LONG)
         with pytest.raises(grpc.RpcError) as caught:
-            stub.ModelInfer(request, timeout=30)
+            stub.ModelInfer(request, timeout=60)
         assert "it has: " in caught.value.details()
 
 

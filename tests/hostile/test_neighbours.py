@@ -64,8 +64,8 @@ def test_a_request_that_is_cut_short_or_too_long_is_refused_typed(server: Any, b
             message = oip.ModelInferRequest(model_name="echo", raw_input_contents=[x.tobytes()])
             message.inputs.add(name="x", datatype="FP32", shape=x.shape)
             for _ in range(2):
-                assert stub.ModelInfer(message, timeout=30).raw_output_contents[0] == x.tobytes()
+                assert stub.ModelInfer(message, timeout=60).raw_output_contents[0] == x.tobytes()
             whole = message.SerializeToString()
             with pytest.raises(grpc.RpcError) as caught:
-                send(whole[:by] if by < 0 else whole + bytes(by), timeout=30)
+                send(whole[:by] if by < 0 else whole + bytes(by), timeout=60)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -90,7 +90,7 @@ def run_probe(command: list[str], port: str, **environment: str) -> int:
         [sys.executable, *arguments],
         env={"STREAMCELL_METRICS_PORT": port, **environment},
         capture_output=True,
-        timeout=30,
+        timeout=120,
     ).returncode
 
 

@@ -21,7 +21,7 @@ SEQUENCES, STEPS = 4, 10
 def run(name: str, *arguments: str) -> dict[tuple[int, int], list[float]]:
     """What the script printed: the output by sequence and step index."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -52,7 +52,7 @@ def test_the_readme_names_every_example() -> None:
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda script: script.name)
 def test_every_example_runs_without_arguments(script: Path) -> None:
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= STEPS
 

@@ -30,7 +30,7 @@ def block(name: str) -> str:
 
 def run(script: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -12,7 +12,7 @@ import grpc
 
 from streamcell.service.transport.calls import Call, ServerLane, UnaryCall
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 CANCELLED = grpc.StatusCode.CANCELLED

@@ -292,7 +292,7 @@ def test_an_address_whose_answer_never_ends_holds_nothing_up(
         why: list[str] = []
         reader = threading.Thread(target=_read, args=(address, why), daemon=True)
         reader.start()
-        reader.join(5.0)
+        reader.join(60)
         assert [text.partition("keys: ")[2] for text in why] == ["no whole answer in 0.5 s"]
         assert len(asked) == 1
         listening.shutdown(socket.SHUT_RDWR)
@@ -322,9 +322,9 @@ def test_an_address_that_answers_no_http_is_named_and_its_answer_is_clipped() ->
 def test_while_an_address_still_answers_it_is_not_asked_once_more(
     published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_sets, "_WHOLE_S", 0.1)
     now_s = [0.0]
     keys = KeySet(published.address, lambda: now_s[0])
+    monkeypatch.setattr(key_sets, "_WHOLE_S", 0.1)
     published.held.clear()
     for _ in range(3):
         now_s[0] += 400.0
@@ -332,7 +332,7 @@ def test_while_an_address_still_answers_it_is_not_asked_once_more(
         assert published.asked == 2
         assert tokens_of(keys).identity(GOOD.token()).subject == "feed"
     published.held.set()
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while published.asked < 3 and time.monotonic() < deadline_s:
         now_s[0] += 400.0
         keys.look()

@@ -185,7 +185,7 @@ def test_stop_wakes_the_engine_and_refuses_new_sessions() -> None:
     waiting = threading.Thread(target=lambda: got.append(on.take()))
     waiting.start()
     on.stop()
-    waiting.join(10)
+    waiting.join(60)
     assert got == [None]
     with pytest.raises(ServerDraining):
         on.open("s", Listener())
@@ -251,7 +251,7 @@ def test_a_batch_is_booked_once_and_takes_all_that_came_meanwhile() -> None:
     assert not later
     assert thread.is_alive()  # it was not needed
     on.stop()
-    thread.join(10)
+    thread.join(60)
 
 
 def test_where_nothing_can_be_put_off_the_engine_s_thread_is_woken() -> None:
@@ -259,7 +259,7 @@ def test_where_nothing_can_be_put_off_the_engine_s_thread_is_woken() -> None:
     thread = asleep(on)
     run_inline(on, [])
     on.submit(on.open("a", Listener()), work(1), lambda callback: False)
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -273,6 +273,6 @@ def test_stopping_waits_for_a_booked_batch() -> None:
     on.stop()
     assert thread.is_alive()
     later.pop()()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert ran == []  # a stopped engine runs nothing

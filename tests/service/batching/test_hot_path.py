@@ -327,7 +327,7 @@ def lane_rig() -> Iterator[LaneRig]:
     CountingEcho.opened = []
     made = LaneRig()
     yield made
-    made.server.stop(0).wait(10)
+    made.server.stop(0).wait(60)
 
 
 def test_a_stream_opens_and_ends_on_the_lane_with_few_calls_and_operations(lane_rig: LaneRig) -> None:
@@ -379,7 +379,7 @@ def test_a_message_takes_one_batch_of_two_operations_on_the_lane() -> None:
 
         for answer in stream(send(), timeout=60):
             answers.append(answer)  # noqa: PERF402  # one by one, as they come
-    server.stop(0).wait(10)
+    server.stop(0).wait(60)
     (call,) = CountingEcho.opened
     assert answers == [b"%d" % number for number in range(messages)]
     assert 2 * messages <= call.operations <= 2 * messages + 3

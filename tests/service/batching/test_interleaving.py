@@ -21,7 +21,7 @@ from streamcell.service.sessions.session import Output, Session, Work
 from streamcell.service.settings import Settings
 
 MAX_SESSIONS, MAX_BATCH, MAX_CHUNK, QUEUE = 6, 4, 4, 3
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 class Sequence:
@@ -177,7 +177,7 @@ def test_sessions_are_as_if_alone(
 
 def probe_until_free(model: LoadedModel) -> None:
     """Run one more session through: once it is answered, every earlier batch has landed."""
-    for _ in range(100):
+    for _ in range(100 * PATIENCE_S):
         try:
             probe = Sequence(model)
         except SessionLimit:

@@ -194,7 +194,7 @@ def test_members_that_expired_keep_their_handles_but_nothing_they_were_given(
         for at in range(100):
             request.open_sessions = ROWS
             assert stream.on_message(request.SerializeToString())
-            reply = pb.FrameResponse.FromString(caller.replies.get(timeout=30))
+            reply = pb.FrameResponse.FromString(caller.replies.get(timeout=60))
             assert np.frombuffer(reply.handles, "<u4").tolist() == [*range(at * ROWS, (at + 1) * ROWS)]
             request = pb.FrameRequest()
             members = stream._live.session  # type: ignore[union-attr]

@@ -23,7 +23,7 @@ def test_a_connection_that_is_dropped_for_another_may_send_at_that_moment(
 
     def slow(head: bytes) -> bool:
         looking.set()
-        assert looked.wait(30)
+        assert looked.wait(60)
         return False
 
     listener = socket.create_server(("127.0.0.1", 0))
@@ -37,17 +37,17 @@ def test_a_connection_that_is_dropped_for_another_may_send_at_that_moment(
 
     try:
         with connect(b"GET ") as oldest, connect(WHOLE):
-            assert looking.wait(30)
+            assert looking.wait(60)
             # While the thread is busy: one more than there may be, then a part of the oldest one's head.
             with connect(WHOLE):
                 oldest.sendall(b"/livez ")
                 looked.set()
                 for _ in range(2):
-                    first = answered.get(timeout=10)
+                    first = answered.get(timeout=60)
                     first.close()
                     reader.done(first)
             with connect(WHOLE):
-                assert answered.get(timeout=10).head == WHOLE
+                assert answered.get(timeout=60).head == WHOLE
     finally:
         looked.set()
         reader.stop(30)

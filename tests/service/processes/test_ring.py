@@ -129,7 +129,7 @@ def test_another_process_writes_and_nothing_is_lost() -> None:
     got: list[int] = []
     while len(got) < total and wait([ring.written], 60):
         got += numbers(reader.read())
-    assert writer.wait(30) == 0
+    assert writer.wait(60) == 0
     assert got == list(range(total))
     ring.close()
 

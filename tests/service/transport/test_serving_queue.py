@@ -65,7 +65,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ServingQueue, int]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield server._state.completion_queue, port
-    assert server.stop(0).wait(10)
+    assert server.stop(0).wait(60)
 
 
 def test_the_fast_lanes_servers_have_such_a_queue_and_no_other(served: tuple[ServingQueue, int]) -> None:

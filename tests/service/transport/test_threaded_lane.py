@@ -13,7 +13,7 @@ from streamcell.benchmarks.targets.echo import Echo
 from streamcell.service.transport.threaded_lane import ThreadedLane
 from tests.support.every_method import info_of
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Machine:

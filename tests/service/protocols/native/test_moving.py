@@ -250,7 +250,7 @@ def test_only_so_many_are_on_their_way_at_once(eventually: Any) -> None:
     rig.arrive()
     assert eventually(lambda: len(rig.moved) == 70)
     rig.arrive()
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -41,7 +41,7 @@ class Copying(ResumableRig):
 
     def at_least(self, wire: Call, replies: int) -> list[pb.StreamResponse]:
         """The same; there may be more."""
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 60
         while len(wire.replies) < replies and time.monotonic() < deadline_s:
             self.flush()
             time.sleep(0.001)

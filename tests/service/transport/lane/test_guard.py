@@ -55,7 +55,7 @@ def test_a_call_is_asked_once_however_many_messages_it_has(
     assert rig.channel is not None
     unary: Any = rig.channel.unary_unary("/t/Unary")
     assert unary(b"ab", metadata=(("who", "feed"),)) == b"ba"
-    assert rig.requests.get(timeout=20)[0].caller is WHO
+    assert rig.requests.get(timeout=60)[0].caller is WHO
     assert len(check.asked) == 2
 
 

@@ -63,7 +63,7 @@ def test_a_unary_call_that_goes_away_runs_its_callback_once(rig: Start, how: str
     served = rig()
     gone: queue.Queue[int] = queue.Queue()
     served.on_request = lambda call, data: call.on_cancel(lambda: gone.put(1))
-    pending = served.unary(b"a", timeout=WAIT_S if how == "cancel" else 2)
+    pending = served.unary(b"a", timeout=WAIT_S if how == "cancel" else 4)
     call, _ = served.requests.get(timeout=WAIT_S)
     if how == "cancel":
         pending.cancel()

@@ -98,6 +98,7 @@ class Engines:
         self.errors: Counter[str] = Counter()
         self.streams.count = lambda error: self.errors.update([error.reason])
         self._engines: list[Engine] = []
+        self._others: list[KeptStreams] = []
         self._stopping = False
         self._dying = threading.RLock()  # the next one starts with what this one has left
         self._beginning: list[threading.Thread] = []
@@ -116,7 +117,8 @@ class Engines:
 
     def front_end(self) -> KeptStreams:
         """Another front end, which must be attached by hand."""
-        return KeptStreams(self._loaded(), self.reports)
+        self._others.append(KeptStreams(self._loaded(), self.reports))
+        return self._others[-1]
 
     @property
     def tunnel(self) -> Tunnel:
@@ -168,6 +170,9 @@ class Engines:
             self._stopping = True
         for thread in self._beginning:
             thread.join()
+        for streams in (self.streams, *self._others):
+            streams.drain()  # none waits for a next one, and so for its time-out
+        self.reports.attach(None)
         for engine in self._engines:
             engine.stop()
 

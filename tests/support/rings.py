@@ -142,9 +142,8 @@ class Rig:
     def __init__(self, path: Path, *, own_thread: bool = False, **changes: Any) -> None:
         small = {"max_sessions": MAX_SESSIONS, "max_batch": MAX_BATCH, "max_chunk": MAX_CHUNK}
         configured = Settings.load(models=path.parent, **{**small, **changes})
-        self.model: LoadedModel = load(
-            open_model(path, path.stem), configured, Device(), wakeup=EventWakeup()
-        )
+        self.wakeup = EventWakeup()
+        self.model: LoadedModel = load(open_model(path, path.stem), configured, Device(), wakeup=self.wakeup)
         self.table = SessionTable(idle_timeout_s=0)
         self.ring_sessions = RingSessions(self.model, self.table)
         self.rings = RingRunner(self.model.engine, self.model.metrics, allow_non_finite=False)
@@ -175,6 +174,14 @@ class Rig:
             self.fronts.remove(front)
             front.entries.close()
         self.ring_sessions.gather()
+
+    def close(self) -> None:
+        """Stop the engine, and close the descriptors, which only a process's end would close."""
+        self.lose(*self.fronts)
+        self.model.runner.stop()
+        self.ring_sessions.gather()  # ends the front ends that its thread has not seen end
+        self.ring_sessions.capacity.close()
+        self.wakeup.close()
 
     def state(self, entry: int) -> tuple[np.ndarray, ...]:
         return self.model.engine.pool.read(entry + self.model.engine.pool.first_slot)

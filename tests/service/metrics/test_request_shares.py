@@ -235,8 +235,7 @@ def test_random_messages_through_the_rings_of_front_ends(
             expected.check(rig.model.metrics.request_figures())
             front.read()
     assert expected.count > 5
-    rig.lose(front)
-    rig.model.runner.stop()
+    rig.close()
 
 
 def test_a_message_that_waits_between_its_runs_waits_in_the_queue() -> None:

@@ -31,7 +31,7 @@ def all_rigs(models_dir: Path) -> Iterator[Rigs]:
 
     yield make
     for rig in made.values():
-        rig.model.runner.stop()
+        rig.close()
 
 
 @pytest.fixture

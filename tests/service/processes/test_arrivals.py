@@ -37,7 +37,7 @@ class Late(Rig):
 def late(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Late]:
     rig = Late(models_dir / "lstm.onnx", monkeypatch)
     yield rig
-    rig.model.runner.stop()
+    rig.close()
 
 
 def test_a_session_that_was_just_opened_can_be_closed(late: Late) -> None:

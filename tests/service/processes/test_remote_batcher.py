@@ -247,3 +247,4 @@ def test_a_message_that_is_not_as_long_as_its_steps_say_is_never_written(steps: 
     assert client.error.reason == "WRONG_BYTE_COUNT"
     assert rig.reader.read() is None
     assert not session.queue
+    rig.close()

@@ -172,3 +172,5 @@ def test_entries_are_one_bound_for_all_processes_and_a_lost_ones_come_back(state
     assert engine.live == 0
     with pytest.raises(RuntimeError, match="freed twice"):
         engine.give_back_entries(np.array([third[0]]), np.array([third[1]]))
+    for each in (engine, *ends):
+        each.close()

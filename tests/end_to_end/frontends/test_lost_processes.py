@@ -179,10 +179,17 @@ def test_ready_once_a_front_end_answers_calls(server: ServerProcess, eventually:
     before = processes(server, "frontend")
     for process in before:
         process.send_signal(signal.SIGKILL)
-    assert eventually(lambda: len(set(processes(server, "frontend")) - set(before)) == 2)
-    begun = [process for process in processes(server, "frontend") if process not in before]
-    for process in begun:
-        process.send_signal(signal.SIGSTOP)
+    begun: list[psutil.Process] = []
+
+    def stopped() -> bool:
+        """Stop each new front end at once, long before it answers."""
+        for process in processes(server, "frontend"):
+            if process not in (*before, *begun):
+                process.send_signal(signal.SIGSTOP)
+                begun.append(process)
+        return len(begun) == 2
+
+    assert eventually(stopped)
     server.metrics()  # the engine process answers, so it has done what it was asked for: links, if any
     assert not ready()
     for process in begun:

@@ -194,5 +194,5 @@ def test_a_detached_stream_lingers_and_then_ends(
     stream.cut()
     with connect(server.target) as client:
         assert eventually(lambda: not list(client.sessions()))
-        assert client.model("sum").live_sessions == 0
+        assert eventually(lambda: client.model("sum").live_sessions == 0)
     assert Frames(server.target, owner.resume(0)).error()[0] == "SESSION_NOT_FOUND"

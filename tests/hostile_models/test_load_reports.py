@@ -248,7 +248,8 @@ def test_under_poll_a_good_version_is_served_beside_a_bad_one(
     with connect(server.target) as client:
         assert [(model.name, model.version) for model in client.models()] == [("m", "1"), ("own", "1")]
         # A served version whose file breaks stays, and so does one whose file goes, while another is broken.
-        # All at once, while the server is stopped: a look in between would count another failure.
+        # All at once, while the server is stopped: a look in between would count another failure. So does one that
+        # is stopped half-way.
         (tmp_path / ".broken").write_text("layout = 2")
         save(parsed(ADD), tmp_path / ".made" / "model.onnx", SIDECAR + STATE)
         server.process.send_signal(signal.SIGSTOP)
@@ -263,7 +264,7 @@ def test_under_poll_a_good_version_is_served_beside_a_bad_one(
         ]
         failures = "streamcell_model_load_failures_total"
         assert eventually(
-            lambda: server.metric(failures, model="m") == 2
+            lambda: server.metric(failures, model="m") in (2, 3)
         )  # counted after what loads is served
         # Mended, all are served.
         for version in ("1", "2"):

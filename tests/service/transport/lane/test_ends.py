@@ -62,16 +62,16 @@ def test_a_waiting_stream_can_be_ended_after_its_reply(rig: Start, size: int) ->
     # The reply is in one batch with the next read, which never lands. The larger one is still on its way.
     class Idle(Echo):
         def take(self, data: bytes) -> bool:
-            self.replied = threading.Thread(target=self.call.reply, args=(data * size,))
             return True
 
     served = rig(Idle)
     call = served.stream(Feed(b"x"))
     handler = served.handler()
     handler.got.get(timeout=WAIT_S)
-    assert served.unary(b"ab").result() == b"ba"  # `on_message` has returned
-    handler.replied.start()
-    handler.replied.join()
+    assert served.unary(b"ab").result() == b"ba"  # in the fast lane `on_message` has returned
+    replies = threading.Thread(target=handler.call.reply, args=(b"x" * size,))
+    replies.start()
+    replies.join()
     if size == 1:
         assert next(call) == b"x"
     handler.call.end(grpc.StatusCode.ABORTED, "idle")

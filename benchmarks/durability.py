@@ -63,7 +63,7 @@ class _AlwaysShort(InlinePolicy):
         super().__init__()
         self.short = True
 
-    def ran(self, rows: int, took_s: float) -> None:
+    def ran(self, rows: int, cpu_s: float, read_apart: int = 0) -> None:
         """Nothing is learned."""
 
 

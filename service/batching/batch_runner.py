@@ -159,7 +159,10 @@ class BatchRunner:
     def completed(self, rows: Batch, staged: Staged, run: RunTally) -> None:
         """Advance the sessions, and hand each message's outputs to its session's listener."""
         batch, used = rows, len(rows.rows)
-        self._batcher.inline.ran(used, run.ended_s - run.began_s)
+        read_apart = 0
+        for row in batch.rows:
+            read_apart += row.session.read_apart
+        self._batcher.inline.ran(used, run.cpu_s, read_apart)
         strides = [staged.steps * size for size in self._output_bytes]
         outputs = [
             view[: used * stride].tobytes() for view, stride in zip(staged.outputs, strides, strict=True)

@@ -125,11 +125,13 @@ class GuardedRun:
     def _run(self, staged: Staged, used: int, taken_s: float) -> RunTally:
         if self._engine.spills:
             self._engine.place(staged, used)
+        began_cpu_s = time.thread_time()
         began_s = time.perf_counter()
         self._engine.run(staged)
         ended_s = time.perf_counter()
+        cpu_s = time.thread_time() - began_cpu_s
         self._metrics.ran(used, staged.rows * staged.steps, ended_s - began_s)
-        return RunTally(taken_s, began_s, ended_s)
+        return RunTally(taken_s, began_s, ended_s, cpu_s)
 
     def _complete(self, kind: RowKind[_Rows], rows: _Rows, used: int, staged: Staged, run: RunTally) -> None:
         kind.completed(rows, staged, run)

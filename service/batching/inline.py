@@ -1,9 +1,10 @@
 """Decides which thread runs the next batch: the engine thread, or the thread that reads messages.
 
 Handing a batch to the engine thread costs wake-ups, and both threads want the GIL while the replies go out: a time a
-batch and a time a message, which `service/machine.py` measures. A run that takes no longer than that ends sooner, and
-costs less CPU, on the thread that read the messages. A longer run leaves the reading thread free if the engine thread
-does it.
+batch and a time a message, which `service/machine.py` measures. A message that is read by an operation of its own, not
+by the one that sends a reply, counts twice: both threads take the GIL twice as often for it. A run that takes no more
+CPU time than that ends sooner, and costs less CPU, on the thread that read the messages. A longer run leaves the
+reading thread free if the engine thread does it.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ class InlinePolicy:
         """Note that a run hit its time limit: no run is inline until many have been short."""
         self._ratio, self.short = 4.0, False
 
-    def ran(self, rows: int, took_s: float) -> None:
-        """Note that a run of `rows` rows took `took_s`."""
-        ratio = took_s / min(self._batch_s + self._row_s * rows, _MOST_S)
+    def ran(self, rows: int, cpu_s: float, read_apart: int = 0) -> None:
+        """Note that a run of `rows` rows took `cpu_s` of its thread's CPU time.
+
+        `read_apart`: how many of them are of sessions whose messages are read by operations of their own.
+        """
+        ratio = cpu_s / min(self._batch_s + self._row_s * (rows + read_apart), _MOST_S)
         # A stall says nothing about the next run, so no run counts as more than four times too long.
         self._ratio += _WEIGHT * (min(ratio, 4.0) - self._ratio)
         self.short = self._ratio < (1.0 if self.short else _SURELY)
@@ -104,9 +108,9 @@ class InlineRuns:
         self.asleep = False
         self._wakeup.release()
 
-    def ran(self, rows: int, took_s: float) -> None:
-        """Note that a run of `rows` rows took `took_s`, whichever thread did it."""
-        self.policy.ran(rows, took_s)
+    def ran(self, rows: int, cpu_s: float, read_apart: int) -> None:
+        """Note a run, whichever thread did it: see `InlinePolicy.ran`."""
+        self.policy.ran(rows, cpu_s, read_apart)
 
     def reserve(self) -> bool:
         """Reserve an inline run if runs are short and the engine thread sleeps; True if the caller must arrange it."""

@@ -101,6 +101,7 @@ class RunTally:
 
     Attributes:
         taken_s, began_s, ended_s: when staging began, and when the run began and ended; `time.perf_counter` seconds.
+        cpu_s: CPU time of the run, on its thread.
         steps, chunks: timesteps that were applied, and chunks.
         inferences: rows of requests that are answered now.
         waits_s: of requests that had their first run now, the times from arrival to the batch.
@@ -110,14 +111,15 @@ class RunTally:
     """
 
     __slots__ = (
-        "began_s", "chunks", "earlier", "ended_s", "inferences", "latencies_s", "output_s", "steps", "taken_s",
-        "waits_s",
+        "began_s", "chunks", "cpu_s", "earlier", "ended_s", "inferences", "latencies_s", "output_s", "steps",
+        "taken_s", "waits_s",
     )  # fmt: skip
 
-    def __init__(self, taken_s: float, began_s: float, ended_s: float) -> None:
+    def __init__(self, taken_s: float, began_s: float, ended_s: float, cpu_s: float = 0.0) -> None:
         self.taken_s = taken_s
         self.began_s = began_s
         self.ended_s = ended_s
+        self.cpu_s = cpu_s
         self.steps = self.chunks = self.inferences = 0
         self.waits_s: list[float] = []
         self.latencies_s: list[float] = []

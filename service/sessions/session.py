@@ -211,6 +211,7 @@ class Session:
         "paused",
         "peer",
         "queue",
+        "read_apart",
         "reads",
         "ready",
         "session_id",
@@ -248,6 +249,8 @@ class Session:
         self.journal_entry: Entry | None = (
             None  # in the journal, if it outlives the process: then it has two rows
         )
+        # Its messages are read by operations of their own, not with the replies: replies may come unasked.
+        self.read_apart = False
         self.ready = False  # is in the batcher's ready queue
         self.in_flight = False  # a chunk is in the engine now
         self.paused = False  # its stream is not read, because the queue is full

@@ -74,7 +74,18 @@ class AlwaysShort(InlinePolicy):
         super().__init__()
         self.short = True
 
-    def ran(self, rows: int, took_s: float) -> None: ...
+    def ran(self, rows: int, cpu_s: float, read_apart: int = 0) -> None: ...
+
+
+class NotingPolicy(AlwaysShort):
+    """The same; it notes the runs: rows, CPU seconds, rows of sessions whose messages are read apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[tuple[int, float, int]] = []
+
+    def ran(self, rows: int, cpu_s: float, read_apart: int = 0) -> None:
+        self.runs.append((rows, cpu_s, read_apart))
 
 
 class Rig:

@@ -95,6 +95,7 @@ class ResumableStream(ResumingCall[Resumable]):
 
     def _go_on_with(self, session: Resumable, asked: Resume) -> None:
         self.session = session
+        session.live.session.read_apart = session.in_store
         self.next = asked.first
         self._usual_bytes, self._few_steps = fast_path_limits(session.live.model, self._context.limits)
         self._step_bytes = self._usual_bytes

@@ -48,7 +48,7 @@ def held(connection: socket.socket) -> bool:
 class NeverShort(InlinePolicy):
     """All runs are the engine thread's."""
 
-    def ran(self, rows: int, took_s: float) -> None: ...
+    def ran(self, rows: int, cpu_s: float, read_apart: int = 0) -> None: ...
 
 
 @pytest.fixture

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from streamcell.service.batching.batch import Batch
 from streamcell.service.batching.inline import InlinePolicy, InlineRuns
+from streamcell.service.engine.engine import Engine
+from tests.support.inline_rig import NotingPolicy, Rig
 
 
-def after(*runs: tuple[int, float, int]) -> InlinePolicy:
+def after(*runs: tuple[int, float, int], read_apart: bool = False) -> InlinePolicy:
     """(rows, seconds, times) in turn."""
     made = InlinePolicy()
-    for rows, took_s, times in runs:
+    for rows, cpu_s, times in runs:
         for _ in range(times):
-            made.ran(rows, took_s)
+            made.ran(rows, cpu_s, rows if read_apart else 0)
     return made
 
 
@@ -41,9 +48,38 @@ def test_one_stall_changes_nothing_and_a_slower_model_does() -> None:
 
 
 def test_between_the_bounds_it_stays_as_it_was() -> None:
-    near = (64, 0.9 * 380e-6, 200)
+    near = (64, 0.9 * (100e-6 + 64 * 10e-6), 200)
     assert not after(near).short
     assert after((64, 100e-6, 40), near).short
+
+
+def test_rows_whose_messages_are_read_apart_count_twice() -> None:
+    runs = (32, 450e-6, 40)
+    assert not after(runs).short
+    assert after(runs, read_apart=True).short
+    assert not after((32, 800e-6, 40), read_apart=True).short
+    assert not after((256, 1.2e-3, 40), read_apart=True).short  # nothing would be read meanwhile
+
+
+def test_a_run_does_not_count_as_longer_because_its_thread_waits_for_the_interpreter(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, waits_s = Engine.run, 0.2
+
+    def waits(engine: Engine, staged: Any) -> None:
+        run(engine, staged)
+        time.sleep(waits_s)  # as while another thread has the interpreter
+
+    rig = Rig(models_dir, "lstm")
+    try:
+        monkeypatch.setattr(Engine, "run", waits)
+        rig.model.batcher.inline.policy = policy = NotingPolicy()
+        rig.streams(3)
+    finally:
+        rig.stop()
+    ((rows, cpu_s, read_apart),) = policy.runs
+    assert (rows, read_apart) == (3, 0)
+    assert 0 < cpu_s < waits_s
 
 
 def inline(*, short: bool = True, wakeup: threading.Semaphore | None = None) -> InlineRuns:

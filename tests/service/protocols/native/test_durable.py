@@ -9,6 +9,7 @@ import pytest
 
 from streamcell.proto import pb
 from streamcell.service.protocols.native.stored_session import StoredSession
+from tests.support.inline_rig import NotingPolicy
 from tests.support.resumable import Owner, save_sum, step
 
 from .test_moved import Rig, Slow
@@ -44,6 +45,16 @@ def test_it_rides_on_the_next_reply(rig: Rig) -> None:
     assert durable(call) == [0, 1]
     session.tell_durable()
     assert durable(call) == [0, 1]
+
+
+def test_runs_of_its_messages_may_take_longer_inline_because_each_is_read_apart(rig: Rig) -> None:
+    _, call = stepped(rig)
+    plain = rig.call(Owner().opening())
+    rig.model.batcher.inline.policy = policy = NotingPolicy()
+    rig.send(call, step(2))
+    rig.send(plain, step(1))
+    rig.flush()
+    assert [(rows, read_apart) for rows, _, read_apart in policy.runs] == [(2, 1)]
 
 
 def test_it_goes_alone_if_no_reply_comes(rig: Rig) -> None:

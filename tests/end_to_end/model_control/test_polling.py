@@ -22,9 +22,14 @@ def test_polling_follows_the_folder(
     first = session.run(X[:10])
     # Changed: the live session stays on the old one.
     made["two"].put(served.folder / "lstm.onnx")
-    assert eventually(lambda: served.index() == {("lstm", "1"): "READY"} and loads(served) == 2)
-    with served.client.session("lstm") as new:
-        assert made["two"].gave(new.run(X))
+    assert eventually(lambda: loads(served) == 2)
+
+    def new_ones_are_on_the_new_one() -> bool:
+        with served.client.session("lstm") as new:
+            return made["two"].gave(new.run(X))
+
+    assert eventually(new_ones_are_on_the_new_one)  # it is loaded before it is served
+    assert served.index() == {("lstm", "1"): "READY"}
     assert made["one"].gave(np.concatenate([first, session.run(X[10:])]))
     # Broken: what is served still is, and the fault is logged once, until the file changes.
     broken = served.folder / ".broken"

@@ -106,6 +106,14 @@ def command(
     transpose: Annotated[
         int | None, typer.Option(help="Piano data: transpose each piece by up to this many semitones.")
     ] = None,
+    stretch: Annotated[
+        float | None,
+        typer.Option(help="vowels: make each utterance longer or shorter by a factor of up to 1 + this."),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Add normal noise to the inputs in training, of this many of their deviations."),
+    ] = None,
     stress: Annotated[
         bool | None, typer.Option(help="g2p: keep the stress of vowels: 69 phonemes instead of 39.")
     ] = None,
@@ -161,6 +169,8 @@ def command(
         "clip_norm": clip_norm,
         "patience": patience,
         "transpose": transpose,
+        "stretch": stretch,
+        "noise": noise,
         "stress": stress,
         "reverse": reverse,
         "seed": seed,

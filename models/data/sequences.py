@@ -58,6 +58,7 @@ class SequenceData:
             "quantiles". The loss follows from it.
         input_standard, output_standard: what to bake into the model; None: the values are fit as they are.
         transposable: whether x is piano keys, so that a sequence may be moved up and down (y with it if it is keys).
+        stretchable: whether a sequence may be played faster or slower: its one target is at its last timestep.
         continuous: whether `train` is one long series, to be cut into rows, rather than many pieces.
         tokens: the number of tokens if x is tokens.
         classes: the number of classes if y is class numbers.
@@ -80,6 +81,7 @@ class SequenceData:
     input_standard: Standard | None = None
     output_standard: Standard | None = None
     transposable: bool = False
+    stretchable: bool = False
     continuous: bool = False
     tokens: int | None = None
     classes: int | None = None

@@ -59,6 +59,7 @@ def vowels_data(train: list[Utterance], test: list[Utterance]) -> SequenceData:
         test=list(map(_series, test)),
         distribution="categorical_logits",
         input_standard=Standard(frames.mean(axis=0), frames.std(axis=0)),
+        stretchable=True,
         about={
             "source": f"{source(PACKAGE)}, JapaneseVowels",
             "classes": [f"speaker {number}" for number in range(1, SPEAKERS + 1)],

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamcell.models.data.piano import room, transpose
 from streamcell.models.data.sequences import SequenceData, Series
 
+from .augmentation import Augmentation
 from .losses import counted
 
 # Batches are formed of pieces sorted by length within pools of this many batches: little padding, and still shuffled.
 POOL = 6
+AS_THEY_ARE = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,22 @@ def _pools(series: Sequence[Series], size: int) -> Iterator[list[Series]]:
 
 
 def shuffled(
-    data: SequenceData, *, batch_size: int, window: int, semitones: int, rng: np.random.Generator
+    data: SequenceData,
+    *,
+    batch_size: int,
+    window: int,
+    rng: np.random.Generator,
+    augmentation: Augmentation = AS_THEY_ARE,
 ) -> list[Batch]:
     """One epoch of the training part.
 
     A continuous series is cut into up to `batch_size` rows of one length, from a start drawn again each time.
-    Pieces are shuffled, and moved by up to `semitones` if the data can be transposed.
+    Pieces are shuffled, and changed by `augmentation`.
     """
     if data.continuous:
         return [_rows(data.train[0], batch_size, window, rng)]
     pieces = [data.train[index] for index in rng.permutation(len(data.train))]
-    if semitones and data.transposable:
-        moves_y = data.distribution == "bernoulli_logits"
-        pieces = [_transposed(piece, semitones, rng, moves_y=moves_y) for piece in pieces]
+    pieces = [augmentation.of(piece, data, rng) for piece in pieces]
     batches: list[Batch] = []
     for pool in _pools(pieces, batch_size * POOL):
         batches += in_order(pool, batch_size)
@@ -108,10 +112,3 @@ def _rows(series: Series, batch_size: int, window: int, rng: np.random.Generator
     length = (len(series) - start) // rows
     starts = [start + row * length for row in range(rows)]
     return collate([Series(series.x[at : at + length], series.y[at : at + length]) for at in starts])
-
-
-def _transposed(piece: Series, semitones: int, rng: np.random.Generator, *, moves_y: bool) -> Series:
-    """x moved by up to `semitones`, and y with it if it is keys as well, and not classes."""
-    down, up = room((np.concatenate([piece.x, piece.y[-1:]]) if moves_y else piece.x) > 0)
-    by = int(rng.integers(-min(semitones, down), min(semitones, up) + 1))
-    return Series(transpose(piece.x, by), transpose(piece.y, by) if moves_y else piece.y)

@@ -46,9 +46,13 @@ class TrainConfig:
         clip_norm: bound on the global norm of the gradient.
         patience: epochs without a better validation loss after which to stop; 0: never.
         transpose: transpose each piece by up to this many semitones, drawn again in every epoch; piano data only.
+        stretch: make each sequence longer or shorter by a factor of up to 1 + this, drawn again in every epoch;
+            vowels only.
+        noise: the deviation of the normal noise that is added to x, drawn again in every epoch, in the deviations
+            by which the model standardises x; vowels and digits only.
         stress: whether phonemes carry their stress; g2p only.
         reverse: whether a word's letters go in last letter first; g2p only.
-        seed: of weights, shuffling, transposition and dropout.
+        seed: of weights, shuffling, augmentation and dropout.
         device: "cpu", "cuda" or "cuda:N".
         bfloat16: multiply in bfloat16 in training (torch's autocast); weights, sums and losses stay float32.
         threads: CPU threads of torch; 0: as many as torch takes by itself. Small models gain nothing beyond two.
@@ -75,6 +79,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     patience: int = 0
     transpose: int = 0
+    stretch: float = 0.0
+    noise: float = 0.0
     stress: bool = False
     reverse: bool = False
     seed: int = 1
@@ -89,7 +95,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("patience", "transpose", "weight_decay", "seed", "threads", "season"):
+        augmented = ("transpose", "stretch", "noise")
+        for name in (*augmented, "patience", "weight_decay", "seed", "threads", "season"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative; got {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):

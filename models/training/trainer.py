@@ -14,6 +14,7 @@ from streamcell.models.architectures.base import SequenceModel
 from streamcell.models.data.sequences import SequenceData
 from streamcell.models.errors import ModelError
 
+from .augmentation import Augmentation
 from .batches import Batch, shuffled
 from .config import TrainConfig
 from .losses import masked_sum, step_losses
@@ -40,6 +41,9 @@ class Trainer:
 
     Args:
         fraction: how much of the run is over, 0 to 1, given epochs done and the share done of this one.
+
+    Raises:
+        ConfigError: the sequences cannot be changed as `config` says.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Trainer:
             ],
             lr=config.learning_rate,
         )
+        self._augmentation = Augmentation(config.transpose, config.stretch, config.noise)
+        self._augmentation.check(data)
         std = data.output_standard
         self._std = None if std is None else torch.from_numpy(std.std).to(self._device)
 
@@ -77,7 +83,11 @@ class Trainer:
         rng = np.random.default_rng([config.seed, index])
         torch.manual_seed(int(rng.integers(2**62)))
         batches = shuffled(
-            self.data, batch_size=config.batch_size, window=config.window, semitones=config.transpose, rng=rng
+            self.data,
+            batch_size=config.batch_size,
+            window=config.window,
+            rng=rng,
+            augmentation=self._augmentation,
         )
         self.model.train()
         total, timesteps, norms, rate = 0.0, 0, [], 0.0

@@ -119,7 +119,7 @@ def test_sequences_are_letters_the_boundary_and_phonemes(few: Dictionary) -> Non
 
 def test_a_batch_is_of_words_of_one_length_and_padding_asks_nothing(few: Dictionary) -> None:
     data = g2p_data(few, Symbols())
-    batches = shuffled(data, batch_size=16, window=64, semitones=0, rng=np.random.default_rng(1))
+    batches = shuffled(data, batch_size=16, window=64, rng=np.random.default_rng(1))
     assert sum(len(batch.x) for batch in batches) == len(data.train)
     assert sum(batch.counted(data.distribution) for batch in batches) == data.sizes["train"]["timesteps"]
     for batch in (*batches, *in_order(data.valid, 16)):

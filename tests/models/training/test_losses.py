@@ -130,7 +130,7 @@ def test_numpy_and_torch_count_the_same_nats() -> None:
 
 def test_windows_carry_the_state_and_leave_ended_rows() -> None:
     data = uneven()
-    (batch,) = shuffled(data, batch_size=4, window=4, semitones=0, rng=np.random.default_rng(0))
+    (batch,) = shuffled(data, batch_size=4, window=4, rng=np.random.default_rng(0))
     assert batch.lengths.tolist() == [17, 9, 5, 3]
     windows = list(batch.windows(4))
     assert [w.x.shape[0] for w in windows] == [4, 3, 2, 1, 1]
@@ -155,31 +155,10 @@ def test_a_series_is_cut_into_rows_in_order() -> None:
     steps = np.arange(100, dtype=np.float32)[:, None]
     one = [Series(steps[:-1], steps[1:])]
     data = SequenceData("csv", one, one, one, distribution="real", continuous=True)
-    (batch,) = shuffled(data, batch_size=4, window=5, semitones=0, rng=np.random.default_rng(0))
+    (batch,) = shuffled(data, batch_size=4, window=5, rng=np.random.default_rng(0))
     rows = batch.x[:, :, 0].numpy()
     assert rows.shape[0] == 4
     assert (np.diff(rows.flatten()) == 1).all()
-
-
-def test_transposition_moves_input_and_target_together() -> None:
-    keys = np.zeros((5, 88), np.float32)
-    keys[np.arange(5), [40, 42, 44, 43, 41]] = 1
-    pieces = [Series(keys[:-1], keys[1:])] * 50
-    data = SequenceData("keys", pieces, pieces, pieces, distribution="bernoulli_logits", transposable=True)
-    (batch,) = shuffled(data, batch_size=50, window=8, semitones=3, rng=np.random.default_rng(0))
-    np.testing.assert_array_equal(batch.x[:, 1:], batch.y[:, :-1])
-    assert set(batch.x[:, 0].argmax(-1).tolist()) == {37, 38, 39, 40, 41, 42, 43}
-
-
-def test_transposition_leaves_classes_where_they_are() -> None:
-    keys = np.zeros((4, 88), np.float32)
-    keys[np.arange(4), [40, 42, 44, 43]] = 1
-    classes = np.eye(4, dtype=np.float32)
-    pieces = [Series(keys, classes)] * 50
-    data = SequenceData("k", pieces, pieces, pieces, distribution="categorical_logits", transposable=True)
-    (batch,) = shuffled(data, batch_size=50, window=8, semitones=3, rng=np.random.default_rng(0))
-    assert set(batch.x[:, 0].argmax(-1).tolist()) == {37, 38, 39, 40, 41, 42, 43}
-    assert all(torch.equal(y, torch.from_numpy(classes)) for y in batch.y)
 
 
 def test_schedules_rise_then_fall() -> None:

@@ -230,6 +230,8 @@ def test_settings_out_of_range_are_refused_by_name(config: TrainConfig) -> None:
         ({"patience": -1}, "patience must not be negative"),
         ({"warmup": 1.0}, r"warmup must be in \[0, 1\)"),
         ({"minutes": 0.0}, "minutes must be above 0"),
+        ({"stretch": -0.1}, "stretch must not be negative; got -0.1"),
+        ({"noise": -1.0}, "noise must not be negative"),
         ({"schedule": "steps"}, "schedule must be one of cosine, linear, constant"),
         ({"dataset": "jazz"}, "dataset must be one of chorales, harmony, vowels, voice, digits, g2p, csv"),
         ({"dataset": "csv", "data": None}, "needs a file"),

@@ -34,7 +34,8 @@ def command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  [lstm; gru for csv and voice, mlp for digits]",
+            help="mlp, rnn, lstm, gru, cnn or tcn; seq2seq for g2p.  "
+            "[lstm; gru for csv, voice and vowels, mlp for digits]",
             show_default=False,
         ),
     ] = None,

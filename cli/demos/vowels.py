@@ -89,6 +89,6 @@ def _draw(path: Path, truth: np.ndarray, said: np.ndarray, names: list[str]) -> 
 DEMO = Demo(
     "vowels",
     "many-to-one",
-    "Japanese vowels: an LSTM hears an utterance frame by frame and says at its end who spoke",
+    "Japanese vowels: a GRU hears an utterance frame by frame and says at its end who spoke",
     run,
 )

@@ -45,7 +45,7 @@ def test_a_command_imports_no_other() -> None:
     ("command", "defaults"),
     [
         ("serve", ["[127.0.0.1]", "[auto]", "[10000]"]),
-        ("train", ["[lstm; gru for csv and voice, mlp for digits]", "[1; 3 for cnn, 4 for tcn]"]),
+        ("train", ["[lstm; gru for csv, voice and vowels, mlp for digits]", "[1; 3 for cnn, 4 for tcn]"]),
         ("demo", ["[runs/demo; runs/demo-NAME for NAME]", "[a fixed number of epochs, the same each time]"]),
         ("stream", ["[newest]"]),
     ],

@@ -75,8 +75,9 @@ def test_settings_of_a_kind_are_given_as_words_numbers_and_lists(table: Path, tm
 def test_presets_give_what_is_not_said() -> None:
     assert presets.model("digits") == presets.DIGITS.model
     assert presets.model("digits", hidden=32) == {**presets.DIGITS.model, "hidden_sizes": [32, 32]}
-    assert presets.model("vowels", "gru", layers=2) == {
-        "kind": "gru",
+    assert presets.model("vowels", layers=2) == {**presets.VOWELS.model, "num_layers": 2}
+    assert presets.model("vowels", "lstm", layers=2) == {
+        "kind": "lstm",
         "hidden_size": 64,
         "num_layers": 2,
         "dropout": 0.3,

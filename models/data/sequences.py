@@ -33,10 +33,13 @@ class Series:
     def __len__(self) -> int:
         return len(self.x)
 
-    @property
-    def asked(self) -> int:
-        """Timesteps that have a target."""
-        return int((~np.isnan(self.y).all(axis=1)).sum()) if self.y.ndim > 1 else int((self.y >= 0).sum())
+    def asked(self, distribution: str) -> int:
+        """Timesteps that have a target; `distribution` as in `SequenceData`."""
+        if self.y.ndim == 1:
+            return int((self.y >= 0).sum())
+        if distribution == "categorical_logits":
+            return int(self.y.any(axis=1).sum())
+        return int((~np.isnan(self.y).all(axis=1)).sum())
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class SequenceData:
         return {
             split: {
                 "sequences": len(self.part(split)),
-                "timesteps": sum(one.asked for one in self.part(split)),
+                "timesteps": sum(one.asked(self.distribution) for one in self.part(split)),
             }
             for split in SPLITS
         }

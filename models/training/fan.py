@@ -58,7 +58,7 @@ def forecast_plot(model: SequenceModel, data: SequenceData, report: ForecastRepo
 
     (test,) = data.test
     shown = min(len(report.targets), MOST)
-    ahead = min(AHEAD, max(1, test.asked))
+    ahead = min(AHEAD, max(1, test.asked(data.distribution)))
     figure = Figure(figsize=(9, 2.6 * shown + 0.6), layout="constrained")
     axes = np.atleast_1d(figure.subplots(shown, 1, sharex=True))
     truth = np.concatenate([test.x[1:, data.targets], test.y[-1:]])

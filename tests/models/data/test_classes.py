@@ -43,6 +43,7 @@ def test_the_vowels_are_as_their_authors_divided_them() -> None:
     for series in data.test:
         assert series.y[-1].sum() == 1
         assert not series.y[:-1].any()
+    assert [each["timesteps"] for each in data.sizes.values()] == [225, 45, 370]
     assert data.train[0].x[0, 0] == pytest.approx(1.860936)
     standard = data.input_standard
     assert standard is not None

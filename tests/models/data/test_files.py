@@ -81,13 +81,17 @@ def test_a_table_is_split_in_time_and_foretells_chosen_columns(tmp_path: Path) -
         np.testing.assert_array_equal(piece.x, values[: end - 1])
         np.testing.assert_array_equal(piece.y[: start - 1], np.nan)
         np.testing.assert_array_equal(piece.y[start - 1 :], values[start:end, [1]])
-        assert piece.asked == end - start
+        assert piece.asked(data.distribution) == end - start
 
 
 def test_a_part_reads_a_bounded_number_of_rows_before_it(tmp_path: Path) -> None:
     data = load_table(csv_file(tmp_path, series(2000)[0]), ["load"])
     assert [len(data.part(part)[0]) for part in ("train", "valid", "test")] == [1399, 812, 812]
-    assert [data.part(part)[0].asked for part in ("train", "valid", "test")] == [1399, 300, 300]
+    assert [data.part(part)[0].asked(data.distribution) for part in ("train", "valid", "test")] == [
+        1399,
+        300,
+        300,
+    ]
 
 
 def test_standardisation_is_learned_from_the_training_part_alone(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_sequences_are_letters_the_boundary_and_phonemes(few: Dictionary) -> Non
     k, ae, t = symbols.classes_of(["K", "AE", "T"])
     assert series.x[3:].tolist() == [29, 29 + k, 29 + ae, 29 + t]
     assert series.y.tolist() == [-1, -1, -1, k, ae, t, 0]
-    assert series.asked == 4
+    assert series.asked(data.distribution) == 4
 
 
 def test_a_batch_is_of_words_of_one_length_and_padding_asks_nothing(few: Dictionary) -> None:
@@ -145,7 +145,7 @@ def test_each_letter_of_an_aligned_word_says_a_part_of_it(few: Dictionary) -> No
             asked = one.y >= 0
             word = "".join(LETTERS[token] for token in reversed(one.x[~asked].tolist()))
             assert one.x[len(word) :].tolist() == [29, *(one.y[asked][:-1] + 29)]
-            assert one.asked == len(word) + 1
+            assert one.asked(data.distribution) == len(word) + 1
             found.setdefault(word, []).append(symbols.pronunciation(one.y[asked].tolist()))
         for word, all_of in found.items():
             assert set(all_of) <= set(part[word])

@@ -138,7 +138,11 @@ def test_values_that_the_file_does_not_have_are_neither_learned_nor_judged(tmp_p
         lines[row] = lines[row].partition(",")[0] + ","
     (tmp_path / "t.csv").write_text("\n".join(lines))
     data = load_table(tmp_path / "t.csv", (), TableOptions(gaps="forward"))
-    assert [data.part(part)[0].asked for part in ("train", "valid", "test")] == [122, 28, 26]
+    assert [data.part(part)[0].asked(data.distribution) for part in ("train", "valid", "test")] == [
+        122,
+        28,
+        26,
+    ]
     y, target = torch.zeros(1, 2, 2), torch.tensor([[[3.0, float("nan")], [float("nan")] * 2]])
     assert step_losses(y, target, "real").tolist() == [[9.0, 0.0]]
     result = train(config(tmp_path / "t.csv", table=TableOptions(gaps="mask"), epochs=2, targets=("load",)))

@@ -34,6 +34,12 @@ class Replicas:
         self.servers[name] = ForkedServer(self._models, *more, *self._flags)
         return self.servers[name]
 
+    def begin_again(self) -> None:
+        """Start those that a test which failed has left dead."""
+        for name, server in self.servers.items():
+            if server.process.poll() is not None:
+                self.begin(name).wait_until_up()
+
     def kill(self, name: str) -> None:
         server = self.servers[name]
         server.process.kill()

@@ -39,6 +39,7 @@ def started(chain: Path) -> Iterator[Start]:
 
 # Waits for what a mutant may never do; a minute each would be long.
 soon = partial(waited, most_s=10)
+_TRIES = 4
 
 
 def has_put(cluster: Cluster, name: str) -> bool:
@@ -75,6 +76,20 @@ def woken(cluster: Cluster, eventually: Eventually, *, both: bool = True) -> Non
         clients.go_on(eventually)
 
 
+def noticed(start: Start, fault: str = "", *, both: bool = True) -> bool:
+    """True if clients notice the fault: it has its chance by turns, for a woken replica may also hear of b first."""
+    for _ in range(_TRIES):
+        cluster = start(fault)
+        try:
+            woken(cluster, soon, both=both)
+        except AssertionError as error:
+            if "STATE_BEHIND" in str(error):
+                return True
+        finally:
+            cluster.stop()
+    return False
+
+
 def test_what_a_woken_replica_has_changes_nothing(started: Start, eventually: Eventually) -> None:
     woken(started(), eventually, both=False)
 
@@ -86,13 +101,11 @@ def test_the_fence_in_the_store_holds_a_replica_that_does_not_look_at_its_lease(
 
 
 def test_without_the_fence_that_replica_is_noticed(started: Start) -> None:
-    with pytest.raises(AssertionError, match="STATE_BEHIND"):
-        woken(started("no_fence"), soon)
+    assert noticed(started, "no_fence")
 
 
 def test_a_replica_that_answers_from_memory_is_noticed(started: Start) -> None:
-    with pytest.raises(AssertionError, match="STATE_BEHIND"):
-        woken(started("from_memory"), soon, both=False)
+    assert noticed(started, "from_memory", both=False)
 
 
 def forgets(self: Any) -> None:
@@ -104,5 +117,4 @@ def test_a_client_that_forgets_what_is_not_stored_is_noticed(
     started: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Resumption, "_forget", forgets)
-    with pytest.raises(AssertionError, match="STATE_BEHIND"):
-        woken(started(), soon)
+    assert noticed(started)

@@ -107,9 +107,10 @@ def _begin(
 ) -> tuple[Progressed, dict[str, torch.Tensor] | None]:
     if resume:
         tensors, progressed, begun = runs.load_resume(config.out)
-        now = config.to_json()
-        if changed := [n for n in now if n not in MAY_DIFFER and begun.get(n) != now[n]]:
-            told = "; ".join(f"{n} was {begun.get(n)!r}, is {now[n]!r}" for n in changed)
+        # A setting that came later had its default.
+        before, now = TrainConfig.from_json(begun).to_json(), config.to_json()
+        if changed := [n for n in now if n not in MAY_DIFFER and before[n] != now[n]]:
+            told = "; ".join(f"{n} was {before[n]!r}, is {now[n]!r}" for n in changed)
             raise RunError(f"{config.out} was started with other settings: {told}")
         return progressed, tensors
     held = [name for name in (runs.WEIGHTS, runs.RESUME) if (config.out / name).exists()]

@@ -152,6 +152,21 @@ def test_a_run_is_neither_lost_nor_mixed_up(config: TrainConfig) -> None:
         train(config, resume=True)
 
 
+def test_a_run_of_before_a_setting_existed_had_its_default(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_json = TrainConfig.to_json
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            TrainConfig, "to_json", lambda self: {k: v for k, v in to_json(self).items() if k != "noise"}
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(config, progress=Interrupt(1))
+    with pytest.raises(RunError, match=r"started with other settings: noise was 0.0, is 0.5$"):
+        train(dataclasses.replace(config, noise=0.5), resume=True)
+    assert train(config, resume=True).epochs == 4
+
+
 def test_a_damaged_resume_point_is_refused(config: TrainConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(config, progress=Interrupt(1))

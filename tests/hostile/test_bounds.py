@@ -222,8 +222,9 @@ def test_what_a_front_end_keeps_for_the_next_engine_is_bounded_in_bytes() -> Non
         def send(self, *report: Any) -> None:
             sent.append(report)
 
-    reports.attach(Kept())
-    reports.attach(None)
+    kept = Kept()
+    reports.attach(kept)
+    reports.detach(kept)
     assert sent
     assert not reports._kept
 

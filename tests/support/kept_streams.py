@@ -172,8 +172,8 @@ class Engines:
             thread.join()
         for streams in (self.streams, *self._others):
             streams.drain()  # none waits for a next one, and so for its time-out
-        self.reports.attach(None)
         for engine in self._engines:
+            self.reports.detach(engine.pipe)
             engine.stop()
 
 

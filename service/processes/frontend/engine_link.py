@@ -129,7 +129,7 @@ class FrontendLink:
             on_lost()
             for thread in stalled:
                 on_stalled(thread, False)
-            self._reports.attach(None)
+            self._reports.detach(self._pipe)
             self._gone.set()
             self._wakeup.release()
             self._thread.join()

@@ -50,12 +50,18 @@ class Reports:
         self._some = threading.Event()
         threading.Thread(target=self._catch_up, name="reports", daemon=True).start()
 
-    def attach(self, pipe: Pipe | None) -> None:
+    def attach(self, pipe: Pipe) -> None:
         """Report through `pipe` from now on."""
         with self._lock:
             self._pipe = pipe
             self._reported_in_flight = (0, 0)
             self._send_kept()
+
+    def detach(self, pipe: Pipe) -> None:
+        """The engine process of `pipe` has ended. That of a later pipe may be attached already, and stays so."""
+        with self._lock:
+            if self._pipe is pipe:
+                self._pipe = None
 
     def send(self, kind: int, number: int, body: bytes) -> None:
         """Send a count of `number` for `kind` and `body`."""

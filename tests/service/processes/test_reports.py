@@ -83,3 +83,21 @@ def test_an_engine_that_does_not_read_makes_nothing_grow_and_misses_nothing() ->
     engine.start()
     assert engine.done.wait(60)
     assert right(engine.counts)
+
+
+def test_an_engine_that_is_lost_late_takes_no_pipe_from_its_successor() -> None:
+    """A link's reader may see the end of its pipe only once the next link is there."""
+    reports = Reports()
+    pipes, engines = [], []
+    for _ in range(2):
+        ours, theirs = socket.socketpair()
+        pipes.append(Pipe(ours.detach()))
+        pipes[-1].start("front end", lambda *message: None, lambda: None)
+        engines.append(Engine(theirs.detach()))
+        engines[-1].start()
+        reports.attach(pipes[-1])
+    reports.detach(pipes[0])
+    report(reports)
+    assert engines[1].done.wait(60)
+    assert right(engines[1].counts)
+    assert not engines[0].counts

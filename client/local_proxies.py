@@ -65,7 +65,7 @@ def envoy(port: int, replicas: Mapping[str, Ports]) -> str:
         "cluster": "replicas",
         "timeout": "0s",
         "hash_policy": [{"header": {"header_name": _SESSION}, "terminal": True}],
-        # Only calls of which the replica has taken nothing.
+        # Only calls that no replica has begun.
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream",
             "num_retries": 3,

@@ -1,4 +1,4 @@
-"""The demo `cluster`: three replicas, their store and a proxy, of which replicas are killed and restarted at random."""
+"""The demo `cluster`: three replicas, their store and a proxy; it kills and restarts replicas at random."""
 
 from __future__ import annotations
 

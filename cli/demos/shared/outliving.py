@@ -98,7 +98,7 @@ class Streamed:
 
 
 class Outliving:
-    """Sessions that stream until they are told that it is over.
+    """Sessions that stream until the demo ends.
 
     Attributes:
         streamed: what they have seen so far.
@@ -113,7 +113,7 @@ class Outliving:
         self.streamed = Streamed()
 
     async def stream(self, target: str, meanwhile: Callable[[Outliving], Awaitable[None]]) -> Streamed:
-        """Stream from the server at `target` until `meanwhile` returns, and all pieces that have begun have ended."""
+        """Stream from the server at `target` until `meanwhile` has returned and each begun piece is finished."""
         from streamcell.client import connect_async
 
         async with connect_async(target) as client:
